@@ -1,0 +1,1 @@
+"""Post-training of Qwen3-VL: data, rollout, losses, rewards, stages, one training loop."""

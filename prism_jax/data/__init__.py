@@ -1,0 +1,1 @@
+"""Sources, images, chat and batches."""

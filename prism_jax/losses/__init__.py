@@ -1,0 +1,1 @@
+"""Losses: arrays in, Sum(total, weight) and metrics out."""

@@ -1,0 +1,1 @@
+"""Rule-based rewards: segments, answer judge, scores."""
