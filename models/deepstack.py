@@ -1,0 +1,37 @@
+"""DeepStack: features of tapped vision blocks, added to the first layers of the decoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeepStack:
+    """Hold what the tapped vision blocks add to the first decoder layers."""
+
+    levels: jax.Array  # [Y, G, Q, D]  merged tokens of each tap
+    slots: jax.Array  # int32[B, T]  which merged token stands at each place, -1 for text
+
+    @property
+    def num_levels(self) -> int:
+        return self.levels.shape[0]
+
+    def add(self, x: Float[Array, "B T D"], layer: Int[Array, ""]) -> Float[Array, "B T D"]:
+        """Add level `layer` to the output of that layer, where there is one."""
+        level = self.levels[jnp.minimum(layer, self.num_levels - 1)]
+        slots = jnp.where(layer < self.num_levels, self.slots, -1)
+        return x + place(level, slots).astype(x.dtype)
+
+
+def place(tokens: Float[Array, "G Q D"], slots: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Return the merged token of each place, 0 where the slot is -1.
+
+    Rows b of text and b * G // B of tokens belong together.
+    """
+    groups = tokens.shape[0]
+    flat = slots.reshape(groups, -1)  # [G, B / G * T]
+    found = jnp.take_along_axis(tokens, jnp.maximum(flat, 0)[..., None], axis=1)
+    return jnp.where(flat[..., None] >= 0, found, 0).reshape(*slots.shape, -1)

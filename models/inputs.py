@@ -1,0 +1,200 @@
+"""What the model reads: packed rows of tokens and packed rows of patches, and how they are packed.
+
+All arrays have static shapes: a row of T tokens holds several sequences, a row of P patches several
+images, told apart by segment numbers. Packing is done on the host with NumPy.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from models import positions
+from models.config import Qwen3VLConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segments:
+    """Tell which places of a row belong together; attention never crosses a border.
+
+      ids     1 1 1 2 2 2 2 0 0      0 is padding, which sees only padding
+      lengths 3 4 2 -1               every run in order, the padding at the end is one too
+      offsets 0 3 7 -1 -1            where each run starts; -1 beyond the last
+
+    `lengths` and `offsets` say the same as `ids`; only cuDNN's packed attention reads them.
+    """
+
+    ids: jax.Array  # int32[B, T]
+    lengths: jax.Array  # int32[B, M]
+    offsets: jax.Array  # int32[B, M + 1]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextInput:
+    """Hold packed rows of tokens."""
+
+    tokens: jax.Array  # int32[B, T]
+    positions: jax.Array  # int32[3, B, T]  time, row, column for M-RoPE
+    # int32[B, T]  which merged patch of the vision row stands here, -1 for text. Text row b reads
+    # vision row b * G // B, so that a row and its images live on the same device.
+    image_slots: jax.Array
+    segments: Segments
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionInput:
+    """Hold packed rows of patches; G rows serve B text rows, B a multiple of G."""
+
+    pixels: jax.Array  # float32[G, P, C] normalised, or uint8[G, P, C] to be normalised
+    coords: jax.Array  # int32[G, P, 2]  row and column in the image, in patches
+    corners: jax.Array  # int32[G, P, 4]  rows of the position table
+    corner_weights: jax.Array  # float32[G, P, 4]
+    segments: Segments  # one a frame
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """Hold one sequence on the host: its tokens and the pictures that they show.
+
+    `tokens` is int[T] with one placeholder for each merged patch, `grids` one (t, h, w) in patches
+    per image or video in order of appearance, `pixels` the patches of each, [P_i, C], in the order
+    of the processor.
+    """
+
+    tokens: np.ndarray
+    grids: Sequence[positions.Grid]
+    pixels: Sequence[np.ndarray]
+
+
+def pack_segments(rows: Sequence[Sequence[int]], *, row_length: int, max_segments: int) -> Segments:
+    """Describe rows that hold runs of the given lengths, then padding.
+
+    Args:
+      rows: for each row the lengths of its runs, in order.
+      max_segments: static number of runs a row, the padding included.
+
+    Raises:
+      ValueError: when a row holds too many places or runs.
+    """
+    ids = np.zeros((len(rows), row_length), np.int32)
+    lengths = np.full((len(rows), max_segments), -1, np.int32)
+    offsets = np.full((len(rows), max_segments + 1), -1, np.int32)
+    for row, runs in enumerate(rows):
+        used = sum(runs)
+        if used > row_length:
+            raise ValueError(f"row {row} holds {used} places, but row_length is {row_length}")
+        ids[row, :used] = np.repeat(np.arange(1, len(runs) + 1), runs)
+        every = [*runs, row_length - used] if used < row_length else list(runs)
+        if len(every) > max_segments:
+            raise ValueError(
+                f"row {row} holds {len(every)} segments with its padding, but max_segments is "
+                f"{max_segments}"
+            )
+        lengths[row, : len(every)] = every
+        offsets[row, : len(every)] = np.cumsum([0, *every[:-1]])
+    return Segments(ids=ids, lengths=lengths, offsets=offsets)
+
+
+def pack_text(
+    rows: Sequence[Sequence[Example]],
+    *,
+    config: Qwen3VLConfig,
+    row_tokens: int,
+    max_segments: int,
+    num_vision_rows: int,
+) -> TextInput:
+    """Lay sequences into rows of tokens.
+
+    Args:
+      rows: for each row its sequences, in order; images are counted through each vision row in
+        the order of `pack_vision`.
+      num_vision_rows: rows of patches that serve these rows.
+    """
+    if len(rows) % num_vision_rows:
+        raise ValueError(f"{len(rows)} rows must be a multiple of {num_vision_rows} vision rows")
+    shape = (len(rows), row_tokens)
+    tokens, places = np.zeros(shape, np.int32), np.zeros((3, *shape), np.int32)
+    slots = np.full(shape, -1, np.int32)
+    segments = pack_segments(
+        [[len(example.tokens) for example in row] for row in rows],
+        row_length=row_tokens,
+        max_segments=max_segments,
+    )
+    merge = config.vision.spatial_merge_size if config.vision else 1
+    rows_each = len(rows) // num_vision_rows
+    for number, row in enumerate(rows):
+        if number % rows_each == 0:
+            next_slot = 0
+        start = 0
+        for example in row:
+            part = slice(start, start + len(example.tokens))
+            tokens[number, part] = example.tokens
+            places[:, number, part] = positions.text_positions(
+                example.tokens,
+                example.grids,
+                image_token_id=config.image_token_id,
+                video_token_id=config.video_token_id,
+                spatial_merge_size=merge,
+            )
+            shown = np.isin(example.tokens, (config.image_token_id, config.video_token_id))
+            slots[number, part][shown] = next_slot + np.arange(shown.sum())
+            next_slot += int(shown.sum())
+            start = part.stop
+    return TextInput(tokens=tokens, positions=places, image_slots=slots, segments=segments)
+
+
+def pack_vision(
+    rows: Sequence[Sequence[Example]],
+    *,
+    config: Qwen3VLConfig,
+    row_patches: int,
+    max_segments: int,
+    num_vision_rows: int,
+) -> VisionInput | None:
+    """Lay the images of `pack_text`'s rows into rows of patches; None where there is no image."""
+    if not any(example.grids for row in rows for example in row):
+        return None
+    vision = config.vision
+    rows_each = len(rows) // num_vision_rows
+    groups = [
+        [example for row in rows[g * rows_each : (g + 1) * rows_each] for example in row]
+        for g in range(num_vision_rows)
+    ]
+    grids = [[grid for example in group for grid in example.grids] for group in groups]
+    segments = pack_segments(
+        [[h * w for t, h, w in row for _ in range(t)] for row in grids],
+        row_length=row_patches,
+        max_segments=max_segments,
+    )
+    dtype = next(p.dtype for group in groups for example in group for p in example.pixels)
+    shape = (num_vision_rows, row_patches)
+    packed = VisionInput(
+        pixels=np.zeros((*shape, vision.patch_dim), dtype),
+        coords=np.zeros((*shape, 2), np.int32),
+        corners=np.zeros((*shape, 4), np.int32),
+        corner_weights=np.zeros((*shape, 4), np.float32),
+        segments=segments,
+    )
+    for number, group in enumerate(groups):
+        start = 0
+        for grid, pixels in (pair for e in group for pair in zip(e.grids, e.pixels, strict=True)):
+            part = slice(start, start + positions.num_patches(grid))
+            if pixels.shape != (part.stop - start, vision.patch_dim) or pixels.dtype != dtype:
+                raise ValueError(
+                    f"patches of grid {grid} must be {dtype}[{part.stop - start}, "
+                    f"{vision.patch_dim}], got {pixels.dtype}{list(pixels.shape)}"
+                )
+            coords = positions.patch_coords(grid, spatial_merge_size=vision.spatial_merge_size)
+            corners, weights = positions.position_corners(
+                coords, grid, position_side=vision.position_side
+            )
+            packed.pixels[number, part] = pixels
+            packed.coords[number, part] = coords
+            packed.corners[number, part] = corners
+            packed.corner_weights[number, part] = weights
+            start = part.stop
+    return packed

@@ -1,0 +1,120 @@
+"""Linear maps, norms and embeddings; every parameter carries the logical names of its axes."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scope:
+    """Say how parameters are made and used.
+
+    `stack` is put before every shape: `(L,)` makes the parameters of L layers at once, which
+    `lax.scan` walks over, one slice a layer.
+    """
+
+    rngs: nnx.Rngs
+    param_dtype: DTypeLike
+    dtype: DTypeLike  # of activations and of both sides of every matmul
+    std: float  # of a new weight
+    stack: tuple[int, ...] = ()
+
+    def param(
+        self, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Callable
+    ) -> nnx.Param:
+        """Make one parameter, stacked."""
+        if len(shape) != len(axes):
+            raise ValueError(f"a parameter of shape {shape} needs as many axes, got {axes}")
+        value = init(self.rngs.params(), (*self.stack, *shape), self.param_dtype)
+        return nnx.Param(value, axes=("layers",) * len(self.stack) + axes)
+
+    def normal(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+        """Make one weight, normal around 0."""
+        return self.param(shape, axes, jax.nn.initializers.normal(self.std))
+
+    def stacked(self, num_layers: int) -> "Scope":
+        """Return the scope in which `num_layers` layers are made at once."""
+        return dataclasses.replace(self, stack=(num_layers,))
+
+
+class Linear(nnx.Module):
+    """Compute x W (+ b)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        axes: tuple[str | None, str | None],
+        use_bias: bool,
+        scope: Scope,
+    ):
+        self.dtype = scope.dtype
+        self.kernel = scope.normal((in_features, out_features), axes)
+        self.bias = (
+            scope.param((out_features,), axes[1:], jax.nn.initializers.zeros) if use_bias else None
+        )
+
+    def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Embedding(nnx.Module):
+    """Hold a table of vectors, looked up by row or used as an output head."""
+
+    def __init__(
+        self, num_rows: int, features: int, *, axes: tuple[str | None, str | None], scope: Scope
+    ):
+        self.dtype = scope.dtype
+        self.embedding = scope.normal((num_rows, features), axes)
+
+    def __call__(self, rows: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
+        return self.embedding[...].astype(self.dtype)[rows]
+
+
+class RMSNorm(nnx.Module):
+    """Scale to root mean square 1, in float32, then by a learned weight.
+
+    Source: transformers models/qwen3_vl/modeling_qwen3_vl.py Qwen3VLTextRMSNorm: the weight is
+    applied after the cast back.
+    """
+
+    def __init__(self, features: int, *, eps: float, scope: Scope):
+        self.eps = eps
+        self.scale = scope.param((features,), ("norm",), jax.nn.initializers.ones)
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return self.scale[...].astype(x.dtype) * wide.astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Normalise to mean 0 and variance 1, in float32, then apply a learned scale and bias."""
+
+    def __init__(self, features: int, *, eps: float, scope: Scope):
+        self.eps = eps
+        self.scale = scope.param((features,), ("norm",), jax.nn.initializers.ones)
+        self.bias = scope.param((features,), ("norm",), jax.nn.initializers.zeros)
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        wide = centred * jax.lax.rsqrt(variance + self.eps)
+        wide = wide * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return wide.astype(x.dtype)
+
+
+def unstack(module: nnx.Module, num_layers: int) -> list[nnx.Module]:
+    """Return the layers of a stacked module, one module each."""
+    graphdef, params = nnx.split(module)
+    return [
+        nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], params)) for i in range(num_layers)
+    ]

@@ -1,0 +1,152 @@
+"""A sparse mixture of experts: router, experts, and what the load-balance term needs."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from models import layers, sharding
+from models.config import TextConfig
+
+Implementation = Literal["dense", "ragged"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RouterStats:
+    """Count where tokens went; sums, so that parts of a batch add up. Leading axis L if stacked."""
+
+    choices: jax.Array  # float32[…, E]  how many tokens chose each expert
+    probability: jax.Array  # float32[…, E]  sum over tokens of the router's probability
+    tokens: jax.Array  # float32[…]
+
+
+def load_balance(stats: RouterStats) -> Float[Array, ""]:
+    """Return E x sum over e of (share of tokens on expert e) x (mean probability of e).
+
+    Its least value is X, the experts per token, reached when all experts are used alike. Layers
+    are pooled before the product. Gradients flow through the probabilities alone.
+
+    Source: Switch Transformer (arXiv 2101.03961) eq. 4-6; transformers
+    models/qwen3_vl_moe/modeling_qwen3_vl_moe.py load_balancing_loss_func.
+    """
+    num_experts = stats.choices.shape[-1]
+    choices = stats.choices.reshape(-1, num_experts).sum(0)
+    probability = stats.probability.reshape(-1, num_experts).sum(0)
+    tokens = jnp.maximum(stats.tokens.sum(), 1.0)
+    return num_experts * jnp.sum((choices / tokens) * (probability / tokens))
+
+
+class MoE(nnx.Module):
+    """Send each token to its best experts and mix their answers.
+
+    `dense` computes every expert on every token, E / X times the needed work but one plain matmul
+    that partitions anywhere: right for few experts. `ragged` sorts tokens by expert and computes
+    only what is needed: right for many.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        implementation: Implementation,
+        rules: sharding.Rules,
+        scope: layers.Scope,
+    ):
+        if implementation not in ("dense", "ragged"):
+            raise NotImplementedError(f"MoE implementation {implementation!r} does not exist")
+        self.implementation, self.rules = implementation, rules
+        self.top = config.moe.num_experts_per_token
+        self.dtype = scope.dtype
+        d, e, f = config.hidden_size, config.moe.num_experts, config.moe.intermediate_size
+        self.router = layers.Linear(d, e, axes=("embed", "router"), use_bias=False, scope=scope)
+        self.gate = scope.normal((e, d, f), ("experts", "embed", "mlp"))
+        self.up = scope.normal((e, d, f), ("experts", "embed", "mlp"))
+        self.down = scope.normal((e, f, d), ("experts", "mlp", "embed"))
+
+    def __call__(
+        self, x: Float[Array, "B T D"], token_mask: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], RouterStats]:
+        """Return the mixed answers and where the tokens of `token_mask` went."""
+        probability = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)  # [B, T, E]
+        weights, chosen = jax.lax.top_k(probability, self.top)  # [B, T, X]
+        weights = weights / weights.sum(-1, keepdims=True)
+        one_hot = jax.nn.one_hot(chosen, probability.shape[-1])  # [B, T, X, E]
+        seen = token_mask[..., None]
+        stats = RouterStats(
+            choices=jax.lax.stop_gradient(jnp.where(seen, one_hot.sum(-2), 0).sum((0, 1))),
+            probability=jnp.where(seen, probability, 0).sum((0, 1)),
+            tokens=token_mask.sum().astype(jnp.float32),
+        )
+        if self.implementation == "dense":
+            return self._dense(x, jnp.einsum("btxe,btx->bte", one_hot, weights)), stats
+        return self._ragged(x, weights, chosen), stats
+
+    def _kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return tuple(p[...].astype(self.dtype) for p in (self.gate, self.up, self.down))
+
+    def _dense(
+        self, x: Float[Array, "B T D"], weights: Float[Array, "B T E"]
+    ) -> Float[Array, "B T D"]:
+        gate, up, down = self._kernels()
+        axes = ("batch", "act_length", "act_experts", "act_mlp")
+        h = jax.nn.silu(jnp.einsum("btd,edf->btef", x, gate)) * jnp.einsum("btd,edf->btef", x, up)
+        h = sharding.constrain(h * weights[..., None].astype(h.dtype), self.rules, *axes)
+        return jnp.einsum("btef,efd->btd", h, down)
+
+    def _ragged(
+        self, x: Float[Array, "B T D"], weights: Float[Array, "B T X"], chosen: Int[Array, "B T X"]
+    ) -> Float[Array, "B T D"]:
+        """Sort the tokens of each device by expert; each device computes the experts it holds."""
+        rules, kernels = self.rules, self._kernels()
+        if jax.sharding.get_abstract_mesh().empty:
+            return _sorted_experts(x, weights, chosen, kernels, first_expert=0)
+        rows = sharding.spec(rules, "batch", "act_length")
+        experts, mlp = rules.mesh_axes("experts"), rules.mesh_axes("mlp")
+        into = jax.sharding.PartitionSpec(experts, None, mlp)
+        out_of = jax.sharding.PartitionSpec(experts, mlp, None)
+        summed = tuple(
+            name
+            for part in (experts, mlp)
+            for name in ((part,) if isinstance(part, str) else part or ())
+        )
+
+        def local(x, weights, chosen, kernels):
+            first = jax.lax.axis_index(experts) * kernels[0].shape[0] if experts else 0
+            y = _sorted_experts(x, weights, chosen, kernels, first_expert=first)
+            return jax.lax.psum(y, summed) if summed else y
+
+        return jax.shard_map(
+            local,
+            in_specs=(rows, rows, rows, (into, into, out_of)),
+            out_specs=rows,
+            check_vma=False,
+        )(x, weights, chosen, kernels)
+
+
+def _sorted_experts(
+    x: jax.Array,
+    weights: jax.Array,
+    chosen: jax.Array,
+    kernels: tuple[jax.Array, jax.Array, jax.Array],
+    *,
+    first_expert: jax.Array | int,
+) -> jax.Array:
+    """Mix the answers of experts `first_expert` …, the ones of `kernels`; others count as 0."""
+    gate, up, down = kernels
+    num_local, top = gate.shape[0], chosen.shape[-1]
+    tokens = x.reshape(-1, x.shape[-1])
+    expert = chosen.reshape(-1) - first_expert
+    is_local = (expert >= 0) & (expert < num_local)
+    expert = jnp.where(is_local, expert, num_local)  # the others sort behind all groups
+    order = jnp.argsort(expert, stable=True)
+    sizes = jnp.bincount(expert, length=num_local + 1)[:num_local].astype(jnp.int32)
+    rows = tokens[order // top]
+    h = jax.nn.silu(jax.lax.ragged_dot(rows, gate, sizes)) * jax.lax.ragged_dot(rows, up, sizes)
+    y = jax.lax.ragged_dot(h, down, sizes)
+    weight = jnp.where(is_local, weights.reshape(-1), 0)[order]
+    y = jnp.where(weight[:, None] > 0, y * weight[:, None].astype(y.dtype), 0)
+    return jnp.zeros_like(tokens).at[order // top].add(y).reshape(x.shape)

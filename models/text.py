@@ -1,0 +1,178 @@
+"""The text decoder: layers scanned in training, one by one with a cache in decoding."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from models import attention, layers, moe, rope, sharding
+from models.config import TextConfig
+from models.decoder_layer import DecoderLayer
+from models.deepstack import DeepStack
+from models.inputs import Segments
+
+# What the backward pass keeps of a layer besides its input: everything, nothing, what attention
+# made, or that and the results of the matmuls.
+Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Hold what decoding remembers; one array a layer, so that each is updated in place."""
+
+    keys: list[jax.Array]  # L of [B, S, K, H]
+    values: list[jax.Array]  # L of [B, S, K, H]
+    lengths: jax.Array  # int32[B]  places in use
+    next_positions: jax.Array  # int32[B]  M-RoPE position of the next token
+
+
+def _remat(step, policy: Remat):
+    """Wrap the body of the scan over layers so that it keeps what `policy` says."""
+    if policy == "none":
+        return step
+    by_name = jax.checkpoint_policies.save_only_these_names("attention")
+    dots = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+
+    def keep_attention(prim, *args, **params) -> bool:
+        # cuDNN's softmax statistics have no name: keep its whole result.
+        return "dot_product_attention_fwd" in prim.name or by_name(prim, *args, **params)
+
+    policies = {
+        "full": None,
+        "save_attention": keep_attention,
+        "save_attention_and_dots": lambda *a, **p: keep_attention(*a, **p) or dots(*a, **p),
+    }
+    if policy not in policies:
+        raise ValueError(f"remat must be none or one of {list(policies)}, got {policy!r}")
+    return jax.checkpoint(step, prevent_cse=False, policy=policies[policy])
+
+
+class TextDecoder(nnx.Module):
+    """Turn embedded tokens into hidden states.
+
+    `layers` holds all layers stacked, or after `unstack` a list with one module each, the form
+    that decoding wants.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        has_head: bool,
+        moe_implementation: moe.Implementation | None,
+        rules: sharding.Rules,
+        scope: layers.Scope,
+    ):
+        self.config, self.rules = config, rules
+
+        def table() -> layers.Embedding:
+            axes = ("vocab", "embed")
+            return layers.Embedding(config.vocab_size, config.hidden_size, axes=axes, scope=scope)
+
+        self.embed = table()
+        self.layers = DecoderLayer(
+            config,
+            moe_implementation=moe_implementation,
+            rules=rules,
+            scope=scope.stacked(config.num_layers),
+        )
+        self.norm = layers.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, scope=scope)
+        self.head = table() if has_head and not config.tie_word_embeddings else None
+
+    def unstack(self) -> None:
+        """Replace the stacked layers by a list, which decoding reads without copying."""
+        self.layers = nnx.List(self.layer_list())
+
+    def layer_list(self) -> Sequence[DecoderLayer]:
+        """Return the layers one by one, whichever form they are held in."""
+        if isinstance(self.layers, nnx.List):
+            return self.layers
+        return layers.unstack(self.layers, self.config.num_layers)
+
+    def angles(self, positions: Int[Array, "3 B T"]) -> tuple[jax.Array, jax.Array]:
+        """Return the cosines and sines of the positions."""
+        c = self.config
+        return rope.text_angles(
+            positions, head_dim=c.head_dim, theta=c.rope_theta, section=c.mrope_section
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "3 B T"],
+        segments: Segments,
+        deepstack: DeepStack | None,
+        *,
+        implementation: attention.Implementation,
+        remat: Remat,
+    ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
+        """Return normalised hidden states and the router's counts per layer (None if dense)."""
+        angles = self.angles(positions)
+        graphdef, params = nnx.split(self.layers)
+
+        def step(x: jax.Array, scanned: tuple) -> tuple[jax.Array, moe.RouterStats | None]:
+            number, layer_params = scanned
+            layer = nnx.merge(graphdef, layer_params)
+            x, _, stats = layer(x, angles, segments, implementation)
+            if deepstack is not None:
+                x = deepstack.add(x, number)
+            return x, stats
+
+        numbers = jnp.arange(self.config.num_layers)
+        x, stats = jax.lax.scan(_remat(step, remat), x, (numbers, params))
+        return self.norm(x), stats
+
+    def prefill(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "3 B T"],
+        segments: Segments,
+        deepstack: DeepStack | None,
+        *,
+        implementation: attention.Implementation,
+        cache_length: int,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Return hidden states of one sequence a row and a cache of `cache_length` places.
+
+        Rows are padded on the right; their lengths are the places of segment 1.
+        """
+        angles = self.angles(positions)
+        keys, values = [], []
+        room = ((0, 0), (0, cache_length - x.shape[1]), (0, 0), (0, 0))
+        for number, layer in enumerate(self.layer_list()):
+            x, (k, v), _ = layer(x, angles, segments, implementation)
+            keys.append(jnp.pad(k, room))
+            values.append(jnp.pad(v, room))
+            if deepstack is not None and number < deepstack.num_levels:
+                x = deepstack.add(x, jnp.int32(number))
+        is_token = segments.ids == 1
+        cache = Cache(
+            keys=keys,
+            values=values,
+            lengths=is_token.sum(-1).astype(jnp.int32),
+            next_positions=jnp.where(is_token, positions, -1).max((0, 2)) + 1,
+        )
+        return self.norm(x), cache
+
+    def decode(
+        self, x: Float[Array, "B 1 D"], cache: Cache, *, implementation: attention.Implementation
+    ) -> tuple[Float[Array, "B 1 D"], Cache]:
+        """Return the hidden state of one more token a row, and the longer cache."""
+        angles = self.angles(jnp.broadcast_to(cache.next_positions[:, None], (3, x.shape[0], 1)))
+        keys, values = [], []
+        for layer, k, v in zip(self.layer_list(), cache.keys, cache.values, strict=True):
+            x, k, v = layer.decode(x, angles, k, v, cache.lengths, implementation)
+            keys.append(k)
+            values.append(v)
+        longer = Cache(
+            keys=keys,
+            values=values,
+            lengths=cache.lengths + 1,
+            next_positions=cache.next_positions + 1,
+        )
+        return self.norm(x), longer
