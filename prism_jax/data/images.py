@@ -1,0 +1,299 @@
+"""Images and videos to patches, in exactly the order of Hugging Face's Qwen3-VL processor.
+
+The resize is Pillow's bicubic filter. Hugging Face's default backend resizes with torch, whose
+bicubic filter rounds differently: grids are the same, pixels are equal where nothing is resized
+and within 2/255 on smooth images.
+"""
+
+import dataclasses
+import io
+import math
+import pathlib
+import struct
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from prism_jax import errors
+from prism_jax.data import image_settings
+
+# Decoding takes 3 bytes a pixel; a file of a few kilobytes can claim hundreds of megapixels.
+LIMIT_PIXELS = 50_000_000
+MAX_ASPECT_RATIO = 200
+
+# Pillow also opens formats that start other programs (EPS) or are no images of a data set.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# What Pillow's decoders raise on damaged files, besides its own UnidentifiedImageError .
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
+    struct.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Patches:
+    """Hold the patches of one image or video and their grid."""
+
+    pixels: np.ndarray  # uint8[P, C * temporal_patch_size * patch_size**2]
+    grid: tuple[int, int, int]  # t, h, w in patches; P = t * h * w
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Video:
+    """Hold the frames of a video, all of them or a sample taken at an even rate.
+
+    With `is_sampled` the frames are used as they are; otherwise they are sampled at the rate of
+    the checkpoint's settings.
+    """
+
+    frames: Sequence[Image.Image]  # RGB, all of one size
+    frames_per_second: float  # of `frames` as given
+    is_sampled: bool = False
+
+
+def open_image(
+    source: str | pathlib.Path | bytes, *, name: str | None = None, limit_pixels: int = LIMIT_PIXELS
+) -> Image.Image:
+    """Open an image file or its bytes and return it upright, decoded, as RGB.
+
+    Orientation tags are applied. Transparent pixels are blended onto white. 16-bit grey keeps its
+    high byte, as Pillow does for 16-bit colour (Hugging Face saturates it: everything above 255
+    turns white). Of an animation the first frame is taken. `name` is used in messages.
+
+    Raises InputError when the source is no complete image of a usual format or has more than
+    `limit_pixels` pixels; the size is read before anything is decoded.
+
+    Source: transformers image_transforms.py convert_to_rgb (5.23), image_utils.py load_image.
+    """
+    if name is None:
+        name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    if isinstance(source, bytes):
+        data: io.BytesIO | pathlib.Path = io.BytesIO(source)
+        is_empty = not source
+    else:
+        data = pathlib.Path(source)
+        if "\0" in str(source) or not data.is_file():
+            raise errors.InputError(f"image {name!r}: no such file")
+        is_empty = data.stat().st_size == 0
+    if is_empty:
+        raise errors.InputError(f"image {name}: the file is empty")
+    try:
+        # The limit below is ours; Pillow's warning would only add lines to it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(data, formats=_FORMATS)
+        with opened as image:
+            width, height = image.size
+            if width * height > limit_pixels:
+                raise errors.InputError(
+                    f"image {name}: must have at most {limit_pixels} pixels, got {width} x {height}"
+                )
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image), name)
+    except errors.InputError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        formats = ", ".join(_FORMATS)
+        raise errors.InputError(f"image {name}: not an image ({formats})") from error
+    except _DECODE_ERRORS as error:
+        raise errors.InputError(f"image {name}: cannot be decoded: {error}") from error
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise errors.InputError(
+            f"image {name}: grey values must have 8 or 16 bits, got Pillow mode {image.mode}"
+        )
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, name: str = "image"
+) -> tuple[int, int]:
+    """Return the height and width to resize to: multiples of `factor` with a bounded area.
+
+    The aspect ratio is kept as far as the multiples allow. No side is shorter than one `factor`,
+    so a thin strip may keep more than `max_pixels`.
+
+    Raises InputError for an aspect ratio above 200.
+
+    Source: transformers models/qwen2_vl/image_processing_qwen2_vl.py smart_resize.
+    """
+    _check_aspect_ratio(height, width, name)
+    area = height * width
+    # Python rounds halves to the even neighbour here, and the reference does too.
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > max_pixels:
+        return _shrink(height, width, math.sqrt(area / max_pixels), factor)
+    if new_height * new_width < min_pixels:
+        return _grow(height, width, math.sqrt(min_pixels / area), factor)
+    return new_height, new_width
+
+
+def _check_aspect_ratio(height: int, width: int, name: str) -> None:
+    ratio = max(height, width) / min(height, width)
+    if ratio > MAX_ASPECT_RATIO:
+        raise errors.InputError(
+            f"{name}: aspect ratio must be <= {MAX_ASPECT_RATIO}, "
+            f"got {ratio:.1f} ({width} x {height} pixels)"
+        )
+
+
+def _shrink(height: int, width: int, scale: float, factor: int) -> tuple[int, int]:
+    return (
+        max(factor, math.floor(height / scale / factor) * factor),
+        max(factor, math.floor(width / scale / factor) * factor),
+    )
+
+
+def _grow(height: int, width: int, scale: float, factor: int) -> tuple[int, int]:
+    return (
+        math.ceil(height * scale / factor) * factor,
+        math.ceil(width * scale / factor) * factor,
+    )
+
+
+def image_patches(
+    image: Image.Image, settings: image_settings.ImageSettings, *, name: str = "image"
+) -> Patches:
+    """Resize an RGB image and cut it into patches of the model's size.
+
+    The image stands `temporal_patch_size` times in each patch, as a still video would.
+    """
+    height, width = smart_resize(
+        image.height,
+        image.width,
+        factor=settings.factor,
+        min_pixels=settings.min_pixels,
+        max_pixels=settings.max_pixels,
+        name=name,
+    )
+    return _patchify(_resize([image], height, width, name), settings)
+
+
+def sample_frames(num_frames: int, *, frames_per_second: float, settings) -> np.ndarray:
+    """Return the indices of the frames to use, int64, evenly spread from first to last.
+
+    Source: transformers models/qwen3_vl/video_processing_qwen3_vl.py sample_frames.
+    """
+    wanted = int(num_frames / frames_per_second * settings.frames_per_second)
+    wanted = min(max(wanted, settings.min_frames), settings.max_frames, num_frames)
+    return np.linspace(0, num_frames - 1, wanted).round().astype(np.int64)
+
+
+def video_size(
+    num_frames: int,
+    height: int,
+    width: int,
+    settings: image_settings.VideoSettings,
+    *,
+    name: str = "video",
+) -> tuple[int, int]:
+    """Return the height and width to resize every frame to.
+
+    Like `smart_resize`, but the bounds hold for frames * height * width, and a side shorter than
+    one token is scaled up first. Raises InputError for fewer frames than a patch spans.
+
+    Source: transformers models/qwen3_vl/video_processing_qwen3_vl.py smart_resize.
+    """
+    step, factor = settings.temporal_patch_size, settings.factor
+    if num_frames < step:
+        raise errors.InputError(f"{name}: must have at least {step} frames, got {num_frames}")
+    max_pixels = settings.max_pixels
+    if settings.max_frame_tokens is not None:
+        cap = min(settings.max_frame_tokens * factor * factor, max_pixels // num_frames)
+        max_pixels = max(cap, int(settings.min_pixels * 1.05)) * num_frames
+    if min(height, width) < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    _check_aspect_ratio(height, width, name)
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    volume = round(num_frames / step) * step * new_height * new_width
+    if volume > max_pixels:
+        scale = math.sqrt(num_frames * height * width / max_pixels)
+        return _shrink(height, width, scale, factor)
+    if volume < settings.min_pixels:
+        scale = math.sqrt(settings.min_pixels / (num_frames * height * width))
+        return _grow(height, width, scale, factor)
+    return new_height, new_width
+
+
+def video_patches(
+    video: Video, settings: image_settings.VideoSettings, *, name: str = "video"
+) -> tuple[Patches, list[float]]:
+    """Sample, resize and cut a video; return its patches and the time of each grid step in seconds.
+
+    A grid step covers `temporal_patch_size` frames, its time is the mean of the first and last of
+    them. An incomplete last step repeats the last frame.
+
+    Source: transformers models/qwen3_vl/processing_qwen3_vl.py _calculate_timestamps.
+    """
+    if not video.frames or video.frames_per_second <= 0:
+        raise errors.InputError(
+            f"{name}: must have frames and a positive rate, got {len(video.frames)} frames "
+            f"at {video.frames_per_second} a second"
+        )
+    sizes = sorted({frame.size for frame in video.frames})
+    if len(sizes) > 1:
+        raise errors.InputError(f"{name}: frames must have one size, got {sizes}")
+    indices = np.arange(len(video.frames))
+    if not video.is_sampled:
+        indices = sample_frames(
+            len(video.frames), frames_per_second=video.frames_per_second, settings=settings
+        )
+    width, height = sizes[0]
+    height, width = video_size(len(indices), height, width, settings, name=name)
+    frames = _resize([video.frames[i] for i in indices], height, width, name)
+    seconds = indices / video.frames_per_second
+    step = settings.temporal_patch_size
+    seconds = np.pad(seconds, (0, -len(seconds) % step), mode="edge").reshape(-1, step)
+    return _patchify(frames, settings), [(s[0] + s[-1]) / 2 for s in seconds.tolist()]
+
+
+def _resize(images: Sequence[Image.Image], height: int, width: int, name: str) -> np.ndarray:
+    """Return uint8[F, height, width, 3]."""
+    modes = {image.mode for image in images}
+    if modes != {"RGB"}:
+        raise errors.InputError(f"{name}: must be in Pillow mode RGB, got {sorted(modes)}")
+    return np.stack(
+        [np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
+    )
+
+
+def _patchify(frames: np.ndarray, settings: image_settings.ImageSettings) -> Patches:
+    """Cut uint8[F, H, W, C] into patches, the patches of one image token side by side.
+
+    Order of patches: grid step, token row, token column, row and column inside the token. Order
+    inside a patch: channel, frame, row, column.
+
+    Source: transformers models/qwen2_vl/image_processing_pil_qwen2_vl.py patchify.
+    """
+    step, merge, patch = settings.temporal_patch_size, settings.merge_size, settings.patch_size
+    num_frames, height, width, channels = frames.shape
+    frames = np.pad(frames, ((0, -num_frames % step), (0, 0), (0, 0), (0, 0)), mode="edge")
+    t, h, w = len(frames) // step, height // patch, width // patch
+    blocks = frames.reshape(t, step, h // merge, merge, patch, w // merge, merge, patch, channels)
+    blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return Patches(
+        pixels=blocks.reshape(t * h * w, channels * step * patch * patch), grid=(t, h, w)
+    )
+
+
+def normalise(pixels: np.ndarray, settings: image_settings.ImageSettings) -> np.ndarray:
+    """Return float32 (pixels / 255 - mean) / std of uint8 patches, the shape unchanged.
+
+    Source: transformers image_processing_backends.py rescale_and_normalize.
+    """
+    mean = np.asarray(settings.image_mean, np.float32)[:, None] * np.float32(255)
+    std = np.asarray(settings.image_std, np.float32)[:, None] * np.float32(255)
+    by_channel = pixels.reshape(len(pixels), len(settings.image_mean), -1).astype(np.float32)
+    return ((by_channel - mean) / std).reshape(pixels.shape)

@@ -1,0 +1,252 @@
+"""Chats with images and videos to token ids, patches and grids: Qwen3VLProcessor without torch."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import transformers
+from PIL import Image
+
+from prism_jax import errors
+from prism_jax.data import chat, image_settings
+from prism_jax.data import images as vision
+
+_TEXT, _IMAGE, _VIDEO = 0, 1, 2
+_KINDS = {chat.IMAGE_TOKEN: "image", chat.VIDEO_TOKEN: "video"}
+_PLACEHOLDER = re.compile(f"({re.escape(chat.IMAGE_TOKEN)}|{re.escape(chat.VIDEO_TOKEN)})")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Hold one encoded chat; images and videos in order of appearance."""
+
+    tokens: np.ndarray  # int32[T]
+    token_types: np.ndarray  # int32[T]  0 text, 1 image, 2 video; HF's mm_token_type_ids
+    patches: tuple[np.ndarray, ...]  # uint8[P, C * temporal_patch_size * patch_size**2] each
+    grids: np.ndarray  # int32[n, 3]  t, h, w in patches
+    is_video: np.ndarray  # bool[n]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpecialIds:
+    """Hold the token ids that the model and the sampler must know."""
+
+    image: int
+    video: int
+    vision_start: int
+    vision_end: int
+    pad: int
+    ends: tuple[int, ...]  # tokens that end a response, ascending
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processor:
+    """Encode chats for one checkpoint and decode its responses."""
+
+    tokenizer: transformers.PreTrainedTokenizerBase
+    template: str
+    image_settings: image_settings.ImageSettings
+    video_settings: image_settings.VideoSettings | None
+    ids: SpecialIds
+
+    @classmethod
+    def from_folder(cls, folder: str | pathlib.Path) -> "Processor":
+        """Load tokenizer, chat template and settings of a Hugging Face folder.
+
+        Raises InputError when a file is missing or the tokenizer does not fit `config.json`.
+        """
+        folder = pathlib.Path(folder)
+        if not folder.is_dir():
+            raise errors.InputError(f"{folder}: no such folder")
+        config = image_settings.read_json(folder / "config.json")
+        tokenizer = _load_tokenizer(folder)
+        has_video = image_settings.has_video(folder)
+        return cls(
+            tokenizer=tokenizer,
+            template=chat.load_template(folder),
+            image_settings=image_settings.ImageSettings.from_folder(folder),
+            video_settings=image_settings.VideoSettings.from_folder(folder) if has_video else None,
+            ids=_special_ids(folder, config, tokenizer),
+        )
+
+    def encode(
+        self,
+        messages: Sequence[chat.Message],
+        *,
+        images: Sequence[Image.Image] = (),
+        videos: Sequence[vision.Video] = (),
+        add_generation_prompt: bool,
+    ) -> Encoded:
+        """Encode a chat; equal to Qwen3VLProcessor in ids, token types and grids.
+
+        Every image becomes h * w // merge_size**2 image tokens. A video becomes, for each of its t
+        grid steps, the time "<1.5 seconds>" and the step's video tokens between their own start
+        and end tokens; as in transformers from 5.10 on, the pair of start and end that the
+        template writes around the video stays too.
+
+        Raises InputError when the numbers of placeholders and of images or videos differ, and for
+        everything `chat.check`, `images.image_patches` and `images.video_patches` refuse.
+
+        Source: transformers models/qwen3_vl/processing_qwen3_vl.py, processing_utils.py
+        get_text_with_replacements.
+        """
+        media = chat.check(messages)
+        _check_count("image", media.count("image"), len(images))
+        _check_count("video", media.count("video"), len(videos))
+        text = chat.render(
+            self.tokenizer, self.template, messages, add_generation_prompt=add_generation_prompt
+        )
+        # The texts around the placeholders and the placeholders themselves alternate.
+        pieces = _PLACEHOLDER.split(text)
+        written = [_KINDS[token] for token in pieces[1::2]]
+        if written != media:
+            raise errors.InputError(
+                "chat template: must write one placeholder for each image and video in order, "
+                f"got {written} for {media}"
+            )
+        patches, repeats = [], []
+        given = {"image": iter(images), "video": iter(videos)}
+        for index, kind in enumerate(media):
+            name = f"{kind} {media[: index + 1].count(kind)}"
+            cut, pieces[2 * index + 1] = self._cut(kind, next(given[kind]), name)
+            steps = cut.grid[0] if kind == "video" else 1
+            repeats += [
+                cut.grid[1] * cut.grid[2] // self._settings(kind, name).merge_size ** 2
+            ] * steps
+            patches.append(cut)
+        tokens = np.asarray(self.tokenizer("".join(pieces))["input_ids"], np.int32)
+        return self._assemble(tokens, repeats, patches, media)
+
+    def _settings(self, kind: str, name: str) -> image_settings.ImageSettings:
+        if kind == "image":
+            return self.image_settings
+        if self.video_settings is None:
+            raise errors.InputError(f"{name}: the checkpoint's folder has no settings for videos")
+        return self.video_settings
+
+    def _cut(
+        self, kind: str, given: Image.Image | vision.Video, name: str
+    ) -> tuple[vision.Patches, str]:
+        """Return the patches and the text for their placeholder, each placeholder token once."""
+        settings = self._settings(kind, name)
+        if kind == "image":
+            return vision.image_patches(given, settings, name=name), chat.IMAGE_TOKEN
+        cut, seconds = vision.video_patches(given, settings, name=name)
+        frame = chat.VISION_START_TOKEN + chat.VIDEO_TOKEN + chat.VISION_END_TOKEN
+        return cut, "".join(f"<{time:.1f} seconds>{frame}" for time in seconds)
+
+    def _assemble(
+        self,
+        tokens: np.ndarray,
+        repeats: Sequence[int],
+        patches: Sequence[vision.Patches],
+        media: Sequence[str],
+    ) -> Encoded:
+        """Repeat the placeholder tokens, each as often as its patches ask for."""
+        is_placeholder = (tokens == self.ids.image) | (tokens == self.ids.video)
+        times = np.ones(len(tokens), np.int64)
+        times[is_placeholder] = repeats
+        tokens = np.repeat(tokens, times)
+        token_types = np.full(len(tokens), _TEXT, np.int32)
+        token_types[tokens == self.ids.image] = _IMAGE
+        token_types[tokens == self.ids.video] = _VIDEO
+        return Encoded(
+            tokens=tokens,
+            token_types=token_types,
+            patches=tuple(cut.pixels for cut in patches),
+            grids=np.asarray([cut.grid for cut in patches], np.int32).reshape(-1, 3),
+            is_video=np.asarray([kind == "video" for kind in media], bool),
+        )
+
+    def decode(self, tokens: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
+        """Return the text of tokens, without special tokens unless they are asked for."""
+        return self.tokenizer.decode(
+            [int(token) for token in tokens],
+            skip_special_tokens=not keep_special,
+            clean_up_tokenization_spaces=False,
+        )
+
+
+def _check_count(kind: str, num_placeholders: int, num_given: int) -> None:
+    if num_placeholders != num_given:
+        raise errors.InputError(
+            f"messages: number of {kind} placeholders must equal number of {kind}s, "
+            f"got {num_placeholders} placeholders and {num_given} {kind}s"
+        )
+
+
+def _load_tokenizer(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise errors.InputError(f"{folder}: no tokenizer.json and no vocab.json")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    # The tokenizers library raises bare Exception for a file that it cannot read.
+    except Exception as error:
+        raise errors.InputError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+
+
+def _special_ids(
+    folder: pathlib.Path,
+    config: dict[str, Any],
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> SpecialIds:
+    """Read the ids and check that tokenizer and checkpoint mean the same tokens."""
+    text_config = config.get("text_config")
+    vocab_size = text_config.get("vocab_size") if isinstance(text_config, dict) else None
+    if not isinstance(vocab_size, int):
+        raise errors.InputError(
+            f"{folder / 'config.json'}: text_config.vocab_size must be a whole number, "
+            f"got {vocab_size!r}"
+        )
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > vocab_size:
+        raise errors.InputError(
+            f"{folder}: the tokenizer does not fit the checkpoint: it has {needed} tokens, "
+            f"text_config.vocab_size of config.json is {vocab_size}"
+        )
+    found = {}
+    for name, token in (
+        ("image", chat.IMAGE_TOKEN),
+        ("video", chat.VIDEO_TOKEN),
+        ("vision_start", chat.VISION_START_TOKEN),
+        ("vision_end", chat.VISION_END_TOKEN),
+    ):
+        encoded = tokenizer.encode(token, add_special_tokens=False)
+        wanted = config.get(f"{name}_token_id")
+        if encoded != [wanted]:
+            raise errors.InputError(
+                f"{folder}: the tokenizer does not fit the checkpoint: {token} is "
+                f"{encoded} in the tokenizer, {name}_token_id of config.json is {wanted}"
+            )
+        found[name] = wanted
+    ends = _end_ids(folder, config, tokenizer)
+    if any(not isinstance(end, int) or not 0 <= end < vocab_size for end in ends):
+        raise errors.InputError(
+            f"{folder}: end tokens must be whole numbers below {vocab_size}, got {ends}"
+        )
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        raise errors.InputError(f"{folder}: the tokenizer must have a padding token, got none")
+    return SpecialIds(**found, pad=pad, ends=tuple(sorted(set(ends))))
+
+
+def _end_ids(
+    folder: pathlib.Path,
+    config: dict[str, Any],
+    tokenizer: transformers.PreTrainedTokenizerBase,
+) -> list[Any]:
+    """Return the end tokens of the first place that names some.
+
+    Looks into `generation_config.json`, `config.json`, its text part, the tokenizer.
+    """
+    path = folder / "generation_config.json"
+    generation = image_settings.read_json(path) if path.is_file() else {}
+    places = (generation, config, config.get("text_config", {}))
+    candidates = [place.get("eos_token_id") for place in places] + [tokenizer.eos_token_id]
+    ends = next((ids for ids in candidates if ids is not None), None)
+    if ends is None:
+        raise errors.InputError(f"{folder}: no eos_token_id in any configuration or the tokenizer")
+    return list(ends) if isinstance(ends, list) else [ends]
