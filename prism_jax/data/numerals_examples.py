@@ -1,0 +1,203 @@
+"""One example of the `numerals` corpus: a scene, a question and who answers it, at a level.
+
+An example depends on (level, seed, stream, index) alone: asking for more rows, other slip rates or
+no picture changes nothing about the others.
+"""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Callable
+
+from PIL import Image
+
+from prism_jax import errors
+from prism_jax.data import numerals_chart_questions as chart_questions
+from prism_jax.data import numerals_demonstrations as demonstrations
+from prism_jax.data import numerals_pictures as pictures
+from prism_jax.data import numerals_questions as questions
+from prism_jax.data import numerals_scenes as scenes
+
+_Ask = Callable[[scenes.Scene, random.Random], questions.Question | None]
+
+# The parts of the corpus. Only rl_test shows test handwriting and test charts.
+STREAMS = ("base", "public", "teacher", "align", "rl_train", "rl_test")
+_TEST_STREAM = "rl_test"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """How many examples each part has."""
+
+    base: int
+    public: int
+    teacher: int
+    align: int
+    rl_train: int
+    rl_test: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slips:
+    """Rates of mistakes in public demonstrations, each in [0, 1]."""
+
+    perception: float  # of misreading, per digit or bar
+    arithmetic: float  # of a wrong result, per addition, count or choice
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Level:
+    """What the examples of a level look like, and how many there are unless told otherwise."""
+
+    name: str
+    layouts: tuple[tuple[int, int], ...]  # rows and columns of a grid
+    cell_pixels: tuple[int, int]  # least and greatest side of a cell
+    has_one_ink: bool
+    distractor_share: float  # of the cells of a grid
+    chart_share: float  # of the examples
+    choice_share: float  # of the questions with a number as answer
+    grid_questions: tuple[_Ask, ...]
+    chart_questions: tuple[_Ask, ...]
+    rows: Rows
+    slips: Slips
+
+
+TINY = Level(
+    name="tiny",
+    layouts=((1, 2), (1, 3), (2, 2)),
+    cell_pixels=(32, 32),
+    has_one_ink=True,
+    distractor_share=0.0,
+    chart_share=0.0,
+    choice_share=0.0,
+    grid_questions=(
+        questions.read_row,
+        questions.pair_sum,
+        questions.largest_digit,
+        questions.count_even,
+    ),
+    chart_questions=(),
+    rows=Rows(base=0, public=6000, teacher=600, align=2000, rl_train=2000, rl_test=500),
+    slips=Slips(perception=0.1, arithmetic=0.1),
+)
+
+SMALL = Level(
+    name="small",
+    layouts=((1, 4), (2, 2), (2, 3), (2, 4), (3, 3), (3, 4)),
+    cell_pixels=(56, 80),
+    has_one_ink=False,
+    distractor_share=0.15,
+    chart_share=0.35,
+    choice_share=0.25,
+    grid_questions=(
+        questions.read_row,
+        questions.row_sum,
+        questions.column_sum,
+        questions.largest_digit,
+        questions.count_even,
+        questions.sum_of_even,
+        questions.row_difference,
+        questions.ink_compare,
+        questions.largest_times_smallest,
+    ),
+    chart_questions=(
+        chart_questions.tallest_value,
+        chart_questions.tallest_label,
+        chart_questions.count_above,
+        chart_questions.bar_sum,
+        chart_questions.bar_difference,
+        chart_questions.colour_compare,
+    ),
+    rows=Rows(base=0, public=20000, teacher=2000, align=4000, rl_train=4000, rl_test=1000),
+    slips=Slips(perception=0.1, arithmetic=0.1),
+)
+_LEVELS = (TINY, SMALL)
+
+
+def level_named(name: str) -> Level:
+    """Return the level of that name; InputError for an unknown one."""
+    for level in _LEVELS:
+        if level.name == name:
+            return level
+    known = ", ".join(level.name for level in _LEVELS)
+    raise errors.InputError(f"numerals level must be one of {known}, got {name!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """One example, not yet drawn."""
+
+    level: Level
+    seed: int
+    stream: str
+    index: int
+    scene: scenes.Scene
+    question: questions.Question
+
+    @property
+    def is_test(self) -> bool:
+        """Tell whether the example shows test handwriting."""
+        return self.stream == _TEST_STREAM
+
+    @functools.cached_property
+    def teacher(self) -> demonstrations.Demonstration:
+        """Return the teacher's demonstration; its answer is the ground truth."""
+        return demonstrations.teacher(self.scene, self.question)
+
+    def _rng(self, purpose: str) -> random.Random:
+        return _rng(self.level, self.seed, self.stream, self.index, purpose)
+
+    def public(self, slips: Slips) -> demonstrations.Demonstration:
+        """Return the public demonstration at these slip rates."""
+        return demonstrations.public(
+            self.scene,
+            self.question,
+            self._rng("slips"),
+            perception_rate=slips.perception,
+            arithmetic_rate=slips.arithmetic,
+        )
+
+    def untagged(self) -> demonstrations.Demonstration:
+        """Return the base model's demonstration."""
+        return demonstrations.untagged(self.scene, self.question)
+
+    def picture(self) -> Image.Image:
+        """Draw the scene with the handwriting of the example's split."""
+        if isinstance(self.scene, scenes.Chart):
+            return pictures.draw_chart(self.scene, self._rng("picture"))
+        return pictures.draw_grid(
+            self.scene,
+            self._rng("picture"),
+            cell_pixels=self.level.cell_pixels,
+            is_test=self.is_test,
+        )
+
+
+def _rng(level: Level, seed: int, stream: str, index: int, purpose: str) -> random.Random:
+    return random.Random(f"numerals {level.name} {seed} {stream} {index} {purpose}")
+
+
+def example(*, level: Level, seed: int, stream: str, index: int) -> Example:
+    """Return one example: the question is drawn first, then a scene that suits it."""
+    assert stream in STREAMS, f"{stream} is no part of the corpus"
+    rng = _rng(level, seed, stream, index, "scene")
+    shows_chart = rng.random() < level.chart_share
+    ask = rng.choice(level.chart_questions if shows_chart else level.grid_questions)
+    question = None
+    while question is None:
+        if shows_chart:
+            scene = scenes.random_chart(rng, is_test=stream == _TEST_STREAM)
+        else:
+            scene = scenes.random_grid(
+                rng,
+                layouts=level.layouts,
+                has_one_ink=level.has_one_ink,
+                distractor_share=level.distractor_share,
+            )
+        question = ask(scene, rng)
+    has_number = question.work(scene, questions.exact()).answer.isdecimal()
+    if has_number and rng.random() < level.choice_share:
+        question = questions.as_choice(question, scene, rng)
+    return Example(
+        level=level, seed=seed, stream=stream, index=index, scene=scene, question=question
+    )
