@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from models.inputs import Leaf
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepStack:
     """Hold what the tapped vision blocks add to the first decoder layers."""
 
-    levels: jax.Array  # [Y, G, Q, D]  merged tokens of each tap
-    slots: jax.Array  # int32[B, T]  which merged token stands at each place, -1 for text
+    levels: Leaf  # [Y, G, Q, D]  merged tokens of each tap
+    slots: Leaf  # int32[B, T]  which merged token stands at each place, -1 for text
 
     @property
     def num_levels(self) -> int:

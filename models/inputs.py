@@ -6,12 +6,16 @@ images, told apart by segment numbers. Packing is done on the host with NumPy.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from models import positions
 from models.config import Qwen3VLConfig
+
+# An array, or what JAX puts in its place when it rebuilds the struct: a spec, None, a tracer.
+Leaf = Any
 
 
 @jax.tree_util.register_dataclass
@@ -26,9 +30,9 @@ class Segments:
     `lengths` and `offsets` say the same as `ids`; only cuDNN's packed attention reads them.
     """
 
-    ids: jax.Array  # int32[B, T]
-    lengths: jax.Array  # int32[B, M]
-    offsets: jax.Array  # int32[B, M + 1]
+    ids: Leaf  # int32[B, T]
+    lengths: Leaf  # int32[B, M]
+    offsets: Leaf  # int32[B, M + 1]
 
 
 @jax.tree_util.register_dataclass
@@ -36,12 +40,12 @@ class Segments:
 class TextInput:
     """Hold packed rows of tokens."""
 
-    tokens: jax.Array  # int32[B, T]
-    positions: jax.Array  # int32[3, B, T]  time, row, column for M-RoPE
+    tokens: Leaf  # int32[B, T]
+    positions: Leaf  # int32[3, B, T]  time, row, column for M-RoPE
     # int32[B, T]  which merged patch of the vision row stands here, -1 for text. Text row b reads
     # vision row b * G // B, so that a row and its images live on the same device.
-    image_slots: jax.Array
-    segments: Segments
+    image_slots: Leaf
+    segments: Leaf  # Segments
 
 
 @jax.tree_util.register_dataclass
@@ -49,11 +53,11 @@ class TextInput:
 class VisionInput:
     """Hold packed rows of patches; G rows serve B text rows, B a multiple of G."""
 
-    pixels: jax.Array  # float32[G, P, C] normalised, or uint8[G, P, C] to be normalised
-    coords: jax.Array  # int32[G, P, 2]  row and column in the image, in patches
-    corners: jax.Array  # int32[G, P, 4]  rows of the position table
-    corner_weights: jax.Array  # float32[G, P, 4]
-    segments: Segments  # one a frame
+    pixels: Leaf  # float32[G, P, C] normalised, or uint8[G, P, C] to be normalised
+    coords: Leaf  # int32[G, P, 2]  row and column in the image, in patches
+    corners: Leaf  # int32[G, P, 4]  rows of the position table
+    corner_weights: Leaf  # float32[G, P, 4]
+    segments: Leaf  # Segments, one a frame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

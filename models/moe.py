@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from models import layers, sharding
 from models.config import TextConfig
+from models.inputs import Leaf
 
 Implementation = Literal["dense", "ragged"]
 
@@ -19,9 +20,9 @@ Implementation = Literal["dense", "ragged"]
 class RouterStats:
     """Count where tokens went; sums, so that parts of a batch add up. Leading axis L if stacked."""
 
-    choices: jax.Array  # float32[…, E]  how many tokens chose each expert
-    probability: jax.Array  # float32[…, E]  sum over tokens of the router's probability
-    tokens: jax.Array  # float32[…]
+    choices: Leaf  # float32[…, E]  how many tokens chose each expert
+    probability: Leaf  # float32[…, E]  sum over tokens of the router's probability
+    tokens: Leaf  # float32[…]
 
 
 def load_balance(stats: RouterStats) -> Float[Array, ""]:

@@ -1,5 +1,7 @@
 """Qwen3-VL: images and tokens in, hidden states out; logits only where asked."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -157,9 +159,12 @@ class Qwen3VL(nnx.Module):
         return hidden[:, 0], cache
 
 
-def abstract(model_fn, *args, **kwargs) -> tuple[nnx.GraphDef, nnx.State]:
-    """Return graph definition and abstract parameters without making any array."""
-    return nnx.split(nnx.eval_shape(lambda: model_fn(*args, **kwargs)))
+def abstract(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
+    """Return the graph definition and abstract parameters of `make()` without making any array.
+
+    `make` must create its own `nnx.Rngs`.
+    """
+    return nnx.split(nnx.eval_shape(make))
 
 
 def num_parameters(state: nnx.State) -> int:

@@ -13,7 +13,7 @@ from models import attention, layers, moe, rope, sharding
 from models.config import TextConfig
 from models.decoder_layer import DecoderLayer
 from models.deepstack import DeepStack
-from models.inputs import Segments
+from models.inputs import Leaf, Segments
 
 # What the backward pass keeps of a layer besides its input: everything, nothing, what attention
 # made, or that and the results of the matmuls.
@@ -25,10 +25,10 @@ Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
 class Cache:
     """Hold what decoding remembers; one array a layer, so that each is updated in place."""
 
-    keys: list[jax.Array]  # L of [B, S, K, H]
-    values: list[jax.Array]  # L of [B, S, K, H]
-    lengths: jax.Array  # int32[B]  places in use
-    next_positions: jax.Array  # int32[B]  M-RoPE position of the next token
+    keys: Leaf  # L of [B, S, K, H]
+    values: Leaf  # L of [B, S, K, H]
+    lengths: Leaf  # int32[B]  places in use
+    next_positions: Leaf  # int32[B]  M-RoPE position of the next token
 
 
 def _remat(step, policy: Remat):
