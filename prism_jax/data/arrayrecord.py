@@ -1,0 +1,274 @@
+"""Typed rows as ArrayRecord files with TFDS metadata, written and read without TensorFlow.
+
+The order of the rows is kept. The folder is a normal TFDS data set: `tfds.builder_from_directory`
+opens it. Texts that a row does not have are stored empty.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, SupportsIndex
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from prism_jax import errors
+from prism_jax.data import records
+
+SPLIT = "train"
+_SHARD_BYTES = 256 << 20
+_TEXT = tfds.features.Text
+_TURNS = tfds.features.Sequence({"role": _TEXT(), "content": _TEXT()})
+# Encoded bytes, not the Image feature: that one needs TensorFlow inside a sequence.
+_IMAGES = tfds.features.Sequence(
+    {
+        "data": tfds.features.Tensor(shape=(), dtype=np.object_),
+        "path": _TEXT(),
+        "sha256": _TEXT(),
+        "width_pixels": tfds.features.Scalar(np.int32),
+        "height_pixels": tfds.features.Scalar(np.int32),
+    }
+)
+_COMMON = {"id": _TEXT(), "source": _TEXT(), "images": _IMAGES}
+_PAIR_TEXTS = (
+    "teacher_caption", "student_caption", "teacher_cot", "student_cot",
+    "teacher_response", "student_response",
+)  # fmt: skip
+_PROMPT_TEXTS = (
+    "teacher_response", "teacher_caption", "teacher_cot", "data_source", "ground_truth",
+)  # fmt: skip
+
+
+def features(kind: str) -> tfds.features.FeaturesDict:
+    """Return the TFDS features of a kind of row."""
+    if kind == "sft":
+        return tfds.features.FeaturesDict(_COMMON | {"messages": _TURNS})
+    if kind == "pairs":
+        texts = {name: _TEXT() for name in ("prompt", *_PAIR_TEXTS)}
+        return tfds.features.FeaturesDict(_COMMON | texts)
+    texts = {name: _TEXT() for name in (*_PROMPT_TEXTS, "extra_info")}
+    equivalent = tfds.features.Sequence(_TEXT())
+    return tfds.features.FeaturesDict(
+        _COMMON | texts | {"prompt": _TURNS, "equivalent_answers": equivalent}
+    )
+
+
+def to_example(row: records.Row) -> dict[str, Any]:
+    """Return a validated row as TFDS features."""
+    example: dict[str, Any] = {
+        "id": row.id,
+        "source": row.source,
+        "images": [
+            {
+                "data": image.data,
+                "path": image.path or "",
+                "sha256": image.sha256,
+                "width_pixels": image.width_pixels,
+                "height_pixels": image.height_pixels,
+            }
+            for image in records.get_images(row)
+        ],
+    }
+    if isinstance(row, records.SFTRow):
+        return example | {"messages": _turns_out(row.messages)}
+    if isinstance(row, records.PairRow):
+        segments = records.get_segments(row)
+        texts = {name: segments.get(name, "") for name in _PAIR_TEXTS}
+        return example | texts | {"prompt": row.prompt}
+    return example | {
+        "prompt": _turns_out(row.prompt),
+        "teacher_response": row.teacher_response or "",
+        "teacher_caption": row.teacher_caption or "",
+        "teacher_cot": row.teacher_cot or "",
+        "data_source": row.data_source or "",
+        "ground_truth": row.ground_truth or "",
+        "equivalent_answers": list(row.equivalent_answers),
+        "extra_info": json.dumps(row.extra_info, ensure_ascii=False, sort_keys=True),
+    }
+
+
+def from_example(kind: str, example: Mapping[str, Any]) -> records.Row:
+    """Return the row that `to_example` stored."""
+    row_id, source = _text(example["id"]), _text(example["source"])
+    images = _images_in(example["images"])
+    if kind == "sft":
+        messages = _turns_in(example["messages"])
+        return records.SFTRow(id=row_id, source=source, messages=messages, images=images)
+    if kind == "pairs":
+        return records.PairRow(
+            id=row_id,
+            source=source,
+            prompt=_text(example["prompt"]),
+            image=images[0] if images else None,
+            **{name: _text(example[name]) or None for name in _PAIR_TEXTS},
+        )
+    return records.PromptRow(
+        id=row_id,
+        source=source,
+        prompt=_turns_in(example["prompt"]),
+        images=images,
+        equivalent_answers=tuple(_text(text) for text in example["equivalent_answers"]),
+        extra_info=json.loads(_text(example["extra_info"])),
+        **{name: _text(example[name]) or None for name in _PROMPT_TEXTS},
+    )
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8")
+
+
+def _turns_out(messages: tuple[records.Message, ...]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _turns_in(turns: Mapping[str, Any]) -> tuple[records.Message, ...]:
+    pairs = zip(turns["role"], turns["content"], strict=True)
+    return tuple(records.Message(role=_text(r), content=_text(c)) for r, c in pairs)
+
+
+def _images_in(images: Mapping[str, Any]) -> tuple[records.Image, ...]:
+    return tuple(
+        records.Image(
+            path=_text(images["path"][i]) or None,
+            data=bytes(images["data"][i]),
+            sha256=_text(images["sha256"][i]),
+            width_pixels=int(images["width_pixels"][i]),
+            height_pixels=int(images["height_pixels"][i]),
+        )
+        for i in range(len(images["data"]))
+    )
+
+
+class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Write rows of one kind into one split, in the order given and in constant memory."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    name = "prism_rows"
+
+    def __init__(self, *, kind: str, rows: Iterable[records.Row], data_dir: str):
+        self._kind = kind
+        self._rows = rows
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self, features=features(self._kind), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        del dl_manager  # Nothing is downloaded.
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for key, row in enumerate(self._rows):
+            yield key, to_example(row)
+
+    def _download_and_prepare(self, dl_manager, download_config) -> None:
+        # The inherited writer sorts by key: it holds up to 1000 MiB in memory and for more it needs
+        # TensorFlow's file system. These rows are in order and go straight to their shard.
+        del download_config
+        splits = []
+        for split, examples in self._split_generators(dl_manager).items():
+            shards = _ShardWriter(self.data_path)
+            with contextlib.closing(shards):
+                for _, example in examples:
+                    shards.write(
+                        self.info.features.serialize_example(
+                            self.info.features.encode_example(example)
+                        )
+                    )
+            splits.append(self._name_shards(split, shards))
+        self.info.set_splits(tfds.core.splits.SplitDict(splits))
+
+    def _name_shards(self, split: str, shards: "_ShardWriter") -> tfds.core.SplitInfo:
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name=self.name,
+            data_dir=self.data_path,
+            split=split,
+            filetype_suffix="array_record",
+        )
+        for i, path in enumerate(shards.paths):
+            path.rename(
+                os.fspath(template.sharded_filepath(shard_index=i, num_shards=len(shards.paths)))
+            )
+        return tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=shards.num_rows,
+            num_bytes=shards.num_bytes,
+            filename_template=template,
+        )
+
+
+class _ShardWriter:
+    """Write records into files of at most `_SHARD_BYTES` (or one record)."""
+
+    def __init__(self, folder: os.PathLike):
+        self.paths: list[pathlib.Path] = []
+        self.num_rows: list[int] = []
+        self.num_bytes = 0
+        self._folder = pathlib.Path(folder)
+        self._writer = None
+        self._shard_bytes = 0
+
+    def write(self, record: bytes) -> None:
+        if self._writer is None or self._shard_bytes + len(record) > _SHARD_BYTES:
+            self.close()
+            self.paths.append(self._folder / f"shard-{len(self.paths):05d}.part")
+            self.num_rows.append(0)
+            self._shard_bytes = 0
+            # One record a group, so that a row is read without its neighbours.
+            self._writer = array_record_module.ArrayRecordWriter(
+                os.fspath(self.paths[-1]), "group_size:1"
+            )
+        self._writer.write(record)
+        self.num_rows[-1] += 1
+        self.num_bytes += len(record)
+        self._shard_bytes += len(record)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def write(rows: Iterable[records.Row], *, kind: str, folder: str) -> str:
+    """Write rows into a TFDS folder below `folder`; return its path.
+
+    An exception raised by `rows` passes through and leaves nothing readable behind.
+    """
+    builder = RowsBuilder(kind=kind, rows=rows, data_dir=folder)
+    # TFDS prints to stdout, which belongs to the command's own output.
+    with contextlib.redirect_stdout(sys.stderr):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+    return os.fspath(builder.data_path)
+
+
+class StoredRows:
+    """The rows of a folder that `write` made, by number. Safe to use from several threads."""
+
+    def __init__(self, folder: str, *, kind: str):
+        self.folder = folder
+        self._kind = kind
+        try:
+            builder = tfds.builder_from_directory(folder)
+            self._data = builder.as_data_source(SPLIT)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise errors.InputError(f"{folder}: not a readable data folder: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: SupportsIndex) -> records.Row:
+        try:
+            example = self._data[index]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise errors.InputError(
+                f"{self.folder}: row {int(index) + 1} is damaged: {error}"
+            ) from error
+        return from_example(self._kind, example)

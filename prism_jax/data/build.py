@@ -1,0 +1,67 @@
+"""Turn files of any published format into one ArrayRecord folder, all or nothing."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from etils import epath
+
+from prism_jax import errors
+from prism_jax.data import arrayrecord, manifest, paths, sources, validate
+
+
+def build(source: sources.Source, out: str, rules: validate.Rules) -> manifest.Manifest:
+    """Validate every row of a source and write the right ones to the folder `out`.
+
+    The rows keep the order of the files. The folder appears under its name when it is complete; a
+    killed build leaves a `.NAME.incomplete.*` folder beside it that may be deleted. The same
+    source gives the same bytes. `dropped.jsonl` lists what was left out.
+
+    Raises:
+      InputError: `out` exists, the source cannot be read, or more than `max_bad_rows` rows are
+        wrong; nothing is written then.
+    """
+    with paths.explain(out):
+        if epath.Path(out).exists():
+            raise errors.InputError(f"{out}: must not exist yet")
+    files = sources.Files(source)
+    report = validate.Report(name=source.label())
+    rows = (row for _, row in validate.check(files.candidates(), rules, report))
+    with _workspace(out) as workspace:
+        folder = arrayrecord.write(rows, kind=source.kind, folder=workspace)
+        names = [name.rsplit("/", 1)[-1] for name in files.names]
+        written = manifest.write(folder, kind=source.kind, report=report, sources=names)
+        _commit(folder, out)
+    return written
+
+
+@contextlib.contextmanager
+def _workspace(out: str) -> Iterator[str]:
+    """Make a folder on the disk of `out` (for gs://: of temporary files), gone at the end."""
+    parent = None
+    if not paths.is_remote(out):
+        parent = pathlib.Path(out).absolute().parent
+    with paths.explain(out):
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
+        name = out.rstrip("/").rsplit("/", 1)[-1]
+        workspace = tempfile.mkdtemp(prefix=f".{name}.incomplete.", dir=parent)
+    try:
+        yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _commit(folder: str, out: str) -> None:
+    with paths.explain(out):
+        if not paths.is_remote(out):
+            os.rename(folder, out)
+            return
+        target = epath.Path(out)
+        target.mkdir(parents=True)
+        names = sorted(os.listdir(folder), key=lambda name: name == manifest.FILE)
+        for name in names:  # The manifest, which makes it a data set, comes last.
+            epath.Path(folder, name).copy(target / name)

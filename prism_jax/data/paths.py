@@ -1,0 +1,116 @@
+"""Open local and `gs://` files, and keep a dataset's image paths inside its root."""
+
+import contextlib
+import os
+import pathlib
+import posixpath
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from etils import epath
+
+from prism_jax import errors
+from prism_jax.data import records
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://|^(data|file|https?|ftp|gs|s3):", re.IGNORECASE)
+
+
+def is_remote(path: str) -> bool:
+    """Tell whether a path names an object store."""
+    return path.startswith("gs://")
+
+
+@contextlib.contextmanager
+def explain(path: str) -> Iterator[None]:
+    """Turn what can go wrong with a user's path into one `InputError` naming path and cause."""
+    try:
+        yield
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        raise errors.InputError(
+            f"{path}: reading gs:// needs the extra `gcs`: pip install 'prism-jax[gcs]'"
+        ) from error
+    except OSError as error:
+        raise errors.InputError(f"{path}: {error.strerror or error}") from error
+
+
+def open_binary(path: str) -> BinaryIO:
+    """Open a user's file for reading bytes."""
+    with explain(path):
+        return epath.Path(path).open("rb")
+
+
+def is_folder(path: str) -> bool:
+    """Tell whether a path is a folder; raise when there is nothing at it."""
+    with explain(path):
+        found = epath.Path(path)
+        if not found.exists():
+            raise errors.InputError(f"{path}: no such file or folder")
+        return found.is_dir()
+
+
+def join(folder: str, name: str) -> str:
+    """Return the path of `name` below `folder`, local or remote."""
+    return posixpath.join(folder, name) if is_remote(folder) else os.path.join(folder, name)
+
+
+def parent(path: str) -> str:
+    """Return the folder that holds a path."""
+    return posixpath.dirname(path) if is_remote(path) else os.path.dirname(os.path.abspath(path))
+
+
+def inside(root: str, path: str) -> str:
+    """Return the full path of a dataset's image, links resolved, which lies inside `root`.
+
+    Raises:
+      RowError: `unsafe_path` for NUL bytes, URLs, and whatever leads out of the root.
+    """
+    if "\0" in path:
+        raise records.RowError("unsafe_path", f"image path holds a NUL character: {path!r}")
+    if is_remote(root):
+        return _inside_remote(root.rstrip("/"), path)
+    if _SCHEME.match(path):
+        raise records.RowError(
+            "unsafe_path", f"image path must be a file, not a URL: {path[:100]!r}"
+        )
+    real_root = os.path.realpath(root)
+    full = os.path.realpath(os.path.join(real_root, path))
+    if not pathlib.PurePath(full).is_relative_to(real_root):
+        raise records.RowError("unsafe_path", f"image path leads out of {root}: {path!r}")
+    return full
+
+
+def _inside_remote(root: str, path: str) -> str:
+    relative = path.removeprefix(f"{root}/")
+    if _SCHEME.match(relative):
+        raise records.RowError("unsafe_path", f"image path must lie below {root}: {path[:100]!r}")
+    normal = posixpath.normpath(relative)
+    if normal.startswith("/") or normal == ".." or normal.startswith("../"):
+        raise records.RowError("unsafe_path", f"image path leads out of {root}: {path!r}")
+    return f"{root}/{normal}"
+
+
+def read_image(root: str, path: str, *, limit_bytes: int) -> bytes:
+    """Return the bytes of a dataset's image file.
+
+    Raises:
+      RowError: `unsafe_path`, `image_missing`, or `image_too_big` (more than `limit_bytes`).
+    """
+    full = epath.Path(inside(root, path))
+    with explain(str(full)):
+        try:
+            # A pipe or a device would block for ever.
+            if not full.is_file():
+                raise records.RowError("image_missing", f"no image file at {path!r} below {root}")
+            if full.stat().length > limit_bytes:
+                raise records.RowError(
+                    "image_too_big",
+                    f"{path!r} has {full.stat().length} bytes, the limit is {limit_bytes}",
+                )
+            return full.read_bytes()
+        except OSError as error:
+            raise records.RowError(
+                "image_missing", f"cannot read {path!r} below {root}: {error.strerror or error}"
+            ) from error

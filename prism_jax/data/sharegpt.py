@@ -1,0 +1,152 @@
+"""Demonstrations in LLaMA-Factory's sharegpt form, both variants, and its `dataset_info.json`.
+
+  {"conversations": [{"from": "human", "value": "<image>…"}, {"from": "gpt", "value": "…"}], …}
+  {"messages": [{"role": "user", "content": "<image>…"}, {"role": "assistant", "content": "…"}], …}
+
+with optional `images` (or `image`), `system` and `id`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from prism_jax import errors
+from prism_jax.data import fields, paths, records
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The names that one file uses: its columns, the keys of a turn, and the roles."""
+
+    messages: str
+    images: str
+    system: str
+    role_tag: str
+    content_tag: str
+    user_tag: str
+    assistant_tag: str
+    system_tag: str
+
+
+CONVERSATIONS = Columns(
+    messages="conversations",
+    images="images",
+    system="system",
+    role_tag="from",
+    content_tag="value",
+    user_tag="human",
+    assistant_tag="gpt",
+    system_tag="system",
+)
+MESSAGES = Columns(
+    messages="messages",
+    images="images",
+    system="system",
+    role_tag="role",
+    content_tag="content",
+    user_tag="user",
+    assistant_tag="assistant",
+    system_tag="system",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What `dataset_info.json` says about one data set: the file's full path and its names."""
+
+    path: str
+    columns: Columns
+
+
+def parse(
+    row: Mapping[str, Any], *, place: records.Place, source: str, columns: Columns | None
+) -> records.SFTRow:
+    """Read one row; without `columns` the variant is told by which of the two keys the row has."""
+    fields.no_other_media(row)
+    names = _variant(row) if columns is None else columns
+    if fields.is_blank(row.get(names.messages)):
+        raise records.RowError("missing_field", f"{names.messages!r} is missing or empty")
+    turns = fields.messages(
+        row[names.messages],
+        names.messages,
+        role_tag=names.role_tag,
+        content_tag=names.content_tag,
+        roles={
+            names.user_tag: "user",
+            names.assistant_tag: "assistant",
+            names.system_tag: "system",
+        },
+    )
+    system = fields.optional_text(row, names.system)
+    if system is not None:
+        if turns[0].role == "system":
+            raise records.RowError(
+                "bad_role", f"a system turn and the column {names.system!r} are both given"
+            )
+        turns = (records.Message(role="system", content=system), *turns)
+    return records.SFTRow(
+        id=fields.row_id(row, place),
+        source=source,
+        messages=turns,
+        images=fields.images(row, names.images),
+    )
+
+
+def _variant(row: Mapping[str, Any]) -> Columns:
+    found = [names for names in (CONVERSATIONS, MESSAGES) if row.get(names.messages) is not None]
+    if len(found) != 1:
+        rule = "a row must have exactly one of 'conversations' and 'messages'"
+        raise records.RowError(
+            "missing_field", f"{rule}, got {', '.join(sorted(row)) or 'nothing'}"
+        )
+    return found[0]
+
+
+def find_entry(path: str, name: str) -> Entry:
+    """Return what a `dataset_info.json` says about the data set `name`.
+
+    Raises:
+      InputError: no such entry, or it asks for something else than a local sharegpt file.
+
+    Source: LLaMA-Factory src/llamafactory/data/parser.py get_dataset_list, data/README.md.
+    """
+    with paths.open_binary(path) as stream:
+        try:
+            listed = json.loads(stream.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise errors.InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(listed, dict) or not isinstance(listed.get(name), dict):
+        known = ", ".join(sorted(listed)[:10]) if isinstance(listed, dict) else "no object"
+        raise errors.InputError(f"{path}: no data set {name!r}; it has: {known}")
+    entry, where = listed[name], f"{path}: {name}"
+    _check_keys(entry, {"file_name", "formatting", "columns", "tags"}, where)
+    if not isinstance(entry.get("file_name"), str):
+        raise errors.InputError(
+            f"{where}: file_name must name a file, got {entry.get('file_name')}"
+        )
+    presets = {"sharegpt": CONVERSATIONS, "openai": MESSAGES}
+    formatting = entry.get("formatting", "alpaca")
+    if formatting not in presets:
+        raise errors.InputError(
+            f"{where}: formatting must be sharegpt or openai, got {formatting!r}"
+        )
+    columns, tags = entry.get("columns", {}), entry.get("tags", {})
+    for value, part in ((columns, "columns"), (tags, "tags")):
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            raise errors.InputError(f"{where}: {part} must map names to names, got {value!r}")
+    _check_keys(columns, {"messages", "images", "system"}, f"{where}: columns")
+    known_tags = {"role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag"}
+    # These two name roles of tool calls, which no row may have.
+    _check_keys(tags, known_tags | {"observation_tag", "function_tag"}, f"{where}: tags")
+    names = columns | {tag: value for tag, value in tags.items() if tag in known_tags}
+    return Entry(
+        path=paths.join(paths.parent(path), entry["file_name"]),
+        columns=dataclasses.replace(presets[formatting], **names),
+    )
+
+
+def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(found) - known)
+    if unknown:
+        raise errors.InputError(f"{where}: not supported: {', '.join(unknown)}")

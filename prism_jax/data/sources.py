@@ -1,0 +1,231 @@
+"""Name a data set, read its rows as candidates, and open it validated for training.
+
+A source is one file (`.json`, `.jsonl`, `.parquet`), a folder of such files, an entry of a
+LLaMA-Factory `dataset_info.json`, or a folder that `build.build` wrote. The same rows come in the
+same order whether the files or the folder built from them are opened.
+"""
+
+import bisect
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, SupportsIndex
+
+from etils import epath
+
+from prism_jax import errors
+from prism_jax.data import (
+    json_tables,
+    manifest,
+    pairs,
+    parquet_tables,
+    paths,
+    records,
+    rl_parquet,
+    sharegpt,
+    validate,
+)
+
+_ENDINGS = (".json", ".jsonl", ".parquet")
+_DATASET_INFO = "dataset_info.json"
+
+
+class Rows(Protocol):
+    """Typed rows by number, as Grain reads them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex) -> records.Row: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """One data set as a user names it.
+
+    Attributes:
+      kind: what its rows are: sft, pairs or prompts.
+      path: a file, a folder of files, a `dataset_info.json` (with `entry`), or a built folder.
+      entry: the data set's name in `dataset_info.json`.
+      image_root: the folder that image paths are relative to and must stay in; None: the folder of
+        the file.
+      name: how reports and rows call it; None: `entry`, or the last part of the path.
+    """
+
+    kind: str
+    path: str
+    entry: str | None = None
+    image_root: str | None = None
+    name: str | None = None
+
+    def __post_init__(self):
+        if self.kind not in records.KINDS:
+            known = ", ".join(records.KINDS)
+            raise errors.InputError(f"data.kind must be one of {known}, got {self.kind!r}")
+        if not self.path:
+            raise errors.InputError("data.path must name a file or folder, got an empty path")
+
+    def label(self) -> str:
+        """Return the name in reports and rows."""
+        last = self.path.rstrip("/").rsplit("/", 1)[-1]
+        return self.name or self.entry or last.removesuffix(".parquet").split(".json")[0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A validated data set and what was left out of it."""
+
+    rows: Rows
+    report: validate.Report
+
+
+class Files:
+    """The files behind a source: candidates in order, then raw rows by number."""
+
+    def __init__(self, source: Source):
+        columns, names = _files(source)
+        self.names = names
+        self.source = source
+        self._tables = [
+            parquet_tables.ParquetTable(name)
+            if name.endswith(".parquet")
+            else json_tables.JsonTable(name)
+            for name in names
+        ]
+        self._labels = _labels(names)
+        self._roots = [source.image_root or paths.parent(name) for name in names]
+        self._parse = _parser(source, columns)
+        self._ends: list[int] = []
+
+    def candidates(self) -> Iterator[validate.Candidate]:
+        """Yield every row of every file, wrong ones included."""
+        index = itertools.count()
+        for table, label, root in zip(self._tables, self._labels, self._roots, strict=True):
+            for number, fields in table.scan():
+                yield validate.Candidate(
+                    index=next(index),
+                    place=records.Place(file=label, row=number),
+                    fields=fields,
+                    parse=self._parse,
+                    image_root=root,
+                )
+        self._ends = list(itertools.accumulate(len(table) for table in self._tables))
+
+    def read(self, index: int) -> tuple[records.Row, str]:
+        """Return a row by its candidate index, images not loaded, and its image root."""
+        table = bisect.bisect_right(self._ends, index)
+        start = self._ends[table - 1] if table else 0
+        number, fields = self._tables[table].read(index - start)
+        if isinstance(fields, records.RowError):
+            raise fields
+        place = records.Place(file=self._labels[table], row=number)
+        return self._parse(fields, place=place), self._roots[table]
+
+
+class RawRows:
+    """The right rows of a source's files, by number. Safe to use from several threads."""
+
+    def __init__(self, files: Files, rules: validate.Rules, report: validate.Report):
+        self._files = files
+        self._rules = rules
+        self._kept: list[int] = []
+        # What is remembered of each image: everything but its bytes.
+        self._images: list[tuple[records.Image, ...]] = []
+        for candidate, row in validate.check(files.candidates(), rules, report):
+            self._kept.append(candidate.index)
+            images = records.get_images(row)
+            self._images.append(tuple(dataclasses.replace(i, data=None) for i in images))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: SupportsIndex) -> records.Row:
+        index = int(index)
+        row, root = self._files.read(self._kept[index])
+        loaded = []
+        for given, known in zip(records.get_images(row), self._images[index], strict=True):
+            data = validate.read_bytes(given, root, self._rules)
+            if hashlib.sha256(data).hexdigest() != known.sha256:
+                raise errors.InputError(
+                    f"{row.id}: image {known.path} has changed since it was read"
+                )
+            loaded.append(dataclasses.replace(known, data=data))
+        return records.replace_images(row, tuple(loaded))
+
+
+class Selection:
+    """Some of the rows of a data set, by number."""
+
+    def __init__(self, rows: Rows, kept: Sequence[int]):
+        self._rows = rows
+        self._kept = kept
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: SupportsIndex) -> records.Row:
+        return self._rows[self._kept[int(index)]]
+
+
+def open_source(source: Source, rules: validate.Rules, *, cache_dir: str | None) -> Opened:
+    """Open a data set for training; files are validated now, a built folder was when it was built.
+
+    Of a built folder only what a stage asks for beyond that is checked again: length, teacher
+    texts, ground truth. `cache_dir` is where a built folder on gs:// is copied to.
+    """
+    report = validate.Report(name=source.label())
+    if paths.is_folder(source.path) and manifest.is_built(source.path):
+        rows = manifest.open_folder(source.path, kind=source.kind, cache_dir=cache_dir)
+        return Opened(rows=_select(rows, source, rules, report), report=report)
+    return Opened(rows=RawRows(Files(source), rules, report), report=report)
+
+
+def _select(rows: Rows, source: Source, rules: validate.Rules, report: validate.Report) -> Rows:
+    if rules.count_tokens is None and not rules.need_teacher and not rules.need_answer:
+        report.num_read = report.num_kept = len(rows)
+        return rows
+    kept = validate.recheck(rows, rules, report, file=source.path)
+    return rows if len(kept) == len(rows) else Selection(rows, kept)
+
+
+def _files(source: Source) -> tuple[sharegpt.Columns | None, list[str]]:
+    """Return the column names (None: told from each row) and the files to read."""
+    path, columns = source.path, None
+    if paths.is_folder(path) and source.entry is not None:
+        path = paths.join(path, _DATASET_INFO)
+    if source.entry is not None:
+        if not path.endswith(_DATASET_INFO) or source.kind != "sft":
+            raise errors.InputError(
+                f"{path}: data.entry names a data set of kind sft in a {_DATASET_INFO}, "
+                f"got kind {source.kind}"
+            )
+        entry = sharegpt.find_entry(path, source.entry)
+        path, columns = entry.path, entry.columns
+    elif path.endswith(_DATASET_INFO):
+        raise errors.InputError(f"{path}: data.entry must name one of its data sets")
+    if not paths.is_folder(path):
+        names = [path]
+    else:
+        with paths.explain(path):
+            found = (os.fspath(file) for file in epath.Path(path).iterdir())
+            names = sorted(n for n in found if n.endswith(_ENDINGS) and _DATASET_INFO not in n)
+    if not names or not all(name.endswith(_ENDINGS) for name in names):
+        raise errors.InputError(f"{path}: must be (or hold) files ending in {', '.join(_ENDINGS)}")
+    return columns, names
+
+
+def _labels(names: list[str]) -> list[str]:
+    """Return file names for messages: without folders where that is unambiguous."""
+    short = [name.rsplit("/", 1)[-1] for name in names]
+    return short if len(set(short)) == len(short) else names
+
+
+def _parser(source: Source, columns: sharegpt.Columns | None) -> Callable[..., records.Row]:
+    name = source.label()
+    if source.kind == "sft":
+        return functools.partial(sharegpt.parse, source=name, columns=columns)
+    return functools.partial(
+        pairs.parse if source.kind == "pairs" else rl_parquet.parse, source=name
+    )

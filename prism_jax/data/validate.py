@@ -1,0 +1,361 @@
+"""Check every row when a data set is built: nothing wrong goes on, nothing is lost silently.
+
+Each row that is left out is listed with its file, number, id, reason and message. More wrong rows
+than `Rules.max_bad_rows` end the build with an `InputError`.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from prism_jax import errors
+from prism_jax.data import images, paths, records
+
+_SHOWN_ROWS = 10
+
+# Added tokens of the tokenizer: in a row's text they would forge turns or pictures.
+# Source: Qwen3-VL tokenizer_config.json, added_tokens_decoder.
+_SPECIAL_TOKEN = re.compile(
+    r"<\|(?:endoftext|im_start|im_end|object_ref_start|object_ref_end|box_start|box_end|quad_start"
+    r"|quad_end|vision_start|vision_end|vision_pad|image_pad|video_pad|fim_prefix|fim_middle"
+    r"|fim_suffix|fim_pad|repo_name|file_sep)\|>"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a row must satisfy, and what happens when it does not.
+
+    Attributes:
+      max_bad_rows: wrong rows that may be left out; one more is an error.
+      count_tokens: the length of a validated row as the stage will feed it; None: any length.
+      max_tokens: the longest row, given exactly when `count_tokens` is.
+      overlong: "error" counts a longer row as wrong, "filter" leaves it out and reports it.
+      need_teacher: a prompt needs teacher_caption and teacher_cot.
+      need_answer: a prompt needs a ground truth.
+      limit_pixels: pixels of one image, read from its header before it is decoded.
+      limit_image_bytes: size of one image file.
+      num_threads: rows checked at a time.
+    """
+
+    max_bad_rows: int = 0
+    count_tokens: Callable[[records.Row], int] | None = None
+    max_tokens: int | None = None
+    overlong: Literal["error", "filter"] = "error"
+    need_teacher: bool = False
+    need_answer: bool = False
+    limit_pixels: int = images.LIMIT_PIXELS
+    limit_image_bytes: int = 64 << 20
+    num_threads: int = 4
+
+    def __post_init__(self):
+        if self.max_bad_rows < 0:
+            raise errors.InputError(f"data.max_bad_rows must be >= 0, got {self.max_bad_rows}")
+        if self.overlong not in ("error", "filter"):
+            raise errors.InputError(f"data.overlong must be error or filter, got {self.overlong!r}")
+        if (self.count_tokens is None) != (self.max_tokens is None):
+            raise ValueError("count_tokens and max_tokens must be given together")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A row as its file holds it; `index` counts the rows of the whole source from 0."""
+
+    index: int
+    place: records.Place
+    fields: Mapping[str, Any] | records.RowError
+    parse: Callable[..., records.Row]  # (fields, place=)
+    image_root: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A row that was left out; `is_wrong` is False where the rules ask for it (overlong=filter)."""
+
+    file: str
+    row: int
+    id: str | None
+    reason: str
+    message: str
+    is_wrong: bool
+
+    def __str__(self) -> str:
+        name = "" if self.id is None else f" (id {self.id})"
+        return f"{self.file} row {self.row}{name}: {self.reason}: {self.message}"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Report:
+    """What was read, kept and left out of one source."""
+
+    name: str
+    num_read: int = 0
+    num_kept: int = 0
+    dropped: list[Dropped] = dataclasses.field(default_factory=list)
+
+    def drop(
+        self, place: records.Place, row_id: str | None, error: records.RowError, rules: Rules
+    ) -> None:
+        """Enter a row that is left out."""
+        self.dropped.append(
+            Dropped(
+                file=place.file,
+                row=place.row,
+                id=row_id,
+                reason=error.reason,
+                message=str(error),
+                is_wrong=error.reason != "overlong" or rules.overlong == "error",
+            )
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of dropped rows by reason, most frequent first, then by name."""
+        counts = collections.Counter(row.reason for row in self.dropped)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers as JSON values."""
+        return {
+            "name": self.name,
+            "rows_read": self.num_read,
+            "rows_kept": self.num_kept,
+            "rows_dropped": len(self.dropped),
+            "dropped_by_reason": self.counts(),
+        }
+
+    def lines(self) -> str:
+        """Return the dropped rows as JSON lines."""
+        rows = (json.dumps(dataclasses.asdict(row), ensure_ascii=True) for row in self.dropped)
+        return "".join(f"{row}\n" for row in rows)
+
+    def finish(self, max_bad_rows: int) -> None:
+        """Raise `InputError` when more rows are wrong than allowed, or when none is left."""
+        wrong = [row for row in self.dropped if row.is_wrong]
+        if len(wrong) > max_bad_rows:
+            raise errors.InputError(
+                f"{self.name}: {len(wrong)} of {self.num_read} rows are wrong, "
+                f"data.max_bad_rows is {max_bad_rows}; {self._listing(wrong)}"
+            )
+        if self.num_kept == 0:
+            listing = f"; {self._listing(self.dropped)}" if self.dropped else ""
+            raise errors.InputError(
+                f"{self.name}: no rows: {self.num_read} read, {len(self.dropped)} dropped{listing}"
+            )
+
+    def _listing(self, rows: list[Dropped]) -> str:
+        counts = ", ".join(f"{reason} {count}" for reason, count in self.counts().items())
+        first = "".join(f"\n  {row}" for row in rows[:_SHOWN_ROWS])
+        rest = len(rows) - _SHOWN_ROWS
+        return f"{counts}:{first}" + (f"\n  … and {rest} more" if rest > 0 else "")
+
+
+def check(
+    candidates: Iterable[Candidate], rules: Rules, report: Report
+) -> Iterator[tuple[Candidate, records.Row]]:
+    """Yield the right rows in order, their images loaded, and enter the others in the report.
+
+    `report.finish` is called after the last row, so a caller that runs to the end has no wrong
+    rows beyond the limit.
+    """
+    seen: dict[str, records.Place] = {}
+
+    def work(candidate: Candidate) -> records.Row | tuple[str | None, records.RowError]:
+        return _check_one(candidate, rules)
+
+    for candidate, found in _ordered_map(work, candidates, rules.num_threads):
+        report.num_read += 1
+        if not isinstance(found, tuple):
+            first = seen.setdefault(found.id, candidate.place)
+            if first is candidate.place:
+                report.num_kept += 1
+                yield candidate, found
+                continue
+            found = found.id, records.RowError("duplicate_id", f"{first} has the same id")
+        report.drop(candidate.place, *found, rules)
+    report.finish(rules.max_bad_rows)
+
+
+def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: str) -> list[int]:
+    """Check what a stage asks of rows that were validated before; return the numbers of the right.
+
+    That is their length, and for prompts the teacher's texts and the ground truth.
+    """
+
+    def work(index: int) -> tuple[str, records.RowError | None]:
+        row = rows[index]
+        try:
+            if isinstance(row, records.PromptRow):
+                _check_needs(row, rules)
+            check_length(row, rules)
+        except records.RowError as error:
+            return row.id, error
+        return row.id, None
+
+    kept = []
+    for index, (row_id, error) in _ordered_map(work, range(len(rows)), rules.num_threads):
+        report.num_read += 1
+        if error is None:
+            report.num_kept += 1
+            kept.append(index)
+        else:
+            report.drop(records.Place(file=file, row=index + 1), row_id, error, rules)
+    report.finish(rules.max_bad_rows)
+    return kept
+
+
+def _ordered_map(function, items: Iterable, num_threads: int) -> Iterator[tuple[Any, Any]]:
+    """Yield (item, function(item)) in order; only a few items are in memory at a time."""
+    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+        waiting: collections.deque = collections.deque()
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) > 4 * num_threads:
+                item, future = waiting.popleft()
+                yield item, future.result()
+        for item, future in waiting:
+            yield item, future.result()
+
+
+def _check_one(
+    candidate: Candidate, rules: Rules
+) -> records.Row | tuple[str | None, records.RowError]:
+    """Return the row with its images, or its id (where it has one) and what is wrong."""
+    row_id = None
+    try:
+        if isinstance(candidate.fields, records.RowError):
+            raise candidate.fields
+        given = candidate.fields.get("id")
+        row_id = None if given is None else f"{given!s:.100}"
+        row = candidate.parse(candidate.fields, place=candidate.place)
+        row_id = row.id
+        check_row(row, rules)
+        row = load_images(row, candidate.image_root, rules)
+        check_length(row, rules)
+    except records.RowError as error:
+        return row_id, error
+    return row
+
+
+def check_row(row: records.Row, rules: Rules) -> None:
+    """Check roles, texts and marks of a row; images are not opened."""
+    if isinstance(row, records.SFTRow):
+        _check_turns(row.messages, last="assistant")
+        prompts = [message.content for message in row.messages if message.role == "user"]
+    elif isinstance(row, records.PromptRow):
+        _check_turns(row.prompt, last="user")
+        prompts = [message.content for message in row.prompt if message.role == "user"]
+        _check_needs(row, rules)
+    else:
+        prompts = [row.prompt]
+    if not "".join(prompts).replace(records.IMAGE_MARK, "").strip():
+        raise records.RowError("empty_prompt", "the prompt has no text")
+    texts = records.get_texts(row)
+    for text in texts:
+        special = _SPECIAL_TOKEN.search(text)
+        if special:
+            raise records.RowError("special_token", f"a text holds {special.group()}")
+    num_marks = sum(text.count(records.IMAGE_MARK) for text in prompts)
+    num_images = len(records.get_images(row))
+    if num_marks != num_images:
+        raise records.RowError(
+            "placeholders",
+            f"the prompt has {num_marks} {records.IMAGE_MARK}, but {num_images} images",
+        )
+    if sum(text.count(records.IMAGE_MARK) for text in texts) != num_marks:
+        raise records.RowError(
+            "placeholders", f"{records.IMAGE_MARK} stands outside the user's turns"
+        )
+
+
+def _check_turns(messages: tuple[records.Message, ...], *, last: str) -> None:
+    turns = messages[1:] if messages[0].role == "system" else messages
+    roles = [turn.role for turn in turns]
+    if last == "assistant" and "assistant" not in roles:
+        raise records.RowError("no_response", f"no assistant turn, roles: {', '.join(roles)}")
+    right = ["user", "assistant"] * len(roles)
+    if not roles or roles != right[: len(roles)] or roles[-1] != last:
+        raise records.RowError(
+            "role_order",
+            f"user and assistant must alternate, from user to {last}, after an optional system "
+            f"turn, got: {', '.join(message.role for message in messages)}",
+        )
+    for turn in turns:
+        if not turn.content.strip():
+            reason = "empty_answer" if turn.role == "assistant" else "empty_prompt"
+            raise records.RowError(reason, f"a turn of {turn.role} is empty")
+
+
+def _check_needs(row: records.PromptRow, rules: Rules) -> None:
+    if rules.need_teacher and row.teacher_caption is None:
+        raise records.RowError("missing_segment", "teacher_caption and teacher_cot are missing")
+    if rules.need_answer and row.ground_truth is None:
+        raise records.RowError("empty_answer", "no ground truth")
+
+
+def load_images(row: records.Row, root: str, rules: Rules) -> records.Row:
+    """Return the row with its images' bytes, sha256 and sizes; each is decoded to check it."""
+    loaded = []
+    for image in records.get_images(row):
+        data = read_bytes(image, root, rules)
+        name = image.path or "bytes of the row"
+        try:
+            width, height = images.open_image(data, name=name, limit_pixels=rules.limit_pixels).size
+        except errors.InputError as error:
+            raise records.RowError("bad_image", str(error)) from error
+        if max(width, height) > images.MAX_ASPECT_RATIO * min(width, height):
+            raise records.RowError(
+                "bad_image",
+                f"image {name}: aspect ratio must be <= {images.MAX_ASPECT_RATIO}, "
+                f"got {width} x {height} pixels",
+            )
+        loaded.append(
+            records.Image(
+                path=image.path,
+                data=data,
+                sha256=hashlib.sha256(data).hexdigest(),
+                width_pixels=width,
+                height_pixels=height,
+            )
+        )
+    return records.replace_images(row, tuple(loaded))
+
+
+def read_bytes(image: records.Image, root: str, rules: Rules) -> bytes:
+    """Return the encoded bytes of an image, from the row or from its file below `root`."""
+    if image.data is None:
+        return paths.read_image(root, image.path, limit_bytes=rules.limit_image_bytes)
+    if len(image.data) > rules.limit_image_bytes:
+        raise records.RowError(
+            "image_too_big", f"{len(image.data)} bytes, the limit is {rules.limit_image_bytes}"
+        )
+    return image.data
+
+
+def check_length(row: records.Row, rules: Rules) -> None:
+    """Count a validated row's tokens where the rules say how."""
+    if rules.count_tokens is None:
+        return
+    try:
+        num_tokens = rules.count_tokens(row)
+    except records.RowError:
+        raise
+    except errors.InputError as error:
+        raise records.RowError("unprocessable", str(error)) from error
+    if num_tokens > rules.max_tokens:
+        raise records.RowError("overlong", f"{num_tokens} tokens, the limit is {rules.max_tokens}")
+
+
+def require_batch(num_rows: int, batch_rows: int, *, name: str) -> None:
+    """Raise `InputError` when a data set has fewer rows than one batch."""
+    if batch_rows < 1:
+        raise errors.InputError(f"{name}: batch_rows must be >= 1, got {batch_rows}")
+    if num_rows < batch_rows:
+        raise errors.InputError(
+            f"{name}: a data set must have at least one batch of rows, "
+            f"got {num_rows} rows for batches of {batch_rows}"
+        )

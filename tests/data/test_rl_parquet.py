@@ -1,0 +1,137 @@
+"""RL rows: every way the published columns may be written gives the same typed row."""
+
+import json
+
+import pytest
+
+from prism_jax.data import records, rl_parquet
+from tests import data_files
+
+PLACE = records.Place(file="f.parquet", row=1)
+TURNS = [{"role": "system", "content": "S"}, {"role": "user", "content": "<image>Q"}]
+
+
+def parse(row):
+    return rl_parquet.parse(row, place=PLACE, source="s")
+
+
+def test_every_column_arrives():
+    row = parse(data_files.prompt_row(4))
+    assert row == records.PromptRow(
+        id="f.parquet:1",
+        source="s",
+        prompt=(
+            records.Message(role="system", content="Answer."),
+            records.Message(role="user", content="<image>\nWhat number 4?\n"),
+        ),
+        images=(records.Image(path=None, data=data_files.png(4)),),
+        teacher_response="response 4",
+        teacher_caption="caption 4",
+        teacher_cot="cot 4",
+        data_source="mm_gad",
+        ground_truth="4",
+        equivalent_answers=("4.0",),
+        extra_info={"index": 4, "split": "train"},
+    )
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        TURNS,
+        {"role": ["system", "user"], "content": ["S", "<image>Q"]},
+        [TURNS[0], {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Q"}]}],
+    ],
+)
+def test_turns_may_be_a_list_or_columns(prompt):
+    assert parse({"prompt": prompt}).prompt == (
+        records.Message(role="system", content="S"),
+        records.Message(role="user", content="<image>Q"),
+    )
+
+
+@pytest.mark.parametrize("prompt", ["Q", "<image>Q", {"role": "user", "content": "<image>Q"}])
+def test_a_string_or_one_turn_is_one_user_turn(prompt):
+    row = parse({"prompt": prompt, "image": "a.png"})
+    assert row.prompt == (records.Message(role="user", content="<image>Q"),)
+
+
+@pytest.mark.parametrize(
+    ("image", "path", "data"),
+    [
+        ({"bytes": b"x", "path": None}, None, b"x"),
+        ({"bytes": b"x", "path": "a.png"}, "a.png", b"x"),
+        ({"bytes": None, "path": "a.png"}, "a.png", None),
+        ({"path": "a.png"}, "a.png", None),
+        ({"image": "a.png"}, "a.png", None),
+        ({"image": {"bytes": b"x"}}, None, b"x"),
+        ({"image": b"x"}, None, b"x"),
+        (b"x", None, b"x"),
+        ("a.png", "a.png", None),
+    ],
+)
+@pytest.mark.parametrize("is_list", [True, False])
+def test_an_image_may_be_bytes_or_a_path_in_any_wrapping(image, path, data, is_list):
+    row = parse({"prompt": "Q", "images": [image] if is_list else image})
+    assert row.images == (records.Image(path=path, data=data),)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"reward_model": {"ground_truth": "5", "equivalent_answers": ["5.0", "__EMPTY__", ""]}},
+        {"reward_model": '{"ground_truth": "5", "equivalent_answers": ["5.0"]}'},
+        {"reward_model": {"ground_truth": "5"}, "equivalent_answers": ["5.0"], "answer": "no"},
+        {"ground_truth": "5", "equivalent_answers": ["5.0"]},
+        {"answer": "5", "equivalent_answers": ["5.0"], "reward_model": None},
+    ],
+)
+def test_the_answer_may_stand_in_the_reward_model_or_in_a_column(row):
+    found = parse({"prompt": "Q"} | row)
+    assert (found.ground_truth, found.equivalent_answers) == ("5", ("5.0",))
+
+
+def test_what_is_not_given_is_none():
+    row = parse({"question": "Q"})
+    assert (row.ground_truth, row.teacher_caption, row.data_source) == (None, None, None)
+    assert (row.images, row.equivalent_answers, row.extra_info) == ((), (), {})
+
+
+def test_extra_info_may_be_json_text():
+    info = {"index": 1, "tools": [None, 2.5]}
+    assert parse({"prompt": "Q", "extra_info": json.dumps(info)}).extra_info == info
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"prompt": None}, "empty_prompt"),
+        ({"prompt": []}, "empty_prompt"),
+        ({"prompt": "  "}, "empty_prompt"),
+        ({"prompt": 5}, "bad_type"),
+        ({"prompt": {"role": [], "content": []}}, "missing_field"),
+        ({"prompt": {"role": ["user"], "content": []}}, "bad_type"),
+        ({"prompt": {"text": "Q"}}, "missing_field"),
+        ({"prompt": [{"role": "human", "content": "Q"}]}, "bad_role"),
+        ({"videos": [{"video": "v.mp4"}]}, "unsupported"),
+        ({"teacher_cot": None}, "missing_segment"),
+        ({"teacher_caption": ""}, "missing_segment"),
+        ({"teacher_caption": 5}, "bad_type"),
+        ({"reward_model": {"ground_truth": ""}}, "empty_answer"),
+        ({"reward_model": {"ground_truth": 5}}, "bad_type"),
+        ({"reward_model": "not json"}, "bad_type"),
+        ({"reward_model": "[1]"}, "bad_type"),
+        ({"reward_model": {"ground_truth": "5", "equivalent_answers": "5.0"}}, "bad_type"),
+        ({"reward_model": {"ground_truth": "5", "equivalent_answers": [5.0]}}, "bad_type"),
+        ({"extra_info": {"x": b"bytes"}}, "bad_type"),
+        ({"extra_info": [1]}, "bad_type"),
+        ({"extra_info": {"x": "\ud800"}}, "not_utf8"),
+        ({"data_source": 7}, "bad_type"),
+        ({"images": [None]}, "bad_type"),
+        ({"images": [{"bytes": None, "path": None}]}, "bad_type"),
+    ],
+)
+def test_a_wrong_row_is_named(change, reason):
+    with pytest.raises(records.RowError) as caught:
+        parse(data_files.prompt_row(0, **change))
+    assert caught.value.reason == reason
