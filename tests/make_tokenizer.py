@@ -139,6 +139,8 @@ def write(
         "unk_token": None,
     }
     _write_json(folder / "tokenizer_config.json", config)
+    # Hugging Face's processor has the template from here, its tokenizer from the file above.
+    _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     shared = {
         "patch_size": 16,
         "temporal_patch_size": 2,

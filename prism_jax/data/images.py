@@ -48,7 +48,7 @@ class Video:
     the checkpoint's settings.
     """
 
-    frames: Sequence[Image.Image]  # RGB, all of one size
+    frames: Sequence[Image.Image]  # all of one size
     frames_per_second: float  # of `frames` as given
     is_sampled: bool = False
 
@@ -58,14 +58,13 @@ def open_image(
 ) -> Image.Image:
     """Open an image file or its bytes and return it upright, decoded, as RGB.
 
-    Orientation tags are applied. Transparent pixels are blended onto white. 16-bit grey keeps its
-    high byte, as Pillow does for 16-bit colour (Hugging Face saturates it: everything above 255
-    turns white). Of an animation the first frame is taken. `name` is used in messages.
+    Orientation tags are applied; `to_rgb` says how colours are converted. Of an animation the
+    first frame is taken. `name` is used in messages.
 
     Raises InputError when the source is no complete image of a usual format or has more than
     `limit_pixels` pixels; the size is read before anything is decoded.
 
-    Source: transformers image_transforms.py convert_to_rgb (5.23), image_utils.py load_image.
+    Source: transformers image_utils.py load_image.
     """
     if name is None:
         name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
@@ -91,7 +90,7 @@ def open_image(
                     f"image {name}: must have at most {limit_pixels} pixels, got {width} x {height}"
                 )
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), name)
+            return to_rgb(ImageOps.exif_transpose(image), name=name)
     except errors.InputError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -101,7 +100,15 @@ def open_image(
         raise errors.InputError(f"image {name}: cannot be decoded: {error}") from error
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, *, name: str = "image") -> Image.Image:
+    """Convert an image of any 8 or 16-bit mode to RGB.
+
+    Transparent pixels are blended onto white, as in transformers 5.23 (5.17 shows the colour that
+    hides under them). 16-bit grey keeps its high byte, as Pillow does for 16-bit colour
+    (Hugging Face's conversion turns everything above 255 white).
+
+    Source: transformers image_transforms.py convert_to_rgb.
+    """
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint16) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
@@ -113,7 +120,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def smart_resize(
@@ -165,7 +172,7 @@ def _grow(height: int, width: int, scale: float, factor: int) -> tuple[int, int]
 def image_patches(
     image: Image.Image, settings: image_settings.ImageSettings, *, name: str = "image"
 ) -> Patches:
-    """Resize an RGB image and cut it into patches of the model's size.
+    """Resize an image and cut it into patches of the model's size.
 
     The image stands `temporal_patch_size` times in each patch, as a still video would.
     """
@@ -261,12 +268,9 @@ def video_patches(
 
 def _resize(images: Sequence[Image.Image], height: int, width: int, name: str) -> np.ndarray:
     """Return uint8[F, height, width, 3]."""
-    modes = {image.mode for image in images}
-    if modes != {"RGB"}:
-        raise errors.InputError(f"{name}: must be in Pillow mode RGB, got {sorted(modes)}")
-    return np.stack(
-        [np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
-    )
+    size = (width, height)
+    frames = [to_rgb(image, name=name).resize(size, Image.Resampling.BICUBIC) for image in images]
+    return np.stack([np.asarray(frame) for frame in frames])
 
 
 def _patchify(frames: np.ndarray, settings: image_settings.ImageSettings) -> Patches:

@@ -1,0 +1,405 @@
+"""Opening, resizing and cutting images; transformers' Pillow-based processor is the reference."""
+
+import dataclasses
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
+
+from prism_jax import errors
+from prism_jax.data import image_settings, images
+from tests import make_tokenizer, processor_cases
+
+SETTINGS = image_settings.ImageSettings(
+    patch_size=16,
+    merge_size=2,
+    temporal_patch_size=2,
+    min_pixels=64 * 64,
+    max_pixels=128 * 128,
+    image_mean=(0.5, 0.4, 0.3),
+    image_std=(0.5, 0.25, 0.2),
+)
+VIDEO = image_settings.VideoSettings(
+    **{**dataclasses.asdict(SETTINGS), "max_pixels": 10 * 128 * 128},
+    frames_per_second=2,
+    min_frames=4,
+    max_frames=8,
+    max_frame_tokens=None,
+)
+
+
+def png(image: Image.Image, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def claimed_png(width: int, height: int) -> bytes:
+    """A PNG whose header claims a size and that has next to no data."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+# Opening
+
+
+def test_open_image_reads_a_file_and_its_bytes_alike(tmp_path):
+    array = processor_cases.noise(5, 7, 3)
+    path = tmp_path / "a.png"
+    path.write_bytes(png(Image.fromarray(array)))
+    for source in (path, str(path), path.read_bytes()):
+        opened = images.open_image(source)
+        assert opened.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(opened), array)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0garbage",
+        b"",
+    ],
+    ids=["html", "eps", "png signature", "jpeg signature", "empty"],
+)
+def test_open_image_refuses_what_is_no_image_and_names_the_file(content, tmp_path):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(errors.InputError, match=r"broken\.png"):
+        images.open_image(path)
+    with pytest.raises(errors.InputError, match="row 7"):
+        images.open_image(content, name="row 7")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_open_image_refuses_a_truncated_file(kind):
+    file = io.BytesIO()
+    Image.fromarray(processor_cases.noise(40, 40, 3)).save(file, kind)
+    with pytest.raises(errors.InputError, match="row 7: cannot be decoded"):
+        images.open_image(file.getvalue()[: file.tell() // 2], name="row 7")
+
+
+def test_open_image_refuses_a_missing_file_a_folder_and_a_nul_byte(tmp_path):
+    for path in (tmp_path / "none.png", tmp_path, f"{tmp_path}/a\0.png"):
+        with pytest.raises(errors.InputError, match="no such file"):
+            images.open_image(path)
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (100_000, 100_000)])
+def test_open_image_refuses_too_many_pixels_before_decoding(size, recwarn):
+    # Decoded, the data would be found truncated: another message.
+    with pytest.raises(errors.InputError, match=r"50000000 pixels|decompression bomb"):
+        images.open_image(claimed_png(*size))
+    assert not recwarn.list
+
+
+def test_open_image_accepts_exactly_the_limit():
+    data = png(Image.new("RGB", (6, 5)))
+    assert images.open_image(data, limit_pixels=30).size == (6, 5)
+    with pytest.raises(errors.InputError, match="at most 29 pixels, got 6 x 5"):
+        images.open_image(data, limit_pixels=29)
+
+
+def test_open_image_applies_the_orientation_tag():
+    image = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0]]], np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be shown turned by 90 degrees clockwise.
+    opened = np.asarray(images.open_image(png(image, exif=exif)))
+    np.testing.assert_array_equal(opened, [[[255, 0, 0]], [[0, 255, 0]]])
+
+
+def test_transparent_pixels_are_blended_onto_white():
+    rgba = np.array([[[255, 0, 0, 255], [9, 9, 9, 0], [0, 0, 0, 51]]], np.uint8)
+    expected = [[[255, 0, 0], [255, 255, 255], [204, 204, 204]]]
+    np.testing.assert_array_equal(np.asarray(images.to_rgb(Image.fromarray(rgba))), expected)
+    grey = np.array([[[100, 255], [9, 0], [0, 51]]], np.uint8)
+    expected = [[[100] * 3, [255] * 3, [204] * 3]]
+    np.testing.assert_array_equal(np.asarray(images.to_rgb(Image.fromarray(grey, "LA"))), expected)
+
+
+def test_a_palette_with_a_transparent_entry_is_blended_onto_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    opened = images.open_image(png(image, transparency=0))
+    np.testing.assert_array_equal(np.asarray(opened), [[[255, 255, 255], [40, 50, 60]]])
+
+
+def test_grey_of_16_bits_keeps_its_high_byte():
+    grey = np.array([[0, 255, 256, 0x1234, 65535]], np.uint16)
+    opened = np.asarray(images.open_image(png(Image.fromarray(grey))))
+    np.testing.assert_array_equal(opened[0, :, 0], [0, 0, 1, 0x12, 255])
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_other_modes_are_converted_by_pillow(mode):
+    image = Image.fromarray(processor_cases.noise(6, 5, 3)).convert("RGB")
+    image = image.convert(mode) if mode != "LAB" else Image.new("LAB", (5, 6), (90, 120, 130))
+    np.testing.assert_array_equal(
+        np.asarray(images.to_rgb(image)), np.asarray(image.convert("RGB"))
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_grey_without_a_known_range_is_refused(dtype):
+    with pytest.raises(errors.InputError, match="8 or 16 bits"):
+        images.to_rgb(Image.fromarray(np.zeros((2, 2), dtype)))
+
+
+# Resizing and cutting
+
+
+def test_smart_resize_equals_the_reference():
+    sizes = [1, 7, 15, 16, 17, 31, 48, 80, 100, 333, 1024, 1999]
+    limits = [(65536, 16777216), (4096, 16384), (1, 1024), (1024, 1024)]
+    compared = 0
+    for height in sizes:
+        for width in sizes:
+            if max(height, width) / min(height, width) > 200:
+                continue
+            for low, high in limits:
+                compared += 1
+                assert images.smart_resize(
+                    height, width, factor=32, min_pixels=low, max_pixels=high
+                ) == reference.smart_resize(height, width, 32, low, high)
+    assert compared > 400
+
+
+def test_smart_resize_by_hand():
+    limits = {"factor": 32, "min_pixels": 65536, "max_pixels": 16777216}
+    assert images.smart_resize(1, 1, **limits) == (256, 256)
+    assert images.smart_resize(480, 640, **limits) == (480, 640)
+    # 1.5 and 2.5 tokens both round to 2, and 64 * 1024 is just enough pixels.
+    assert images.smart_resize(48, 1024, **limits) == (64, 1024)
+    assert images.smart_resize(80, 1024, **limits) == (64, 1024)
+
+
+def test_smart_resize_refuses_an_aspect_ratio_above_200():
+    limits = {"factor": 32, "min_pixels": 1024, "max_pixels": 65536}
+    images.smart_resize(10, 2000, **limits)
+    with pytest.raises(
+        errors.InputError, match=r"image 2: aspect ratio must be <= 200, got 200\.1"
+    ):
+        images.smart_resize(2001, 10, name="image 2", **limits)
+
+
+@pytest.mark.parametrize("name", processor_cases.pictures())
+def test_patches_and_pixels_equal_the_reference_on_pillow(name):
+    picture = processor_cases.pictures()[name]
+    made = images.image_patches(picture, SETTINGS)
+    expected = transformers.Qwen2VLImageProcessorPil(
+        patch_size=16,
+        size={"shortest_edge": SETTINGS.min_pixels, "longest_edge": SETTINGS.max_pixels},
+        image_mean=list(SETTINGS.image_mean),
+        image_std=list(SETTINGS.image_std),
+    )(picture)
+    assert made.pixels.dtype == np.uint8
+    assert list(made.grid) == expected["image_grid_thw"][0].tolist()
+    normal = images.normalise(made.pixels, SETTINGS)
+    assert normal.dtype == np.float32
+    # One byte is 1 / 255 / 0.2 = 0.02 here.
+    np.testing.assert_allclose(normal, expected["pixel_values"], rtol=0, atol=1e-6)
+
+
+def test_normalise_by_hand():
+    # Channels first inside a patch: 4 values each.
+    settings = dataclasses.replace(SETTINGS, temporal_patch_size=1, patch_size=2)
+    pixels = np.array([[0, 255, 51, 0, 0, 255, 102, 0, 0, 255, 51, 0]], np.uint8)
+    expected = [[-1, 1, -0.6, -1, -1.6, 2.4, 0, -1.6, -1.5, 3.5, -0.5, -1.5]]
+    np.testing.assert_allclose(images.normalise(pixels, settings), expected, atol=1e-6)
+
+
+def test_image_patches_stand_in_merge_order():
+    # Every pixel of a 2 x 4 grid of patches tells its patch; two tokens of 2 x 2 patches.
+    settings = dataclasses.replace(SETTINGS, min_pixels=32 * 64)
+    patch = np.arange(8).reshape(2, 4).repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)
+    made = images.image_patches(Image.fromarray(patch), settings)
+    assert made.grid == (1, 2, 4)
+    np.testing.assert_array_equal(made.pixels[:, 0], [0, 1, 4, 5, 2, 3, 6, 7])
+    assert (made.pixels == made.pixels[:, :1]).all()
+
+
+# Videos
+
+
+def clip(num_frames, *, frames_per_second=2.0, is_sampled=True, size=(64, 64)):
+    frames = [Image.new("RGB", size, (i, i, i)) for i in range(num_frames)]
+    return images.Video(frames=frames, frames_per_second=frames_per_second, is_sampled=is_sampled)
+
+
+def test_an_odd_video_repeats_its_last_frame_and_averages_times():
+    made, seconds = images.video_patches(clip(5), VIDEO)
+    assert made.grid == (3, 4, 4)
+    # Inside a patch the frame changes slower than the row: [C, frame, row, column].
+    frames = made.pixels.reshape(3, 16, 3, 2, 256)
+    np.testing.assert_array_equal(frames[:, 0, 0, :, 0], [[0, 1], [2, 3], [4, 4]])
+    assert seconds == [0.25, 1.25, 2.0]
+
+
+def test_a_video_is_sampled_at_the_rate_of_the_settings():
+    # 13 frames at 5 a second last 2.6 s: 5 frames, 3 apart.
+    made, seconds = images.video_patches(clip(13, frames_per_second=5.0, is_sampled=False), VIDEO)
+    frames = made.pixels.reshape(3, 16, 3, 2, 256)[:, 0, 0, :, 0]
+    np.testing.assert_array_equal(frames, [[0, 3], [6, 9], [12, 12]])
+    np.testing.assert_allclose(seconds, [0.3, 1.5, 2.4])
+
+
+def test_sampling_keeps_the_limits_of_the_number_of_frames():
+    def sampled(num_frames):
+        return len(images.sample_frames(num_frames, frames_per_second=24.0, settings=VIDEO))
+
+    assert [sampled(n) for n in (3, 4, 24, 72, 1000)] == [3, 4, 4, 6, 8]
+
+
+def test_the_cap_of_a_frame_lowers_its_size():
+    capped = dataclasses.replace(VIDEO, max_frame_tokens=4, min_pixels=1024)
+    assert images.video_size(4, 128, 128, VIDEO) == (128, 128)
+    assert images.video_size(4, 128, 128, capped) == (64, 64)
+
+
+def test_videos_that_cannot_be_cut_are_refused():
+    mixed = clip(2)
+    mixed = dataclasses.replace(mixed, frames=[*mixed.frames, Image.new("RGB", (32, 32))])
+    for video, message in (
+        (clip(1), "at least 2 frames, got 1"),
+        (clip(0), "got 0 frames"),
+        (clip(4, frames_per_second=0.0), r"at 0\.0 a second"),
+        (mixed, "one size"),
+        (clip(4, size=(2, 2000)), "aspect ratio"),
+    ):
+        with pytest.raises(errors.InputError, match=f"video 3: .*{message}"):
+            images.video_patches(video, VIDEO, name="video 3")
+
+
+def test_video_size_by_hand():
+    settings = dataclasses.replace(VIDEO, min_pixels=4 * 64 * 64, max_pixels=4 * 128 * 128)
+    assert images.video_size(4, 96, 128, settings) == (96, 128)
+    # Twice the frames: sides smaller by sqrt(1.5), 78 and 104, cut to whole tokens.
+    assert images.video_size(8, 96, 128, settings) == (64, 96)
+    # Half the needed pixels: sides larger by 2, rounded up to whole tokens.
+    assert images.video_size(4, 32, 32, settings) == (64, 64)
+    # Three frames count as four for the bound, as three for the scale: sqrt(16384 / 3072) = 2.3.
+    assert images.video_size(3, 32, 32, settings) == (96, 96)
+    # A side below one token is first scaled up to one: 8 x 24 becomes 32 x 96.
+    assert images.video_size(4, 8, 24, settings) == (64, 128)
+
+
+# Settings
+
+
+def write(folder, name, value):
+    (folder / name).write_text(json.dumps(value))
+
+
+def test_settings_of_the_published_form(tmp_path):
+    make_tokenizer.write(tmp_path)
+    settings = image_settings.ImageSettings.from_folder(tmp_path)
+    assert settings == image_settings.ImageSettings(
+        patch_size=16,
+        merge_size=2,
+        temporal_patch_size=2,
+        min_pixels=65536,
+        max_pixels=16777216,
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+    )
+    video = image_settings.VideoSettings.from_folder(tmp_path)
+    assert (video.min_pixels, video.max_pixels) == (4096, 25165824)
+    assert (video.frames_per_second, video.min_frames, video.max_frames) == (2, 4, 768)
+    assert video.max_frame_tokens is None
+
+
+def published(tmp_path, name="preprocessor_config.json"):
+    make_tokenizer.write(tmp_path)
+    return json.loads((tmp_path / name).read_text())
+
+
+def test_settings_of_the_nested_and_of_the_older_form_are_the_same(tmp_path):
+    values = published(tmp_path)
+    expected = image_settings.ImageSettings.from_folder(tmp_path)
+    size = values.pop("size")
+    write(tmp_path, "preprocessor_config.json", {
+        **values, "min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]
+    })  # fmt: skip
+    assert image_settings.ImageSettings.from_folder(tmp_path) == expected
+    # What transformers 5 saves, which wins over the other file.
+    saved = transformers.Qwen2VLImageProcessorPil(**{
+        **values, "size": {**size, "shortest_edge": 1024}
+    }).to_dict()  # fmt: skip
+    write(tmp_path, "processor_config.json", {"image_processor": saved})
+    nested = image_settings.ImageSettings.from_folder(tmp_path)
+    assert nested == dataclasses.replace(expected, min_pixels=1024)
+
+
+def test_null_settings_mean_the_values_of_the_class(tmp_path):
+    values = published(tmp_path)
+    expected = image_settings.ImageSettings.from_folder(tmp_path)
+    nulls = ("do_center_crop", "do_pad", "crop_size", "min_pixels", "resample", "do_resize")
+    write(tmp_path, "preprocessor_config.json", values | dict.fromkeys(nulls))
+    assert image_settings.ImageSettings.from_folder(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"do_resize": False}, "do_resize must be true, got False"),
+        ({"resample": 2}, "resample must be 3, got 2"),
+        ({"do_center_crop": True}, "do_center_crop must be false, got True"),
+        ({"rescale_factor": 1.0}, "rescale_factor must be 1/255, got 1.0"),
+        ({"size": {"height": 224, "width": 224}}, "size must hold shortest_edge"),
+        (
+            {"size": {"shortest_edge": 9, "longest_edge": 4}},
+            "shortest_edge must be <= longest_edge",
+        ),
+        ({"size": None}, "shortest_edge must be a positive whole number, got None"),
+        ({"patch_size": 0}, "patch_size must be a positive whole number, got 0"),
+        ({"image_std": [0.5, 0.5, 0]}, "image_std must be three positive numbers"),
+        ({"image_mean": 0.5}, "image_mean must be three numbers"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type must be"),
+        ({"sharpen": 2}, "setting sharpen = 2 is not implemented"),
+    ],
+)
+def test_settings_that_are_not_implemented_are_refused(change, message, tmp_path):
+    values = published(tmp_path)
+    write(tmp_path, "preprocessor_config.json", values | change)
+    with pytest.raises(errors.InputError, match=f"preprocessor_config.json: .*{message}"):
+        image_settings.ImageSettings.from_folder(tmp_path)
+
+
+def test_settings_of_videos_are_read_and_checked(tmp_path):
+    name = "video_preprocessor_config.json"
+    values = published(tmp_path, name)
+    write(tmp_path, name, values | {"fps": 1.5, "max_frames": 9, "cap_pixels_per_frame": True})
+    settings = image_settings.VideoSettings.from_folder(tmp_path)
+    assert (settings.frames_per_second, settings.max_frames) == (1.5, 9)
+    assert settings.max_frame_tokens == 768
+    for change in ({"do_sample_frames": False}, {"num_frames": 8}, {"fps": "2"}):
+        write(tmp_path, name, values | change)
+        with pytest.raises(errors.InputError, match=next(iter(change))):
+            image_settings.VideoSettings.from_folder(tmp_path)
+
+
+def test_missing_and_broken_files_of_settings_are_named(tmp_path):
+    with pytest.raises(errors.InputError, match=r"no processor_config\.json .* or preprocessor"):
+        image_settings.ImageSettings.from_folder(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(errors.InputError, match=r"preprocessor_config\.json: must be a readable"):
+        image_settings.ImageSettings.from_folder(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text("[]")
+    with pytest.raises(errors.InputError, match="must hold a JSON object, got list"):
+        image_settings.ImageSettings.from_folder(tmp_path)
