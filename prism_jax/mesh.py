@@ -1,0 +1,132 @@
+"""Meshes from configuration, and where every parameter and batch lies on them."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from models import sharding
+from prism_jax import errors
+
+AXES = ("data", "fsdp", "tensor", "expert")
+
+# The usual rules: rows over data and fsdp, weights over fsdp and tensor, experts over expert.
+DEFAULT_RULES: dict[str, sharding.MeshAxes] = {
+    "layers": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "experts": "expert",
+    "router": None,
+    "norm": None,
+    "patch": None,
+    "vision_embed": "fsdp",
+    "vision_heads": "tensor",
+    "vision_mlp": "tensor",
+    "vision_positions": None,
+    "score": None,
+    "batch": ("data", "fsdp"),
+    "images": ("data", "fsdp"),
+    "act_length": None,
+    "act_embed": None,
+    "act_heads": "tensor",
+    "act_kv_heads": "tensor",
+    "act_mlp": "tensor",
+    "act_experts": "expert",
+    "act_vocab": "tensor",
+}
+
+
+def _names(axes: sharding.MeshAxes | Sequence[str]) -> tuple[str, ...]:
+    """Return the mesh axes of one entry of the rules."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
+def rules(pairs: Mapping[str, sharding.MeshAxes | Sequence[str]]) -> sharding.Rules:
+    """Make sharding rules from a configuration; lists become tuples."""
+    fixed = []
+    for name, axes in pairs.items():
+        value = tuple(axes) if isinstance(axes, list | tuple) else axes
+        unknown = [
+            a for a in ((value,) if isinstance(value, str) else value or ()) if a not in AXES
+        ]
+        if unknown:
+            raise errors.InputError(
+                f"mesh.rules.{name} = {axes}: no mesh axis {unknown}, of {AXES}"
+            )
+        fixed.append((name, value))
+    return sharding.Rules(tuple(fixed))
+
+
+def axis_sizes(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
+    """Return the size of every axis; one axis may be -1, "all that is left".
+
+    Raises InputError when the sizes do not multiply to the number of devices.
+    """
+    if set(sizes) != set(AXES):
+        raise errors.InputError(f"mesh.axes must name exactly {AXES}, got {sorted(sizes)}")
+    free = [name for name in AXES if sizes[name] == -1]
+    known = math.prod(sizes[name] for name in AXES if name not in free)
+    if len(free) > 1 or known < 1 or num_devices % known or (not free and known != num_devices):
+        raise errors.InputError(
+            f"mesh.axes = {dict(sizes)} does not fit {num_devices} devices; at most one may be -1"
+        )
+    return {name: num_devices // known if name in free else sizes[name] for name in AXES}
+
+
+def make(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Build the mesh over all devices (or `devices`); several TPU slices lie along `data`.
+
+    Raises InputError when the sizes do not fit the devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = axis_sizes(sizes, len(devices))
+    shape = [sizes[name] for name in AXES]
+    slices = {d.slice_index for d in devices} if devices[0].platform == "tpu" else {0}
+    if len(slices) > 1:
+        if shape[0] % len(slices):
+            raise errors.InputError(
+                f"mesh.axes.data = {shape[0]} must divide by {len(slices)} slices"
+            )
+        inner = [shape[0] // len(slices), *shape[1:]]
+        grid = mesh_utils.create_hybrid_device_mesh(inner, [len(slices), 1, 1, 1], devices=devices)
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices=devices)
+    else:
+        grid = np.array(devices).reshape(shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def param_shardings(state: nnx.State, mesh: Mesh, rules: sharding.Rules) -> nnx.State:
+    """Return the state with the sharding of each parameter in place of its value.
+
+    Raises InputError naming every parameter that its mesh axes do not divide.
+    """
+    wrong = []
+
+    def one(path: tuple, param: nnx.Variable) -> nnx.Variable:
+        spec = sharding.spec(rules, *param.get_metadata("axes"))
+        for size, axes in zip(param.shape, spec, strict=True):
+            parts = math.prod(
+                mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())
+            )
+            if size % parts:
+                wrong.append(
+                    f"{jax.tree_util.keystr(path)} {param.shape}: {size} over {axes} = {parts}"
+                )
+        return param.replace(NamedSharding(mesh, spec))
+
+    found = jax.tree_util.tree_map_with_path(
+        one, state, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    )
+    if wrong:
+        raise errors.InputError(
+            f"mesh does not divide {len(wrong)} parameters: {'; '.join(wrong[:5])}"
+        )
+    return found

@@ -1,0 +1,123 @@
+"""Each implementation of attention on the same cases, forward and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import attention, inputs, sharding
+
+# rows of 256 places: lengths of the segments; query heads, kv heads, head size; causal.
+_CASES = {
+    "text_grouped_queries": ([[100, 28, 90], [256]], (4, 2, 32), True),
+    "text_one_kv_head": ([[1, 254], [7, 8, 9]], (4, 1, 16), True),
+    "vision_head_64": ([[64, 128, 16], [200]], (2, 2, 64), False),
+    "vision_head_72": ([[36, 220], [4, 4, 4]], (2, 2, 72), False),
+}
+
+
+def _reference(q, k, v, ids, *, causal):
+    """Attend in float64, one query at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    group = q.shape[2] // k.shape[2]
+    for b in range(q.shape[0]):
+        for n in range(q.shape[2]):
+            for t in range(q.shape[1]):
+                seen = ids[b] == ids[b, t]
+                if causal:
+                    seen &= np.arange(len(seen)) <= t
+                logits = k[b, seen, n // group] @ q[b, t, n] / np.sqrt(q.shape[-1])
+                weights = np.exp(logits - logits.max())
+                out[b, t, n] = weights / weights.sum() @ v[b, seen, n // group]
+    return out
+
+
+def _arrays(name: str):
+    rows, (n, k, h), causal = _CASES[name]
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(2, 256, heads, h) for heads in (n, k, k, n)]
+    arrays = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    segments = inputs.pack_segments(rows, row_length=256, max_segments=4)
+    segments = jax.tree.map(jnp.asarray, segments)
+    return arrays[:3], arrays[3], segments, causal
+
+
+def _xla(q, k, v, segments, causal):
+    return attention.attend(
+        q,
+        k,
+        v,
+        segments,
+        causal=causal,
+        implementation="xla",
+        rules=sharding.REPLICATED,
+        row_axis="batch",
+    )
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_xla_equals_attention_written_out(name):
+    (q, k, v), _, segments, causal = _arrays(name)
+    expected = _reference(q, k, v, segments.ids, causal=causal)
+    np.testing.assert_allclose(_xla(q, k, v, segments, causal), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_splash_equals_xla_with_gradients(name):
+    qkv, cotangent, segments, causal = _arrays(name)
+
+    def gradients(run):
+        out, back = jax.vjp(run, *qkv)
+        return out, *back(cotangent)
+
+    expected = gradients(lambda *a: _xla(*a, segments, causal))
+    found = gradients(lambda *a: attention.splash(*a, segments, causal=causal, interpret=True))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_blocks_of_queries_equal_one_block(monkeypatch):
+    (q, k, v), _, segments, causal = _arrays("text_grouped_queries")
+    whole = _xla(q, k, v, segments, causal)
+    monkeypatch.setattr(attention, "_BLOCK", 64)
+    np.testing.assert_allclose(_xla(q, k, v, segments, causal), whole, atol=1e-6)
+
+
+def test_decoding_reads_only_the_places_in_use():
+    (q, k, v), _, _, _ = _arrays("text_grouped_queries")
+    lengths = jnp.array([3, 250])
+    found = attention.attend_decode(q[:, :1], k, v, lengths, implementation="xla")
+    for row, length in enumerate([3, 250]):
+        ids = np.zeros((1, 256), int)
+        ids[0, :length] = 1
+        one = [x[row : row + 1] for x in (q, k, v)]
+        rolled = np.roll(np.asarray(one[0]), length - 1, 1)  # the first query at the last place
+        expected = _reference(rolled, one[1], one[2], ids, causal=True)[:, length - 1]
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+
+
+def test_combinations_that_are_not_supported_raise():
+    (q, k, v), _, segments, _ = _arrays("text_grouped_queries")
+
+    def attend(implementation, dtype=jnp.float32, length=256):
+        part = [x[:, :length].astype(dtype) for x in (q, k, v)]
+        return attention.attend(
+            *part,
+            inputs.pack_segments([[4], [5]], row_length=length, max_segments=4),
+            causal=True,
+            implementation=implementation,
+            rules=sharding.REPLICATED,
+            row_axis="batch",
+        )
+
+    with pytest.raises(NotImplementedError, match="bfloat16"):
+        attend("cudnn")
+    with pytest.raises(NotImplementedError, match="multiple of 128"):
+        attend("splash", length=100)
+    if jax.__version_info__ < (0, 11):
+        with pytest.raises(NotImplementedError, match=r"JAX 0\.11"):
+            attend("cudnn", jnp.bfloat16)
+    with pytest.raises(NotImplementedError, match="cannot decode"):
+        attention.attend_decode(q[:, :1], k, v, jnp.array([3, 4]), implementation="splash")
+    assert segments.ids.shape == (2, 256)
