@@ -81,7 +81,7 @@ class ImageSettings:
         )
         # The older files hold the two limits by themselves, and where both forms stand the two
         # limits win, as in transformers.
-        size = dict(values.get("size") or {})
+        size = _size(values, place)
         for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if values.get(old) is not None:
                 size[new] = values[old]
@@ -122,7 +122,7 @@ class VideoSettings(ImageSettings):
         cap = _number(values, "max_video_tokens", place, default=768)
         return cls(
             **_geometry(values, place),
-            **_limits(dict(values.get("size") or {}), place),
+            **_limits(_size(values, place), place),
             **_colour(values, place),
             frames_per_second=_number(values, "fps", place, default=2, whole=False),
             min_frames=_number(values, "min_frames", place, default=4),
@@ -201,6 +201,13 @@ def _geometry(values: Mapping[str, Any], place: str) -> dict[str, int]:
     return {key: _number(values, key, place) for key in sorted(_GEOMETRY)}
 
 
+def _size(values: Mapping[str, Any], place: str) -> dict[str, Any]:
+    size = values.get("size")
+    if size is not None and not isinstance(size, dict):
+        raise errors.InputError(f"{place}: size must be a JSON object, got {size!r}")
+    return dict(size or {})
+
+
 def _limits(size: Mapping[str, Any], place: str) -> dict[str, int]:
     extra = [key for key in size if key not in ("shortest_edge", "longest_edge")]
     if any(size[key] is not None for key in extra):
@@ -218,7 +225,8 @@ def _limits(size: Mapping[str, Any], place: str) -> dict[str, int]:
 
 def _colour(values: Mapping[str, Any], place: str) -> dict[str, tuple[float, ...]]:
     scale = values.get("rescale_factor")
-    if scale is not None and not math.isclose(scale, 1 / 255, rel_tol=1e-6):
+    is_number = isinstance(scale, (int, float))
+    if scale is not None and not (is_number and math.isclose(scale, 1 / 255, rel_tol=1e-6)):
         raise errors.InputError(f"{place}: rescale_factor must be 1/255, got {scale!r}")
     colour = {}
     for key in ("image_mean", "image_std"):

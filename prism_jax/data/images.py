@@ -187,7 +187,9 @@ def image_patches(
     return _patchify(_resize([image], height, width, name), settings)
 
 
-def sample_frames(num_frames: int, *, frames_per_second: float, settings) -> np.ndarray:
+def sample_frames(
+    num_frames: int, *, frames_per_second: float, settings: image_settings.VideoSettings
+) -> np.ndarray:
     """Return the indices of the frames to use, int64, evenly spread from first to last.
 
     Source: transformers models/qwen3_vl/video_processing_qwen3_vl.py sample_frames.

@@ -63,12 +63,21 @@ class Processor:
             raise errors.InputError(f"{folder}: no such folder")
         config = image_settings.read_json(folder / "config.json")
         tokenizer = _load_tokenizer(folder)
-        has_video = image_settings.has_video(folder)
+        for_images = image_settings.ImageSettings.from_folder(folder)
+        for_videos = None
+        if image_settings.has_video(folder):
+            for_videos = image_settings.VideoSettings.from_folder(folder)
+            for key in ("patch_size", "merge_size", "temporal_patch_size"):
+                pair = [dataclasses.asdict(settings)[key] for settings in (for_images, for_videos)]
+                if pair[0] != pair[1]:
+                    raise errors.InputError(
+                        f"{folder}: {key} must be the same for images and videos, got {pair}"
+                    )
         return cls(
             tokenizer=tokenizer,
             template=chat.load_template(folder),
-            image_settings=image_settings.ImageSettings.from_folder(folder),
-            video_settings=image_settings.VideoSettings.from_folder(folder) if has_video else None,
+            image_settings=for_images,
+            video_settings=for_videos,
             ids=_special_ids(folder, config, tokenizer),
         )
 
@@ -111,32 +120,25 @@ class Processor:
         given = {"image": iter(images), "video": iter(videos)}
         for index, kind in enumerate(media):
             name = f"{kind} {media[: index + 1].count(kind)}"
-            cut, pieces[2 * index + 1] = self._cut(kind, next(given[kind]), name)
-            steps = cut.grid[0] if kind == "video" else 1
-            repeats += [
-                cut.grid[1] * cut.grid[2] // self._settings(kind, name).merge_size ** 2
-            ] * steps
+            cut, pieces[2 * index + 1], steps = self._cut(kind, next(given[kind]), name)
             patches.append(cut)
+            # The merger makes one token of merge_size**2 patches; images and videos share it.
+            repeats += [len(cut.pixels) // self.image_settings.merge_size**2 // steps] * steps
         tokens = np.asarray(self.tokenizer("".join(pieces))["input_ids"], np.int32)
         return self._assemble(tokens, repeats, patches, media)
 
-    def _settings(self, kind: str, name: str) -> image_settings.ImageSettings:
-        if kind == "image":
-            return self.image_settings
-        if self.video_settings is None:
-            raise errors.InputError(f"{name}: the checkpoint's folder has no settings for videos")
-        return self.video_settings
-
     def _cut(
         self, kind: str, given: Image.Image | vision.Video, name: str
-    ) -> tuple[vision.Patches, str]:
-        """Return the patches and the text for their placeholder, each placeholder token once."""
-        settings = self._settings(kind, name)
+    ) -> tuple[vision.Patches, str, int]:
+        """Return the patches, the text in place of the placeholder, and its placeholder tokens."""
         if kind == "image":
-            return vision.image_patches(given, settings, name=name), chat.IMAGE_TOKEN
-        cut, seconds = vision.video_patches(given, settings, name=name)
+            cut = vision.image_patches(given, self.image_settings, name=name)
+            return cut, chat.IMAGE_TOKEN, 1
+        if self.video_settings is None:
+            raise errors.InputError(f"{name}: the checkpoint's folder has no settings for videos")
+        cut, seconds = vision.video_patches(given, self.video_settings, name=name)
         frame = chat.VISION_START_TOKEN + chat.VIDEO_TOKEN + chat.VISION_END_TOKEN
-        return cut, "".join(f"<{time:.1f} seconds>{frame}" for time in seconds)
+        return cut, "".join(f"<{time:.1f} seconds>{frame}" for time in seconds), len(seconds)
 
     def _assemble(
         self,

@@ -279,6 +279,15 @@ def test_a_missing_or_broken_file_is_named(name, is_broken, folder, tmp_path):
         processor.Processor.from_folder(tmp_path)
 
 
+def test_other_patches_for_videos_than_for_images_are_refused(folder, tmp_path):
+    def change(value):
+        value["merge_size"] = 1
+
+    copy_folder(folder, tmp_path, "video_preprocessor_config.json", change)
+    with pytest.raises(errors.InputError, match=r"merge_size must be the same .* got \[2, 1\]"):
+        processor.Processor.from_folder(tmp_path)
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(errors.InputError, match="no such folder"):
         processor.Processor.from_folder(tmp_path / "Qwen" / "Qwen3-VL-4B-Instruct")
