@@ -1,0 +1,106 @@
+"""Distance of the policy from a reference policy: estimators, the loss and the reward penalty."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from prism_jax import metrics
+from prism_jax.losses import reduce
+
+Estimator = Literal["k1", "k2", "k3", "abs"]
+
+
+def estimate(
+    logprobs: Float[Array, "*T"], reference_logprobs: Float[Array, "*T"], *, estimator: Estimator
+) -> Float[Array, "*T"]:
+    """Estimate KL(policy ‖ reference) per token from the log-probs of tokens of the policy.
+
+    With d = logprobs − reference_logprobs:
+
+    k1   d                         unbiased; its gradient has expectation 0
+    k2   d² / 2                    biased; its gradient is the unbiased one
+    k3   exp(−d) + d − 1           unbiased, never negative; d is clamped to ±20 and the value to
+                                   ±10, where the gradient is 0
+    abs  |d|
+    Source: PRISM verl/verl/trainer/ppo/core_algos.py:1639.
+    """
+    difference = logprobs - reference_logprobs
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return 0.5 * jnp.square(difference)
+    if estimator == "k3":
+        reverse = jnp.clip(-difference, -20.0, 20.0)
+        return jnp.clip(jnp.exp(reverse) - reverse - 1.0, -10.0, 10.0)
+    if estimator == "abs":
+        return jnp.abs(difference)
+    raise ValueError(f"estimator must be one of {Estimator.__args__}, got {estimator!r}")
+
+
+def loss(
+    logprobs: Float[Array, "B T"],
+    reference_logprobs: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    estimator: Estimator,
+    aggregation: reduce.Aggregation,
+    norm_tokens: int | None,
+) -> tuple[reduce.Sum, metrics.Metrics]:
+    """Return the KL term of a policy's objective, to be added with its coefficient."""
+    values = estimate(
+        jnp.where(mask, logprobs, 0.0),
+        jnp.where(mask, reference_logprobs, 0.0),
+        estimator=estimator,
+    )
+    term = reduce.aggregate(values, mask, aggregation=aggregation, norm_tokens=norm_tokens)
+    return term, {"policy/reference_kl": metrics.Mean.of(values, mask)}
+
+
+def penalised_rewards(
+    rewards: Float[Array, "B"],
+    old_logprobs: Float[Array, "B T"],
+    reference_logprobs: Float[Array, "B T"],
+    mask: Bool[Array, "B T"],
+    *,
+    coefficient: Float[Array, ""] | float,
+    estimator: Estimator,
+) -> tuple[Float[Array, "B T"], Float[Array, ""], metrics.Metrics]:
+    """Return token rewards with the KL penalty taken off, and the mean KL that `adapt` reads.
+
+    The token reward is −coefficient · kl[b, t], plus rewards[b] at the row's last kept token:
+    their sum over T is the penalised reward of the response. The mean KL is the mean over rows
+    of the mean over a row's kept tokens; rows without a kept token are not counted.
+    Source: PRISM verl/verl/trainer/ppo/ray_trainer.py apply_kl_penalty.
+    """
+    kl = estimate(
+        jnp.where(mask, old_logprobs, 0.0),
+        jnp.where(mask, reference_logprobs, 0.0),
+        estimator=estimator,
+    )
+    kl = jnp.where(mask, kl, 0.0)
+    positions = jnp.arange(mask.shape[1])
+    last = jnp.where(mask, positions, -1).max(-1)
+    is_last = positions == last[:, None]
+    token_rewards = jnp.where(is_last, rewards[:, None], 0.0) - coefficient * kl
+    mean_kl = reduce.aggregate(kl, mask, aggregation="seq-mean-token-mean", norm_tokens=None)
+    told = {"reward/reference_kl": metrics.Mean(total=mean_kl.total, weight=mean_kl.weight)}
+    return token_rewards, mean_kl.value, told
+
+
+def adapt(
+    coefficient: Float[Array, ""] | float,
+    mean_kl: Float[Array, ""] | float,
+    *,
+    num_rows: int,
+    target: float,
+    horizon: float,
+) -> Float[Array, ""]:
+    """Return the next coefficient, pulled so that the mean KL comes to `target`.
+
+    coefficient · (1 + clip(mean_kl / target − 1, −0.2, 0.2) · num_rows / horizon). A fixed
+    coefficient is one that is never passed through here. `horizon` is in responses.
+    Source: arXiv 1909.08593 §2.2; PRISM verl/verl/trainer/ppo/core_algos.py:152.
+    """
+    error = jnp.clip(mean_kl / target - 1.0, -0.2, 0.2)
+    return jnp.asarray(coefficient * (1.0 + error * num_rows / horizon), jnp.float32)

@@ -1,0 +1,194 @@
+"""Discriminator loss: Bradley-Terry on pairs of a teacher's and a student's segment.
+
+Segments are named by the caller: "caption" and "cot" for the method, "response" for GAD (the whole
+response), all three for both. Each is a term of its own, and `regulariser` is one more, to be
+added with its coefficient (the released score_reg is 1e-3, each segment's is 1).
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from prism_jax import metrics
+from prism_jax.losses import reduce
+
+Normalisation = Literal["global", "microbatch"]
+AllInvalid = Literal["none", "released"]
+REGULARISER = "regulariser"
+# Factor of the released loss of a batch without any valid pair.
+_FALLBACK_COEFFICIENT = 0.01
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One segment's scores over P pairs."""
+
+    teacher: Any  # float32[P]  score of the teacher's segment
+    student: Any  # float32[P]  score of the student's segment
+    is_pair: Any  # bool[P]     the pair counts: a real row whose format is valid
+    teacher_tokens: Any  # int32[P] or None  length, for the length correction
+    student_tokens: Any  # int32[P] or None
+
+
+def correct_length(scores: Float[Array, "P"], num_tokens: Any, *, beta: float) -> Float[Array, "P"]:
+    """Return scores − beta · log(1 + max(num_tokens, 1)).
+
+    Source: PRISM verl/verl/workers/critic/dp_critic.py:145.
+    """
+    return scores - beta * jnp.log1p(jnp.maximum(num_tokens.astype(jnp.float32), 1.0))
+
+
+def weights(
+    is_pair: dict[str, Bool[Array, "*P"]],
+    row_mask: Bool[Array, "*P"],
+    *,
+    normalisation: Normalisation,
+    all_invalid: AllInvalid,
+) -> dict[str, Float[Array, ""]]:
+    """Return the whole batch's weight of each term of `loss`, from its masks alone.
+
+    Segment: its number of pairs; the number of rows with "microbatch" normalisation, or when
+    there is no pair and the released fallback stands in. Regulariser: the number of rows.
+    """
+    rows = row_mask.sum(dtype=jnp.float32)
+    found = {REGULARISER: rows}
+    for name, pairs in is_pair.items():
+        count = pairs.sum(dtype=jnp.float32)
+        whole = count if all_invalid == "released" else None
+        found[name] = _weight(count, rows, whole, normalisation)
+    return found
+
+
+def loss(
+    segments: dict[str, Segment],
+    row_mask: Bool[Array, "P"],
+    *,
+    score_clip: float | None,
+    length_beta: dict[str, float] | None,
+    normalisation: Normalisation,
+    all_invalid: AllInvalid,
+    batch_pairs: dict[str, Float[Array, ""]] | None,
+) -> tuple[dict[str, reduce.Sum], metrics.Metrics]:
+    """Return a term for each segment and `regulariser`, and metrics.
+
+    With T and S the scores of teacher and student after the length correction (when `length_beta`
+    gives the segment one) and then the clip to ±score_clip (its gradient is 0 outside):
+
+        segment       Σ −log σ(T − S) over its pairs / their number
+        regulariser   Σ over rows of the mean of T², S² over segments / rows, pairs or not
+
+    Args:
+      segments: by name; every array has one entry a row.
+      row_mask: True for real rows, False for padding.
+      score_clip: None is off.
+      length_beta: coefficient of `correct_length` by segment; None, or a missing name, is off.
+      normalisation: "global" divides by the pairs of the whole batch. "microbatch", as released,
+        averages over the pairs of each microbatch and then over rows, so that the step depends
+        on how the batch was split.
+      all_invalid: what a segment without a pair in the whole batch gives: "none", nothing;
+        "released", 0.01 · −log σ(mean of T over the microbatch's rows), which drives the
+        teacher's scores up.
+      batch_pairs: the whole batch's number of pairs by segment; needed for "released" alone.
+
+    Source: PRISM verl/verl/workers/critic/dp_critic.py:949-990; GAD core_algos.py:1595.
+    """
+    _check(segments, length_beta, all_invalid, batch_pairs)
+    rows = row_mask.sum(dtype=jnp.float32)
+    terms, told, squares = {}, {}, jnp.zeros(row_mask.shape, jnp.float32)
+    for name, segment in segments.items():
+        beta = None if length_beta is None else length_beta.get(name)
+        teacher, student = _ready(segment, beta, score_clip)
+        squares += (jnp.square(teacher) + jnp.square(student)) / (2 * len(segments))
+        whole = None if batch_pairs is None else batch_pairs[name]
+        terms[name] = _term(teacher, student, segment.is_pair, row_mask, whole, normalisation)
+        told |= _measure(name, segment, teacher, student, row_mask, score_clip)
+    total = jnp.where(row_mask, squares, 0.0).sum()
+    terms[REGULARISER] = reduce.Sum(total=total, weight=rows)
+    return terms, jax.lax.stop_gradient(told)
+
+
+def _check(
+    segments: dict[str, Segment],
+    length_beta: dict[str, float] | None,
+    all_invalid: AllInvalid,
+    batch_pairs: dict[str, Array] | None,
+) -> None:
+    if all_invalid not in AllInvalid.__args__:
+        raise ValueError(f"all_invalid must be one of {AllInvalid.__args__}, got {all_invalid!r}")
+    if (all_invalid == "released") != (batch_pairs is not None):
+        raise ValueError(
+            "batch_pairs must be given for all_invalid=released and be None otherwise, got "
+            f"{batch_pairs} with {all_invalid}"
+        )
+    unknown = sorted(set(length_beta or {}) - set(segments))
+    if unknown:
+        raise ValueError(f"length_beta names {unknown}, the segments are {sorted(segments)}")
+
+
+def _ready(segment: Segment, beta: float | None, score_clip: float | None) -> tuple[Array, Array]:
+    """Return teacher and student scores, corrected for length and clipped."""
+    teacher, student = segment.teacher, segment.student
+    if beta is not None:
+        teacher = correct_length(teacher, segment.teacher_tokens, beta=beta)
+        student = correct_length(student, segment.student_tokens, beta=beta)
+    if score_clip is not None:
+        teacher = jnp.clip(teacher, -score_clip, score_clip)
+        student = jnp.clip(student, -score_clip, score_clip)
+    return teacher, student
+
+
+def _weight(
+    pairs: Array, rows: Array, whole_pairs: Array | None, normalisation: Normalisation
+) -> Array:
+    """Return the weight of a segment with so many pairs among so many rows."""
+    if normalisation == "microbatch":
+        return rows
+    if normalisation != "global":
+        raise ValueError(f"normalisation must be global or microbatch, got {normalisation!r}")
+    return pairs if whole_pairs is None else jnp.where(whole_pairs > 0, pairs, rows)
+
+
+def _term(
+    teacher: Array,
+    student: Array,
+    is_pair: Array,
+    row_mask: Array,
+    whole_pairs: Array | None,
+    normalisation: Normalisation,
+) -> reduce.Sum:
+    rows, pairs = row_mask.sum(dtype=jnp.float32), is_pair.sum(dtype=jnp.float32)
+    total = jnp.where(is_pair, -jax.nn.log_sigmoid(teacher - student), 0.0).sum()
+    if normalisation == "microbatch":
+        total = total / jnp.maximum(pairs, 1.0) * rows
+    if whole_pairs is not None:
+        mean = jnp.where(row_mask, teacher, 0.0).sum() / jnp.maximum(rows, 1.0)
+        fallback = _FALLBACK_COEFFICIENT * -jax.nn.log_sigmoid(mean) * rows
+        total = jnp.where(whole_pairs > 0, total, fallback)
+    return reduce.Sum(total=total, weight=_weight(pairs, rows, whole_pairs, normalisation))
+
+
+def _measure(
+    name: str,
+    segment: Segment,
+    teacher: Array,
+    student: Array,
+    row_mask: Array,
+    score_clip: float | None,
+) -> metrics.Metrics:
+    """Return metrics over pairs, from the scores as the loss sees them; absent without a pair."""
+    is_pair = segment.is_pair
+    told = {
+        f"discriminator/{name}_pair_accuracy": metrics.Mean.of(teacher > student, is_pair),
+        f"discriminator/{name}_teacher_score": metrics.Mean.of(teacher, is_pair),
+        f"discriminator/{name}_student_score": metrics.Mean.of(student, is_pair),
+        f"discriminator/{name}_gap": metrics.Mean.of(teacher - student, is_pair),
+        f"discriminator/{name}_valid_fraction": metrics.Mean.of(is_pair, row_mask),
+    }
+    if score_clip is not None:
+        is_clipped = (jnp.abs(teacher) >= score_clip) | (jnp.abs(student) >= score_clip)
+        told[f"discriminator/{name}_clipped_fraction"] = metrics.Mean.of(is_clipped, is_pair)
+    return told
