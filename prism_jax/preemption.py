@@ -1,0 +1,52 @@
+"""SIGTERM: finish the step, save, leave with exit code 143.
+
+One process has its own flag. Several processes agree on the step through the coordination service,
+whose handler must not be replaced: there nothing is installed and the checkpointer is asked.
+"""
+
+import contextlib
+import signal
+import types
+from collections.abc import Callable, Iterator
+
+import jax
+
+EXIT_CODE = 143  # 128 + SIGTERM, what launchers restart
+
+
+class Preempted(SystemExit):
+    """Leave the program after everything was saved."""
+
+    def __init__(self, step: int):
+        super().__init__(EXIT_CODE)
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"stopped by SIGTERM after step {self.step}, which is saved"
+
+
+@contextlib.contextmanager
+def watch(reached: Callable[[int], bool]) -> Iterator[Callable[[int], bool]]:
+    """Yield a function (step) -> "is this job to stop now?", to be called once every step.
+
+    A second SIGTERM kills the process at once: what was saved stays as it is.
+
+    Args:
+      reached: the answer of all processes together, `Checkpointer.reached_preemption`; asked only
+        when there are several.
+    """
+    if jax.process_count() > 1:
+        yield reached
+        return
+    is_requested = False
+
+    def note(signum: int, frame: types.FrameType | None) -> None:
+        nonlocal is_requested
+        is_requested = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield lambda step: is_requested
+    finally:
+        signal.signal(signal.SIGTERM, before)
