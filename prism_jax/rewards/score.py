@@ -1,0 +1,149 @@
+"""Turn a response and its ground truth into a reward: 0.8 accuracy + 0.2 format.
+
+A response whose format is invalid earns nothing. Every reward says why it is what it is, so that a
+run whose judge fails can be told from a run whose policy fails.
+
+Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:354-378.
+"""
+
+import collections
+import dataclasses
+import enum
+from collections.abc import Iterable
+from typing import Literal
+
+from prism_jax import errors
+from prism_jax.rewards import answer, answer_official, tags
+
+Judge = Literal["strict", "official"]
+
+# The released dispatch on a row's data source.
+# Source: PRISM verl/verl/utils/reward_score/__init__.py.
+EXTRACTION_SOURCES = frozenset({"math-77k", "visual_logic-26k"})
+GEOMETRY_SOURCE = "hiyouga/geometry3k"
+_GEOMETRY_FORMAT_WEIGHT = 0.1
+
+
+class Reason(enum.StrEnum):
+    """Name what decided a reward."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    FORMAT = "format"
+    NO_ANSWER = "no_answer"
+    TOO_LONG = "too_long"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Choose how responses are rewarded.
+
+    judge: `strict` compares by `answer.py` behind the strict format gate; a response that never
+    ended is invalid. `official` reproduces the released rewards: the released gate and judge, for
+    `math-77k` and `visual_logic-26k` math-verify on the answer and its equivalents, for
+    `hiyouga/geometry3k` 0.9 accuracy + 0.1 of the loose format, each counting without the other.
+    (There the released code judges by `mathruler`; the released rules stand in for it here.)
+    """
+
+    judge: Judge
+    accuracy_weight: float
+    format_weight: float
+
+    def __post_init__(self) -> None:
+        if self.judge not in ("strict", "official"):
+            raise errors.InputError(
+                f"rewards.judge must be 'strict' or 'official', got {self.judge!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """Hold one response (text without its end token) and what it is judged against."""
+
+    response: str
+    ended: bool
+    ground_truth: str
+    equivalent_answers: tuple[str, ...]
+    data_source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reward:
+    """Hold a reward and its parts; accuracy and format are 0 or 1."""
+
+    total: float
+    accuracy: float
+    format: float
+    reason: Reason
+
+
+def gate_of(task: Task, rule: Rule) -> tags.Gate:
+    """Return the format rule that applies to a task."""
+    if rule.judge == "strict":
+        return "strict"
+    return "geo3k" if task.data_source == GEOMETRY_SOURCE else "official"
+
+
+def grade(task: Task, rule: Rule, mathematics: answer_official.Mathematics) -> Reward:
+    """Reward one response. Exceptions of `mathematics` pass through."""
+    given = tags.answer_text(task.response)
+    is_geometry = rule.judge == "official" and task.data_source == GEOMETRY_SOURCE
+    if not is_geometry and not _format_ok(task, rule):
+        return reward(task, rule, Reason.FORMAT)
+    if not given:
+        return reward(task, rule, Reason.NO_ANSWER)
+    if len(given) >= answer.MAX_CHARS:
+        return reward(task, rule, Reason.TOO_LONG)
+    right = _is_correct(given, task, rule, mathematics)
+    return reward(task, rule, Reason.CORRECT if right else Reason.WRONG)
+
+
+def reward(task: Task, rule: Rule, reason: Reason) -> Reward:
+    """Return the reward of a task whose verdict is `reason`.
+
+    A judge that timed out or failed says nothing about the answer, which is then worth 0; the
+    released judge still pays for the format of such a response.
+    """
+    accuracy = float(reason is Reason.CORRECT)
+    form = float(_format_ok(task, rule))
+    if rule.judge == "official" and task.data_source == GEOMETRY_SOURCE:
+        total = (1.0 - _GEOMETRY_FORMAT_WEIGHT) * accuracy + _GEOMETRY_FORMAT_WEIGHT * form
+    else:
+        total = rule.accuracy_weight * accuracy + rule.format_weight * form
+    if rule.judge == "strict" and reason in (Reason.TIMEOUT, Reason.ERROR):
+        total = 0.0
+    return Reward(total=total, accuracy=accuracy, format=form, reason=reason)
+
+
+def count_reasons(rewards: Iterable[Reward]) -> dict[str, int]:
+    """Count the rewards of each reason; every reason has an entry."""
+    counts = collections.Counter(one.reason for one in rewards)
+    return {reason.value: counts[reason] for reason in Reason}
+
+
+def _format_ok(task: Task, rule: Rule) -> bool:
+    ended = task.ended or rule.judge == "official"
+    return ended and tags.format_ok(task.response, gate=gate_of(task, rule))
+
+
+def _is_correct(
+    given: str, task: Task, rule: Rule, mathematics: answer_official.Mathematics
+) -> bool:
+    if rule.judge == "official":
+        if task.data_source in EXTRACTION_SOURCES:
+            return answer_official.is_correct_by_extraction(
+                given, task.ground_truth, task.equivalent_answers, mathematics
+            )
+        return answer_official.is_correct(given, task.ground_truth, mathematics)
+    truths = (task.ground_truth, *accepted_equivalents(task.equivalent_answers))
+    return any(answer.is_correct(given, truth, mathematics) for truth in truths)
+
+
+def accepted_equivalents(equivalent_answers: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the equivalent answers that count: none when the list holds the empty marker.
+
+    Source: PRISM verl/verl/utils/reward_score/math_verify_with_format.py:89.
+    """
+    return () if "__EMPTY__" in equivalent_answers else equivalent_answers

@@ -1,0 +1,114 @@
+"""Cut a cleaned answer into its parts: lists, tuples, intervals, sets, numbered items."""
+
+import dataclasses
+import re
+
+from prism_jax.rewards import notation
+
+_NUMBERED = re.compile(r"(?:^|(?<=[\s,;.]))(?:\((?:\d|[a-h]|i{1,3}|iv|v)\)|[1-9]\))\s*(?=\S)")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
+_CONJUNCTION = re.compile(r",?\s+(?:and|&)\s+|\s*\n+\s*", re.IGNORECASE)
+_ALTERNATIVE = re.compile(r",?\s+(?:or|\\(?:text|mbox)\{\s*or\s*\})\s+", re.IGNORECASE)
+_PLUS_MINUS = re.compile(
+    r"(?P<before>[^\\=]*=\s*|)(?:\\pm\s*|\+/-\s*|\+-\s*)(?P<value>[^\\]\S*|\\.+)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Hold the parts of an answer, two or more, and whether their order counts.
+
+    `brackets` are the outer ones, "" for a bare list. The brackets of an interval or a tuple
+    count: [0, 1) is not (0, 1).
+    """
+
+    items: tuple[str, ...]
+    brackets: str
+    ordered: bool
+
+
+def readings(text: str) -> list[Parts]:
+    """Return the ways to read a text as parts; none when it is a single value.
+
+    There are two where a comma may part thousands (`1,234`) or numbers (1 and 234); the reading as
+    a single number is the caller's.
+    """
+    found = []
+    for one in (_numbered(text), _bracketed(text), _plus_minus(text)):
+        if one is not None:
+            return [one]
+    for protect in (True, False):
+        bare = _bare_list(text, protect_thousands=protect)
+        if bare is not None and bare not in found:
+            found.append(bare)
+    return found
+
+
+def _numbered(text: str) -> Parts | None:
+    marks = list(_NUMBERED.finditer(text))
+    if len(marks) < 2 or marks[0].start() > 0:
+        return None
+    stops = [mark.start() for mark in marks[1:]] + [len(text)]
+    items = tuple(
+        re.sub(r"[\s,;.]*(?:\band)?\s*$", "", text[mark.end() : stop])
+        for mark, stop in zip(marks, stops, strict=True)
+    )
+    return Parts(items, "", ordered=True) if all(items) else None
+
+
+def _bracketed(text: str) -> Parts | None:
+    inner, brackets = unwrap(text)
+    if not brackets:
+        return None
+    items = _split(inner, {","})
+    if len(items) < 2:
+        return None
+    return Parts(items, brackets, ordered=brackets != "{}")
+
+
+def unwrap(text: str) -> tuple[str, str]:
+    """Return the inside and the two outer brackets; the text and "" without any."""
+    if text.startswith("\\{") and text.endswith("\\}"):
+        text = text[1:-2] + "}"
+    if len(text) < 2 or text[0] not in "([{<":
+        return text, ""
+    if text[0] == "<":
+        return (text[1:-1], "()") if text.endswith(">") and "<" not in text[1:] else (text, "")
+    if notation.closing(text, 0) != len(text) - 1:
+        return text, ""
+    return text[1:-1].strip(), text[0] + text[-1]
+
+
+def _plus_minus(text: str) -> Parts | None:
+    found = _PLUS_MINUS.fullmatch(text)
+    if found is None:
+        return None
+    value = found["value"].strip()
+    return Parts((found["before"] + value, found["before"] + "-" + value), "", ordered=False)
+
+
+def _bare_list(text: str, *, protect_thousands: bool) -> Parts | None:
+    masked = text
+    if protect_thousands:
+        masked = _THOUSANDS.sub(lambda found: found.group().replace(",", "\0"), text)
+    alternative = bool(_ALTERNATIVE.search(masked))
+    masked = _CONJUNCTION.sub(";", _ALTERNATIVE.sub(";", masked))
+    items = _split(masked, {",", ";"})
+    if len(items) < 2:
+        return None
+    return Parts(tuple(item.replace("\0", ",") for item in items), "", ordered=not alternative)
+
+
+def _split(text: str, separators: set[str]) -> tuple[str, ...]:
+    """Split at the separators that lie outside all brackets; empty parts are dropped."""
+    items, depth, start = [], 0, 0
+    for index, character in enumerate(text):
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth = max(0, depth - 1)
+        elif character in separators and depth == 0:
+            items.append(text[start:index])
+            start = index + 1
+    items.append(text[start:])
+    return tuple(item.strip() for item in items if item.strip())

@@ -1,0 +1,88 @@
+"""Compare two mathematical expressions with math-verify. Slow and without bound: workers only.
+
+math-verify's own time limits raise SIGALRM, which works in a main thread only and never interrupts
+big-integer arithmetic. They are switched off here; `workers.py` kills the process instead.
+"""
+
+import logging
+
+import math_verify
+import sympy
+from math_verify import parser
+
+# It warns once a process that its time limits are off; ours are outside.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+_RELATIVE_TOLERANCE = 1e-6
+_LATEX = (
+    # Units are compared before an expression arrives here, so none may be dropped.
+    parser.LatexExtractionConfig(
+        normalization_config=parser.NormalizationConfig(
+            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all"
+        )
+    ),
+)
+_TRUTH_TARGETS = (
+    parser.LatexExtractionConfig(),
+    parser.ExprExtractionConfig(),
+    parser.StringExtractionConfig(),
+)
+_ANSWER_TARGETS = (
+    parser.ExprExtractionConfig(),
+    parser.LatexExtractionConfig(),
+    parser.StringExtractionConfig(),
+)
+
+
+def verify(method: str, answer: str, truth: str) -> bool:
+    """Compare answer and truth by the named method.
+
+    expression: both are one LaTeX expression each. official_expression and official_extraction:
+    the two calls of the released judge.
+    """
+    if method == "expression":
+        return _expressions_equal(answer, truth)
+    if method == "official_expression":
+        return _official_expressions_equal(answer, truth)
+    if method == "official_extraction":
+        return _official_extractions_equal(answer, truth)
+    raise ValueError(f"symbolic.verify has no method {method!r}")
+
+
+def _parse(text: str) -> list:
+    return math_verify.parse(f"${text}$", _LATEX, fallback_mode="no_fallback", parsing_timeout=None)
+
+
+def _expressions_equal(answer: str, truth: str) -> bool:
+    gold, given = _parse(truth), _parse(answer)
+    if not gold or not given:
+        return False
+    if _is_number(gold[0]) and _is_number(given[0]):
+        return _numbers_equal(given[0], gold[0])
+    return math_verify.verify(gold, given, timeout_seconds=None)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, sympy.Expr) and bool(value.is_number)
+
+
+def _numbers_equal(answer: sympy.Expr, truth: sympy.Expr) -> bool:
+    """Compare relatively: math-verify rounds to six decimals, where all tiny numbers are equal."""
+    gold, given = truth.evalf(30), answer.evalf(30)
+    difference = abs(sympy.N(gold - given, 30))
+    scale = abs(sympy.N(gold, 30))
+    if not difference.is_number or not difference.is_finite or not scale.is_finite:
+        return bool(gold == given)
+    return bool(difference <= _RELATIVE_TOLERANCE * scale)
+
+
+def _official_expressions_equal(answer: str, truth: str) -> bool:
+    gold = math_verify.parse(truth, parsing_timeout=None)
+    given = math_verify.parse(answer, parsing_timeout=None)
+    return bool(math_verify.verify(gold, given, timeout_seconds=None))
+
+
+def _official_extractions_equal(answer: str, truth: str) -> bool:
+    gold = math_verify.parse(f"\\boxed{{{truth}}}", _TRUTH_TARGETS, parsing_timeout=None)
+    given = math_verify.parse(f"\\boxed{{{answer}}}", _ANSWER_TARGETS, parsing_timeout=None)
+    return bool(gold) and bool(math_verify.verify(gold, given, 6, timeout_seconds=None))

@@ -1,0 +1,203 @@
+"""Units of measure as a factor and powers of base dimensions, so that 10 cm is not 10 m.
+
+A unit that is not in the tables is kept as a word (`5 apples`): equal to itself only.
+"""
+
+import dataclasses
+import re
+from fractions import Fraction
+
+Dimensions = tuple[tuple[str, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """Hold the value of one unit in base units, and the powers of these, sorted by name."""
+
+    factor: Fraction
+    dimensions: Dimensions
+
+
+def _make(factor: str | int | Fraction, **powers: int) -> Unit:
+    return Unit(Fraction(factor), tuple(sorted(powers.items())))
+
+
+_PREFIXES = {
+    "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3), "c": ("centi", -2),
+    "d": ("deci", -1), "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12),
+}  # fmt: skip
+_NEWTON = {"kg": 1, "m": 1, "s": -2}
+# symbol, names, unit. Every prefix is allowed.
+_METRIC = (
+    ("m", "meter metre", _make(1, m=1)),
+    ("g", "gram gramme", _make("1/1000", kg=1)),
+    ("L", "liter litre", _make("1/1000", m=3)),
+    ("l", "", _make("1/1000", m=3)),
+    ("N", "newton", _make(1, **_NEWTON)),
+    ("J", "joule", _make(1, kg=1, m=2, s=-2)),
+    ("W", "watt", _make(1, kg=1, m=2, s=-3)),
+    ("Pa", "pascal", _make(1, kg=1, m=-1, s=-2)),
+    ("Hz", "hertz", _make(1, cycle=1, s=-1)),
+    ("V", "volt", _make(1, V=1)),
+    ("A", "ampere amp", _make(1, A=1)),
+    ("Ω", "ohm", _make(1, A=-1, V=1)),
+    ("C", "coulomb", _make(1, A=1, s=1)),
+    ("F", "farad", _make(1, A=1, V=-1, s=1)),
+    ("T", "tesla", _make(1, V=1, m=-2, s=1)),
+    ("K", "kelvin", _make(1, K=1)),
+    ("mol", "mole", _make(1, mol=1)),
+    ("eV", "electronvolt", _make(1, eV=1)),
+    ("cal", "calorie", _make("4.184", kg=1, m=2, s=-2)),
+    ("s", "second", _make(1, s=1)),
+)
+# symbols that are taken by their exact case, and names in any case.
+_OTHER = (
+    ("sec secs", "sec secs", _make(1, s=1)),
+    ("min mins", "minute min mins", _make(60, s=1)),
+    ("h hr hrs", "hour hr hrs", _make(3600, s=1)),
+    ("", "day", _make(86400, s=1)),
+    ("wk wks", "week", _make(604800, s=1)),
+    ("", "month", _make(1, month=1)),
+    ("yr yrs", "year yr yrs", _make(12, month=1)),
+    ("in", "inch", _make("0.0254", m=1)),
+    ("ft", "foot feet ft", _make("0.3048", m=1)),
+    ("yd yds", "yard", _make("0.9144", m=1)),
+    ("mi", "mile", _make("1609.344", m=1)),
+    ("lb lbs", "pound lb lbs", _make("0.45359237", kg=1)),
+    ("oz", "ounce oz", _make("0.028349523125", kg=1)),
+    ("", "tonne ton", _make(1000, kg=1)),
+    ("ha", "hectare", _make(10000, m=2)),
+    ("", "acre", _make("4046.8564224", m=2)),
+    ("gal", "gallon", _make("0.003785411784", m=3)),
+    ("mph", "mph", _make("0.44704", m=1, s=-1)),
+    ("kph kmph", "kph kmph", _make("5/18", m=1, s=-1)),
+    ("cc", "", _make("1/1000000", m=3)),
+    ("° deg", "degree deg", _make(1, degree=1)),
+    ("rad", "radian", _make(1, radian=1)),
+    ("°C", "celsius", _make(1, celsius=1)),
+    ("°F", "fahrenheit", _make(1, fahrenheit=1)),
+    ("% pct", "percent pct percentage", _make("1/100", percent=1)),
+    ("$ USD US$", "dollar usd buck", _make(1, USD=1)),
+    ("¢", "cent", _make("1/100", USD=1)),
+    ("€ EUR", "euro eur", _make(1, EUR=1)),
+    ("£ GBP", "gbp", _make(1, GBP=1)),
+    ("₹ INR Rs", "rupee inr", _make(1, INR=1)),
+    ("元 ¥ CNY RMB", "yuan rmb cny", _make(1, CNY=1)),
+    ("米", "", _make(1, m=1)),
+    ("厘米", "", _make("1/100", m=1)),
+    ("毫米", "", _make("1/1000", m=1)),
+    ("千米 公里", "", _make(1000, m=1)),
+    ("克", "", _make("1/1000", kg=1)),
+    ("千克 公斤", "", _make(1, kg=1)),
+    ("秒", "", _make(1, s=1)),
+    ("分钟", "", _make(60, s=1)),
+    ("小时", "", _make(3600, s=1)),
+    ("天", "", _make(86400, s=1)),
+    ("度", "", _make(1, degree=1)),
+)
+
+
+def _symbol_table() -> dict[str, Unit]:
+    table = {}
+    for symbol, _, unit in _METRIC:
+        for prefix, (_, power) in _PREFIXES.items():
+            scaled = unit.factor * Fraction(10) ** power
+            table[prefix + symbol] = Unit(scaled, unit.dimensions)
+    # Spelled-out symbols win over a prefix: "min" is a minute, "ft" a foot, "cd" nothing.
+    table |= {symbol: unit for symbol, _, unit in _METRIC}
+    return table | {symbol: unit for symbols, _, unit in _OTHER for symbol in symbols.split()}
+
+
+def _name_table() -> dict[str, Unit]:
+    table = {}
+    for _, names, unit in _METRIC:
+        for name in names.split():
+            for prefix, power in _PREFIXES.values():
+                scaled = Unit(unit.factor * Fraction(10) ** power, unit.dimensions)
+                table[prefix + name] = table[prefix + name + "s"] = scaled
+            table[name] = table[name + "s"] = unit
+    for _, names, unit in _OTHER:
+        for name in names.split():
+            table[name] = table[name + "s"] = unit
+    table["inches"] = table["inch"]
+    return table
+
+
+_SYMBOLS = _symbol_table()
+_NAMES = _name_table()
+# A unit that says only that there is one.
+_GENERIC = {"unit", "units", "square units", "sq units", "cubic units", "units squared"}
+_POWER_WORDS = (
+    (re.compile(r"\b(?:square|sq\.?)\s+([A-Za-z]+)"), r"\1^2"),
+    (re.compile(r"\b(?:cubic|cu\.?)\s+([A-Za-z]+)"), r"\1^3"),
+    (re.compile(r"\b([A-Za-z]+)\s+squared\b"), r"\1^2"),
+    (re.compile(r"\b([A-Za-z]+)\s+cubed\b"), r"\1^3"),
+    (re.compile(r"\bdegrees?\s+(?=celsius|fahrenheit)", re.IGNORECASE), ""),
+    (re.compile(r"°\s+(?=[CF]\b)"), "°"),
+)
+_PER = re.compile(r"\s*/\s*|\s+per\s+")
+_TIMES = re.compile(r"\s*\*\s*|\s+")
+_FACTOR = re.compile(r"([^\d^{}\s]+)(?:\^?\{?\s*(-?\d)\s*\}?)?")
+# Words that make a phrase something other than the thing counted.
+_NOT_A_UNIT = {
+    "or", "and", "not", "no", "is", "are", "than", "more", "less", "at", "least", "most", "but",
+    "maybe", "perhaps", "possibly", "if", "wrong", "incorrect", "plus", "minus", "times", "x",
+    "million", "billion", "half", "approximately", "about", "above", "below", "either", "other",
+    "others", "because", "since", "remainder", "through",
+}  # fmt: skip
+_WORD = re.compile(r"[A-Za-z][A-Za-z'-]{2,}|[\u4e00-\u9fff]{1,3}")
+
+
+def parse(text: str) -> Unit | None:
+    """Read a whole text as a unit; None when it is not one.
+
+    Names are taken in any case, symbols as written (`mW` is not `MW`) and in lower case only
+    where nothing is written that way (`KG`). A generic `units` is the number one.
+    """
+    text = text.strip().rstrip(".").strip()
+    if text.lower() in _GENERIC:
+        return _make(1)
+    return _known(text) or _counted_thing(text)
+
+
+def is_known(text: str) -> bool:
+    """Say whether a text is a unit of measure from the tables."""
+    return _known(text.strip()) is not None
+
+
+def _known(text: str) -> Unit | None:
+    for pattern, power in _POWER_WORDS:
+        text = pattern.sub(power, text)
+    total, powers = Fraction(1), {}
+    for place, group in enumerate(_PER.split(text)):
+        for written in _TIMES.split(group.strip("() ")):
+            found = _FACTOR.fullmatch(written)
+            unit = _look_up(found.group(1)) if found else None
+            if unit is None:
+                return None
+            power = int(found.group(2) or 1) * (1 if place == 0 else -1)
+            total *= unit.factor**power
+            for name, exponent in unit.dimensions:
+                powers[name] = powers.get(name, 0) + exponent * power
+    return Unit(total, tuple(sorted((name, power) for name, power in powers.items() if power)))
+
+
+def _look_up(symbol: str) -> Unit | None:
+    found = _SYMBOLS.get(symbol) or _NAMES.get(symbol.lower())
+    if found is None and len(symbol) > 1:
+        found = _SYMBOLS.get(symbol.lower())
+    return found
+
+
+def _counted_thing(text: str) -> Unit | None:
+    names = text.lower().replace("(s)", "s").split()
+    if not 1 <= len(names) <= 3 or any(
+        name in _NOT_A_UNIT or not _WORD.fullmatch(name) for name in names
+    ):
+        return None
+    last = names[-1]
+    for plural, singular in (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("s", "")):
+        if last.endswith(plural) and len(last) > len(plural) + 1 and not last.endswith("ss"):
+            last = last.removesuffix(plural) + singular
+            break
+    return Unit(Fraction(1), ((" ".join([*names[:-1], last]), 1),))

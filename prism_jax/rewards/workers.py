@@ -1,0 +1,226 @@
+"""Reward batches of responses: fast rules here, mathematics in processes that can be killed.
+
+Most answers are decided in this process by rules whose cost is bounded. Only what needs
+math-verify goes to a worker. A worker that passes the deadline (`9^{9^9}`) is killed, one that
+dies is replaced, and its task earns nothing and is counted; the batch always comes back, in order.
+No signal is used in this process, so a trainer may call it from any thread (one at a time).
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from prism_jax import errors
+from prism_jax.rewards import score
+
+# Interpreter and sympy; the machine may be busy.
+_START_SECONDS = 120.0
+
+
+class _NeedsMathematicsError(Exception):
+    """Say that the fast rules cannot decide a task."""
+
+
+def _defer(method: str, answer: str, truth: str) -> bool:
+    raise _NeedsMathematicsError
+
+
+class _Worker:
+    """Own one judging process and the request it is busy with.
+
+    Until it is ready the process writes its errors where this one does.
+    """
+
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        # A session of its own: Ctrl-C in a terminal is the parent's to handle.
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+        os.set_blocking(self.process.stdout.fileno(), False)
+        self.is_ready = False
+        self.request: int | None = None
+        self.deadline = time.monotonic() + _START_SECONDS
+        self._received = b""
+
+    def send(self, index: int, line: bytes, deadline: float) -> bool:
+        """Hand over a request; False when the process is gone."""
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        self.request, self.deadline = index, deadline
+        return True
+
+    def receive(self) -> tuple[list[dict], bool]:
+        """Return the complete messages that have arrived, and whether the process has ended."""
+        arrived = self.process.stdout.read()
+        if arrived is None:
+            return [], False
+        *lines, self._received = (self._received + arrived).split(b"\n")
+        return [json.loads(line) for line in lines], not arrived
+
+    def end(self) -> None:
+        """Kill the process and release its pipes."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+class JudgePool:
+    """Reward responses with a fixed number of judging processes.
+
+    Args:
+        rule: how to reward.
+        num_workers: judging processes; they start at once, in the background.
+        deadline_seconds: wall time for one task in a worker.
+        memory_bytes: address space of a worker (`RLIMIT_AS`); beyond it a task is an error.
+        module: the program of a worker.
+    """
+
+    def __init__(
+        self,
+        rule: score.Rule,
+        *,
+        num_workers: int,
+        deadline_seconds: float,
+        memory_bytes: int,
+        module: str = "prism_jax.rewards.judge_process",
+    ):
+        if num_workers < 1:
+            raise errors.InputError(f"rewards.num_workers must be >= 1, got {num_workers}")
+        if deadline_seconds <= 0:
+            raise errors.InputError(f"rewards.deadline_seconds must be > 0, got {deadline_seconds}")
+        self._rule = rule
+        self._deadline_seconds = deadline_seconds
+        self._command = [sys.executable, "-m", module, str(deadline_seconds), str(memory_bytes)]
+        self._environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[_Worker] = []
+        self.num_restarts = 0
+        for _ in range(num_workers):
+            self._start()
+
+    def __enter__(self) -> "JudgePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers; a second call does nothing."""
+        for worker in self._workers:
+            self._selector.unregister(worker.process.stdout)
+            worker.end()
+        self._workers = []
+        self._selector.close()
+
+    def grade(self, tasks: Sequence[score.Task]) -> list[score.Reward]:
+        """Reward tasks, in order. Equal tasks are judged once."""
+        if not self._workers:
+            raise RuntimeError("JudgePool.grade was called after close")
+        rewards: list[score.Reward | None] = [self._grade_here(task) for task in tasks]
+        waiting: dict[score.Task, list[int]] = collections.defaultdict(list)
+        for index, one in enumerate(rewards):
+            if one is None:
+                waiting[tasks[index]].append(index)
+        for task, reason in zip(waiting, self._judge_elsewhere(list(waiting)), strict=True):
+            for index in waiting[task]:
+                rewards[index] = score.reward(task, self._rule, reason)
+        return rewards
+
+    def _grade_here(self, task: score.Task) -> score.Reward | None:
+        try:
+            return score.grade(task, self._rule, _defer)
+        except Exception:
+            # Mathematics is needed; or a rule failed, which the worker will meet again and report.
+            return None
+
+    def _judge_elsewhere(self, tasks: list[score.Task]) -> list[score.Reason]:
+        rule = dataclasses.asdict(self._rule)
+        lines = [
+            json.dumps({"task": dataclasses.asdict(task), "rule": rule}).encode() + b"\n"
+            for task in tasks
+        ]
+        todo = collections.deque(range(len(lines)))
+        reasons: dict[int, score.Reason] = {}
+        try:
+            while len(reasons) < len(lines):
+                self._hand_out(todo, lines)
+                for worker in self._wait():
+                    self._collect(worker, reasons)
+                self._end_late_workers(reasons)
+        except BaseException:
+            # Interrupted: replies to this batch must not be taken for replies to the next.
+            self.close()
+            raise
+        return [reasons[index] for index in range(len(lines))]
+
+    def _hand_out(self, todo: collections.deque[int], lines: list[bytes]) -> None:
+        for worker in list(self._workers):
+            if not todo or not worker.is_ready or worker.request is not None:
+                continue
+            deadline = time.monotonic() + self._deadline_seconds
+            if worker.send(todo[0], lines[todo[0]], deadline):
+                todo.popleft()
+            else:
+                self._replace(worker)
+
+    def _wait(self) -> list[_Worker]:
+        """Return the workers with news, at the latest when the next deadline passes."""
+        busy = [w.deadline for w in self._workers if w.request is not None or not w.is_ready]
+        seconds = max(0.0, min(busy) - time.monotonic()) if busy else 0.0
+        return [key.data for key, _ in self._selector.select(seconds)]
+
+    def _collect(self, worker: _Worker, reasons: dict[int, score.Reason]) -> None:
+        messages, has_ended = worker.receive()
+        for message in messages:
+            if "ready" in message:
+                worker.is_ready = True
+            else:
+                reasons[worker.request] = score.Reason(message["reason"])
+                worker.request = None
+        if has_ended:
+            if worker.request is not None:
+                reasons[worker.request] = score.Reason.ERROR
+            self._replace(worker)
+
+    def _end_late_workers(self, reasons: dict[int, score.Reason]) -> None:
+        now = time.monotonic()
+        for worker in list(self._workers):
+            if now < worker.deadline or (worker.is_ready and worker.request is None):
+                continue
+            if worker.request is not None:
+                reasons[worker.request] = score.Reason.TIMEOUT
+            self._replace(worker)
+
+    def _start(self) -> None:
+        worker = _Worker(self._command, self._environment)
+        self._workers.append(worker)
+        self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        self._selector.unregister(worker.process.stdout)
+        worker.end()
+        if not worker.is_ready:
+            self.close()
+            raise RuntimeError(
+                f"a judging process could not start within {_START_SECONDS} s; "
+                "what it wrote to standard error says why"
+            )
+        self.num_restarts += 1
+        self._start()
