@@ -68,6 +68,7 @@ class Checkpointer:
         self._identity = identity
         self._seed = seed
         self._allow_mismatch = allow_mismatch
+        self._is_writing = False  # a save was started whose end was not looked at
         self._last_save = (0, 0)  # step and bytes, for the message when it fails later
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
@@ -142,11 +143,14 @@ class Checkpointer:
         self._last_save = (step, _num_bytes(items))
         with self._explained():
             self._manager.save(step, args=ocp.args.Composite(**arrays, **jsons), force=True)
+        self._is_writing = True
 
     def check_for_errors(self) -> None:
         """Raise `CheckpointError` if a save failed since the last call; cheap, for every step."""
-        with self._explained():
-            self._manager.check_for_errors()
+        # Orbax's own check_for_errors says nothing here: its finalizing thread has taken the error,
+        # and only waiting for that thread brings it out.
+        if self._is_writing and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
         """Block until the last save is complete on disk.
@@ -156,7 +160,7 @@ class Checkpointer:
         """
         with self._explained():
             self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+        self._is_writing = False
 
     def reached_preemption(self, step: int) -> bool:
         """Tell, on all processes in the same step, that the job is being preempted.

@@ -119,7 +119,10 @@ def _beat(path: epath.Path, own: Owner, beat_seconds: float, stop: threading.Eve
             return
         text = json.dumps(dataclasses.asdict(dataclasses.replace(own, beat=beat)))
         try:
-            path.write_text(text)
+            # Replaced as a whole: a reader never sees half a lock.
+            partial = path.parent / f"{path.name}.partial"
+            partial.write_text(text)
+            partial.replace(path)
         except OSError as error:
             # The run goes on: a full disk stops it where it matters, at the next checkpoint.
             _log.warning("cannot refresh %s: %s", path, error)
@@ -131,7 +134,7 @@ def _read(path: epath.Path) -> Owner | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError):
-        # Read in the middle of a heartbeat, or left half-written by a job that was killed there.
+        # Left half-written by a job that was killed there.
         return Owner(host="", pid=-1, started="unknown", beat=-1)
 
 

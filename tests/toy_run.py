@@ -244,8 +244,7 @@ def _serve():
 
 def _wait_for_rows(path, rows, pid):
     while not path.exists() or path.read_bytes().count(b"\n") < rows:
-        ended, _ = os.waitpid(pid, os.WNOHANG | os.WNOWAIT) if hasattr(os, "WNOWAIT") else (0, 0)
-        if ended:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return
         time.sleep(0.002)
 
