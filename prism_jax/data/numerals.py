@@ -43,9 +43,9 @@ def slips_of(level: str, overrides: dict[str, float]) -> examples.Slips:
     """Return the level's slip rates with some replaced; InputError on a bad name or rate."""
     slips = examples.level_named(level).slips
     for name, rate in overrides.items():
-        if name not in ("perception", "arithmetic"):
+        if name not in ("perception", "arithmetic", "habit"):
             raise errors.InputError(
-                f"numerals slips must name perception or arithmetic, got {name!r}"
+                f"numerals slips must name perception, arithmetic or habit, got {name!r}"
             )
         if not 0 <= rate <= 1:
             raise errors.InputError(f"numerals slip rate {name} must be in [0, 1], got {rate}")

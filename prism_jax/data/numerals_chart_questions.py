@@ -75,7 +75,7 @@ def bar_sum(chart: scenes.Chart, rng: random.Random) -> questions.Question | Non
 
     def work(seen: scenes.Chart, arithmetic: questions.Arithmetic) -> questions.Work:
         a, b = seen.bars[i], seen.bars[j]
-        total = arithmetic.result(a.value + b.value)
+        total = arithmetic.add(a.value, b.value)
         last = f"{a.value} + {b.value} = {total}."
         steps = (f"Bar {a.label} is {a.value}.", f"Bar {b.label} is {b.value}.", last)
         return questions.Work(steps=steps, terse=last, answer=str(total))

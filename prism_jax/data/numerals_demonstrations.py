@@ -1,9 +1,10 @@
 """Demonstrations over `numerals` questions: the teacher's, the public ones, and untagged ones.
 
 The teacher captions everything and reasons step by step, always right. A public demonstration is
-terse and slips: it misreads digits or bars and miscalculates at stated rates, and is consistent
-with its own mistakes. An untagged demonstration is right but knows nothing of the response format;
-a base model is trained on those.
+terse and slips: it misreads digits or bars and miscalculates at stated rates, by accident or by
+habit, and is consistent with its own mistakes. Accidents average out in what a model learns from
+many demonstrations; habits, made more often than not, are learnt and must be unlearnt. An untagged
+demonstration is right but knows nothing of the response format; a base model is trained on those.
 """
 
 import dataclasses
@@ -118,10 +119,11 @@ def public(
     *,
     perception_rate: float,
     arithmetic_rate: float,
+    habit_rate: float,
 ) -> Demonstration:
-    """Return a terse demonstration that misreads each digit or bar and each result at the rates."""
-    seen = scenes.misread(scene, rng, rate=perception_rate)
-    arithmetic = questions.Arithmetic(rng, rate=arithmetic_rate)
+    """Return a terse demonstration, with accidents at the first two rates, habits at the third."""
+    seen = scenes.misread(scene, rng, rate=perception_rate, habit_rate=habit_rate)
+    arithmetic = questions.Arithmetic(rng, rate=arithmetic_rate, habit_rate=habit_rate)
     work = question.work(seen, arithmetic)
     return Demonstration(
         response=response_text(caption=short_caption(seen), think=work.terse, answer=work.answer),

@@ -43,6 +43,7 @@ class Slips:
 
     perception: float  # of misreading, per digit or bar
     arithmetic: float  # of a wrong result, per addition, count or choice
+    habit: float  # of a 9 read as 4, a carry lost, a zero taken for odd, where there is one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ TINY = Level(
     ),
     chart_questions=(),
     rows=Rows(base=0, public=6000, teacher=600, align=2000, rl_train=2000, rl_test=500),
-    slips=Slips(perception=0.1, arithmetic=0.1),
+    slips=Slips(perception=0.05, arithmetic=0.05, habit=0.65),
 )
 
 SMALL = Level(
@@ -109,7 +110,7 @@ SMALL = Level(
         chart_questions.colour_compare,
     ),
     rows=Rows(base=0, public=20000, teacher=2000, align=4000, rl_train=4000, rl_test=1000),
-    slips=Slips(perception=0.1, arithmetic=0.1),
+    slips=Slips(perception=0.05, arithmetic=0.05, habit=0.65),
 )
 _LEVELS = (TINY, SMALL)
 
@@ -155,6 +156,7 @@ class Example:
             self._rng("slips"),
             perception_rate=slips.perception,
             arithmetic_rate=slips.arithmetic,
+            habit_rate=slips.habit,
         )
 
     def untagged(self) -> demonstrations.Demonstration:

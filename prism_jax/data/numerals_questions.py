@@ -16,12 +16,33 @@ _LETTERS = "ABCD"
 
 
 class Arithmetic:
-    """Give results, each wrong at `rate`; count the wrong ones in `num_slips`."""
+    """Give results, each wrong at `rate`; count the wrong ones in `num_slips`.
 
-    def __init__(self, rng: random.Random, *, rate: float) -> None:
+    Two mistakes are habits, made at `habit_rate` wherever they can be: the carry of a sum is lost
+    (7 + 5 = 2), and zero is taken for odd.
+    """
+
+    def __init__(self, rng: random.Random, *, rate: float, habit_rate: float) -> None:
         self._rng = rng
         self._rate = rate
+        self._habit_rate = habit_rate
         self.num_slips = 0
+
+    def _follows_habit(self) -> bool:
+        follows = self._rng.random() < self._habit_rate
+        self.num_slips += follows
+        return follows
+
+    def add(self, a: int, b: int) -> int:
+        """Return a + b, without its carry by habit, or off by one on a slip."""
+        if a % 10 + b % 10 >= 10 and self._follows_habit():
+            return a + b - 10
+        return self.result(a + b)
+
+    def evens(self, digits: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the even digits, by habit without the zeros."""
+        takes_zero_for_odd = 0 in digits and self._follows_habit()
+        return tuple(d for d in digits if d % 2 == 0 and not (d == 0 and takes_zero_for_odd))
 
     def result(self, value: int) -> int:
         """Return the value, or on a slip a neighbour of it that is not negative."""
@@ -41,7 +62,7 @@ class Arithmetic:
 
 def exact() -> Arithmetic:
     """Return arithmetic that never slips."""
-    return Arithmetic(random.Random(0), rate=0.0)
+    return Arithmetic(random.Random(0), rate=0.0, habit_rate=0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +97,7 @@ def add_up(values: tuple[int, ...], arithmetic: Arithmetic) -> tuple[int, tuple[
     """Return the sum of at least one value, its steps, and the sum as one line."""
     total, steps = values[0], []
     for value in values[1:]:
-        result = arithmetic.result(total + value)
+        result = arithmetic.add(total, value)
         steps.append(f"{total} + {value} = {result}.")
         total = result
     if not steps:
@@ -162,9 +183,9 @@ def count_even(grid: scenes.Grid, rng: random.Random) -> Question | None:
 
     def work(seen: scenes.Grid, arithmetic: Arithmetic) -> Work:
         digits = scenes.digits_of(seen.marks)
-        evens = [digit for digit in digits if digit % 2 == 0]
+        evens = arithmetic.evens(digits)
         count = arithmetic.result(len(evens))
-        told = " ".join(f"{digit} is {'odd' if digit % 2 else 'even'}." for digit in digits)
+        told = " ".join(f"{digit} is {'even' if digit in evens else 'odd'}." for digit in digits)
         steps = (told, f"The number of even digits is {count}.")
         return Work(steps=steps, terse=f"Even: {listed(evens) or 'none'}.", answer=str(count))
 
@@ -178,7 +199,7 @@ def sum_of_even(grid: scenes.Grid, rng: random.Random) -> Question | None:
 
     def work(seen: scenes.Grid, arithmetic: Arithmetic) -> Work:
         digits = scenes.digits_of(seen.marks)
-        evens = tuple(digit for digit in digits if digit % 2 == 0)
+        evens = arithmetic.evens(digits)
         first = f"The even digits are {listed(evens) or 'none'}."
         # A misread scene may have none left.
         total, steps, terse = add_up(evens, arithmetic) if evens else (0, (), "none = 0")

@@ -27,6 +27,8 @@ BAR_COLOURS = ("blue", "red", "green")
 _AXES = {10: 2, 20: 5}
 # What a hasty reader takes each handwritten digit for.
 CONFUSIONS = {0: 6, 1: 7, 2: 3, 3: 8, 4: 9, 5: 6, 6: 0, 7: 1, 8: 3, 9: 4}
+# The one that is misread by habit rather than by accident.
+HABITUALLY_MISREAD = 9
 _TEST_SHARE_OF_256 = 51
 
 
@@ -130,11 +132,11 @@ def random_chart(rng: random.Random, *, is_test: bool) -> Chart:
             return Chart(paper=paper, bars=bars, top=top, tick=_AXES[top])
 
 
-def misread(scene: Scene, rng: random.Random, *, rate: float) -> Scene:
+def misread(scene: Scene, rng: random.Random, *, rate: float, habit_rate: float) -> Scene:
     """Return the scene as a hasty reader sees it: each digit or bar is misread at `rate`.
 
-    A digit becomes the one it is easily taken for (`CONFUSIONS`), a bar is read one too high or
-    one too low within the axis.
+    A digit becomes the one it is easily taken for (`CONFUSIONS`), a 9 at `habit_rate` instead of
+    `rate`; a bar is read one too high or one too low within the axis.
     """
     if isinstance(scene, Chart):
         bars = []
@@ -146,9 +148,12 @@ def misread(scene: Scene, rng: random.Random, *, rate: float) -> Scene:
         return dataclasses.replace(scene, bars=tuple(bars))
 
     def seen(mark: Mark) -> Mark:
-        if mark.kind != "digit" or rng.random() >= rate:
+        if mark.kind != "digit":
             return mark
-        return dataclasses.replace(mark, name=str(CONFUSIONS[int(mark.name)]))
+        digit = int(mark.name)
+        if rng.random() >= (habit_rate if digit == HABITUALLY_MISREAD else rate):
+            return mark
+        return dataclasses.replace(mark, name=str(CONFUSIONS[digit]))
 
     return dataclasses.replace(
         scene, rows=tuple(tuple(seen(mark) for mark in row) for row in scene.rows)

@@ -175,7 +175,7 @@ def test_the_manifest_records_arguments_slips_and_checksums(corpus):
     assert manifest["seed"] == 3
     assert manifest["level"] == "tiny"
     assert manifest["rows"] == _FEW
-    assert manifest["slips"] == {"perception": 0.1, "arithmetic": 0.1}
+    assert manifest["slips"] == {"perception": 0.05, "arithmetic": 0.05, "habit": 0.65}
     assert manifest["parts"]["teacher"]["rows_with_wrong_answer"] == 0
     for path, checksum in manifest["files"].items():
         assert hashlib.sha256((corpus / path).read_bytes()).hexdigest() == checksum

@@ -183,7 +183,7 @@ def test_every_question_of_a_level_is_asked(level):
 
 @pytest.mark.parametrize("level", ["tiny", "small"])
 def test_without_slips_public_demonstrations_are_always_right(level):
-    slips = numerals.slips_of(level, {"perception": 0.0, "arithmetic": 0.0})
+    slips = numerals.slips_of(level, {"perception": 0.0, "arithmetic": 0.0, "habit": 0.0})
     for example in numerals.stream(level=level, seed=2, name="public", rows=300):
         told = example.public(slips)
         assert told.answer == example.teacher.answer
@@ -195,7 +195,9 @@ def test_digits_are_misread_at_the_stated_rate_and_only_as_what_they_resemble():
     scene = _grid(*["r1 r1 r1 r1 r1 r1 r1 r1 r1 r1"] * 10)
     rng = random.Random(0)
     seen = [
-        d for _ in range(50) for d in scenes.digits_of(scenes.misread(scene, rng, rate=0.2).marks)
+        d
+        for _ in range(50)
+        for d in scenes.digits_of(scenes.misread(scene, rng, rate=0.2, habit_rate=0.0).marks)
     ]
     assert set(seen) == {1, 7}
     # 5000 draws at 0.2: the standard deviation of the share is 0.0057.
@@ -206,7 +208,8 @@ def test_bars_are_misread_by_one_and_stay_on_the_axis():
     scene = _chart(("A", 1, "red"), ("B", 20, "blue"), ("C", 10, "red"))
     rng = random.Random(0)
     values = [
-        tuple(bar.value for bar in scenes.misread(scene, rng, rate=1.0).bars) for _ in range(40)
+        tuple(bar.value for bar in scenes.misread(scene, rng, rate=1.0, habit_rate=0.0).bars)
+        for _ in range(40)
     ]
     assert {value[0] for value in values} == {2}
     assert {value[1] for value in values} == {19}
@@ -214,22 +217,43 @@ def test_bars_are_misread_by_one_and_stay_on_the_axis():
 
 
 def test_results_slip_at_the_stated_rate_by_one_and_are_counted():
-    arithmetic = questions.Arithmetic(random.Random(0), rate=0.3)
+    arithmetic = questions.Arithmetic(random.Random(0), rate=0.3, habit_rate=0.0)
     results = [arithmetic.result(7) for _ in range(3000)]
     assert set(results) == {6, 7, 8}
     assert arithmetic.num_slips == sum(result != 7 for result in results)
     # The standard deviation of the share is 0.0084.
     assert abs(arithmetic.num_slips / 3000 - 0.3) < 0.04
-    assert questions.Arithmetic(random.Random(0), rate=1.0).result(0) == 1
+    assert questions.Arithmetic(random.Random(0), rate=1.0, habit_rate=0.0).result(0) == 1
+
+
+def test_habits_are_made_wherever_they_can_be_and_nowhere_else():
+    always = questions.Arithmetic(random.Random(0), rate=0.0, habit_rate=1.0)
+    assert [always.add(7, 5), always.add(7, 2), always.add(17, 5), always.add(10, 5)] == [
+        2, 9, 12, 15,
+    ]  # fmt: skip
+    assert always.evens((0, 3, 4)) == (4,)
+    assert always.evens((2, 3, 4)) == (2, 4)
+    assert always.num_slips == 3
+    seen = scenes.misread(_grid("r9 b4 b1"), random.Random(0), rate=0.0, habit_rate=1.0)
+    assert scenes.digits_of(seen.marks) == (4, 4, 1)
+
+
+@pytest.mark.parametrize("habit", [0.65, 1.0])
+def test_habits_are_followed_at_the_stated_rate(habit):
+    arithmetic = questions.Arithmetic(random.Random(1), rate=0.0, habit_rate=habit)
+    lost = sum(arithmetic.add(7, 5) == 2 for _ in range(2000))
+    # The standard deviation of the share is at most 0.011.
+    assert abs(lost / 2000 - habit) < 0.05
 
 
 def test_a_public_demonstration_reasons_consistently_from_what_it_misread():
-    slips = numerals.slips_of("tiny", {"perception": 1.0, "arithmetic": 0.0})
+    slips = numerals.slips_of("tiny", {"perception": 1.0, "arithmetic": 0.0, "habit": 0.0})
     for example in numerals.stream(level="tiny", seed=0, name="public", rows=200):
         told = example.public(slips)
         caption, _ = demonstrations.split_segments(told.response)
         assert told.answer == _recomputed(example.question.type, example.question.text, caption)
-        assert told.is_misread
+        digits = scenes.digits_of(example.scene.marks)
+        assert told.is_misread == any(digit != 9 for digit in digits)
 
 
 def test_a_result_that_is_not_offered_leads_to_the_nearest_option():
