@@ -148,6 +148,9 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     name = "prism_rows"
+    # Nothing is downloaded. The inherited look-up of checksums needs importlib_resources, which
+    # neither TFDS nor the newer etils install.
+    url_infos = None
 
     def __init__(self, *, kind: str, rows: Iterable[records.Row], data_dir: str):
         self._kind = kind

@@ -98,18 +98,19 @@ def read_image(root: str, path: str, *, limit_bytes: int) -> bytes:
     Raises:
       RowError: `unsafe_path`, `image_missing`, or `image_too_big` (more than `limit_bytes`).
     """
-    full = epath.Path(inside(root, path))
-    with explain(str(full)):
+    full = inside(root, path)
+    with explain(full):
         try:
-            # A pipe or a device would block for ever.
-            if not full.is_file():
+            # Not epath's is_file: it holds for a pipe, and opening one blocks for ever.
+            is_file = epath.Path(full).exists() if is_remote(full) else os.path.isfile(full)
+            if not is_file:
                 raise records.RowError("image_missing", f"no image file at {path!r} below {root}")
-            if full.stat().length > limit_bytes:
+            num_bytes = epath.Path(full).stat().length
+            if num_bytes > limit_bytes:
                 raise records.RowError(
-                    "image_too_big",
-                    f"{path!r} has {full.stat().length} bytes, the limit is {limit_bytes}",
+                    "image_too_big", f"{path!r} has {num_bytes} bytes, the limit is {limit_bytes}"
                 )
-            return full.read_bytes()
+            return epath.Path(full).read_bytes()
         except OSError as error:
             raise records.RowError(
                 "image_missing", f"cannot read {path!r} below {root}: {error.strerror or error}"

@@ -1,0 +1,224 @@
+"""Stored rows come back equal, in order, in whole shards, and damage is named."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from prism_jax import errors
+from prism_jax.data import arrayrecord, build, manifest, records, sources, validate
+from tests import data_files
+
+IMAGES = tuple(
+    records.Image(
+        path=f"{i}.png", data=bytes([0, i, 255]), sha256="ab", width_pixels=3 + i, height_pixels=4
+    )
+    for i in range(2)
+)
+TURNS = (
+    records.Message(role="user", content="<image><image>Q é漢🙂\0"),
+    records.Message(role="assistant", content=""),
+)
+PAIR = {
+    "teacher_caption": None,
+    "student_caption": None,
+    "teacher_cot": None,
+    "student_cot": None,
+    "teacher_response": "T",
+    "student_response": "S",
+}
+
+
+def sft(i: int) -> records.SFTRow:
+    return records.SFTRow(id=str(i), source="s", messages=TURNS, images=IMAGES[: i % 3])
+
+
+def pair(i: int) -> records.PairRow:
+    return records.PairRow(
+        id=str(i), source="s", prompt="Q", image=IMAGES[0] if i % 2 else None, **PAIR
+    )
+
+
+def prompt(i: int) -> records.PromptRow:
+    return records.PromptRow(
+        id=str(i),
+        source="s",
+        prompt=TURNS[:1],
+        images=IMAGES[: i % 3],
+        teacher_response=None,
+        teacher_caption="c",
+        teacher_cot="t",
+        data_source=None,
+        ground_truth="5" if i % 2 else None,
+        equivalent_answers=("a", "b")[: i % 3],
+        extra_info={"index": i, "nested": {"z": [1, None, 2.5], "a": "é"}},
+    )
+
+
+MAKE = {"sft": sft, "pairs": pair, "prompts": prompt}
+
+
+@pytest.mark.parametrize("shard_bytes", [1, 1000, 1 << 20])
+@pytest.mark.parametrize("kind", records.KINDS)
+def test_rows_come_back_equal_and_in_order_from_any_number_of_shards(
+    tmp_path, monkeypatch, kind, shard_bytes
+):
+    monkeypatch.setattr(arrayrecord, "_SHARD_BYTES", shard_bytes)
+    rows = [MAKE[kind](i) for i in range(13)]
+    folder = arrayrecord.write(iter(rows), kind=kind, folder=str(tmp_path))
+    stored = arrayrecord.StoredRows(folder, kind=kind)
+    assert [stored[i] for i in range(len(stored))] == rows
+    assert stored[np.int64(4)] == rows[4]
+    num_shards = len(list(pathlib.Path(folder).glob("*.array_record-*")))
+    assert num_shards == {1: 13, 1 << 20: 1}.get(shard_bytes, num_shards)
+
+
+def test_the_folder_opens_with_tfds_alone(tmp_path):
+    folder = arrayrecord.write([sft(1)], kind="sft", folder=str(tmp_path))
+    (example,) = tfds.builder_from_directory(folder).as_data_source("train")
+    assert example["messages"]["content"][0] == TURNS[0].content.encode()
+    assert example["images"]["data"] == [IMAGES[0].data]
+
+
+def test_an_error_while_rows_are_made_leaves_no_folder_and_passes_through(tmp_path):
+    def rows():
+        yield sft(0)
+        raise errors.InputError("row 2 is wrong")
+
+    with pytest.raises(errors.InputError, match="row 2 is wrong"):
+        arrayrecord.write(rows(), kind="sft", folder=str(tmp_path))
+    assert not list(tmp_path.rglob("*record*"))
+
+
+def build_prompts(folder, rows, **rules) -> str:
+    """Build JSON lines of prompts; return the folder."""
+    path = data_files.write_lines(folder / "rows.jsonl", rows)
+    out = str(folder / "built")
+    build.build(sources.Source(kind="prompts", path=str(path)), out, validate.Rules(**rules))
+    return out
+
+
+def files(folder: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
+
+
+ROWS = [{"prompt": f"Q{i}", "answer": str(i)} for i in range(20)]
+
+
+def test_two_builds_of_one_source_have_the_same_bytes(tmp_path):
+    first = build_prompts(tmp_path / "a", [*ROWS, {}], max_bad_rows=1)
+    second = build_prompts(tmp_path / "b", [*ROWS, {}], max_bad_rows=1)
+    assert files(first) == files(second)
+    assert str(tmp_path).encode() not in b"".join(files(first).values())
+
+
+def test_the_manifest_counts_names_and_lists_what_was_dropped(tmp_path):
+    out = build_prompts(tmp_path, [*ROWS, {"prompt": ""}], max_bad_rows=1)
+    told = manifest.verify(out)
+    assert (told.kind, told.num_rows, told.sources) == ("prompts", 20, ["rows.jsonl"])
+    assert told.report["dropped_by_reason"] == {"empty_prompt": 1}
+    dropped = (pathlib.Path(out) / "dropped.jsonl").read_text()
+    assert '"row": 21' in dropped
+    assert set(told.files) == set(files(out)) - {"manifest.json"}
+
+
+def test_too_many_wrong_rows_leave_nothing_behind(tmp_path):
+    with pytest.raises(errors.InputError, match="1 of 21 rows are wrong"):
+        build_prompts(tmp_path, [*ROWS, {"prompt": ""}])
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_an_existing_folder_is_not_replaced(tmp_path):
+    out = build_prompts(tmp_path, ROWS)
+    before = files(out)
+    with pytest.raises(errors.InputError, match="built: must not exist"):
+        build_prompts(tmp_path, ROWS[:5])
+    assert files(out) == before
+
+
+def test_a_build_killed_before_its_end_leaves_no_data_set(tmp_path):
+    path = data_files.write_lines(tmp_path / "rows.jsonl", ROWS)
+    program = f"""
+import os
+from prism_jax.data import build, manifest, sources, validate
+manifest.write = lambda *a, **k: os._exit(9)
+build.build(sources.Source(kind="prompts", path={str(path)!r}), {str(tmp_path / "built")!r},
+            validate.Rules())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 9, done.stderr
+    assert not (tmp_path / "built").exists()
+    build_prompts(tmp_path, ROWS)
+    assert (
+        len(data_files.read_all(sources.Source(kind="prompts", path=str(tmp_path / "built")))[0])
+        == 20
+    )
+
+
+def test_neither_building_nor_reading_imports_tensorflow_or_prints_to_stdout(tmp_path):
+    path = data_files.write_lines(tmp_path / "rows.jsonl", ROWS)
+    program = f"""
+import sys
+from prism_jax.data import build, sources, validate
+out = {str(tmp_path / "built")!r}
+build.build(sources.Source(kind="prompts", path={str(path)!r}), out, validate.Rules())
+opened = sources.open_source(
+    sources.Source(kind="prompts", path=out), validate.Rules(), cache_dir=None)
+assert opened.rows[3].ground_truth == "3"
+assert not {{"tensorflow", "torch"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+
+
+def shard(out: str) -> pathlib.Path:
+    (path,) = pathlib.Path(out).glob("*.array_record-*")
+    return path
+
+
+def open_prompts(out: str) -> sources.Rows:
+    source = sources.Source(kind="prompts", path=out)
+    return sources.open_source(source, validate.Rules(), cache_dir=None).rows
+
+
+def test_a_cut_or_missing_shard_is_named_before_training(tmp_path):
+    out = build_prompts(tmp_path, ROWS)
+    path = shard(out)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(errors.InputError, match=path.name):
+        open_prompts(out)
+    path.unlink()
+    with pytest.raises(errors.InputError, match=f"{path.name}: .* got None"):
+        open_prompts(out)
+
+
+def test_a_flipped_bit_is_found_by_verify_and_by_reading(tmp_path):
+    out = build_prompts(tmp_path, ROWS)
+    path = shard(out)
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1  # Inside the second record; they are compressed.
+    path.write_bytes(content)
+    with pytest.raises(errors.InputError, match="sha256"):
+        manifest.verify(out)
+    rows = open_prompts(out)
+    with pytest.raises(errors.InputError, match="damaged"):
+        [rows[i] for i in range(len(rows))]
+
+
+def test_a_folder_of_another_kind_is_refused(tmp_path):
+    out = build_prompts(tmp_path, ROWS)
+    with pytest.raises(errors.InputError, match="kind sft, got prompts"):
+        data_files.read_all(sources.Source(kind="sft", path=out))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"version": 2}', '{"version": 1}', '{"version": 1, "kind": 1}']
+)
+def test_a_wrong_manifest_is_refused(tmp_path, text):
+    out = build_prompts(tmp_path, ROWS)
+    (pathlib.Path(out) / "manifest.json").write_text(text)
+    with pytest.raises(errors.InputError, match=r"manifest\.json"):
+        open_prompts(out)
