@@ -17,14 +17,14 @@ from etils import epath
 from prism_jax import errors
 from prism_jax.data import arrayrecord, paths, validate
 
-FILE = "manifest.json"
+FILE = "build_manifest.json"
 DROPPED = "dropped.jsonl"
 _VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What `manifest.json` says."""
+    """What the manifest says."""
 
     kind: str
     num_rows: int

@@ -122,7 +122,7 @@ def test_the_manifest_counts_names_and_lists_what_was_dropped(tmp_path):
     assert told.report["dropped_by_reason"] == {"empty_prompt": 1}
     dropped = (pathlib.Path(out) / "dropped.jsonl").read_text()
     assert '"row": 21' in dropped
-    assert set(told.files) == set(files(out)) - {"manifest.json"}
+    assert set(told.files) == set(files(out)) - {manifest.FILE}
 
 
 def test_too_many_wrong_rows_leave_nothing_behind(tmp_path):
@@ -219,6 +219,6 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
 )
 def test_a_wrong_manifest_is_refused(tmp_path, text):
     out = build_prompts(tmp_path, ROWS)
-    (pathlib.Path(out) / "manifest.json").write_text(text)
-    with pytest.raises(errors.InputError, match=r"manifest\.json"):
+    (pathlib.Path(out) / manifest.FILE).write_text(text)
+    with pytest.raises(errors.InputError, match=r"build_manifest\.json"):
         open_prompts(out)

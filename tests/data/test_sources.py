@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from prism_jax import errors
-from prism_jax.data import build, manifest, paths, records, sources, validate
+from prism_jax.data import build, manifest, numerals, paths, records, sources, validate
 from tests import data_files
 
 NUM_ROWS = 7
@@ -159,3 +159,30 @@ def test_a_remote_built_folder_is_copied_once_below_the_cache(tmp_path, monkeypa
         opened = sources.open_source(remote, validate.Rules(), cache_dir=str(cache))
         assert opened.rows[0].prompt[0].content == "Q"
     assert len(list(cache.iterdir())) == 1
+
+
+def test_every_part_of_the_embedded_corpus_is_right(tmp_path):
+    names = ("base", "public", "teacher", "align", "rl_train", "rl_test")
+    numerals.write(
+        tmp_path / "corpus",
+        level="tiny",
+        seed=0,
+        rows=numerals.rows_of("tiny", dict.fromkeys(names, 3)),
+        slips=numerals.slips_of("tiny", {}),
+    )
+    for name in names[:3]:
+        entry = sources.Source(
+            kind="sft", path=str(tmp_path / "corpus" / "sft"), entry=f"numerals_{name}"
+        )
+        rows, _ = data_files.read_all(entry)
+        assert [row.messages[-1].role for row in rows] == ["assistant"] * 3
+    for name, needs in (
+        ("align/train", {"need_teacher": True}),
+        ("rl/train", {}),
+        ("rl/test", {}),
+    ):
+        path = tmp_path / "corpus" / f"{name}.parquet"
+        rows, _ = data_files.read_all(
+            sources.Source(kind="prompts", path=str(path)), need_answer=True, **needs
+        )
+        assert len(rows) == 3
