@@ -64,14 +64,25 @@ class VisionInput:
 class Example:
     """Hold one sequence on the host: its tokens and the pictures that they show.
 
-    `tokens` is int[T] with one placeholder for each merged patch, `grids` one (t, h, w) in patches
-    per image or video in order of appearance, `pixels` the patches of each, [P_i, C], in the order
-    of the processor.
+    `tokens` is int[T] with one placeholder for each merged patch, `token_types` int[T] says which
+    they are (`positions.TEXT`, `IMAGE`, `VIDEO`), `grids` holds one (t, h, w) in patches per image
+    or video in order of appearance, `pixels` the patches of each, [P_i, C], in the order of the
+    processor.
     """
 
     tokens: np.ndarray
+    token_types: np.ndarray
     grids: Sequence[positions.Grid]
     pixels: Sequence[np.ndarray]
+
+
+def continued(example: Example, tokens: np.ndarray) -> Example:
+    """Return the sequence with more text behind it, whatever ids the new tokens have."""
+    return dataclasses.replace(
+        example,
+        tokens=np.concatenate([example.tokens, tokens]),
+        token_types=np.concatenate([example.token_types, np.zeros(len(tokens), np.int32)]),
+    )
 
 
 def pack_segments(rows: Sequence[Sequence[int]], *, row_length: int, max_segments: int) -> Segments:
@@ -138,13 +149,9 @@ def pack_text(
             part = slice(start, start + len(example.tokens))
             tokens[number, part] = example.tokens
             places[:, number, part] = positions.text_positions(
-                example.tokens,
-                example.grids,
-                image_token_id=config.image_token_id,
-                video_token_id=config.video_token_id,
-                spatial_merge_size=merge,
+                example.token_types, example.grids, spatial_merge_size=merge
             )
-            shown = np.isin(example.tokens, (config.image_token_id, config.video_token_id))
+            shown = np.asarray(example.token_types) != positions.TEXT
             slots[number, part][shown] = next_slot + np.arange(shown.sum())
             next_slot += int(shown.sum())
             start = part.stop

@@ -9,6 +9,10 @@ import numpy as np
 
 Grid = tuple[int, int, int]  # temporal patches, rows of patches, columns of patches
 
+# What a token stands for: itself, a piece of an image, a piece of a video. Token ids do not tell:
+# a sampled response may hold the id of a placeholder, which then is a word like any other.
+TEXT, IMAGE, VIDEO = 0, 1, 2
+
 
 def num_patches(grid: Grid) -> int:
     """Return the patches of an image or video."""
@@ -16,39 +20,32 @@ def num_patches(grid: Grid) -> int:
 
 
 def _runs(
-    tokens: np.ndarray, grids: Sequence[Grid], image_id: int, video_id: int, merge: int
+    token_types: np.ndarray, grids: Sequence[Grid], merge: int
 ) -> Iterator[tuple[int, int, int, int]]:
     """Yield (first token, tokens, rows, columns) of each picture; a video has one a frame."""
-    is_vision = (tokens == image_id) | (tokens == video_id)
+    is_vision = token_types != TEXT
     starts = np.flatnonzero(is_vision & ~np.concatenate([[False], is_vision[:-1]]))
     ends = np.flatnonzero(is_vision & ~np.concatenate([is_vision[1:], [False]])) + 1
     expected = []
-    found = 0
     for number, (t, h, w) in enumerate(grids):
         if h % merge or w % merge or min(t, h, w) < 1:
             raise ValueError(f"grid {number} = {(t, h, w)}: sides must be multiples of {merge}")
-        first_id = tokens[starts[found]] if found < len(starts) else image_id
+        run = starts[len(expected)] if len(expected) < len(starts) else None
         # A video's frames stand apart, with a time stamp before each.
-        frames, depth = (t, 1) if first_id == video_id else (1, t)
-        expected += [(number, depth, h // merge, w // merge)] * frames
-        found += frames
-    lengths = [depth * rows * columns for _, depth, rows, columns in expected]
+        is_video = run is not None and token_types[run] == VIDEO
+        expected += [(1 if is_video else t, h // merge, w // merge)] * (t if is_video else 1)
+    lengths = [depth * rows * columns for depth, rows, columns in expected]
     if [int(n) for n in ends - starts] != lengths:
         raise ValueError(
             f"runs of vision tokens have lengths {[int(n) for n in ends - starts]}, but grids "
-            f"{[tuple(g) for g in grids]} need {lengths}"
+            f"{[tuple(map(int, grid)) for grid in grids]} need {lengths}"
         )
-    for start, length, (_, _, rows, columns) in zip(starts, lengths, expected, strict=True):
+    for start, length, (_, rows, columns) in zip(starts, lengths, expected, strict=True):
         yield int(start), length, rows, columns
 
 
 def text_positions(
-    tokens: np.ndarray,
-    grids: Sequence[Grid],
-    *,
-    image_token_id: int,
-    video_token_id: int,
-    spatial_merge_size: int,
+    token_types: np.ndarray, grids: Sequence[Grid], *, spatial_merge_size: int
 ) -> np.ndarray:
     """Return int32[3, T], the time, row and column of each token of one sequence.
 
@@ -56,7 +53,7 @@ def text_positions(
     from there, and the next text starts behind its longer side.
 
     Args:
-      tokens: int[T], one sequence, without padding.
+      token_types: int[T] of TEXT, IMAGE, VIDEO; one sequence, without padding.
       grids: one (t, h, w) in patches per image or video, in order of appearance.
 
     Raises:
@@ -64,19 +61,17 @@ def text_positions(
 
     Source: transformers models/qwen3_vl/modeling_qwen3_vl.py get_rope_index.
     """
-    tokens = np.asarray(tokens)
-    positions = np.zeros((3, len(tokens)), np.int32)
+    num_tokens = len(token_types)
+    positions = np.zeros((3, num_tokens), np.int32)
     done = place = 0
-    for start, length, rows, columns in _runs(
-        tokens, grids, image_token_id, video_token_id, spatial_merge_size
-    ):
+    for start, length, rows, columns in _runs(np.asarray(token_types), grids, spatial_merge_size):
         positions[:, done:start] = place + np.arange(start - done)
         place += start - done
         area = np.indices((length // (rows * columns), rows, columns)).reshape(3, -1)
         positions[:, start : start + length] = place + area
         place += max(rows, columns)
         done = start + length
-    positions[:, done:] = place + np.arange(len(tokens) - done)
+    positions[:, done:] = place + np.arange(num_tokens - done)
     return positions
 
 

@@ -128,7 +128,9 @@ def example(name: str, *parts: int | tuple[str, tuple[int, int, int]]) -> inputs
             tokens += [START] + [VIDEO if kind == "video" else IMAGE] * (h * w // 4) + [END]
         grids.append((t, h, w))
         pixels.append(rng.uniform(-1, 1, (t * h * w, 3 * 2 * 4 * 4)).astype(np.float32))
-    return inputs.Example(tokens=np.array(tokens, np.int32), grids=grids, pixels=pixels)
+    array = np.array(tokens, np.int32)
+    token_types = np.where(array == IMAGE, 1, np.where(array == VIDEO, 2, 0))
+    return inputs.Example(tokens=array, token_types=token_types, grids=grids, pixels=pixels)
 
 
 ROWS = {

@@ -30,7 +30,9 @@ def arguments(rows: list[inputs.Example]) -> dict:
     for number, row in enumerate(rows):
         tokens[number, : len(row.tokens)] = row.tokens
         mask[number, : len(row.tokens)] = 1
-    kinds = np.where(tokens == cases.IMAGE, 1, np.where(tokens == cases.VIDEO, 2, 0)) * mask
+    kinds = np.zeros_like(tokens)
+    for number, row in enumerate(rows):
+        kinds[number, : len(row.tokens)] = row.token_types
     found = {
         "input_ids": tokens,
         "attention_mask": mask,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from models import inputs
 from tests.models import cases, ours
 
 _ALL = [
@@ -54,10 +55,8 @@ def test_two_vision_rows_equal_one():
     one = cases.batch(rows, config)
     options = {"config": config, "num_vision_rows": 2}
     two = cases.Batch(
-        text=cases.inputs.pack_text(
-            rows, row_tokens=one.text.tokens.shape[1], max_segments=8, **options
-        ),
-        vision=cases.inputs.pack_vision(rows, row_patches=80, max_segments=8, **options),
+        text=inputs.pack_text(rows, row_tokens=one.text.tokens.shape[1], max_segments=8, **options),
+        vision=inputs.pack_vision(rows, row_patches=80, max_segments=8, **options),
     )
     assert two.vision.pixels.shape[0] == 2
     shown = one.text.segments.ids > 0
@@ -118,10 +117,8 @@ def test_cached_decoding_equals_the_full_forward(case):
     built = nnx.merge(graphdef, params)
     extra = np.random.default_rng(1).integers(1, 180, (3, 5)).astype(np.int32)
     prompts = cases.ROWS["rows_of_different_length"]
-    whole = [
-        cases.dataclasses.replace(e, tokens=np.concatenate([e.tokens, more]))
-        for e, more in zip(prompts, extra, strict=True)
-    ]
+    extra[1, 2] = cases.IMAGE  # a placeholder's id in a response is a word like any other
+    whole = [inputs.continued(e, more) for e, more in zip(prompts, extra, strict=True)]
     full = _hidden(case, cases.batch([[e] for e in whole], config))
     batch = cases.batch([[e] for e in prompts], config)
     built.text.unstack()

@@ -36,6 +36,13 @@ def fill(
     return nnx.from_flat_state(flat)
 
 
+def disk_shapes(state: nnx.State, config_json: dict, layout: str) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor of the checkpoint that holds these parameters."""
+    names = hf_names.naming(config_json)
+    entries = [hf_names.weight(path, leaf.shape, names, layout) for path, leaf in _leaves(state)]
+    return {name: entry.disk_shape for entry in entries for name in entry.names}
+
+
 def by_name(state: nnx.State, config_json: dict) -> dict[str, np.ndarray]:
     """Return the parameters (or their gradients) under Hugging Face's names (layout 5)."""
     names = hf_names.naming(config_json)

@@ -1,0 +1,126 @@
+"""Ask a model about images: `python -m prism_jax generate --model=DIR --image=a.png --prompt=…`.
+
+Runs on TPU, GPU or CPU from a Hugging Face folder or from one that `convert` wrote. The answer goes
+to standard output, everything else to standard error.
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from models import attention, sharding
+from prism_jax import errors, pretrained
+from prism_jax import mesh as mesh_lib
+from prism_jax.data import chat, examples, images, processor
+from prism_jax.rollout import engine, serving
+from prism_jax.rollout.sampling import Sampling
+
+_DTYPES = ("auto", "float32", "bfloat16")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    options = argparse.ArgumentParser(
+        prog="python -m prism_jax generate", description="Ask a model about images."
+    )
+    add = options.add_argument
+    add("--model", required=True, type=pathlib.Path, help="checkpoint folder")
+    add("--prompt", required=True, help="the question, behind the images in one user turn")
+    add("--image", action="append", default=[], type=pathlib.Path, help="may be given many times")
+    add("--system", help="a system turn; none without")
+    add("--max_new_tokens", type=int, default=256)
+    add("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+    add("--top_p", type=float)
+    add("--top_k", type=int)
+    add("--seed", type=int, default=0, help="of the sampling")
+    add("--dtype", choices=_DTYPES, default="auto", help="of the computation; auto: as stored")
+    add("--tensor", type=int, default=1, help="devices over which each weight is split")
+    add("--attention", choices=("auto", "xla", "splash", "cudnn"), default="auto")
+    return options
+
+
+def implementations(
+    name: str, dtype: jnp.dtype
+) -> tuple[attention.Implementation, attention.Implementation]:
+    """Return the implementations of prefill and decoding; "auto" goes by platform and type."""
+    if name == "auto":
+        platform = jax.default_backend()
+        if platform == "tpu":
+            name = "splash"
+        elif platform == "gpu" and dtype != jnp.float32 and jax.__version_info__ >= (0, 11):
+            name = "cudnn"
+        else:
+            name = "xla"
+    return name, "xla" if name == "splash" else name
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the answer of a model to one question."""
+    args = parser().parse_args(argv)
+    try:
+        sampling_args = {
+            "temperature": args.temperature,
+            "top_k": args.top_k,
+            "top_p": args.top_p,
+            "max_tokens": args.max_new_tokens,
+        }
+        Sampling(**sampling_args, end_token_ids=())
+    except ValueError as error:
+        raise errors.InputError(str(error)) from error
+    words = processor.Processor.from_folder(args.model)
+    pictures = [images.open_image(path) for path in args.image]
+    messages = [chat.turn("system", args.system)] if args.system is not None else []
+    messages.append(chat.turn("user", args.prompt, num_images=len(pictures)))
+    encoded = words.encode(messages, images=pictures, add_generation_prompt=True)
+    example = examples.from_encoded(encoded, words)
+
+    start = time.perf_counter()
+    mesh, rules = None, sharding.REPLICATED
+    if args.tensor > 1:
+        sizes = {"data": 1, "fsdp": 1, "tensor": args.tensor, "expert": 1}
+        mesh = mesh_lib.make(sizes, jax.devices()[: args.tensor])
+        rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
+    dtype = None if args.dtype == "auto" else jnp.dtype(args.dtype)
+    model = pretrained.load(args.model, mesh=mesh, rules=rules, dtype=dtype, param_dtype=dtype)
+    if model.dtype == jnp.float32:
+        jax.config.update("jax_default_matmul_precision", "highest")
+    graphdef, params = serving.prepare(model.graphdef, model.params, dtype=model.dtype, donate=True)
+    jax.block_until_ready(params)
+    loaded = time.perf_counter()
+    prefill, decode = implementations(args.attention, model.dtype)
+    _say(
+        f"loaded {args.model} in {loaded - start:.1f} s: {model.dtype.name} on "
+        f"{jax.devices()[0].device_kind}, attention {prefill}, in decoding {decode}"
+    )
+    _say(f"the prompt has {len(example.tokens)} tokens, {len(pictures)} images")
+    sampler = engine.Engine(
+        graphdef=graphdef,
+        config=model.config,
+        shapes=engine.Shapes(prompt_tokens=128, row_patches=256, row_images=4),
+        prefill_implementation=prefill,
+        decode_implementation=decode,
+        chunk_tokens=64,
+        mesh=mesh,
+        rules=rules,
+    )
+    rollout = sampler.generate(
+        params,
+        [example],
+        Sampling(**sampling_args, end_token_ids=words.ids.ends),
+        jax.random.key(args.seed),
+        num_responses=1,
+    )
+    length = int(rollout.lengths[0])
+    seconds = time.perf_counter() - loaded
+    how = "ended by itself" if rollout.ended[0] else f"cut at --max_new_tokens={length}"
+    _say(f"{length} tokens in {seconds:.1f} s, compilation included; {how}")
+    sys.stdout.write(words.decode(rollout.tokens[0, :length]) + "\n")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

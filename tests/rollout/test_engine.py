@@ -1,0 +1,140 @@
+"""The sampler against the model's full forward, on tiny models."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models import inputs, sharding
+from prism_jax import mesh as mesh_lib
+from prism_jax.rollout import decode, engine, serving
+from prism_jax.rollout.sampling import Sampling
+from tests.models import cases, ours
+
+_PROMPTS = [*cases.ROWS["rows_of_different_length"], *cases.ROWS["a_video"]]
+
+
+@functools.cache
+def _engine(case: str, axes: tuple = ()) -> tuple[engine.Engine, nnx.State]:
+    graphdef, params = ours.model(case)
+    config = nnx.merge(graphdef, params).config
+    mesh, rules = None, sharding.REPLICATED
+    if axes:
+        mesh, rules = mesh_lib.make(dict(axes)), mesh_lib.rules(mesh_lib.DEFAULT_RULES)
+        params = jax.device_put(params, mesh_lib.param_shardings(params, mesh, rules))
+    graphdef, params = serving.prepare(graphdef, params, dtype=jnp.float32, donate=False)
+    built = engine.Engine(
+        graphdef=graphdef,
+        config=config,
+        shapes=engine.Shapes(prompt_tokens=16, row_patches=64, row_images=4),
+        prefill_implementation="xla",
+        decode_implementation="xla",
+        chunk_tokens=64,
+        mesh=mesh,
+        rules=rules,
+    )
+    return built, params
+
+
+def _sampling(**changes) -> Sampling:
+    usual = {"temperature": 1.0, "top_k": None, "top_p": None, "max_tokens": 12}
+    return Sampling(**(usual | {"end_token_ids": (5, 6)} | changes))
+
+
+def _generate(case="dense_tied_2_levels_head64", *, axes=(), prompts=_PROMPTS, seed=0, **options):
+    built, params = _engine(case, axes)
+    num_responses = options.pop("num_responses", 2)
+    return built.generate(
+        params,
+        prompts,
+        _sampling(**options),
+        jax.random.key(seed),
+        num_responses=num_responses,
+    )
+
+
+@pytest.mark.parametrize("case", ["dense_tied_2_levels_head64", "moe_untied"])
+def test_sampler_logprobs_equal_the_full_forward(case):
+    rollout = _generate(case)
+    graphdef, params = ours.model(case)
+    built = nnx.merge(graphdef, params)
+    whole = [
+        inputs.continued(_PROMPTS[n // 2], rollout.tokens[n]) for n in range(len(rollout.tokens))
+    ]
+    batch = cases.batch([[e] for e in whole], built.config)
+    run = jax.jit(lambda b: built(b.text, b.vision, implementation="xla", remat="none"))
+    hidden, _ = run(batch)
+    logprobs = jax.nn.log_softmax(built.logits(hidden))
+    for n, length in enumerate(rollout.lengths):
+        start = len(_PROMPTS[n // 2].tokens)
+        tokens = rollout.tokens[n, :length]
+        expected = logprobs[n, start - 1 : start - 1 + length][np.arange(length), tokens]
+        np.testing.assert_allclose(rollout.logprobs[n, :length], expected, atol=1e-4)
+        assert not rollout.logprobs[n, length:].any()
+
+
+def test_greedy_takes_the_most_likely_token_and_stops_at_an_end_token():
+    free = ours.greedy("dense_tied_2_levels_head64", _PROMPTS, 12)
+    end = int(free[0, 4])
+    rollout = _generate(temperature=0.0, end_token_ids=(end,), num_responses=1)
+    for row, expected in enumerate(free):
+        stops = np.flatnonzero(expected == end)
+        length = int(stops[0]) + 1 if len(stops) else 12
+        assert rollout.lengths[row] == length
+        assert rollout.ended[row] == bool(len(stops))
+        assert rollout.tokens[row, :length].tolist() == expected[:length].tolist()
+        assert not rollout.tokens[row, length:].any()
+
+
+def test_the_same_key_repeats_and_another_does_not():
+    first, again, other = _generate(), _generate(), _generate(seed=1)
+    assert (first.tokens == again.tokens).all()
+    assert (first.tokens != other.tokens).any()
+    assert (first.tokens[0] != first.tokens[1]).any()
+
+
+def test_a_response_does_not_depend_on_the_prompts_beside_it():
+    alone = _generate(prompts=_PROMPTS[:1])
+    together = _generate()
+    np.testing.assert_array_equal(alone.tokens, together.tokens[:2])
+
+
+def test_eight_devices_give_the_responses_of_one():
+    single = _generate(temperature=0.0)
+    axes = (("data", 2), ("fsdp", 2), ("tensor", 2), ("expert", 1))
+    spread = _generate(axes=axes, temperature=0.0)
+    np.testing.assert_array_equal(spread.tokens, single.tokens)
+    np.testing.assert_allclose(spread.logprobs, single.logprobs, atol=1e-4)
+
+
+def test_responses_longer_than_one_chunk_compile_decoding_once():
+    whole = _generate(temperature=0.0, end_token_ids=(), max_tokens=10, num_responses=1)
+    built, params = _engine("dense_tied_2_levels_head64")
+    before = decode.advance("cpu")._cache_size()
+    told = []
+    rollout = dataclasses.replace(built, chunk_tokens=4).generate(
+        params,
+        _PROMPTS,
+        _sampling(temperature=0.0, end_token_ids=(), max_tokens=10),
+        jax.random.key(0),
+        num_responses=1,
+        on_chunk=lambda step, ended: told.append((step, ended)),
+    )
+    assert told == [(4, 0), (8, 0), (10, 0)]
+    assert (rollout.tokens == whole.tokens).all()
+    assert decode.advance("cpu")._cache_size() == before + 1
+
+
+def test_serving_parameters_are_the_stacked_ones_and_donating_frees_them():
+    graphdef, params = ours.model("moe_untied")
+    copied = jax.tree.map(jnp.copy, params)
+    _, layers = serving.prepare(graphdef, copied, dtype=jnp.bfloat16, donate=True)
+    flat = dict(nnx.to_flat_state(layers))
+    q = params["text"]["layers"]["attn"]["q"]["kernel"][...]
+    one = flat[("text", "layers", 1, "attn", "q", "kernel")][...]
+    np.testing.assert_array_equal(one, q[1].astype(jnp.bfloat16))
+    assert copied["text"]["layers"]["attn"]["q"]["kernel"][...].is_deleted()

@@ -1,0 +1,201 @@
+"""The commands on real folders and files: answers, conversion, upcycling, exit codes."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from prism_jax import main
+from prism_jax.data import chat, images, processor
+from tests import hf_checkpoints, tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("cli")
+    tiny_checkpoint.picture(root, "a.png", (96, 64))
+    tiny_checkpoint.picture(root, "b.png", (70, 130))
+    tiny_checkpoint.write(root / "dense")
+    return root
+
+
+def _run(*argv: object) -> int:
+    return main.main([str(a) for a in argv])
+
+
+def _ask(folder, model, *, prompt="How many?", pictures=("a.png", "b.png"), tokens=24, extra=()):
+    shown = [f"--image={folder / name}" for name in pictures]
+    return _run(
+        "generate",
+        f"--model={folder / model}",
+        *shown,
+        f"--prompt={prompt}",
+        f"--max_new_tokens={tokens}",
+        *extra,
+    )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("pictures", [(), ("a.png",), ("a.png", "b.png")])
+def test_generate_prints_what_transformers_generates(folder, capsys, pictures):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    words = processor.Processor.from_folder(folder / "dense")
+    opened = [images.open_image(folder / name) for name in pictures]
+    message = chat.turn("user", "How many?", num_images=len(opened))
+    encoded = words.encode([message], images=opened, add_generation_prompt=True)
+    given = {
+        "input_ids": encoded.tokens[None].astype(np.int64),
+        "attention_mask": np.ones((1, len(encoded.tokens)), np.int64),
+        "mm_token_type_ids": encoded.token_types[None].astype(np.int64),
+    }
+    if opened:
+        pixels = [images.normalise(p, words.image_settings) for p in encoded.patches]
+        given["pixel_values"] = np.concatenate(pixels)
+        given["image_grid_thw"] = encoded.grids.astype(np.int64)
+    built = transformers.AutoModelForImageTextToText.from_pretrained(
+        folder / "dense", dtype=torch.float32
+    )
+    out = built.generate(
+        **{name: torch.from_numpy(value) for name, value in given.items()},
+        max_new_tokens=24,
+        do_sample=False,
+    )
+    expected = words.tokenizer.decode(
+        out[0, len(encoded.tokens) :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    assert _ask(folder, "dense", pictures=pictures, extra=["--temperature=0"]) == 0
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_converted_folder_answers_the_same_and_converts_back_bit_equal(folder, capsys):
+    _ask(folder, "dense")
+    expected = capsys.readouterr().out
+    convert = ["convert", f"--from={folder / 'dense'}", f"--to={folder / 'flax'}"]
+    assert _run(*convert, "--direction=hf_to_flax") == 0
+    capsys.readouterr()
+    _ask(folder, "flax")
+    assert capsys.readouterr().out == expected
+    convert = ["convert", f"--from={folder / 'flax'}", f"--to={folder / 'back'}"]
+    assert _run(*convert, "--direction=flax_to_hf") == 0
+    first, second = (hf_checkpoints.read(folder / name) for name in ("dense", "back"))
+    assert first.keys() == second.keys()
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+    for name in ("tokenizer.json", "config.json", "preprocessor_config.json"):
+        one, two = ((folder / where / name).read_text() for where in ("dense", "back"))
+        assert json.loads(one) == json.loads(two)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_upcycled_model_without_noise_answers_as_the_dense_one(folder, capsys, dtype):
+    upcycle = ["upcycle", f"--from={folder / 'dense'}", f"--to={folder / f'moe_{dtype}'}"]
+    assert _run(*upcycle, "--noise_std=0", "--seed=3") == 0
+    capsys.readouterr()
+    answers = []
+    for model in ("dense", f"moe_{dtype}"):
+        _ask(folder, model, extra=["--dtype=float32"])
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+
+
+def test_a_discriminator_with_its_score_head_survives_both_conversions(folder):
+    tiny_checkpoint.write(folder / "judge", num_experts=4, score=True)
+    for source, target, direction in (
+        ("judge", "judge_flax", "hf_to_flax"),
+        ("judge_flax", "judge_back", "flax_to_hf"),
+    ):
+        convert = ["convert", f"--from={folder / source}", f"--to={folder / target}"]
+        assert _run(*convert, f"--direction={direction}") == 0
+    first, second = (hf_checkpoints.read(folder / name) for name in ("judge", "judge_back"))
+    assert first.keys() == second.keys()
+    assert "v_head.1.weight" in first
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_sampling_follows_the_seed(folder, capsys):
+    answers = []
+    for seed in (0, 0, 1):
+        _ask(folder, "dense", extra=["--temperature=1", f"--seed={seed}"])
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != answers[2]
+
+
+def _bad_image(root: pathlib.Path) -> str:
+    (root / "broken.png").write_bytes((root / "a.png").read_bytes()[:80])
+    return "broken.png"
+
+
+def _thin_image(root: pathlib.Path) -> str:
+    return tiny_checkpoint.picture(root, "thin.png", (2010, 10)).name
+
+
+def _huge_image(root: pathlib.Path) -> str:
+    return tiny_checkpoint.picture(root, "huge.png", (8000, 7000)).name
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [(_bad_image, "broken.png"), (_thin_image, "200"), (_huge_image, "pixels")],
+)
+def test_a_bad_image_is_one_line_and_exit_code_2(folder, capsys, make, told):
+    assert _ask(folder, "dense", pictures=(make(folder),)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"prompt": "What is <|image_pad|> here?"}, "<|image_pad|>"),
+        ({"pictures": ("missing.png",)}, "missing.png"),
+        ({"model": "nowhere"}, "nowhere"),
+        ({"extra": ["--top_p=2"]}, "top_p"),
+        ({"tokens": 0}, "max_tokens"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(folder, capsys, change, told):
+    assert _ask(folder, **({"model": "dense"} | change)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert told in err
+
+
+def test_a_tokenizer_of_another_checkpoint_is_refused_naming_both_values(folder, capsys):
+    other = tiny_checkpoint.write(folder / "other")
+    config = json.loads((other / "config.json").read_text())
+    was = config["image_token_id"]
+    config["image_token_id"] = was + 1
+    (other / "config.json").write_text(json.dumps(config))
+    assert _ask(folder, "other") == 2
+    err = capsys.readouterr().err
+    assert str(was) in err
+    assert str(was + 1) in err
+    assert err.count("\n") == 1
+
+
+def test_a_missing_tensor_is_named(folder, capsys):
+    broken = tiny_checkpoint.write(folder / "broken")
+    tensors = hf_checkpoints.read(broken)
+    name = "model.language_model.layers.1.self_attn.q_norm.weight"
+    tensors.pop(name)
+    config = json.loads((broken / "config.json").read_text())
+    hf_checkpoints.write_tensors(folder / "less", config, tensors, num_files=1)
+    (folder / "less" / "model.safetensors").replace(broken / "model.safetensors")
+    assert _ask(folder, "broken") == 2
+    assert name in capsys.readouterr().err
+
+
+def test_the_program_lists_its_commands_and_refuses_others():
+    run = [sys.executable, "-m", "prism_jax"]
+    told = subprocess.run([*run, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(f"  {name} " in told for name in main.COMMANDS)
+    wrong = subprocess.run([*run, "cook"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "'cook'" in wrong.stderr
