@@ -34,7 +34,7 @@ _YES_NO = re.compile(r"(yes|no|true|false)(?:\s*[,.;:!-]+\s*(?P<rest>.*))?", re.
 _NAME = re.compile(r"(?:\\?[A-Za-zα-ω∠△°' |]|_\d*|\{\w+\}|\([A-Za-z, ]+\))+")
 _LEAD_IN = re.compile(
     r"(?:(?:so|thus|hence|therefore)[, ]+)?"
-    r"(?:(?:my |the )?(?:final |correct |right )?answer\s*(?::|=|is:?)\s*"
+    r"(?:=\s*|(?:my |the )?(?:final |correct |right )?answer\s*(?::|=|is:?)\s*"
     r"|(?:it is|it's|there (?:is|are)|this is|that is|they are|we (?:get|have))\s+)",
     re.IGNORECASE,
 )

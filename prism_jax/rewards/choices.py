@@ -7,8 +7,10 @@ no letter: a hedge is never right.
 import re
 
 _LETTER = "[A-Ja-j]"
-_ALONE = re.compile(rf"(?:option|choice|point|vertex)?\s*[(\[{{]?\s*({_LETTER})\s*[)\]}}]?[.:)]?",
-                    re.IGNORECASE)  # fmt: skip
+_ALONE = re.compile(
+    rf"(?:option|choice|letter|point|vertex)?\s*[(\[{{]?\s*({_LETTER})\s*[)\]}}]?[.:)]?",
+    re.IGNORECASE,
+)
 _WITH_TEXT = re.compile(
     rf"(?:[(\[]\s*({_LETTER})\s*[)\]]\s*[:.,-]?\s*|({_LETTER})\s*[.):]\s*|([A-J])(?:,| -)\s+)"
     r"(?P<text>\S.*)",
@@ -18,6 +20,10 @@ _PHRASE = re.compile(
     r"\b(?:answer|option|choice|choose|pick|select|it is|it's|so)\s*(?:is|would be|:|=)?\s*"
     r"(?:option|choice)?\s*(?:\(\s*([A-Ja-j])\s*\)|([A-J]))(?![\w'])",
     re.IGNORECASE,
+)
+_STATED = re.compile(
+    rf"\(?({_LETTER})\)?\s+is\s+(?:the\s+)?"
+    r"(?:(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|answer)"
 )
 _NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure|maybe)\b", re.I)
 _HEDGE = re.compile(
@@ -40,7 +46,7 @@ def truth(text: str) -> tuple[str, str]:
 def letter(text: str) -> str:
     """Return the one letter that an answer chooses, in upper case; "" when there is not one."""
     text = text.strip()
-    alone = _ALONE.fullmatch(text)
+    alone = _ALONE.fullmatch(text) or _STATED.fullmatch(text)
     if alone:
         return alone.group(1).upper()
     found = _WITH_TEXT.fullmatch(text)

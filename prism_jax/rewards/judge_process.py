@@ -1,7 +1,7 @@
 """Judge tasks from standard input in a process that may be killed at any moment.
 
-One JSON object a line in, one out: `{"task": …, "rule": …}` gives `{"reason": …}`. The first line
-out says that the process is ready. `workers.py` starts it; nothing here imports JAX.
+One JSON object a line in, a `score.Question`; one out, `{"reason": …}`. The first line out says
+that the process is ready. `workers.py` starts it; nothing here imports JAX.
 
     python -m prism_jax.rewards.judge_process DEADLINE_SECONDS MEMORY_BYTES
 """
@@ -24,6 +24,8 @@ def main(arguments: list[str], mathematics: answer_official.Mathematics) -> None
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    # The first comparison loads grammars: no task should pay for that with its deadline.
+    mathematics("expression", "x+1", "1+x")
     _reply(replies, {"ready": True})
     # Errors before this line are for the parent to report.
     os.dup2(null, 2)
@@ -37,11 +39,10 @@ def _reply(replies, message: dict) -> None:
     replies.flush()
 
 
-def _judge(request: dict, mathematics: answer_official.Mathematics) -> str:
-    request["task"]["equivalent_answers"] = tuple(request["task"]["equivalent_answers"])
-    task, rule = score.Task(**request["task"]), score.Rule(**request["rule"])
+def _judge(fields: dict, mathematics: answer_official.Mathematics) -> str:
+    fields["equivalent_answers"] = tuple(fields["equivalent_answers"])
     try:
-        return score.grade(task, rule, mathematics).reason
+        return score.judge(score.Question(**fields), mathematics)
     except Exception:  # Whatever a policy can provoke in a parser: it costs the answer its reward.
         return score.Reason.ERROR
 

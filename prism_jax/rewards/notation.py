@@ -9,6 +9,7 @@ import unicodedata
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff]")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _MULTIPLY = {"×": "*", "⋅": "*", "·": "*", "∗": "*", "\\times": "*", "\\cdot": "*"}
 _CHARACTERS = {
@@ -27,6 +28,7 @@ _COMMANDS = (
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<=\d)\\[,!;: ](?=\d{3})"), ","),
     (re.compile(r"(?<!\\)\\(?:[,!;: ]|quad|qquad)|(?<!\\)~"), " "),
+    (re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
@@ -45,8 +47,8 @@ _OPENING = {"(": ")", "[": "]", "{": "}"}
 
 def clean(text: str) -> str:
     """Return one spelling for texts that differ in layout only."""
-    text = text.strip()
-    if text.isalnum() and text.isascii():
+    text = _INVISIBLE.sub("", text).strip()
+    if text.isdecimal() and text.isascii():
         return text
     text = _VULGAR.sub(lambda found: " " + unicodedata.normalize("NFKC", found.group()), text)
     text = _SUPERSCRIPT_RUN.sub(

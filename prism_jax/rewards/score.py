@@ -79,6 +79,17 @@ class Reward:
     reason: Reason
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """Hold what the accuracy of a response depends on; equal questions have equal verdicts."""
+
+    answer: str
+    ground_truth: str
+    equivalent_answers: tuple[str, ...]
+    data_source: str
+    judge: Judge
+
+
 def gate_of(task: Task, rule: Rule) -> tags.Gate:
     """Return the format rule that applies to a task."""
     if rule.judge == "strict":
@@ -86,18 +97,48 @@ def gate_of(task: Task, rule: Rule) -> tags.Gate:
     return "geo3k" if task.data_source == GEOMETRY_SOURCE else "official"
 
 
-def grade(task: Task, rule: Rule, mathematics: answer_official.Mathematics) -> Reward:
-    """Reward one response. Exceptions of `mathematics` pass through."""
+def screen(task: Task, rule: Rule) -> Reason | Question:
+    """Return why a response needs no judge, else the question for the judge."""
     given = tags.answer_text(task.response)
-    is_geometry = rule.judge == "official" and task.data_source == GEOMETRY_SOURCE
-    if not is_geometry and not _format_ok(task, rule):
-        return reward(task, rule, Reason.FORMAT)
+    pays_apart = rule.judge == "official" and task.data_source == GEOMETRY_SOURCE
+    if not pays_apart and not _format_ok(task, rule):
+        return Reason.FORMAT
     if not given:
-        return reward(task, rule, Reason.NO_ANSWER)
+        return Reason.NO_ANSWER
     if len(given) >= answer.MAX_CHARS:
-        return reward(task, rule, Reason.TOO_LONG)
-    right = _is_correct(given, task, rule, mathematics)
-    return reward(task, rule, Reason.CORRECT if right else Reason.WRONG)
+        return Reason.TOO_LONG
+    return Question(
+        answer=given,
+        ground_truth=task.ground_truth,
+        equivalent_answers=task.equivalent_answers,
+        data_source=task.data_source,
+        judge=rule.judge,
+    )
+
+
+def judge(question: Question, mathematics: answer_official.Mathematics) -> Reason:
+    """Return whether an answer is right. Exceptions of `mathematics` pass through."""
+    if question.judge == "strict":
+        equivalents = _accepted(question.equivalent_answers)
+        right = any(
+            answer.is_correct(question.answer, truth, mathematics)
+            for truth in (question.ground_truth, *equivalents)
+        )
+    elif question.data_source in EXTRACTION_SOURCES:
+        right = answer_official.is_correct_by_extraction(
+            question.answer, question.ground_truth, question.equivalent_answers, mathematics
+        )
+    else:
+        right = answer_official.is_correct(question.answer, question.ground_truth, mathematics)
+    return Reason.CORRECT if right else Reason.WRONG
+
+
+def grade(task: Task, rule: Rule, mathematics: answer_official.Mathematics) -> Reward:
+    """Reward one response in this process, without a deadline."""
+    found = screen(task, rule)
+    if isinstance(found, Question):
+        found = judge(found, mathematics)
+    return reward(task, rule, found)
 
 
 def reward(task: Task, rule: Rule, reason: Reason) -> Reward:
@@ -128,20 +169,7 @@ def _format_ok(task: Task, rule: Rule) -> bool:
     return ended and tags.format_ok(task.response, gate=gate_of(task, rule))
 
 
-def _is_correct(
-    given: str, task: Task, rule: Rule, mathematics: answer_official.Mathematics
-) -> bool:
-    if rule.judge == "official":
-        if task.data_source in EXTRACTION_SOURCES:
-            return answer_official.is_correct_by_extraction(
-                given, task.ground_truth, task.equivalent_answers, mathematics
-            )
-        return answer_official.is_correct(given, task.ground_truth, mathematics)
-    truths = (task.ground_truth, *accepted_equivalents(task.equivalent_answers))
-    return any(answer.is_correct(given, truth, mathematics) for truth in truths)
-
-
-def accepted_equivalents(equivalent_answers: tuple[str, ...]) -> tuple[str, ...]:
+def _accepted(equivalent_answers: tuple[str, ...]) -> tuple[str, ...]:
     """Return the equivalent answers that count: none when the list holds the empty marker.
 
     Source: PRISM verl/verl/utils/reward_score/math_verify_with_format.py:89.

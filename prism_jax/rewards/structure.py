@@ -7,6 +7,7 @@ from prism_jax.rewards import notation
 
 _NUMBERED = re.compile(r"(?:^|(?<=[\s,;.]))(?:\((?:\d|[a-h]|i{1,3}|iv|v)\)|[1-9]\))\s*(?=\S)")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
+_SPACED = re.compile(r"[-+]?\d+(?:\.\d+)?(?: [-+]?\d+(?:\.\d+)?)+")
 _CONJUNCTION = re.compile(r",?\s+(?:and|&)\s+|\s*\n+\s*", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r",?\s+(?:or|\\(?:text|mbox)\{\s*or\s*\})\s+", re.IGNORECASE)
 _PLUS_MINUS = re.compile(
@@ -88,9 +89,9 @@ def _plus_minus(text: str) -> Parts | None:
 
 
 def _bare_list(text: str, *, protect_thousands: bool) -> Parts | None:
-    masked = text
+    masked = text.replace(" ", ";") if _SPACED.fullmatch(text) else text
     if protect_thousands:
-        masked = _THOUSANDS.sub(lambda found: found.group().replace(",", "\0"), text)
+        masked = _THOUSANDS.sub(lambda found: found.group().replace(",", "\0"), masked)
     alternative = bool(_ALTERNATIVE.search(masked))
     masked = _CONJUNCTION.sub(";", _ALTERNATIVE.sub(";", masked))
     items = _split(masked, {",", ";"})

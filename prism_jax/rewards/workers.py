@@ -32,6 +32,14 @@ def _defer(method: str, answer: str, truth: str) -> bool:
     raise _NeedsMathematicsError
 
 
+def _judge_here(question: score.Question) -> score.Reason | None:
+    try:
+        return score.judge(question, _defer)
+    except Exception:
+        # Mathematics is needed; or a rule failed, which the worker will meet again and report.
+        return None
+
+
 class _Worker:
     """Own one judging process and the request it is busy with.
 
@@ -129,32 +137,22 @@ class JudgePool:
         self._selector.close()
 
     def grade(self, tasks: Sequence[score.Task]) -> list[score.Reward]:
-        """Reward tasks, in order. Equal tasks are judged once."""
+        """Reward tasks, in order. Equal answers to equal truths are judged once."""
         if not self._workers:
             raise RuntimeError("JudgePool.grade was called after close")
-        rewards: list[score.Reward | None] = [self._grade_here(task) for task in tasks]
-        waiting: dict[score.Task, list[int]] = collections.defaultdict(list)
-        for index, one in enumerate(rewards):
-            if one is None:
-                waiting[tasks[index]].append(index)
-        for task, reason in zip(waiting, self._judge_elsewhere(list(waiting)), strict=True):
-            for index in waiting[task]:
-                rewards[index] = score.reward(task, self._rule, reason)
-        return rewards
-
-    def _grade_here(self, task: score.Task) -> score.Reward | None:
-        try:
-            return score.grade(task, self._rule, _defer)
-        except Exception:
-            # Mathematics is needed; or a rule failed, which the worker will meet again and report.
-            return None
-
-    def _judge_elsewhere(self, tasks: list[score.Task]) -> list[score.Reason]:
-        rule = dataclasses.asdict(self._rule)
-        lines = [
-            json.dumps({"task": dataclasses.asdict(task), "rule": rule}).encode() + b"\n"
-            for task in tasks
+        screened = [score.screen(task, self._rule) for task in tasks]
+        questions = dict.fromkeys(one for one in screened if isinstance(one, score.Question))
+        verdicts = {question: _judge_here(question) for question in questions}
+        waiting = [question for question, reason in verdicts.items() if reason is None]
+        verdicts |= zip(waiting, self._judge_elsewhere(waiting), strict=True)
+        reasons = [one if isinstance(one, score.Reason) else verdicts[one] for one in screened]
+        return [
+            score.reward(task, self._rule, reason)
+            for task, reason in zip(tasks, reasons, strict=True)
         ]
+
+    def _judge_elsewhere(self, questions: list[score.Question]) -> list[score.Reason]:
+        lines = [json.dumps(dataclasses.asdict(one)).encode() + b"\n" for one in questions]
         todo = collections.deque(range(len(lines)))
         reasons: dict[int, score.Reason] = {}
         try:

@@ -56,11 +56,12 @@ def test_results_are_in_order_when_fast_and_slow_tasks_mix(pool):
     assert [one.accuracy for one in pool.grade(tasks)] == wanted
 
 
-def test_equal_tasks_are_judged_once(faulty):
+def test_equal_answers_are_judged_once_whatever_was_thought_before(faulty):
     """Four equal hangs cost one deadline, not four."""
     ask(faulty, "x+1")
+    responses = [respond("hng+1").replace("b</think>", f"{n}</think>") for n in range(4)]
     start = time.monotonic()
-    found = ask(faulty, *["hng+1"] * 4)
+    found = faulty.grade([task(response, "1+x") for response in responses])
     assert [one.reason for one in found] == [score.Reason.TIMEOUT] * 4
     assert time.monotonic() - start < 2 * DEADLINE_SECONDS
 
