@@ -27,7 +27,8 @@ _STATED = re.compile(
 )
 _NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure|maybe)\b", re.I)
 _HEDGE = re.compile(
-    r"^\W*[A-Ja-j]\W*(?:$|[,;])|^\W*(?:or|and|/|,|&|\+|not)\W*[A-Ja-j]\b(?![a-z'])|\bor\s+(?:option\s+)?\(?[A-J]\)?(?![\w'])"
+    r"^\W*[A-Ja-j]\W*(?:$|[,;])|^\W*(?:or|and|/|,|&|\+|not)\W*[A-Ja-j]\b(?![a-z'])"
+    r"|\bor\s+(?:option\s+)?\(?[A-J]\)?(?![\w'])"
     r"|(?:^|\s)\([A-Ja-j]\)(?!\w)|(?:^|\s)[A-J][.)](?:\s|$)"
 )
 _TRUTH_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)\s*|([A-J])[.:)]\s+)(?P<text>\S.*)", re.DOTALL)
