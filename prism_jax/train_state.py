@@ -58,6 +58,30 @@ def abstract_state(params: nnx.State, optimizer: optim.Optimizer) -> TrainState:
     return jax.eval_shape(lambda p: _state_of(p, optimizer), params)
 
 
+def shardings(
+    abstract: TrainState,
+    *,
+    of_params: Callable[[nnx.State], nnx.State],
+    replicated: jax.sharding.Sharding,
+) -> TrainState:
+    """Return the sharding of every leaf: moments lie as their parameters, counts everywhere.
+
+    Args:
+      abstract: from `abstract_state`.
+      of_params: parameters with `axes` -> the same with a sharding as each value; also called for
+        the moments, which have the axes of their parameters.
+      replicated: of the counts.
+    """
+    adam = abstract.opt_state.adam
+    counts = jax.tree.map(lambda _: replicated, abstract.opt_state)
+    moments = adam._replace(count=replicated, mu=of_params(adam.mu), nu=of_params(adam.nu))
+    return TrainState(
+        step=replicated,
+        params=of_params(abstract.params),
+        opt_state=dataclasses.replace(counts, adam=moments),
+    )
+
+
 def with_shardings(abstract: Tree, shardings: Tree) -> Tree:
     """Give every abstract leaf its sharding, so that a restore knows where each leaf goes."""
     return jax.tree.map(

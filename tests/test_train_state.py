@@ -56,6 +56,33 @@ def test_state_made_in_shards_has_the_bits_of_one_made_on_one_device():
         np.testing.assert_array_equal(one, other)
 
 
+def test_moments_lie_on_the_mesh_as_their_parameters():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    places = {"mlp": "data", "embed": None, None: None}
+
+    def of_params(params):
+        return jax.tree.map(
+            lambda p: p.replace(
+                NamedSharding(mesh, PartitionSpec(*(places[a] for a in p.get_metadata("axes"))))
+            ),
+            params,
+            is_leaf=lambda x: isinstance(x, nnx.Variable),
+        )
+
+    _, params = train_state.abstract_params(toy_run.Toy, param_dtype=jnp.float32)
+    optimizer = toy_run.make_optimizer(params, groups=(("head", None), (".*", 1.0)))
+    abstract = train_state.abstract_state(params, optimizer)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    found = train_state.shardings(abstract, of_params=of_params, replicated=replicated)
+    state = train_state.init(
+        toy_run.Toy, optimizer, jax.random.key(0), param_dtype=jnp.float32, shardings=found
+    )
+    assert state.params["head"][...].sharding.spec == PartitionSpec("data", None)
+    for tree in (state.params, state.opt_state.adam.mu, state.opt_state.adam.nu):
+        assert tree["kernel"][...].sharding.spec == PartitionSpec(None, "data")
+    assert state.opt_state.num_skipped.sharding.is_fully_replicated
+
+
 def test_param_dtype_is_that_of_the_master_weights():
     _, params = train_state.abstract_params(toy_run.Toy, param_dtype=jnp.bfloat16)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}

@@ -1,5 +1,6 @@
 """A whole run of the loop on a toy model, as a library for tests and as a killable program."""
 
+import functools
 import json
 import os
 import pathlib
@@ -144,15 +145,22 @@ def open_checkpointer(workdir, **changes):
     return checkpoint.Checkpointer(str(workdir), **(arguments | changes))
 
 
+@functools.cache
 def setup(*, num_microbatches=2, **optimizer_changes):
-    """Return (abstract state, function that makes the state, train step)."""
+    """Return (abstract state, function that makes the state, train step), compiled only once."""
     graphdef, params = train_state.abstract_params(Toy, param_dtype=jnp.float32)
     optimizer = make_optimizer(params, **optimizer_changes)
 
-    def make_state():
-        return train_state.init(
-            Toy, optimizer, jax.random.key(0), param_dtype=jnp.float32, shardings=None
+    @functools.cache
+    def first_state():
+        return jax.device_get(
+            train_state.init(
+                Toy, optimizer, jax.random.key(0), param_dtype=jnp.float32, shardings=None
+            )
         )
+
+    def make_state():
+        return jax.tree.map(jnp.array, first_state())
 
     step = train_step.make_train_step(
         graphdef,
