@@ -24,7 +24,7 @@ LIMIT_PIXELS = 50_000_000
 MAX_ASPECT_RATIO = 200
 
 # Pillow also opens formats that start other programs (EPS) or are no images of a data set.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What Pillow's decoders raise on damaged files, besides its own UnidentifiedImageError .
 _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,

@@ -203,17 +203,7 @@ ODD_IMAGES = {
 }
 
 
-# Pillow has no opener called MPO, and asking for one fails every format named after it.
-AFTER_MPO = pytest.mark.xfail(reason="images._FORMATS names MPO", strict=True)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=AFTER_MPO) if name in ("animated", "webp") else name
-        for name in ODD_IMAGES
-    ],
-)
+@pytest.mark.parametrize("name", ODD_IMAGES)
 def test_an_unusual_image_is_kept_as_its_own_bytes(tmp_path, name):
     tmp_path.joinpath("odd").write_bytes(ODD_IMAGES[name])
     source = source_of(tmp_path, [data_files.sft_row(2, images=["odd"])])

@@ -1,0 +1,85 @@
+"""cuDNN attention on an NVIDIA GPU against the masked softmax in float32."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from models import attention, inputs, sharding
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU"),
+]
+
+# Lengths of the segments a row of 1024 places, static segments; query heads, kv heads, head size.
+_CASES = {
+    "text_grouped_queries": ([[400, 113, 300], [1024], [1, 2, 700]], 6, (32, 8, 128), True),
+    "text_one_kv_head": ([[7, 900], [512, 512], [1000]], 4, (8, 1, 64), True),
+    "vision_head_64": ([[256, 512, 64], [900], [4, 4, 4, 4]], 8, (16, 16, 64), False),
+    "vision_head_72": ([[36, 220, 700], [1024], [8]], 8, (16, 16, 72), False),
+}
+
+
+def _norm_error(found, expected) -> float:
+    found, expected = (jnp.ravel(x.astype(jnp.float32)) for x in (found, expected))
+    assert bool(jnp.isfinite(found).all())
+    return float(jnp.linalg.norm(found - expected) / jnp.linalg.norm(expected))
+
+
+def _arrays(heads: tuple[int, int, int], rows: int = 3):
+    n, k, h = heads
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(rows, 1024, count, h) for count in (n, k, k, n)]
+    return [
+        jax.random.normal(key, shape).astype(jnp.bfloat16)
+        for key, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_packed_rows_equal_the_masked_softmax_with_gradients(name):
+    rows, max_segments, heads, causal = _CASES[name]
+    q, k, v, cotangent = _arrays(heads)
+    segments = inputs.pack_segments(rows, row_length=1024, max_segments=max_segments)
+    segments = jax.tree.map(jnp.asarray, segments)
+
+    def run(implementation, dtype):
+        def attend(q, k, v):
+            return attention.attend(
+                q,
+                k,
+                v,
+                segments,
+                causal=causal,
+                implementation=implementation,
+                rules=sharding.REPLICATED,
+                row_axis="batch",
+            )
+
+        @jax.jit
+        def with_gradients(q, k, v, cotangent):
+            out, back = jax.vjp(attend, q, k, v)
+            return out, *back(cotangent)
+
+        with jax.default_matmul_precision("highest"):
+            return with_gradients(*(x.astype(dtype) for x in (q, k, v, cotangent)))
+
+    found = run("cudnn", jnp.bfloat16)
+    expected = run("xla", jnp.float32)
+    for what, ours, theirs in zip(("out", "dq", "dk", "dv"), found, expected, strict=True):
+        assert _norm_error(ours, theirs) < 6e-3, what
+
+
+def test_decoding_equals_the_masked_softmax():
+    q, k, v, _ = _arrays((32, 8, 128))
+    lengths = jnp.array([1, 700, 1024])
+
+    def run(implementation, dtype):
+        with jax.default_matmul_precision("highest"):
+            return jax.jit(
+                lambda q, k, v: attention.attend_decode(
+                    q[:, :1], k, v, lengths, implementation=implementation
+                )
+            )(*(x.astype(dtype) for x in (q, k, v)))
+
+    assert _norm_error(run("cudnn", jnp.bfloat16), run("xla", jnp.float32)) < 6e-3
