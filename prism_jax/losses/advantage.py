@@ -6,7 +6,8 @@ of its own. Everything is a constant for the gradient. Group statistics, everywh
 
 - standard deviation with ddof = 1, eps added to it: (x − mean) / (std + eps)
 - a group of one response has mean 0 and std 1 by decree: its score passes through, over 1 + eps
-- a group of equal scores has advantage 0, exactly
+- a group of equal scores has advantage 0, exactly; the released float32 mean leaves a rounding
+  error that the division by std + eps makes as large as 0.1 (11 to 15 scores of 0.7)
 """
 
 import dataclasses

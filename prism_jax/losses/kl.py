@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -54,7 +55,8 @@ def loss(
         estimator=estimator,
     )
     term = reduce.aggregate(values, mask, aggregation=aggregation, norm_tokens=norm_tokens)
-    return term, {"policy/reference_kl": metrics.Mean.of(values, mask)}
+    told = {"policy/reference_kl": metrics.Mean.of(values, mask)}
+    return term, jax.lax.stop_gradient(told)
 
 
 def penalised_rewards(

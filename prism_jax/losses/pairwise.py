@@ -108,6 +108,8 @@ def loss(
         told |= _measure(name, segment, teacher, student, row_mask, score_clip)
     total = jnp.where(row_mask, squares, 0.0).sum()
     terms[REGULARISER] = reduce.Sum(total=total, weight=rows)
+    for name, term in terms.items():
+        told[f"discriminator/{name}_loss"] = metrics.Mean(total=term.total, weight=term.weight)
     return terms, jax.lax.stop_gradient(told)
 
 

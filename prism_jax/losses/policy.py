@@ -57,7 +57,7 @@ def ppo(
         is_dual_clipped = (losses > limit) & (advantages < 0)
         losses = jnp.where(is_dual_clipped, limit, losses)
         told["policy/dual_clip_fraction"] = metrics.Mean.of(is_dual_clipped, mask)
-    return _finish(losses, mask, token_weights, aggregation, norm_tokens), _constant(told)
+    return _finish(losses, mask, told, token_weights, aggregation, norm_tokens)
 
 
 def gspo(
@@ -94,7 +94,7 @@ def gspo(
         "policy/clip_fraction": metrics.Mean.of(is_clipped, mask),
         "policy/approx_kl": metrics.Mean.of(-log_ratio, mask),
     }
-    return _finish(losses, mask, token_weights, aggregation, norm_tokens), _constant(told)
+    return _finish(losses, mask, told, token_weights, aggregation, norm_tokens)
 
 
 def cispo(
@@ -125,7 +125,7 @@ def cispo(
         "policy/clip_fraction": metrics.Mean.of(bounded != ratio, mask),
         "policy/approx_kl": metrics.Mean.of(-log_ratio, mask),
     }
-    return _finish(losses, mask, token_weights, aggregation, norm_tokens), _constant(told)
+    return _finish(losses, mask, told, token_weights, aggregation, norm_tokens)
 
 
 def reinforce(
@@ -139,7 +139,7 @@ def reinforce(
 ) -> tuple[reduce.Sum, metrics.Metrics]:
     """Return −A · logprobs: the gradient of `ppo` on-policy, without ratio or clip."""
     losses = -advantages * jnp.where(mask, logprobs, 0.0)
-    return _finish(losses, mask, token_weights, aggregation, norm_tokens), {}
+    return _finish(losses, mask, {}, token_weights, aggregation, norm_tokens)
 
 
 def _log_ratio(logprobs: Array, old_logprobs: Array, mask: Array) -> Array:
@@ -161,14 +161,14 @@ def _clip(ratio: Array, advantages: Array, low: float, high: float) -> tuple[Arr
 def _finish(
     losses: Array,
     mask: Array,
+    told: metrics.Metrics,
     token_weights: Array | None,
     aggregation: reduce.Aggregation,
     norm_tokens: int | None,
-) -> reduce.Sum:
+) -> tuple[reduce.Sum, metrics.Metrics]:
+    """Weigh and aggregate the token losses; add the loss to the metrics."""
     if token_weights is not None:
         losses = losses * jax.lax.stop_gradient(token_weights)
-    return reduce.aggregate(losses, mask, aggregation=aggregation, norm_tokens=norm_tokens)
-
-
-def _constant(told: metrics.Metrics) -> metrics.Metrics:
-    return jax.lax.stop_gradient(told)
+    term = reduce.aggregate(losses, mask, aggregation=aggregation, norm_tokens=norm_tokens)
+    told = told | {"policy/loss": metrics.Mean(total=term.total, weight=term.weight)}
+    return term, jax.lax.stop_gradient(told)

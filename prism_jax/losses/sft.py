@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -71,5 +72,8 @@ def nll(
     else:
         raise ValueError(f"implementation must be recompute or fused, got {implementation!r}")
     num_targets = target_mask.sum(dtype=jnp.float32)
-    told = {"data/target_tokens": metrics.Sum(value=num_targets)}
-    return reduce.Sum(total=total, weight=num_targets), told
+    told = {
+        "loss/nll": metrics.Mean(total=total, weight=num_targets),
+        "data/target_tokens": metrics.Sum(value=num_targets),
+    }
+    return reduce.Sum(total=total, weight=num_targets), jax.lax.stop_gradient(told)

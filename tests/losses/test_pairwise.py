@@ -28,7 +28,7 @@ def segment(teacher, student, is_pair, teacher_tokens=None, student_tokens=None)
 
 
 def random_segments(is_pair):
-    draws = 3 * jax.random.normal(jax.random.key(1), (4, len(is_pair)))
+    draws = 3 * np.random.default_rng(1).normal(size=(4, len(is_pair)))
     return {
         "caption": segment(draws[0], draws[1], is_pair),
         "cot": segment(draws[2], draws[3], is_pair),
@@ -104,14 +104,14 @@ def test_global_normalisation_gives_one_step_for_any_split(is_pair, all_invalid,
             terms, _ = pairwise.loss(moved, row_mask[rows], **options)
             return share(terms, whole)
 
-        return jax.value_and_grad(loss)(0.5)
+        return jax.jit(jax.value_and_grad(loss))(0.5)
 
     expected = step(slice(0, 6))
     if all_invalid == "released" and not any(is_pair):
         # The fallback is the logistic of a mean: it depends on the split, as released.
         assert float(expected[0]) != pytest.approx(float(step(slice(0, 1))[0]) * 6)
         return
-    for ends in ([1, 6], [2, 3, 6], [1, 2, 3, 4, 5, 6]):
+    for ends in ([1, 6], [2, 3, 6]):
         parts = [step(slice(a, b)) for a, b in zip([0, *ends], ends, strict=False)]
         got = np.sum(parts, axis=0)
         np.testing.assert_allclose(got, expected, rtol=1e-5)
@@ -143,6 +143,7 @@ def test_without_a_valid_pair_accuracy_and_scores_are_absent():
     assert set(metrics.read(told)) == {
         "discriminator/caption_valid_fraction",
         "discriminator/cot_valid_fraction",
+        "discriminator/regulariser_loss",
     }
     assert float(terms["cot"].value) == 0.0
 

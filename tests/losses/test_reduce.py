@@ -16,7 +16,7 @@ BY_HAND = {
     "seq-mean-token-sum": (4 + 9) / 2,
     "seq-mean-token-sum-norm": (4 + 9) / (2 * 10),
 }
-SPLITS = ([4], [1, 3], [3, 1], [1, 1, 1, 1], [2, 2])
+SPLITS = ([1, 3], [2, 2], [2, 1, 1])
 
 
 def norm_tokens(aggregation):
@@ -33,8 +33,9 @@ def test_aggregations_by_hand(aggregation):
 
 @pytest.mark.parametrize("aggregation", BY_HAND)
 def test_any_split_into_microbatches_gives_the_same_loss_and_gradient(aggregation, share):
-    keys = jax.random.split(jax.random.key(0), 2)
-    x, parameter = jax.random.normal(keys[0], (4, 7)), jax.random.normal(keys[1], (7,))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 7)), jnp.float32)
+    parameter = jnp.asarray(rng.normal(size=7), jnp.float32)
     mask = jnp.arange(7) < jnp.array([1, 7, 0, 3])[:, None]
     options = {"aggregation": aggregation, "norm_tokens": norm_tokens(aggregation)}
     whole = {"term": reduce.weight(mask, **options)}
@@ -44,7 +45,7 @@ def test_any_split_into_microbatches_gives_the_same_loss_and_gradient(aggregatio
             losses = jnp.square(x[rows] * parameter)
             return share({"term": reduce.aggregate(losses, mask[rows], **options)}, whole)
 
-        return jax.value_and_grad(loss)(parameter)
+        return jax.jit(jax.value_and_grad(loss))(parameter)
 
     expected = step(slice(0, 4))
     for sizes in SPLITS:
