@@ -153,8 +153,10 @@ def weight(path: str, shape: tuple[int, ...], names: Naming, layout: ExpertLayou
     """Return where the parameter `path` of this shape lies in a checkpoint.
 
     A discriminator's trunk has the names of the model itself. Raises ValueError for a parameter
-    that no Hugging Face checkpoint holds.
+    that no Hugging Face checkpoint holds, and for an unknown layout.
     """
+    if layout not in EXPERT_LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(EXPERT_LAYOUTS)}, got {layout!r}")
     path = path.removeprefix("trunk.")
     if path in _EXPERTS:
         module, leaf, base = path, "", _EXPERTS[path]

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from models import hf_files, hf_names, hf_reader
 
-# Layers go up several at once up to this size, and about as much may be on its way to the device.
+# Pieces go up in about this size, and a few of them may be on their way to the devices.
 GROUP_BYTES = 32 << 20
 _IN_FLIGHT_BYTES = 64 << 20
 
@@ -42,48 +42,90 @@ class Loader:
 
     def load(self, group: Sequence[Leaf]) -> dict[str, jax.Array]:
         """Return the parameters that are parts of the same tensors, by path."""
-        entry = group[0].weight
-        tensor = self.reader.tensors[entry.names[0]]
-        total = len(entry.names)
-        fit = max(1, GROUP_BYTES // max(1, tensor.num_bytes))
-        count = max(n for n in range(1, total + 1) if total % n == 0 and n <= fit)
+        cuts = _cuts(group, self.reader.tensors[group[0].weight.names[0]].num_bytes)
         result: dict[str, jax.Array] = {}
-        for start in range(0, total, count):
-            pieces = _read_pieces(self.reader, group, start, count)
+        for cut in cuts:
+            pieces = _read_pieces(self.reader, group, cut)
             for leaf, piece in zip(group, pieces, strict=True):
+                path, sharding = leaf.path, leaf.sharding
                 dtype = piece.dtype if leaf.dtype is None else leaf.dtype
-                order = leaf.weight.order
-                if leaf.weight.num_layers is not None:
-                    order = (0, *(axis + 1 for axis in order))
-                if count == total:
-                    result[leaf.path] = _arrange(leaf.sharding, order, dtype)(piece)
+                lead = () if leaf.weight.num_layers is None else (0,)
+                order = (*lead, *(axis + len(lead) for axis in leaf.weight.order))
+                if len(cuts) == 1:
+                    result[path] = _arrange(sharding, order, dtype)(piece)
                     continue
-                if start == 0:
-                    result[leaf.path] = _zeros(leaf.sharding, leaf.shape, dtype)()
-                place = _place(leaf.sharding, order)
-                result[leaf.path] = place(result[leaf.path], piece, start)
+                if path not in result:
+                    result[path] = _zeros(sharding, leaf.shape, dtype)()
+                begin = [0] * len(order)
+                begin[order.index(len(lead))] = cut.row
+                if lead:
+                    begin[0] = cut.layer
+                result[path] = _place(sharding, order)(result[path], piece, np.int32(begin))
             self._in_flight.append(pieces)
             while sum(p.nbytes for ps in self._in_flight for p in ps) > _IN_FLIGHT_BYTES:
                 jax.block_until_ready(self._in_flight.popleft())
         return result
 
 
-def _read_pieces(
-    reader: hf_reader.Reader,
-    group: Sequence[Leaf],
-    start: int,
-    count: int,
-) -> list[jax.Array]:
-    """Read layers `start` to `start + count` of every part, in the order of the file's axes."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Cut:
+    """A piece: some layers, or some rows of one layer, counted on the file's first axis."""
+
+    layer: int
+    num_layers: int
+    row: int
+    num_rows: int
+
+
+def _cuts(group: Sequence[Leaf], num_bytes: int) -> list[_Cut]:
+    """Cut parameters into pieces of one size, of about `GROUP_BYTES` or less.
+
+    Small layers are put together, large tensors are cut into rows, the last piece of which may
+    begin before the one before it ends. An axis that is cut over devices is left whole.
+
+    Args:
+        num_bytes: of one tensor, which is one layer.
+    """
+    weight = group[0].weight
+    total, rows = len(weight.names), weight.part_shape[0]
+    fit = GROUP_BYTES // max(1, num_bytes)
+    if fit:
+        count = max(n for n in range(1, total + 1) if total % n == 0 and n <= fit)
+        return [
+            _Cut(layer=layer, num_layers=count, row=0, num_rows=rows)
+            for layer in range(0, total, count)
+        ]
+    num_rows = rows
+    if not any(_splits_rows(leaf) for leaf in group):
+        num_rows = max(1, rows * GROUP_BYTES // num_bytes)
+    return [
+        _Cut(layer=layer, num_layers=1, row=min(row, rows - num_rows), num_rows=num_rows)
+        for layer in range(total)
+        for row in range(0, rows, num_rows)
+    ]
+
+
+def _splits_rows(leaf: Leaf) -> bool:
+    """Say whether the file's first axis is cut over devices."""
+    axis = leaf.weight.order.index(0) + (leaf.weight.num_layers is not None)
+    return leaf.sharding.shard_shape(leaf.shape)[axis] < leaf.shape[axis]
+
+
+def _read_pieces(reader: hf_reader.Reader, group: Sequence[Leaf], cut: _Cut) -> list[jax.Array]:
+    """Read one piece of every part, in the order of the file's axes."""
     entry = group[0].weight
     stacked = entry.num_layers is not None
     plans = []
-    wants: list[list[tuple[hf_reader.Box, np.ndarray]]] = [[] for _ in range(count)]
-    kind = hf_files.DTYPES[reader.tensors[entry.names[start]].dtype]
+    wants: list[list[tuple[hf_reader.Box, np.ndarray]]] = [[] for _ in range(cut.num_layers)]
+    kind = hf_files.DTYPES[reader.tensors[entry.names[cut.layer]].dtype]
     for leaf in group:
         weight = leaf.weight
-        shape = ((count,) if stacked else ()) + weight.part_shape
-        sharding = _disk_sharding(leaf.sharding, weight, whole=count == entry.num_layers)
+        shape = (cut.num_rows, *weight.part_shape[1:])
+        if stacked:
+            shape = (cut.num_layers, *shape)
+        sharding = _disk_sharding(
+            leaf.sharding, weight, all_layers=cut.num_layers == entry.num_layers
+        )
         shards: dict[hf_reader.Box, np.ndarray] = {}
         for index in sharding.addressable_devices_indices_map(shape).values():
             box = _box(index, shape)
@@ -91,14 +133,14 @@ def _read_pieces(
                 continue
             shards[box] = np.empty([stop - begin for begin, stop in box], kind)
             inner = list(box[1:] if stacked else box)
+            inner[0] = tuple(edge + cut.row for edge in inner[0])
             inner[weight.axis] = tuple(edge + weight.offset for edge in inner[weight.axis])
-            layers = range(*box[0]) if stacked else range(1)
-            for layer in layers:
+            for layer in range(*box[0]) if stacked else range(1):
                 out = shards[box][layer - box[0][0]] if stacked else shards[box]
                 wants[layer].append((tuple(inner), out))
         plans.append((shape, sharding, shards))
-    for layer in range(count):
-        reader.read_into(entry.names[start + layer], entry.view, wants[layer])
+    for layer in range(cut.num_layers):
+        reader.read_into(entry.names[cut.layer + layer], entry.view, wants[layer])
     return [
         jax.make_array_from_callback(
             shape, sharding, lambda index, s=shards, n=shape: s[_box(index, n)]
@@ -111,7 +153,7 @@ def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> hf_reader.Box:
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
-def _disk_sharding(sharding: Sharding, weight: hf_names.Weight, *, whole: bool) -> Sharding:
+def _disk_sharding(sharding: Sharding, weight: hf_names.Weight, *, all_layers: bool) -> Sharding:
     """Return the sharding that a piece must have on the file's axes to end in `sharding`."""
     if not isinstance(sharding, NamedSharding):
         if len(sharding.device_set) > 1:
@@ -122,7 +164,7 @@ def _disk_sharding(sharding: Sharding, weight: hf_names.Weight, *, whole: bool) 
     own: list[Any] = [None] * len(weight.order)
     for axis, other in enumerate(weight.order):
         own[other] = spec[lead + axis]
-    layers = [spec[0] if whole else None] if lead else []
+    layers = [spec[0] if all_layers else None] if lead else []
     return NamedSharding(sharding.mesh, PartitionSpec(*layers, *own))
 
 
@@ -133,9 +175,9 @@ def _zeros(sharding: Sharding, shape: tuple[int, ...], dtype: np.dtype) -> Any:
 
 @functools.cache
 def _place(sharding: Sharding, order: tuple[int, ...]) -> Any:
-    def place(stack: jax.Array, piece: jax.Array, start: jax.Array) -> jax.Array:
+    def place(stack: jax.Array, piece: jax.Array, begin: jax.Array) -> jax.Array:
         piece = piece.transpose(order).astype(stack.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(stack, piece, start, axis=0)
+        return jax.lax.dynamic_update_slice(stack, piece, tuple(begin))
 
     return jax.jit(place, donate_argnums=0, out_shardings=sharding)
 

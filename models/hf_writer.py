@@ -4,6 +4,7 @@ The safetensors library writes whole dictionaries; here the header goes first an
 after it, as it comes. The folder appears under its name only when it is complete.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -162,17 +163,20 @@ def _write_shard(path: pathlib.Path, tensors: Sequence[Planned], produce: Produc
         }
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
-    digest = hashlib.sha256()
-    with path.open("wb") as stream:
-        for block in (len(raw).to_bytes(8, "little"), raw):
-            digest.update(block)
-            stream.write(block)
+    raw = len(raw).to_bytes(8, "little") + raw
+    digest = hashlib.sha256(raw)
+    # One thread digests a block while the next is gathered and written.
+    with path.open("wb") as stream, concurrent.futures.ThreadPoolExecutor(1) as digesting:
+        stream.write(raw)
+        digested = digesting.submit(digest.update, b"")
         for tensor in tensors:
             done = 0
             for block in produce(tensor):
                 data = memoryview(block).cast("B")
-                digest.update(data)
                 stream.write(data)
                 done += len(data)
+                digested.result()
+                digested = digesting.submit(digest.update, data)
             assert done == tensor.num_bytes, f"{tensor} was given {done} bytes"
+        digested.result()
     return digest.hexdigest()

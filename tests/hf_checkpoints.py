@@ -218,12 +218,11 @@ def write_with_transformers(folder: pathlib.Path, kind: str, *, tied: bool) -> N
     import torch
     import transformers
 
-    classes = {
-        "dense": ("Qwen3VLConfig", "Qwen3VLForConditionalGeneration"),
-        "moe": ("Qwen3VLMoeConfig", "Qwen3VLMoeForConditionalGeneration"),
-        "text": ("Qwen3Config", "Qwen3ForCausalLM"),
-    }
-    config_class, model_class = (vars(transformers)[name] for name in classes[kind])
+    config_class, model_class = {
+        "dense": (transformers.Qwen3VLConfig, transformers.Qwen3VLForConditionalGeneration),
+        "moe": (transformers.Qwen3VLMoeConfig, transformers.Qwen3VLMoeForConditionalGeneration),
+        "text": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
+    }[kind]
     model = model_class(config_class(**config_json(kind, tied=tied))).to(torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
