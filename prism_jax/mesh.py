@@ -10,7 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from models import sharding
-from prism_jax import errors
+from prism_jax import errors, tree_paths
 
 AXES = ("data", "fsdp", "tensor", "expert")
 
