@@ -26,6 +26,7 @@ from models import hf_check, hf_files, hf_names, hf_reader, hf_stream, hf_writer
 from models.hf_stream import Leaf
 
 Values = dict[str, Any]  # what the parameters hold (arrays, shapes, shardings), by path
+Made = dict[str, tuple[list[Leaf], int]]  # by tensor: the parameters it is made of, the layer
 
 
 def values_by_path(state: nnx.State) -> Values:
@@ -162,7 +163,39 @@ def save(
     values = values_by_path(state)
     names = hf_names.naming(config_json)
     carry = (*carry, *_needed_head(values, config_json, source))
-    made: dict[str, tuple[list[Leaf], int]] = {}  # name -> the parts it is made of, and the layer
+    made, planned = _plan(values, names, layout)
+    with contextlib.ExitStack() as stack:
+        reader = None
+        if carry:
+            reader = stack.enter_context(_open_carried(source, carry))
+            planned += _carried(reader, carry, made)
+        planned.sort(key=lambda tensor: natural(tensor.name))
+        shards = hf_writer.shards(planned, max_shard_bytes)
+
+        def produce(tensor: hf_writer.Planned) -> Iterator[Any]:
+            if tensor.name in made:
+                group, layer = made[tensor.name]
+                array = hf_stream.gather(group, [values[leaf.path] for leaf in group], layer)
+                yield array.reshape(-1).view(np.uint8)
+            else:
+                yield from reader.blocks(tensor.name, hf_stream.GROUP_BYTES)
+
+        if jax.process_index() == 0:
+            hf_writer.write_folder(
+                target, shards, produce, config_json=config_json, copy_from=source
+            )
+        else:  # take part in gathering
+            for tensor in (tensor for shard in shards for tensor in shard if tensor.name in made):
+                collections.deque(produce(tensor), maxlen=0)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("hf.save")
+
+
+def _plan(
+    values: Values, names: hf_names.Naming, layout: hf_names.ExpertLayout
+) -> tuple[Made, list[hf_writer.Planned]]:
+    """Return how each tensor is made of the parameters, and what it will be."""
+    made: Made = {}
     planned = []
     for group in _groups(
         Leaf(
@@ -184,35 +217,18 @@ def save(
         for layer, name in enumerate(first.weight.names):
             made[name] = (group, layer)
             planned.append(hf_writer.Planned(name, kind, first.weight.disk_shape))
-    with contextlib.ExitStack() as stack:
-        reader = None
-        if carry:
-            reader = stack.enter_context(_open_carried(source, carry))
-            carried = [t for t in reader.tensors.values() if t.name.startswith(carry)]
-            twice = [tensor.name for tensor in carried if tensor.name in made]
-            if twice:
-                raise ValueError(f"carry names tensors that the model has itself: {twice[:10]}")
-            planned += [hf_writer.Planned(t.name, t.dtype, t.shape) for t in carried]
-        planned.sort(key=lambda tensor: natural(tensor.name))
-        shards = hf_writer.shards(planned, max_shard_bytes)
+    return made, planned
 
-        def produce(tensor: hf_writer.Planned) -> Iterator[Any]:
-            if tensor.name in made:
-                group, layer = made[tensor.name]
-                array = hf_stream.gather(group, [values[leaf.path] for leaf in group], layer)
-                yield array.reshape(-1).view(np.uint8)
-            else:
-                yield from reader.blocks(tensor.name, hf_stream.GROUP_BYTES)
 
-        if jax.process_index() == 0:
-            hf_writer.write_folder(
-                target, shards, produce, config_json=config_json, copy_from=source
-            )
-        else:  # take part in gathering
-            for tensor in (tensor for shard in shards for tensor in shard if tensor.name in made):
-                collections.deque(produce(tensor), maxlen=0)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("hf.save")
+def _carried(
+    reader: hf_reader.Reader, carry: tuple[str, ...], made: Made
+) -> list[hf_writer.Planned]:
+    """Return the tensors of the source that are copied; the model must have none of them."""
+    found = [t for t in reader.tensors.values() if t.name.startswith(carry)]
+    twice = [tensor.name for tensor in found if tensor.name in made]
+    if twice:
+        raise ValueError(f"carry names tensors that the model has itself: {twice[:10]}")
+    return [hf_writer.Planned(t.name, t.dtype, t.shape) for t in found]
 
 
 def _check_target(target: pathlib.Path) -> None:

@@ -7,6 +7,11 @@ import numpy as np
 from models import hf_files, hf_names, hf_reader
 
 _BLOCK_BYTES = 32 << 20
+_SCORE_HINT = (
+    f". The score head is read only as {hf_names.SCORE} in the safetensors files: value_head.pt is "
+    "a pickle, which runs code when it is read, and is not opened; save the discriminator with its "
+    "head merged into the safetensors files"
+)
 
 
 def table(
@@ -38,8 +43,7 @@ def table(
     expert_names = {name for path in experts for name in entries[path].names}
     extra = {n for n in stored.keys() - shapes.keys() if not n.startswith(tuple(drop))}
     head = []
-    if hf_names.HEAD in extra:
-        # The model has no head of its own: it is a discriminator, or tied.
+    if hf_names.HEAD in extra:  # a discriminator, or tied
         extra.remove(hf_names.HEAD)
         is_discriminator = any(path.startswith("trunk.") for path in wanted)
         if not is_discriminator and not _repeats_embedding(reader, names):
@@ -68,13 +72,7 @@ def table(
         "experts": contradiction,
     }
     if any(problems.values()):
-        hint = ""
-        if hf_names.SCORE in missing:
-            hint = (
-                f". The score head is read only as {hf_names.SCORE} in the safetensors files: "
-                "value_head.pt is a pickle, which runs code when it is read, and is not opened; "
-                "save the discriminator with its head merged into the safetensors files"
-            )
+        hint = _SCORE_HINT if hf_names.SCORE in missing else ""
         raise ValueError(
             f"{reader.path} does not fit the model: {hf_files.listing(problems)}{hint}"
         )

@@ -54,7 +54,7 @@ class Options:
     num_experts: int
     num_experts_per_token: int
     noise_std: float
-    noise: Noise
+    noise: str  # "absolute" or "relative"
     router_std: float
     seed: int
 

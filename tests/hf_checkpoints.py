@@ -5,6 +5,7 @@ against something else than itself; `write_with_transformers` makes the same fol
 classes of `transformers`, and a test asks that both hold the same tensors.
 """
 
+import copy
 import json
 import pathlib
 from typing import Any
@@ -61,7 +62,7 @@ _EXPERTS = {
 def config_json(kind: str, *, tied: bool, **text: Any) -> dict[str, Any]:
     """Return a `config.json`; `text` changes single sizes of the decoder."""
     if kind == "text":
-        values = {**_TEXT, "rope_scaling": None, **text}
+        values = {**copy.deepcopy(_TEXT), "rope_scaling": None, **text}
         return {
             "architectures": ["Qwen3ForCausalLM"],
             "model_type": "qwen3",
@@ -69,7 +70,9 @@ def config_json(kind: str, *, tied: bool, **text: Any) -> dict[str, Any]:
             **values,
         }
     moe = kind == "moe"
-    decoder = {**_TEXT, **(_EXPERTS if moe else {}), "tie_word_embeddings": tied, **text}
+    # Copies: the classes of transformers write into what they are given.
+    decoder = copy.deepcopy({**_TEXT, **(_EXPERTS if moe else {})})
+    decoder |= {"tie_word_embeddings": tied, **text}
     return {
         "architectures": [f"Qwen3VL{'Moe' if moe else ''}ForConditionalGeneration"],
         "model_type": "qwen3_vl_moe" if moe else "qwen3_vl",
@@ -79,7 +82,7 @@ def config_json(kind: str, *, tied: bool, **text: Any) -> dict[str, Any]:
         "vision_start_token_id": 66,
         "vision_end_token_id": 67,
         "text_config": decoder,
-        "vision_config": dict(_VISION),
+        "vision_config": copy.deepcopy(_VISION),
     }
 
 

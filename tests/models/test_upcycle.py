@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -129,9 +130,8 @@ def test_noise_is_added_in_float32_and_rounded_once():
     np.testing.assert_array_equal(made, wide.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_without_noise_the_mixture_computes_what_the_dense_model_does(tmp_path, tied):
-    hf_checkpoints.write(tmp_path / "dense", "dense", tied=tied, dtype=np.float32)
+def test_without_noise_the_mixture_computes_what_the_dense_model_does(tmp_path):
+    hf_checkpoints.write(tmp_path / "dense", "dense", dtype=np.float32)
     _make(tmp_path / "dense", tmp_path / "moe", dataclasses.replace(OPTIONS, noise_std=0.0))
     tokens = np.random.default_rng(0).integers(0, 66, 20).astype(np.int32)
     tokens[3:9] = [66, 68, 68, 68, 68, 67]
@@ -222,10 +222,8 @@ def test_the_rope_of_newer_configs_is_written_in_the_older_words(source):
     ],
 )
 def test_options_out_of_range_are_refused(change, message):
-    # The shape-checking hook of the tests knows the two words too, so it may speak first.
-    with pytest.raises((ValueError, TypeError)) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)):
         dataclasses.replace(OPTIONS, **change)
-    assert message in str(caught.value) or "noise" in change
 
 
 def test_a_source_that_is_no_whole_dense_model_is_refused(source, tmp_path):
