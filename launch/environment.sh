@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced by the other scripts: makes .venv once, and again when what it is made from changes.
 
 # make_environment EXTRAS [torch]: install requirements.txt and the project with these extras.

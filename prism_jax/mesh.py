@@ -118,7 +118,7 @@ def param_shardings(state: nnx.State, mesh: Mesh, rules: sharding.Rules) -> nnx.
             )
             if size % parts:
                 wrong.append(
-                    f"{jax.tree_util.keystr(path)} {param.shape}: {size} over {axes} = {parts}"
+                    f"{tree_paths.path_name(path)} {param.shape}: {size} over {axes} = {parts}"
                 )
         return param.replace(NamedSharding(mesh, spec))
 
