@@ -1,0 +1,66 @@
+"""What a step learns from, as frozen pytrees, and how their rows lie on the mesh.
+
+Every array has the microbatches in front and then its rows, so that a step scans over the first
+and shards the second. The one exception is in `models.inputs.TextInput`: its positions have three
+coordinates between the two, int32[M, 3, B, T].
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from models import inputs, sharding
+
+# An array, or what JAX puts in its place when it rebuilds the struct: a spec, None, a tracer.
+Leaf = Any
+Tree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTBatch:
+    """Hold packed rows of demonstrations; M microbatches of B rows of T tokens, P patches."""
+
+    text: inputs.TextInput  # tokens int32[M, B, T], …
+    vision: inputs.VisionInput | None  # pixels uint8[M, B, P, C], …; None: no row has images
+    is_assistant: Leaf  # bool[M, B, T]  the token is part of a response, its end token included
+
+
+def stack(parts: list[Tree]) -> Tree:
+    """Put microbatches of equal shapes into one batch, on the host."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+
+
+def shardings(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
+    """Return where each array of a batch lies: rows over the axes of "batch" or "images"."""
+
+    def rows(axis: str, place: int) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*[None] * place, rules.mesh_axes(axis)))
+
+    def one(node: Tree) -> Tree:
+        if isinstance(node, inputs.TextInput):
+            every = jax.tree.map(lambda _: rows("batch", 1), node)
+            return dataclasses.replace(every, positions=rows("batch", 2))
+        if isinstance(node, inputs.VisionInput):
+            return jax.tree.map(lambda _: rows("images", 1), node)
+        return rows("batch", 1)
+
+    return jax.tree.map(
+        one, batch, is_leaf=lambda x: isinstance(x, inputs.TextInput | inputs.VisionInput)
+    )
+
+
+def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
+    """Put this process's rows of a batch on its devices; together the processes' rows are one.
+
+    Copies are started and not waited for.
+    """
+    places = shardings(batch, mesh, rules)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, places)
+    return jax.tree.map(
+        lambda leaf, place: jax.make_array_from_process_local_data(place, leaf), batch, places
+    )
