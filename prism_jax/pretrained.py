@@ -1,21 +1,34 @@
-"""Models from checkpoint folders: a Hugging Face folder, or one that `convert` wrote."""
+"""Models from checkpoint folders: of Hugging Face, of `convert`, or of a training run."""
 
 import dataclasses
+import hashlib
+import json
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from models import config as config_lib
 from models import discriminator, hf, hf_files, hf_names, hf_reader, moe, qwen3_vl, sharding
-from prism_jax import checkpoint, checkpoint_meta, errors, tree_paths
+from prism_jax import (
+    checkpoint,
+    checkpoint_files,
+    checkpoint_meta,
+    errors,
+    model_files,
+    tree_paths,
+)
 from prism_jax import mesh as mesh_lib
 
 FLAX_PARAMS = "params"  # where a converted folder keeps its arrays
+
+# Of a run that trains two models: which one.
+Role = Literal["policy", "discriminator"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,25 +59,99 @@ def config_of(folder: str | pathlib.Path) -> tuple[dict[str, Any], config_lib.Qw
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Say in which form a folder holds parameters."""
+    """Say in which form a folder holds parameters, and where."""
 
-    folder: pathlib.Path
-    is_flax: bool  # written by `convert --direction=hf_to_flax`, not by transformers
+    folder: epath.Path
+    files: pathlib.Path  # where config.json, tokenizer and processor files are
+    arrays: epath.Path | None  # where the checkpoints of Orbax are; None: safetensors
+    item: str | None  # of the checkpoint
+    step: int | None  # of the checkpoint
     is_discriminator: bool
     layout: hf_names.ExpertLayout  # order of fused experts in the Hugging Face folder
     dtype: str  # of the token embeddings
 
+    @property
+    def is_flax(self) -> bool:
+        """Tell whether this project wrote the arrays, not transformers."""
+        return self.arrays is not None
+
     @classmethod
-    def of(cls, folder: str | pathlib.Path) -> "Source":
-        """Look into a checkpoint folder; InputError when it is not safe and whole."""
-        folder = pathlib.Path(folder)
-        if (folder / FLAX_PARAMS).is_dir():
-            meta = checkpoint.read_meta(str(folder / FLAX_PARAMS), step=None)
-            return cls(folder=folder, is_flax=True, **meta["config"])
-        try:
-            return cls(folder=folder, is_flax=False, **_describe(folder))
-        except (ValueError, OSError) as error:
-            raise errors.InputError(f"{folder}: {error}") from error
+    def of(
+        cls, folder: str | pathlib.Path, *, role: Role | None = None, step: int | None = None
+    ) -> "Source":
+        """Look into a checkpoint folder.
+
+        Args:
+          role: the model that is wanted; None takes what the folder holds, of two the policy.
+          step: of a training run; None for the newest complete one.
+
+        Raises:
+          InputError: the folder is not safe and whole, or holds no such model or step.
+        """
+        folder = epath.Path(folder)
+        if model_files.is_run(folder):
+            source = cls._of_run(folder, role, step)
+        elif (folder / FLAX_PARAMS).is_dir():
+            arrays = folder / FLAX_PARAMS
+            chosen, meta = _read_meta(arrays, None)
+            source = cls(
+                folder=folder,
+                files=pathlib.Path(folder),
+                arrays=arrays,
+                item=checkpoint_meta.PARAMS_ITEM,
+                step=chosen,
+                **meta["config"],
+            )
+        else:
+            try:
+                found = _describe(pathlib.Path(folder))
+            except (ValueError, OSError) as error:
+                raise errors.InputError(f"{folder}: {error}") from error
+            files = pathlib.Path(folder)
+            source = cls(folder=folder, files=files, arrays=None, item=None, step=None, **found)
+        if role is not None and source.is_discriminator != (role == "discriminator"):
+            held = "discriminator" if source.is_discriminator else "policy"
+            raise errors.InputError(f"{folder} holds a {held}, a {role} is needed")
+        return source
+
+    @classmethod
+    def _of_run(cls, folder: epath.Path, role: Role | None, step: int | None) -> "Source":
+        chosen, meta = _read_meta(folder, step)
+        leaves = meta["leaves"]
+        item = f"{role or 'policy'}.{checkpoint_meta.PARAMS_ITEM}"
+        if item not in leaves:
+            item = checkpoint_meta.PARAMS_ITEM
+        if item not in leaves:
+            raise errors.InputError(
+                f"{folder} holds {sorted(leaves)} at step {chosen}, no {role or 'policy'}"
+            )
+        is_discriminator = any(name.startswith("score/") for name in leaves[item])
+        (dtype,) = (x["dtype"] for name, x in leaves[item].items() if "text/embed/" in name)
+        return cls(
+            folder=folder,
+            files=model_files.of(folder, is_discriminator=is_discriminator),
+            arrays=folder,
+            item=item,
+            step=chosen,
+            is_discriminator=is_discriminator,
+            layout=hf_names.EXPERT_LAYOUTS[0],
+            dtype=dtype,
+        )
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change when the parameters do.
+
+        Of arrays of this project they follow from the checksums, of safetensors from the files'
+        names, sizes and times.
+        """
+        if self.arrays is not None:
+            leaves = checkpoint.read_meta(str(self.arrays), step=self.step)["leaves"][self.item]
+            facts = json.dumps(leaves, sort_keys=True)
+        else:
+            stats = {path.name: path.stat() for path in self.files.glob("*.safetensors")}
+            found = sorted((name, s.st_size, s.st_mtime_ns) for name, s in stats.items())
+            facts = json.dumps(found)
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def load(
         self, params: nnx.State, *, shardings: nnx.State | None, param_dtype: DTypeLike | None
@@ -76,16 +163,21 @@ class Source:
           param_dtype: None keeps each parameter's type as it is stored.
         """
         try:
-            if not self.is_flax:
+            if self.arrays is None:
                 return hf.load(self.folder, params, shardings=shardings, dtype=param_dtype)
-            workdir = str(self.folder / FLAX_PARAMS)
-            meta = checkpoint.read_meta(workdir, step=None)
-            wanted = _with_types(params, shardings, meta, param_dtype)
-            return checkpoint.load_params(
-                workdir, wanted, item=checkpoint_meta.PARAMS_ITEM, step=None
-            )[0]
+            workdir = str(self.arrays)
+            stored = checkpoint.read_meta(workdir, step=self.step)["leaves"][self.item]
+            wanted = _with_types(params, shardings, stored, param_dtype)
+            return checkpoint.load_params(workdir, wanted, item=self.item, step=self.step)[0]
         except (ValueError, OSError) as error:
             raise errors.InputError(f"{self.folder}: {error}") from error
+
+
+def _read_meta(arrays: epath.Path, step: int | None) -> tuple[int, dict[str, Any]]:
+    """Return the newest complete step (or `step`) and what its checkpoint says about itself."""
+    with checkpoint_files.opened(arrays) as manager:
+        chosen = checkpoint_files.choose(sorted(manager.all_steps()), step, arrays)
+        return chosen, checkpoint_files.read_meta(manager, arrays, chosen)
 
 
 def _describe(folder: pathlib.Path) -> dict[str, Any]:
@@ -112,10 +204,9 @@ def _describe(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _with_types(
-    params: nnx.State, shardings: nnx.State | None, meta: dict, param_dtype: DTypeLike | None
+    params: nnx.State, shardings: nnx.State | None, leaves: dict, param_dtype: DTypeLike | None
 ) -> nnx.State:
     """Return abstract parameters with the types they are stored in, or `param_dtype`."""
-    leaves = meta["leaves"][checkpoint_meta.PARAMS_ITEM]
     places = {} if shardings is None else tree_paths.variables(shardings)
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
@@ -160,10 +251,12 @@ def load(
     rules: sharding.Rules,
     dtype: DTypeLike | None,
     param_dtype: DTypeLike | None,
+    step: int | None = None,
 ) -> Pretrained:
-    """Load a policy from a Hugging Face folder, each parameter directly in its shards.
+    """Load a policy from a folder of any form, each parameter directly in its shards.
 
     Args:
+      step: of a training run; None for the newest complete one.
       mesh: None for JAX's default device.
       dtype: of activations and matmuls; None takes the type of the stored embeddings.
       param_dtype: of the parameters; None keeps each as it is stored.
@@ -171,11 +264,8 @@ def load(
     Raises:
       InputError: for a folder that is not safe and whole, or does not fit its `config.json`.
     """
-    folder = pathlib.Path(folder)
-    _, config = config_of(folder)
-    source = Source.of(folder)
-    if source.is_discriminator:
-        raise errors.InputError(f"{folder} is a discriminator, a policy is needed")
+    source = Source.of(folder, role="policy", step=step)
+    _, config = config_of(source.files)
     stored = jnp.dtype(source.dtype)
     graphdef, params = abstract(
         config,

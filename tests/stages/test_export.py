@@ -1,0 +1,117 @@
+"""`export`: a run's checkpoint becomes a folder that transformers loads."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from prism_jax import main
+from tests import hf_checkpoints, tiny_checkpoint, training_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("export")
+    tiny_checkpoint.write(root / "start")
+    tiny_checkpoint.write(root / "judge", num_experts=4, score=True)
+    both = {"policy": root / "start", "discriminator": root / "judge"}
+    training_run.write(root / "align", models=both, steps=(1, 2), finished=False)
+    return root
+
+
+def _export(folder: pathlib.Path, to: pathlib.Path, *extra: str) -> int:
+    command = ["export", f"--workdir={folder / 'align'}", f"--to={to}"]
+    return main.main([*command, *extra])
+
+
+@pytest.mark.parametrize(
+    ("item", "start", "step"), [("policy", "start", 2), ("discriminator", "judge", 1)]
+)
+def test_an_export_holds_the_trained_weights_under_their_hf_names(
+    folder, tmp_path, capsys, item, start, step
+):
+    options = ["--dtype=as_is", f"--item={item}", f"--step={step}"]
+    assert _export(folder, tmp_path / "out", *options) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path / 'out'}\n"
+    assert f"{item} of step {step}" in captured.err
+    before, after = (hf_checkpoints.read(where) for where in (folder / start, tmp_path / "out"))
+    assert after.keys() == before.keys()
+    assert ("v_head.1.weight" in after) == (item == "discriminator")
+    for name, value in before.items():
+        np.testing.assert_array_equal(after[name], value + np.float32(step / 64), err_msg=name)
+
+
+def test_an_export_takes_the_policy_at_the_newest_step_in_bfloat16(folder, tmp_path):
+    assert _export(folder, tmp_path / "out") == 0
+    before, after = (hf_checkpoints.read(where) for where in (folder / "start", tmp_path / "out"))
+    for name, value in before.items():
+        expected = (value + np.float32(2 / 64)).astype(after[name].dtype)
+        assert after[name].dtype.name == "bfloat16"
+        assert after[name].tobytes() == expected.tobytes()
+
+
+def test_an_export_has_the_files_of_the_model_that_the_run_began_with(folder, tmp_path):
+    assert _export(folder, tmp_path / "out") == 0
+    for name in ("tokenizer.json", "preprocessor_config.json", "generation_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / "start" / name).read_bytes()
+    config, before = (
+        json.loads((where / "config.json").read_text())
+        for where in (tmp_path / "out", folder / "start")
+    )
+    assert config == before
+
+
+def test_config_json_names_the_type_of_the_weights(folder, tmp_path):
+    path = folder / "align" / "model" / "config.json"
+    given = path.read_bytes()
+    values = json.loads(given)
+    values["dtype"] = values["text_config"]["dtype"] = "float16"
+    path.write_text(json.dumps(values))
+    try:
+        assert _export(folder, tmp_path / "out") == 0
+    finally:
+        path.write_bytes(given)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == config["text_config"]["dtype"] == "bfloat16"
+    assert "dtype" not in config["vision_config"]
+
+
+@pytest.mark.torch
+def test_transformers_loads_an_exported_policy(folder, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    assert _export(folder, tmp_path / "out", "--dtype=as_is") == 0
+    built, told = transformers.AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, output_loading_info=True
+    )
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    got = built.model.language_model.norm.weight.detach().numpy()
+    stored = hf_checkpoints.read(folder / "start")["model.language_model.norm.weight"]
+    np.testing.assert_array_equal(got, stored + np.float32(2 / 64))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--step=9"], "[1, 2]"),
+        (["--workdir=nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_and_exit_code_2(
+    folder, tmp_path, capsys, options, told
+):
+    assert _export(folder, tmp_path / "out", *options) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert told in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(folder, tmp_path, capsys):
+    (tmp_path / "kept.txt").write_text("mine")
+    assert _export(folder, tmp_path) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
