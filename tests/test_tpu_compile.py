@@ -1,0 +1,95 @@
+"""Compile small models for TPU topologies, in processes of their own that load libtpu."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import tpu_compile
+
+_ROOT = pathlib.Path(tpu_compile.__file__).parents[1]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+
+
+def _compile(topology: str, program: str, *models: str, length: int) -> list[dict]:
+    """Return what the benchmark prints for each model, with one packed row a chip."""
+    command = [sys.executable, "-m", "benchmarks.tpu_compile", "--model", *models]
+    command += ["--topology", topology, "--program", program]
+    command += ["--row_tokens", str(length), "--row_patches", str(length)]
+    # Eight pretended CPU devices of the other tests would only slow this down.
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        command,
+        cwd=_ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.tpu
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x1", "v6e:2x4"])
+def test_gradients_compile_with_splash_heads_128_64_72_and_gather_weights_alone(topology):
+    length = 256
+    results = _compile(topology, "gradient", "small_64", "small_72", length=length)
+    assert [result["model"] for result in results] == ["small_64", "small_72"]
+    for result, vision_width in zip(results, (128, 144), strict=True):
+        assert result["verdict"] == "fits"
+        assert result["pallas_kernels"] >= 4  # text and vision, forward and backward
+        # The merger's square, bfloat16; the hidden states of 16 chips would be 2 MiB.
+        largest_weight = (4 * vision_width) ** 2 * 2
+        gathered = [c for c in result["largest_collectives"] if c["kind"] == "all-gather"]
+        assert gathered, "weights are sharded, so some must be gathered"
+        assert gathered[0]["bytes"] <= largest_weight
+
+
+def test_collectives_are_read_from_the_compiled_text():
+    hlo = """
+      %all-gather.1 = bf16[1,4,8]{2,1,0:T(8,128)S(1)} all-gather(%x), metadata={op_name="a/dot"}
+      %all-gather.2 = bf16[1,4,8]{2,1,0:T(8,128)(2,1)} all-gather(%y), metadata={op_name="a/dot"}
+      %start = (f32[2,3]{1,0}, f32[16,3]{1,0}, u32[]) all-gather-start(%z), dimensions={0}
+      %sum = pred[5]{0} all-reduce(%w), metadata={op_name="b"}
+%all-reduce-scatter.1 (input: f32[8,4]) -> f32[8,1] {
+      %inner = f32[8,4]{1,0} all-reduce(%input)
+}
+%main (x: f32[4]) -> f32[4] {
+      %fusion = f32[100]{0} fusion(%all-gather.1), calls=%all-reduce-like
+    """
+    expected = [
+        (192, "f32[16,3]", "all-gather", "", 1),
+        (128, "f32[8,4]", "reduce-scatter", "", 1),
+        (64, "bf16[1,4,8]", "all-gather", "a/dot", 2),
+        (5, "pred[5]", "all-reduce", "b", 1),
+    ]
+    assert [tuple(found.values()) for found in tpu_compile.collectives(hlo)] == expected
+
+
+def test_a_result_replaces_the_older_one_of_the_same_case(tmp_path):
+    case = {
+        "model": "4b",
+        "topology": "v5e:4x4",
+        "program": "forward",
+        "mesh": "fsdp=-1",
+        "row_tokens": 8,
+        "row_patches": 8,
+        "rows": 1,
+        "chunk_tokens": 4,
+        "moe_implementation": None,
+    }
+    path = tmp_path / "table.json"
+    tpu_compile.store(path, case | {"verdict": "old"})
+    tpu_compile.store(path, case | {"verdict": "new"})
+    tpu_compile.store(path, case | {"program": "gradient", "verdict": "other"})
+    assert [row["verdict"] for row in json.loads(path.read_text())] == ["new", "other"]
