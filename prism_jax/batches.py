@@ -29,9 +29,14 @@ class SFTBatch:
     is_assistant: Leaf  # bool[M, B, T]  the token is part of a response, its end token included
 
 
-def stack(parts: list[Tree]) -> Tree:
-    """Put microbatches of equal shapes into one batch, on the host."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+def split_text(text: inputs.TextInput, num_microbatches: int) -> inputs.TextInput:
+    """Split host rows [rows, T] into [M, rows / M, T], positions [3, rows, T] accordingly."""
+    rows_first = dataclasses.replace(text, positions=np.moveaxis(text.positions, 1, 0))
+    parts = jax.tree.map(
+        lambda x: x.reshape(num_microbatches, x.shape[0] // num_microbatches, *x.shape[1:]),
+        rows_first,
+    )
+    return dataclasses.replace(parts, positions=np.moveaxis(parts.positions, 2, 1))
 
 
 def shardings(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
@@ -51,6 +56,19 @@ def shardings(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
     return jax.tree.map(
         one, batch, is_leaf=lambda x: isinstance(x, inputs.TextInput | inputs.VisionInput)
     )
+
+
+def local_rows(num_rows: int, mesh: Mesh, rules: sharding.Rules) -> list[int]:
+    """Return which rows of a batch (or of each microbatch) this process is to make.
+
+    Raises:
+      ValueError: the rows do not divide over the mesh.
+    """
+    place = NamedSharding(mesh, PartitionSpec(rules.mesh_axes("batch")))
+    found: set[int] = set()
+    for (part,) in place.addressable_devices_indices_map((num_rows,)).values():
+        found |= set(range(*part.indices(num_rows)))
+    return sorted(found)
 
 
 def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:

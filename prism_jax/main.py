@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from prism_jax import errors
-from prism_jax.stages import convert, export, generate, upcycle
+from prism_jax.stages import convert, export, generate, sft, upcycle
 
 # Each command with what it does in one line.
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "convert": (convert.main, "Hugging Face folder to Flax and back"),
     "export": (export.main, "write a run's model for transformers"),
     "upcycle": (upcycle.main, "make a mixture of experts of a dense model"),
+    "sft": (sft.main, "supervised fine-tuning on demonstrations"),
 }
 
 

@@ -1,0 +1,117 @@
+"""Examples into arrays of static shapes: one vision row for each text row, few sizes of it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from models import inputs
+from models.config import Qwen3VLConfig
+from prism_jax import errors
+from prism_jax.data import packing, processor
+
+_MAX_VISION_SHAPES = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Hold the static sizes of a row; each entry of `row_patches` is compiled once.
+
+    `row_patches` is empty where no row has images.
+    """
+
+    row_tokens: int
+    row_examples: int
+    row_patches: tuple[int, ...]  # ascending
+    row_images: int
+
+    def __post_init__(self):
+        sizes = self.row_patches
+        if len(sizes) > _MAX_VISION_SHAPES or list(sizes) != sorted(set(sizes)):
+            raise errors.InputError(
+                f"data.row_patches must hold at most {_MAX_VISION_SHAPES} ascending sizes, "
+                f"got {sizes}"
+            )
+
+    def limits(self) -> packing.Limits:
+        """Return what a row has place for."""
+        has_images = bool(self.row_patches)
+        return packing.Limits(
+            tokens=self.row_tokens,
+            patches=self.row_patches[-1] if has_images else 0,
+            images=self.row_images if has_images else 0,
+            examples=self.row_examples,
+        )
+
+    def patches_for(self, num_patches: int) -> int | None:
+        """Return the smallest size that has place for so many; None when no row has images."""
+        return next((size for size in self.row_patches if size >= num_patches), None)
+
+
+def pixels_dtype(words: processor.Processor) -> np.dtype:
+    """Return the type of `examples.from_encoded`'s pixels."""
+    own = words.image_settings
+    return np.dtype(np.uint8 if set(own.image_mean) == set(own.image_std) == {0.5} else np.float32)
+
+
+def collate(
+    rows: Sequence[Sequence[inputs.Example]],
+    *,
+    config: Qwen3VLConfig,
+    shapes: Shapes,
+    row_patches: int | None,
+    dtype: np.dtype,
+) -> tuple[inputs.TextInput, inputs.VisionInput | None]:
+    """Return the packed rows; rows may be empty.
+
+    Args:
+      row_patches: the size of the vision rows, from `Shapes.patches_for`; None for no vision rows.
+      dtype: of the pixels of rows without any image.
+    """
+    text = inputs.pack_text(
+        rows,
+        config=config,
+        row_tokens=shapes.row_tokens,
+        max_segments=shapes.row_examples + 1,
+        num_vision_rows=len(rows),
+    )
+    if row_patches is None:
+        return text, None
+    vision = inputs.pack_vision(
+        rows,
+        config=config,
+        row_patches=row_patches,
+        max_segments=shapes.row_images + 1,
+        num_vision_rows=len(rows),
+    )
+    if vision is None:
+        vision = _no_images(
+            len(rows), config, row_patches=row_patches, max_images=shapes.row_images, dtype=dtype
+        )
+    return text, vision
+
+
+def _no_images(
+    num_rows: int, config: Qwen3VLConfig, *, row_patches: int, max_images: int, dtype: np.dtype
+) -> inputs.VisionInput:
+    """Return vision rows of padding alone, so that the step needs no other program."""
+    shape = (num_rows, row_patches)
+    return inputs.VisionInput(
+        pixels=np.zeros((*shape, config.vision.patch_dim), dtype),
+        coords=np.zeros((*shape, 2), np.int32),
+        corners=np.zeros((*shape, 4), np.int32),
+        corner_weights=np.zeros((*shape, 4), np.float32),
+        segments=inputs.pack_segments(
+            [[]] * num_rows, row_length=row_patches, max_segments=max_images + 1
+        ),
+    )
+
+
+def lay(rows: Sequence[Sequence[np.ndarray]], *, row_tokens: int, dtype: np.dtype) -> np.ndarray:
+    """Lay values of each token where `collate` lays the tokens; 0 in the padding: [rows, T]."""
+    laid = np.zeros((len(rows), row_tokens), dtype)
+    for number, row in enumerate(rows):
+        if row:
+            values = np.concatenate(row)
+            laid[number, : len(values)] = values
+    return laid

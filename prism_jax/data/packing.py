@@ -1,0 +1,172 @@
+"""Which sequences stand in which row: first-fit packing in a fixed order, a step at a time.
+
+The plan is a function of sizes and seed alone, so every process knows every row of every step, a
+run continues anywhere, and an epoch is a whole number of steps in which each example stands once.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from prism_jax import errors
+from prism_jax.data import encode
+
+Row = tuple[int, ...]  # numbers of examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Hold what one row has place for."""
+
+    tokens: int
+    patches: int
+    images: int
+    examples: int
+
+    def misfit(self, size: encode.Size) -> str | None:
+        """Return why a sequence does not fit a row of its own; None when it does."""
+        for name in ("tokens", "patches", "images"):
+            has, limit = dataclasses.asdict(size)[name], dataclasses.asdict(self)[name]
+            if has > limit:
+                return f"{has} {name}, the limit is {limit}"
+        return None
+
+
+def first_fit(
+    sizes: np.ndarray, order: np.ndarray, limits: Limits, *, num_open_rows: int
+) -> list[Row]:
+    """Put each example into the first open row that has place, in the given order.
+
+    Args:
+      sizes: int[N, 3]: tokens, patches and images of each example; each fits an empty row.
+      order: numbers of examples, each as often as it is to stand in a row.
+      num_open_rows: rows that are filled at a time; the oldest is closed for a new one.
+
+    Returns:
+      The rows in the order in which they were opened.
+    """
+    whole = np.array([limits.tokens, limits.patches, limits.images, limits.examples])
+    left = np.zeros((num_open_rows, 4), np.int64)  # place left in each open row, oldest first
+    rows: list[list[int]] = []
+    first = 0  # the oldest open row
+    needs = np.concatenate([sizes, np.ones((len(sizes), 1), np.int64)], axis=1)
+    for number in order:
+        need = needs[number]
+        num_open = len(rows) - first
+        (fits,) = np.nonzero((left[:num_open] >= need).all(-1))
+        if len(fits):
+            place = fits[0]
+        else:
+            if num_open == num_open_rows:
+                left[:-1] = left[1:]
+                first += 1
+                num_open -= 1
+            place = num_open
+            left[place] = whole
+            rows.append([])
+        left[place] -= need
+        rows[first + place].append(int(number))
+    return [tuple(row) for row in rows]
+
+
+def epoch_order(
+    lengths: Sequence[int], weights: Sequence[float], *, seed: int | None, epoch: int
+) -> np.ndarray:
+    """Return the numbers of the examples of one epoch in order; sources count on from each other.
+
+    Without weights every example stands once. With weights an epoch has as many places as there
+    are examples, shared out by weight, and each source goes round by itself from epoch to epoch.
+
+    Args:
+      lengths: examples of each source.
+      weights: of each source, or empty.
+      seed: of the order, new in every epoch; None keeps the examples' own order.
+    """
+    total = sum(lengths)
+    if not weights:
+        order = np.arange(total)
+    else:
+        shares = np.diff(np.round(np.cumsum([0.0, *weights]) / sum(weights) * total)).astype(int)
+        starts = np.cumsum([0, *lengths[:-1]])
+        parts = []
+        for source, (length, share) in enumerate(zip(lengths, shares, strict=True)):
+            drawn = np.arange(epoch * share, (epoch + 1) * share)
+            rounds = [
+                _permutation(length, seed, source + 1, int(r)) for r in np.unique(drawn // length)
+            ]
+            if len(drawn):
+                own = np.concatenate(rounds)[drawn - drawn[0] // length * length]
+                parts.append(starts[source] + own)
+        order = np.concatenate(parts)
+    return order[_permutation(len(order), seed, 0, epoch)]
+
+
+def _permutation(length: int, seed: int | None, stream: int, number: int) -> np.ndarray:
+    if seed is None:
+        return np.arange(length)
+    return np.random.default_rng([seed, stream, number]).permutation(length)
+
+
+class Plan:
+    """Give the rows of any step; epochs are planned when they are first asked for."""
+
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        lengths: Sequence[int],
+        weights: Sequence[float],
+        *,
+        limits: Limits,
+        step_rows: int,
+        num_open_rows: int,
+        seed: int | None,
+    ):
+        """Take sizes (int[N, 3]) of all examples; see `first_fit` and `epoch_order`."""
+        if weights and (len(weights) != len(lengths) or min(weights) <= 0):
+            raise errors.InputError(
+                f"data.weights must be empty or hold one positive number for each of the "
+                f"{len(lengths)} sources, got {tuple(weights)}"
+            )
+        self._sizes = sizes
+        self._lengths = list(lengths)
+        self._weights = list(weights)
+        self._limits = limits
+        self._step_rows = step_rows
+        self._num_open_rows = num_open_rows
+        self._seed = seed
+        self._first_steps = [0]  # of each planned epoch, and of the next one
+        self._epochs: dict[int, list[Row]] = {}
+        self._lock = threading.Lock()
+
+    def num_steps(self, num_epochs: int) -> int:
+        """Return the steps of so many epochs."""
+        with self._lock:
+            while len(self._first_steps) <= num_epochs:
+                self._rows_of(len(self._first_steps) - 1)
+            return self._first_steps[num_epochs]
+
+    def step(self, step: int) -> list[Row]:
+        """Return the rows of a step; at the end of an epoch some are empty."""
+        with self._lock:
+            while self._first_steps[-1] <= step:
+                self._rows_of(len(self._first_steps) - 1)
+            epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
+            rows = self._rows_of(epoch)
+            first = (step - self._first_steps[epoch]) * self._step_rows
+        found = rows[first : first + self._step_rows]
+        return found + [()] * (self._step_rows - len(found))
+
+    def _rows_of(self, epoch: int) -> list[Row]:
+        """Return the rows of an epoch; the two newest are remembered."""
+        if epoch not in self._epochs:
+            order = epoch_order(self._lengths, self._weights, seed=self._seed, epoch=epoch)
+            rows = first_fit(self._sizes, order, self._limits, num_open_rows=self._num_open_rows)
+            self._epochs[epoch] = rows
+            if epoch + 1 == len(self._first_steps):
+                steps = -(-len(rows) // self._step_rows)
+                self._first_steps.append(self._first_steps[-1] + steps)
+            for old in sorted(self._epochs)[:-2]:
+                del self._epochs[old]
+        return self._epochs[epoch]

@@ -1,0 +1,53 @@
+"""The data sets that a stage names: opened, validated, what was left out told and listed."""
+
+import pathlib
+from collections.abc import Sequence
+
+import jax
+
+from prism_jax.data import sources, validate
+from prism_jax.stages import setup
+
+
+def source(text: str, *, kind: str, image_root: str) -> sources.Source:
+    """Return the data set that a configuration names: PATH, or PATH#ENTRY of a dataset_info.json.
+
+    Args:
+      kind: what its rows are: sft, pairs or prompts.
+      image_root: folder of relative image paths; empty for the folder of the file.
+    """
+    path, _, entry = text.partition("#")
+    return sources.Source(kind=kind, path=path, entry=entry or None, image_root=image_root or None)
+
+
+def open_all(
+    texts: Sequence[str],
+    rules: validate.Rules,
+    *,
+    kind: str,
+    image_root: str,
+    cache_dir: str,
+    dropped: pathlib.Path | None,
+) -> list[tuple[str, sources.Rows]]:
+    """Open data sets; return each with its name.
+
+    Args:
+      cache_dir: where built folders on gs:// are copied to; empty for nowhere.
+      dropped: JSON lines to write, one for each row that is left out; None to write none.
+
+    Raises:
+      InputError: a source cannot be read, or holds more wrong rows than the rules allow.
+    """
+    opened, lines = [], ""
+    for text in texts:
+        chosen = source(text, kind=kind, image_root=image_root)
+        found = sources.open_source(chosen, rules, cache_dir=cache_dir or None)
+        report = found.report
+        told = f"{text}: {report.num_kept} of {report.num_read} rows"
+        counts = ", ".join(f"{reason} {count}" for reason, count in report.counts().items())
+        setup.say(told + (f"; left out: {counts}" if counts else ""))
+        lines += report.lines()
+        opened.append((chosen.label(), found.rows))
+    if dropped is not None and jax.process_index() == 0:
+        dropped.write_text(lines, encoding="utf-8")
+    return opened
