@@ -1,0 +1,104 @@
+"""Prompts and continuations in rows: what stands where, and what is refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from models import config as config_lib
+from prism_jax import continuations, errors
+from prism_jax.continuations import Continuation
+from tests.models import cases
+
+_CONFIG = config_lib.from_hf(cases.CONFIGS["dense_tied_2_levels_head64"])
+_IMAGE = cases.ROWS["one_image"][0]  # 4 words, 6 image tokens between two marks, 5 words
+_TEXT = cases.ROWS["text_alone"][1]  # 9 words
+_LARGEST = continuations.Largest(
+    num_units=5,
+    unit_sequences=1,
+    unit_tokens=22,
+    continued_tokens=5,
+    prompt_patches=24,
+    prompt_frames=1,
+)
+
+
+def _shape(**changes):
+    arguments = {"row_tokens": 46, "row_sequences": 3, "microbatch_rows": 2}
+    arguments |= {"patch_multiple": 1, "place": "rows"}
+    largest = {k: changes.pop(k) for k in list(changes) if k not in arguments}
+    return continuations.row_shape(
+        dataclasses.replace(_LARGEST, **largest), **(arguments | changes)
+    )
+
+
+def _after(prompt, *tokens):
+    return Continuation(prompt=prompt, tokens=np.array(tokens, np.int32))
+
+
+def test_a_row_holds_each_prompt_with_its_continuation_and_its_images_once():
+    units = [[_after(0, 1, 2)], [_after(1, 3)], [_after(0, 4, 5, 6)]]
+    packed = continuations.pack([_IMAGE, _TEXT], units, _shape(row_tokens=48), _CONFIG)
+    text = packed.text
+    row = [*_IMAGE.tokens, 1, 2, *_TEXT.tokens, 3]
+    np.testing.assert_array_equal(text.tokens[0, 0, : len(row)], row)
+    np.testing.assert_array_equal(text.tokens[0, 1, :20], [*_IMAGE.tokens, 4, 5, 6])
+    np.testing.assert_array_equal(text.image_slots[0, 0, 5:11], np.arange(6))
+    np.testing.assert_array_equal(text.image_slots[0, 1, 5:11], np.arange(6))
+    assert (text.image_slots >= 0).sum() == 12
+    starts = [(p.row, p.slot, p.start, p.offset, p.num_tokens) for p in packed.places]
+    assert starts == [(0, 0, 17, 0, 2), (0, 1, 28, 2, 1), (1, 0, 17, 0, 3)]
+    np.testing.assert_array_equal(packed.vision.pixels[0, 0, :24], _IMAGE.pixels[0])
+
+
+def test_continuations_of_one_prompt_in_one_row_share_its_images():
+    units = [[_after(0, 1, 2)], [_after(0, 3)]]
+    packed = continuations.pack([_IMAGE], units, _shape(), _CONFIG)
+    assert [place.row for place in packed.places] == [0, 0]
+    slots = packed.text.image_slots[0, 0]
+    np.testing.assert_array_equal(slots[5:11], slots[24:30])
+    assert packed.vision.segments.ids[0, 0].max() == 1
+
+
+def test_every_batch_within_the_bounds_fits():
+    rng = np.random.default_rng(0)
+    shape = _shape(num_units=23)
+    assert (shape.num_microbatches, shape.row_patches) == (6, 48)
+    assert _shape(num_units=23, patch_multiple=32).row_patches == 64
+    prompts = [_IMAGE, _TEXT, cases.ROWS["text_alone"][0]]
+    for _ in range(50):
+        units = [
+            [_after(rng.integers(3), *rng.integers(1, 99, rng.integers(1, 6)))] for _ in range(23)
+        ]
+        continuations.pack(prompts, units, shape, _CONFIG)
+    longest = [[_after(0, 1, 2, 3, 4, 5)] for _ in range(23)]
+    places = continuations.pack(prompts, longest, shape, _CONFIG).places
+    assert max(place.row for place in places) == 11
+
+
+def test_pairs_stand_side_by_side_in_one_row():
+    units = [[_after(0, 1, 2), _after(0, 3)], [_after(1, 4), _after(1, 5)]]
+    shape = _shape(num_units=2, unit_sequences=2, unit_tokens=44, row_sequences=2)
+    packed = continuations.pack([_IMAGE, _TEXT], units, shape, _CONFIG)
+    assert [(p.row, p.slot) for p in packed.places] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_a_batch_without_images_has_the_shapes_of_one_with_images():
+    with_images = continuations.pack([_IMAGE], [[_after(0, 1)]], _shape(), _CONFIG)
+    without = continuations.pack([_TEXT], [[_after(0, 1)]], _shape(), _CONFIG)
+    assert without.vision.pixels.shape == with_images.vision.pixels.shape
+    assert not without.vision.segments.ids.any()
+    none = continuations.pack([_TEXT], [[_after(0, 1)]], _shape(prompt_patches=0), _CONFIG)
+    assert none.vision is None
+
+
+def test_rows_that_are_too_short_are_refused_with_the_length_they_need():
+    with pytest.raises(errors.InputError, match=r"rows.row_tokens must be >= 22, .*got 21 and 3"):
+        _shape(row_tokens=21)
+    with pytest.raises(errors.InputError, match=r"rows.row_sequences >= 2, got 99 and 1"):
+        _shape(row_tokens=99, unit_sequences=2, row_sequences=1)
+
+
+def test_a_batch_beyond_the_bounds_is_refused():
+    with pytest.raises(ValueError, match=r"unit 0 .* fits none of 4 rows"):
+        continuations.pack([_IMAGE], [[_after(0, *range(1, 40))]], _shape(), _CONFIG)

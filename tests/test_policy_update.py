@@ -1,0 +1,250 @@
+"""The policy's update over packed responses, against one response at a time."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from models import inputs, sharding
+from prism_jax import continuations, policy_update
+from prism_jax.continuations import Continuation
+from prism_jax.rollout import engine, serving
+from prism_jax.rollout.sampling import Sampling
+from tests.models import cases, ours
+
+_PROMPTS = [*cases.ROWS["rows_of_different_length"], *cases.ROWS["text_alone"][1:]]
+_NUM_RESPONSES, _MAX_TOKENS, _TEMPERATURE = 3, 10, 0.7
+_SETTINGS = policy_update.Settings(
+    temperature=_TEMPERATURE,
+    max_response_tokens=_MAX_TOKENS,
+    chunk_tokens=16,
+    with_entropy=True,
+    implementation="xla",
+    remat="none",
+)
+
+
+def _algorithm(**changes):
+    usual = {"loss": "ppo", "clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
+    usual |= {"aggregation": "token-mean", "norm_tokens": None}
+    return policy_update.Algorithm(**(usual | changes))
+
+
+@functools.cache
+def _model():
+    graphdef, params = ours.model("dense_tied_2_levels_head64")
+    return graphdef, params, nnx.merge(graphdef, params).config
+
+
+@functools.cache
+def _rollout():
+    graphdef, params, config = _model()
+    graphdef, params = serving.prepare(graphdef, params, dtype=jnp.float32, donate=False)
+    sampler = engine.Engine(
+        graphdef=graphdef,
+        config=config,
+        shapes=engine.Shapes(prompt_tokens=32, row_patches=96, row_images=4),
+        prefill_implementation="xla",
+        decode_implementation="xla",
+        chunk_tokens=64,
+        mesh=None,
+        rules=sharding.REPLICATED,
+    )
+    sampling = Sampling(
+        temperature=_TEMPERATURE,
+        top_k=None,
+        top_p=None,
+        max_tokens=_MAX_TOKENS,
+        end_token_ids=tuple(range(1, 30)),
+    )
+    return sampler.generate(
+        params, _PROMPTS, sampling, jax.random.key(3), num_responses=_NUM_RESPONSES
+    )
+
+
+def _responses():
+    rollout = _rollout()
+    return [
+        Continuation(prompt=n // _NUM_RESPONSES, tokens=rollout.tokens[n, :length])
+        for n, length in enumerate(rollout.lengths)
+    ]
+
+
+def _advantages():
+    return np.random.default_rng(0).normal(size=len(_responses())).astype(np.float32)
+
+
+@functools.cache
+def _batch(row_tokens=128, microbatch_rows=2, row_sequences=8):
+    shape = continuations.row_shape(
+        continuations.Largest(
+            num_units=len(_responses()),
+            unit_sequences=1,
+            unit_tokens=22 + _MAX_TOKENS,
+            continued_tokens=_MAX_TOKENS,
+            prompt_patches=52,
+            prompt_frames=2,
+        ),
+        row_tokens=row_tokens,
+        row_sequences=row_sequences,
+        microbatch_rows=microbatch_rows,
+        patch_multiple=1,
+        place="rows",
+    )
+    logprobs = [_rollout().logprobs[n, : len(r.tokens)] for n, r in enumerate(_responses())]
+    return policy_update.pack(_PROMPTS, _responses(), logprobs, _advantages(), shape, _model()[2])
+
+
+@functools.cache
+def _grad_of_microbatch(algorithm):
+    graphdef, _, _ = _model()
+
+    def loss(params, part, weight):
+        terms, told = policy_update.loss(nnx.merge(graphdef, params), part, algorithm, _SETTINGS)
+        return terms[policy_update.TERM].total / weight, told
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def _update(batch, algorithm):
+    """Return loss, metrics and gradient, summed over microbatches as the train step does."""
+    _, params, _ = _model()
+    weights = jax.jit(lambda batch: policy_update.weights(batch, algorithm, _SETTINGS))(batch)
+    weight = weights[policy_update.TERM]
+    parts = [jax.tree.map(lambda x, n=n: x[n], batch) for n in range(batch.lengths.shape[0])]
+    losses, metrics, gradients = [], [], []
+    for part in parts:
+        (loss, told), gradient = _grad_of_microbatch(algorithm)(params, part, weight)
+        losses.append(loss)
+        metrics.append(told)
+        gradients.append(gradient)
+    told = {
+        name: functools.reduce(lambda a, b: a.merge(b), [one[name] for one in metrics])
+        for name in metrics[0]
+    }
+    return sum(losses), told, jax.tree.map(lambda *leaves: sum(leaves), *gradients)
+
+
+@functools.cache
+def _one_by_one():
+    """Return weights [N, T] -> gradient of sum(weights x log-probs), a response in each row."""
+    graphdef, params, config = _model()
+    rows = [[inputs.continued(_PROMPTS[r.prompt], r.tokens)] for r in _responses()]
+    batch = jax.tree.map(jnp.asarray, cases.batch(rows, config))
+    starts = np.array([len(_PROMPTS[r.prompt].tokens) for r in _responses()])
+    places = starts[:, None] + np.arange(_MAX_TOKENS)
+    places = np.minimum(places, batch.text.tokens.shape[1] - 1)
+    tokens = jnp.take_along_axis(batch.text.tokens, places, axis=1)
+
+    def total(params, weights):
+        model = nnx.merge(graphdef, params)
+        hidden, _ = model(batch.text, batch.vision, implementation="xla", remat="none")
+        hidden = jnp.take_along_axis(hidden, (places - 1)[..., None], axis=1)
+        logprobs = jax.nn.log_softmax(model.logits(hidden) / _TEMPERATURE)
+        logprobs = jnp.take_along_axis(logprobs, tokens[..., None], axis=2)[..., 0]
+        return jnp.where(weights != 0, weights * logprobs, 0).sum()
+
+    grad = jax.jit(jax.grad(total))
+    return lambda weights: grad(params, jnp.asarray(weights))
+
+
+def _same(got, expected):
+    for (path, a), (_, b) in zip(nnx.to_flat_state(got), nnx.to_flat_state(expected), strict=True):
+        scale = float(jnp.abs(b[...]).max())
+        np.testing.assert_allclose(
+            a[...], b[...], rtol=1e-3, atol=2e-4 * scale + 1e-7, err_msg=str(path)
+        )
+
+
+def test_trainer_logprobs_of_packed_responses_equal_the_samplers():
+    batch = _batch()
+    graphdef, params, _ = _model()
+    run = jax.jit(
+        lambda part: policy_update.response_logprobs(nnx.merge(graphdef, params), part, _SETTINGS)[
+            0
+        ]
+    )
+    seen = 0
+    for number in range(batch.lengths.shape[0]):
+        part = jax.tree.map(lambda x, n=number: x[n], batch)
+        found = np.asarray(run(part))
+        for row, slot in zip(*np.nonzero(part.lengths), strict=True):
+            offset, length = part.offsets[row, slot], part.lengths[row, slot]
+            tokens = slice(offset, offset + length)
+            expected = part.sampler_logprobs[row, tokens]
+            np.testing.assert_allclose(found[row, tokens], expected, atol=1e-4)
+            seen += length
+    assert seen == _rollout().lengths.sum()
+
+
+@pytest.mark.parametrize(
+    ("changes", "weight"),
+    [
+        ({}, lambda lengths: 1 / lengths.sum()),
+        (
+            {"loss": "gspo", "aggregation": "seq-mean-token-mean"},
+            lambda lengths: 1 / (lengths[:, None] * len(lengths)),
+        ),
+        (
+            {"loss": "reinforce", "clip_low": None, "clip_high": None}
+            | {"aggregation": "seq-mean-token-sum-norm", "norm_tokens": 7},
+            lambda lengths: 1 / (7 * len(lengths)),
+        ),
+    ],
+    ids=["ppo", "gspo", "reinforce"],
+)
+def test_a_packed_update_equals_one_response_at_a_time(changes, weight):
+    lengths = _rollout().lengths
+    mask = np.arange(_MAX_TOKENS) < lengths[:, None]
+    weights = np.where(mask, -_advantages()[:, None] * weight(lengths), 0.0).astype(np.float32)
+    _, _, gradient = _update(_batch(), _algorithm(**changes))
+    _same(gradient, _one_by_one()(weights))
+
+
+def test_any_split_into_rows_and_microbatches_gives_the_same_update():
+    algorithm = _algorithm()
+    loss, told, gradient = _update(_batch(), algorithm)
+    for layout in ({"microbatch_rows": 1}, {"row_tokens": 70}):
+        batch = _batch(**layout)
+        other_loss, other_told, other = _update(batch, algorithm)
+        np.testing.assert_allclose(other_loss, loss, rtol=1e-4, err_msg=str(layout))
+        np.testing.assert_allclose(
+            other_told["policy/entropy"].value, told["policy/entropy"].value, rtol=1e-4
+        )
+        _same(other, gradient)
+
+
+def test_a_microbatch_without_responses_adds_nothing():
+    # Five rows are needed where every response is of full length, these fill fewer.
+    batch = _batch(row_tokens=70, microbatch_rows=2)
+    assert not batch.lengths[-1].any()
+    algorithm = _algorithm()
+    _, params, _ = _model()
+    part = jax.tree.map(lambda x: x[-1], batch)
+    (loss, told), gradient = _grad_of_microbatch(algorithm)(params, part, jnp.ones(()))
+    assert float(loss) == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    assert all(not m.exists() for name, m in told.items() if name != "policy/loss")
+
+
+def test_strictly_on_policy_nothing_is_clipped_and_the_mismatch_is_measured():
+    _, told, _ = _update(_batch(), _algorithm())
+    assert float(told["policy/clip_fraction"].value) == 0
+    assert float(told["policy/approx_kl"].value) == 0
+    assert float(told["policy/sampler_logprob_difference_mean"].value) < 1e-4
+    assert told["policy/sampler_logprob_difference_mean"].weight == _rollout().lengths.sum()
+
+
+def test_numbers_that_a_loss_does_not_read_are_refused():
+    assert _algorithm().problems() == []
+    assert _algorithm(loss="reinforce").problems() == [
+        "clip_low must be None for reinforce, got 0.2",
+        "clip_high must be None for reinforce, got 0.2",
+    ]
+    assert _algorithm(clip_low=None).problems() == ["clip_low must be given for ppo, got None"]
+    assert _algorithm(loss="cispo", clip_low=None).problems() == []
+    (problem,) = _algorithm(norm_tokens=3).problems()
+    assert problem.endswith("got 3 with token-mean")
