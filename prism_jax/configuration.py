@@ -217,7 +217,10 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
         raise errors.InputError(f"{command}: the configuration has no field {error}") from error
     # What the flags and the configuration file itself raise for wrong names, values and types.
     except (flags.Error, OSError, ValueError, TypeError, AttributeError) as error:
-        raise errors.InputError(f"{command}: {error}") from error
+        # An error inside the configuration file comes with its whole traceback; its end says it.
+        last = str(error).strip().rpartition("\n")[2]
+        told = last if "Traceback" in str(error) else error
+        raise errors.InputError(f"{command}: {told}") from error
     return config, values["workdir"].value
 
 

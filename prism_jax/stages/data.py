@@ -1,0 +1,84 @@
+"""Data sets: `python -m prism_jax data numerals --out=DIR`, `… data build --from=PATH --to=DIR`.
+
+`numerals` writes the embedded corpus in the published formats (docs/numerals.md). `build` validates
+files of any published format and writes one ArrayRecord folder, which training reads faster and
+without checking it again. Both run on a CPU, and the same arguments give the same bytes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from prism_jax import errors
+from prism_jax.data import build, numerals, numerals_examples, records, validate
+from prism_jax.stages import corpora
+
+T = TypeVar("T", int, float)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    options = argparse.ArgumentParser(
+        prog="python -m prism_jax data", description="Make data sets."
+    )
+    parts = options.add_subparsers(dest="what", required=True)
+    corpus = parts.add_parser("numerals", help="write the embedded corpus").add_argument
+    corpus("--out", required=True, help="new folder; one with the same arguments is kept")
+    corpus("--level", default="tiny", help="tiny or small")
+    corpus("--seed", type=int, default=0)
+    corpus(
+        "--rows",
+        action="append",
+        default=[],
+        metavar="PART=COUNT",
+        help=f"instead of the level's count; parts are {', '.join(numerals_examples.STREAMS)}",
+    )
+    corpus(
+        "--slips",
+        action="append",
+        default=[],
+        metavar="NAME=RATE",
+        help="of the public demonstrations, instead of the level's: perception, arithmetic, habit",
+    )
+    built = parts.add_parser("build", help="validate files and write ArrayRecord").add_argument
+    built("--from", required=True, dest="source", help="PATH, or PATH#ENTRY of a dataset_info.json")
+    built("--to", required=True, dest="target", help="new folder, local or gs://")
+    built("--kind", required=True, choices=records.KINDS, help="what the rows are")
+    built("--image_root", default="", help="of relative image paths; the file's folder without")
+    built("--max_bad_rows", type=int, default=0, help="wrong rows that may be left out")
+    built("--need_teacher", action="store_true", help="prompts need the teacher's texts")
+    built("--need_answer", action="store_true", help="prompts need a ground truth")
+    return options
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write one data set; its summary goes to standard output as JSON."""
+    args = parser().parse_args(argv)
+    if args.what == "numerals":
+        rows = numerals.rows_of(args.level, dict(_pair(text, "rows", int) for text in args.rows))
+        slips = numerals.slips_of(args.level, dict(_pair(t, "slips", float) for t in args.slips))
+        manifest = numerals.write(
+            args.out, level=args.level, seed=args.seed, rows=rows, slips=slips
+        )
+        found = {"out": args.out, "parts": manifest["parts"]}
+    else:
+        rules = validate.Rules(
+            max_bad_rows=args.max_bad_rows,
+            need_teacher=args.need_teacher,
+            need_answer=args.need_answer,
+        )
+        source = corpora.source(args.source, kind=args.kind, image_root=args.image_root)
+        found = {"out": args.target} | build.build(source, args.target, rules).report
+    json.dump(found, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+def _pair(text: str, option: str, kind: Callable[[str], T]) -> tuple[str, T]:
+    """Return the name and the number of NAME=NUMBER."""
+    name, _, number = text.partition("=")
+    try:
+        return name, kind(number)
+    except ValueError as error:
+        raise errors.InputError(f"--{option}={text}: must be NAME=NUMBER") from error
