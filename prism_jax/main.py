@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from prism_jax import errors
-from prism_jax.stages import convert, export, generate, sft, upcycle
+from prism_jax.stages import convert, data, evaluate, export, generate, pairs, sft, upcycle
 
 # Each command with what it does in one line.
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
@@ -16,7 +16,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "convert": (convert.main, "Hugging Face folder to Flax and back"),
     "export": (export.main, "write a run's model for transformers"),
     "upcycle": (upcycle.main, "make a mixture of experts of a dense model"),
+    "evaluate": (evaluate.main, "accuracy of a policy on a test split"),
+    "pairs": (pairs.main, "responses beside a teacher's, for the discriminator"),
     "sft": (sft.main, "supervised fine-tuning on demonstrations"),
+    "data": (data.main, "write the embedded corpus, build data sets"),
 }
 
 

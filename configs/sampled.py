@@ -1,0 +1,70 @@
+"""Pieces of the configurations that ask a policy a list of prompts: evaluate, pairs."""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import common
+
+
+def policy(size: str) -> ConfigDict:
+    """Return a policy in bfloat16, tiny ones in float32; its folder is to be named."""
+    return ConfigDict(
+        {
+            "folder": "",
+            "step": config_dict.placeholder(int),
+            "dtype": "float32" if size in ("tiny", "demo") else "bfloat16",
+            "attention": "auto",
+        }
+    )
+
+
+def prompts(size: str) -> ConfigDict:
+    """Return every row of a data set that is to be named; a wrong or too long one is an error."""
+    return ConfigDict(
+        {
+            "path": "",
+            "image_root": config_dict.placeholder(str),
+            "cache_dir": config_dict.placeholder(str),
+            "max_rows": config_dict.placeholder(int),
+            # Source: PRISM scripts/train/experiment: max_prompt_length 2048, of all stages after
+            # SFT.
+            "max_prompt_tokens": {"tiny": 512, "demo": 512, "small": 1024}.get(size, 2048),
+            "overlong": "error",
+            "max_bad_rows": 0,
+            # Training had its own bounds: give the same ones here.
+            "min_pixels": config_dict.placeholder(int),
+            "max_pixels": config_dict.placeholder(int),
+        }
+    )
+
+
+def mesh() -> ConfigDict:
+    """Return prompts spread over all devices, each with all weights: decoding gathers nothing."""
+    chosen = common.mesh()
+    chosen.axes.data, chosen.axes.fsdp = -1, 1
+    return chosen
+
+
+def sampling(*, top_p: float | None) -> ConfigDict:
+    """Return temperature 1."""
+    return ConfigDict(
+        {
+            "temperature": 1.0,
+            "top_k": config_dict.placeholder(int),
+            "top_p": config_dict.placeholder(float) if top_p is None else top_p,
+        }
+    )
+
+
+def rewards(*, is_official: bool) -> ConfigDict:
+    """Return the judge, the mixture of its rewards, and what it may take."""
+    return ConfigDict(
+        {
+            "judge": "official" if is_official else "strict",
+            # Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:354-378.
+            "accuracy_weight": 0.8,
+            "format_weight": 0.2,
+            "num_workers": 2,
+            "deadline_seconds": 10.0,
+            "memory_bytes": 2 << 30,
+        }
+    )

@@ -1,0 +1,107 @@
+"""A sampler that answers from a script, and the files of a small evaluation."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import ml_collections
+import numpy as np
+
+from prism_jax.data import encode, numerals, numerals_examples, processor, records, sources
+from prism_jax.rollout import engine
+from tests import data_files, tiny_checkpoint
+
+# A response's text and whether it ends, from the row, the number of the response and a key.
+Script = Callable[[records.PromptRow, int, jax.Array], tuple[str, bool]]
+
+
+class Interrupted(Exception):
+    """Stand for the end of a process in the middle of its work."""
+
+
+def write_files(root: pathlib.Path, *, num_rows: int) -> pathlib.Path:
+    """Write a policy and a test split of `numerals` with teacher texts; return the split."""
+    tiny_checkpoint.write(root / "policy")
+    none = dict.fromkeys(numerals_examples.STREAMS, 0)
+    rows = numerals.rows_of("tiny", none | {"rl_test": num_rows})
+    slips = numerals.slips_of("tiny", {})
+    numerals.write(root / "corpus", level="tiny", seed=0, rows=rows, slips=slips)
+    return root / "corpus" / "rl" / "test.parquet"
+
+
+def read_rows(path: pathlib.Path) -> list[records.PromptRow]:
+    """Return the rows of a split."""
+    return data_files.read_all(sources.Source(kind="prompts", path=str(path)))[0]
+
+
+def configure(
+    module, root: pathlib.Path, path: pathlib.Path, changes: dict | None = None
+) -> ml_collections.ConfigDict:
+    """Return the tiny configuration of a stage on one device, with some fields changed."""
+    config = module.get_config("tiny")
+    config.policy.folder = str(root / "policy")
+    config.prompts.path = str(path)
+    config.mesh.num_devices = 1
+    config.max_tokens = 512
+    config.update_from_flattened_dict(changes or {})
+    return config
+
+
+class ScriptedSampler:
+    """Answer every prompt as the script says; stop after so many batches."""
+
+    def __init__(
+        self,
+        policy: pathlib.Path,
+        rows: list[records.PromptRow],
+        script: Script,
+        *,
+        num_batches: int | None = None,
+    ):
+        self._words = processor.Processor.from_folder(policy)
+        self._rows = {}
+        for row in rows:
+            asked = encode.example(row.prompt, row.images, self._words, add_generation_prompt=True)
+            self._rows[self._key(asked)] = row
+        self._script = script
+        self._batches_left = num_batches
+        self.num_opened = 0
+        self.batches: list[list[str]] = []  # ids of the rows of each batch that was asked
+
+    def open(self, source, policy, devices) -> "ScriptedSampler":
+        """Stand for the loading of a policy."""
+        del source, policy, devices
+        self.num_opened += 1
+        return self
+
+    def __call__(self, prompts, sampling, key, *, num_responses, shapes) -> engine.Rollout:
+        """Return the script's responses as tokens."""
+        del shapes
+        if self._batches_left is not None:
+            if self._batches_left == 0:
+                raise Interrupted
+            self._batches_left -= 1
+        rows = [self._rows[self._key(prompt)] for prompt in prompts]
+        self.batches.append([row.id for row in rows])
+        size = len(rows) * num_responses
+        tokens = np.zeros((size, sampling.max_tokens), np.int32)
+        lengths, ended = np.zeros(size, np.int32), np.zeros(size, bool)
+        for place in range(size):
+            row = rows[place // num_responses]
+            one_key = jax.random.fold_in(key, place)
+            text, ended[place] = self._script(row, place % num_responses, one_key)
+            # Piece by piece, so that the name of a special token is spelt in ordinary tokens.
+            pieces = text.split("\0")
+            ids = [i for p in pieces for i in self._words.tokenizer.encode(p)]
+            ids += [self._words.tokenizer.eos_token_id] if ended[place] else []
+            assert len(ids) <= sampling.max_tokens, "the script is too long for the test's limit"
+            tokens[place, : len(ids)], lengths[place] = ids, len(ids)
+        return engine.Rollout(
+            tokens=tokens,
+            logprobs=np.zeros(tokens.shape, np.float32),
+            lengths=lengths,
+            ended=ended,
+        )
+
+    def _key(self, prompt) -> bytes:
+        return prompt.tokens.tobytes() + b"".join(pixels.tobytes() for pixels in prompt.pixels)
