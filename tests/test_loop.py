@@ -43,7 +43,6 @@ def uninterrupted(tmp_path_factory):
 def killable(tmp_path_factory):
     """Return a function that runs the toy in another process and may send it a signal."""
     environment = os.environ | {
-        "XLA_FLAGS": "",
         "PYTHONPATH": os.pathsep.join(sys.path),
         # Restarts do not compile again.
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
