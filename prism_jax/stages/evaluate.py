@@ -21,7 +21,7 @@ from prism_jax import configuration, intervals
 from prism_jax.data import records
 from prism_jax.rewards import score, tags, workers
 from prism_jax.rollout import engine
-from prism_jax.stages import asking, responses, running, sampled
+from prism_jax.stages import asking, responses, running, sampled, setup
 
 Json = Any
 _NO_TYPE = "(none)"
@@ -138,11 +138,12 @@ def _evaluate(options: Config, job: sampled.Job) -> dict[str, Json]:
             )
         )
         asking.write_lines(job.workdir / "responses.jsonl", lines)
-        num_restarts = judge.num_restarts
+        if judge.num_restarts:
+            setup.say(f"{judge.num_restarts} judging processes were killed or died")
     return {
         "policy": {"folder": options.policy.folder, **job.identity.model_config},
         "prompts": {"path": options.prompts.path} | job.opened.report.summary(),
-        "judge": {"rule": options.rewards.judge, "restarts": num_restarts},
+        "judge": options.rewards.judge,
         **{name: tally.summary() for name, tally in tallies.items()},
     }
 
