@@ -3,29 +3,30 @@
 Exit codes: 0 done; 1 unexpected; 2 the input is wrong, one line says how; 143 preempted and saved.
 """
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from prism_jax import errors
-from prism_jax.stages import convert, data, evaluate, export, generate, pairs, sft, upcycle
 
-# Each command with what it does in one line.
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
-    "generate": (generate.main, "ask a model about images"),
-    "convert": (convert.main, "Hugging Face folder to Flax and back"),
-    "export": (export.main, "write a run's model for transformers"),
-    "upcycle": (upcycle.main, "make a mixture of experts of a dense model"),
-    "evaluate": (evaluate.main, "accuracy of a policy on a test split"),
-    "pairs": (pairs.main, "responses beside a teacher's, for the discriminator"),
-    "sft": (sft.main, "supervised fine-tuning on demonstrations"),
-    "data": (data.main, "write the embedded corpus, build data sets"),
+# Each command, a module of `prism_jax.stages` with a `main(argv)`, and what it does in one line.
+# Only the one that runs is imported: all of them together take seconds.
+COMMANDS = {
+    "generate": "ask a model about images",
+    "convert": "Hugging Face folder to Flax and back",
+    "export": "write a run's model for transformers",
+    "upcycle": "make a mixture of experts of a dense model",
+    "evaluate": "accuracy of a policy on a test split",
+    "pairs": "responses beside a teacher's, for the discriminator",
+    "sft": "supervised fine-tuning on demonstrations",
+    "data": "write the embedded corpus, build data sets",
 }
 
 
 def usage() -> str:
     """Return what `--help` prints."""
-    lines = [f"  {name:10} {told}" for name, (_, told) in COMMANDS.items()]
+    lines = [f"  {name:10} {told}" for name, told in COMMANDS.items()]
     return "\n".join(["usage: python -m prism_jax COMMAND [--help] …", "", "commands:", *lines, ""])
 
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(given + usage())
         return 2
     try:
-        COMMANDS[argv[0]][0](argv[1:])
+        importlib.import_module(f"prism_jax.stages.{argv[0]}").main(argv[1:])
         sys.stdout.flush()
     except errors.InputError as error:
         # One line, whatever the message quotes.

@@ -1,5 +1,6 @@
 """The commands on real folders and files: answers, conversion, upcycling, exit codes."""
 
+import importlib
 import json
 import pathlib
 import subprocess
@@ -221,3 +222,8 @@ def test_the_program_lists_its_commands_and_refuses_others():
     wrong = subprocess.run([*run, "cook"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "'cook'" in wrong.stderr
+
+
+def test_every_command_is_a_stage_with_a_main():
+    for name in main.COMMANDS:
+        assert callable(importlib.import_module(f"prism_jax.stages.{name}").main)
