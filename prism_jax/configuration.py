@@ -8,6 +8,8 @@ has its type, and each struct says what is wrong with its values. All that is wr
 """
 
 import dataclasses
+import functools
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from prism_jax import errors
+
+_NONE = re.compile(r"--config\.([\w.]+)=None")
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -194,12 +198,15 @@ def not_empty(section: Section, *names: str) -> list[str]:
 def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDict, str]:
     """Return the configuration with its overrides, locked, and the workdir.
 
+    `--config.X=None` empties a field, whatever its type; `parse` says where that is wrong.
+
     Raises:
       InputError: an argument is unknown or missing, or the file cannot be read.
     """
     name = f"python -m prism_jax {command}"
     values = flags.FlagValues()
-    arguments = [name, *argv]
+    emptied = [_NONE.fullmatch(argument) for argument in argv]
+    arguments = [name, *(a for a, none in zip(argv, emptied, strict=True) if none is None)]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     try:
@@ -211,6 +218,10 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
                 raise errors.InputError(f"{command}: --{flag}=… is missing")
         config = values["config"].value
         config.to_dict()  # a file that could not be read says so at the first use
+        for none in filter(None, emptied):
+            *path, last = none[1].split(".")
+            section = functools.reduce(lambda node, part: node[part], path, config)
+            section[last] = None
     except errors.InputError:
         raise
     except LookupError as error:

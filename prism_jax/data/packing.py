@@ -159,7 +159,7 @@ class Plan:
         return found + [()] * (self._step_rows - len(found))
 
     def _rows_of(self, epoch: int) -> list[Row]:
-        """Return the rows of an epoch; the two newest are remembered."""
+        """Return the rows of an epoch; the last two that were planned are remembered."""
         if epoch not in self._epochs:
             order = epoch_order(self._lengths, self._weights, seed=self._seed, epoch=epoch)
             rows = first_fit(self._sizes, order, self._limits, num_open_rows=self._num_open_rows)
@@ -167,6 +167,6 @@ class Plan:
             if epoch + 1 == len(self._first_steps):
                 steps = -(-len(rows) // self._step_rows)
                 self._first_steps.append(self._first_steps[-1] + steps)
-            for old in sorted(self._epochs)[:-2]:
-                del self._epochs[old]
+            if len(self._epochs) > 2:
+                del self._epochs[next(iter(self._epochs))]
         return self._epochs[epoch]

@@ -28,6 +28,7 @@ from prism_jax.stages import setup
 
 Tree = Any
 _BEAT_SECONDS = 15.0
+_FINISHED = "finished.json"  # what `Checkpointer.finish` writes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,8 @@ def is_finished(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) ->
     """Tell, also the user, whether this very run has ended; nothing needs to be opened then."""
     marker = checkpoint.finished(str(workdir))
     if marker is None or marker["config_hash"] != identity.config_hash():
+        return False
+    if identity.config["resume"]["step"] is not None:  # it is to be run again from there
         return False
     setup.say(f"{workdir}: finished after {marker['step']} steps already")
     return True
@@ -167,6 +170,8 @@ def run(
             make_state=make_state,
             step=run.resume.step,
         )
+        if first_step < run.num_steps and jax.process_index() == 0:
+            (workdir / _FINISHED).unlink(missing_ok=True)
         if first_step:
             setup.say(f"continuing {workdir} after step {first_step}")
         with _logs(run, first_step) as logs:

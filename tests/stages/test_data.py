@@ -1,0 +1,59 @@
+"""The data commands on files: what they write, and one line for what is wrong."""
+
+import json
+
+import pytest
+
+from prism_jax import main
+from tests import data_files
+
+FEW = [f"--rows={part}={count}" for part, count in (
+    ("base", 2), ("public", 2), ("teacher", 2), ("align", 1), ("rl_train", 1), ("rl_test", 1)
+)]  # fmt: skip
+
+
+def test_the_corpus_is_written_and_what_is_built_of_it_has_all_its_rows(tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    assert main.main(["data", "numerals", f"--out={corpus}", "--seed=3", *FEW]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["parts"]["rl_test"]["rows"] == 1
+    for name, kind, num_rows in (
+        ("sft/dataset_info.json#numerals_public", "sft", 2),
+        ("align/train.parquet", "prompts", 1),
+    ):
+        built = tmp_path / f"built_{kind}"
+        source = f"--from={corpus}/{name}"
+        assert main.main(["data", "build", source, f"--to={built}", f"--kind={kind}"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["rows_kept"] == told["rows_read"] == num_rows
+        assert (built / "build_manifest.json").exists()
+
+
+def test_rates_of_slips_are_an_argument(tmp_path, capsys):
+    slips = [f"--slips={name}=0" for name in ("perception", "arithmetic", "habit")]
+    assert main.main(["data", "numerals", f"--out={tmp_path / 'a'}", *FEW, *slips]) == 0
+    public = json.loads(capsys.readouterr().out)["parts"]["public"]
+    assert public["rows_with_wrong_answer"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [("--rows=base", "NAME=NUMBER"), ("--rows=nope=3", "nope"), ("--slips=habit=2", "habit")],
+)
+def test_a_wrong_part_or_rate_is_one_line(tmp_path, capsys, argument, told):
+    assert main.main(["data", "numerals", f"--out={tmp_path / 'a'}", argument]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert told in err
+
+
+def test_wrong_rows_are_named_and_nothing_is_written(tmp_path, capsys):
+    rows = [data_files.sft_row(0), data_files.sft_row(1, images=["missing.png"])]
+    data_files.write_images(tmp_path, 1)
+    source = data_files.write_lines(tmp_path / "rows.jsonl", rows)
+    build = ["data", "build", f"--from={source}", f"--to={tmp_path / 'built'}", "--kind=sft"]
+    assert main.main(build) == 2
+    assert "missing.png" in capsys.readouterr().err
+    assert not (tmp_path / "built").exists()
+    assert main.main([*build, "--max_bad_rows=1"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows_dropped"] == 1

@@ -1,0 +1,216 @@
+"""Supervised fine-tuning by its command: equivalences, resuming, what it trains and refuses."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import tokenizers
+
+from prism_jax import metric_writers, train_step
+from tests import tiny_checkpoint
+from tests.stages import sft_run
+
+ONE_STEP = (
+    "--config.train.num_steps=1",
+    "--config.optim.warmup_fraction=None",
+    "--config.optim.warmup_steps=0",
+    "--config.checkpoint.save_every_steps=9",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return sft_run.write(tmp_path_factory.mktemp("sft"), num_rows=4)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    """Take one step over all four rows, packed into one row of tokens."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert sft_run.run(folder, workdir, *ONE_STEP, "--config.train.num_rows=4") == 0
+    return workdir
+
+
+def _assert_same_step(workdir, other):
+    (row,), (expected,) = sft_run.rows(workdir), sft_run.rows(other)
+    assert row["data/target_tokens"] == expected["data/target_tokens"]
+    for name in ("loss/nll", "loss/total", "optim/grad_norm"):
+        assert row[name] == pytest.approx(expected[name], rel=1e-5), name
+    first, second = sft_run.saved(workdir), sft_run.saved(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        # Adam divides each gradient by its own size, so that rounding shows at the scale of a step.
+        np.testing.assert_allclose(first[name], second[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("--config.train.num_rows=2", "--config.train.num_microbatches=2"),
+        ("--config.train.num_rows=4", "--config.data.row_examples=1"),
+        (
+            "--config.train.num_rows=4",
+            "--config.mesh.num_devices=8",
+            "--config.mesh.axes.data=2",
+            "--config.mesh.axes.fsdp=2",
+            "--config.mesh.axes.tensor=2",
+        ),
+        (
+            "--config.train.num_rows=4",
+            "--config.train.head=recompute",
+            "--config.train.head_chunk_tokens=16",
+            "--config.model.remat=full",
+        ),
+    ],
+    ids=["accumulated", "unpacked", "eight_devices", "memory_saved"],
+)
+def test_the_same_step_however_it_is_computed(folder, whole, tmp_path, overrides):
+    assert sft_run.run(folder, tmp_path, *ONE_STEP, *overrides) == 0
+    _assert_same_step(tmp_path, whole)
+
+
+def test_all_assistant_tokens_and_no_others_are_targets(folder, whole):
+    rows = json.loads((folder / "train.json").read_text())
+    tokenizer = tokenizers.Tokenizer.from_file(str(whole / "model" / "tokenizer.json"))
+    texts = [row["messages"][1]["content"] + "<|im_end|>" for row in rows]
+    expected = sum(len(tokenizer.encode(text).ids) for text in texts)
+    assert sft_run.rows(whole)[0]["data/target_tokens"] == expected
+    assert sft_run.rows(whole)[0]["data/examples"] == len(rows)
+
+
+@pytest.fixture(scope="module")
+def steady(folder, tmp_path_factory):
+    """Train five steps without interruption; note how often the step was compiled."""
+    workdir = tmp_path_factory.mktemp("steady")
+    made = []
+    make = train_step.make_train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train_step, "make_train_step", lambda *a, **k: made.append(make(*a, **k)) or made[-1]
+        )
+        assert sft_run.run(folder, workdir, *_FIVE) == 0
+    return workdir, [step._cache_size() for step in made]
+
+
+_FIVE = (
+    "--config.train.num_steps=5",
+    "--config.train.num_rows=1",
+    "--config.data.row_examples=2",
+    "--config.checkpoint.save_every_steps=2",
+    "--config.evaluate.every_steps=5",
+)
+
+
+def test_a_run_compiles_its_step_once(steady):
+    assert steady[1] == [1]
+
+
+def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(folder, steady, tmp_path, monkeypatch):
+    write = metric_writers.JsonLines.write
+
+    def write_and_stop(self, step, values):
+        write(self, step, values)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(metric_writers.JsonLines, "write", write_and_stop)
+        assert sft_run.run(folder, tmp_path, *_FIVE) == 143
+    assert not (tmp_path / "finished.json").exists()
+    assert len(sft_run.rows(tmp_path)) < 5
+    assert sft_run.run(folder, tmp_path, *_FIVE) == 0
+    assert sft_run.checksums(tmp_path) == sft_run.checksums(steady[0])
+    assert sft_run.rows(tmp_path) == sft_run.rows(steady[0])
+
+
+def test_a_finished_run_is_left_alone_and_goes_back_when_asked(folder, steady, capsys, tmp_path):
+    before = sft_run.checksums(steady[0])
+    capsys.readouterr()
+    assert sft_run.run(folder, steady[0], *_FIVE) == 0
+    assert "finished after 5 steps already" in capsys.readouterr().err
+    assert sft_run.run(folder, steady[0], *_FIVE, "--config.resume.step=4") == 0
+    assert (steady[0] / "set_aside" / "5").is_dir()
+    assert sft_run.checksums(steady[0]) == before
+
+
+def test_another_configuration_does_not_continue_a_run(folder, steady, capsys):
+    assert sft_run.run(folder, steady[0], *_FIVE, "--config.optim.peak=0.5") == 2
+    assert "config.optim.peak: 0.001 in the checkpoint, 0.5 here" in capsys.readouterr().err
+
+
+def test_a_frozen_tower_stays_and_the_rest_learns_from_a_finished_run(folder, whole, tmp_path):
+    assert (
+        sft_run.run(
+            folder,
+            tmp_path,
+            f"--config.model.folder={whole}",
+            "--config.optim.frozen=vision/.*",
+            "--config.optim.peak=0.003",
+            f"--config.data.held_out={folder / 'train.json'}",
+            "--config.train.num_steps=30",
+            "--config.train.num_rows=4",
+            "--config.evaluate.every_steps=30",
+            "--config.checkpoint.save_every_steps=99",
+            is_new=False,
+        )
+        == 0
+    )
+    before, after = sft_run.saved(whole), sft_run.saved(tmp_path)
+    for name in before:
+        is_same = np.array_equal(before[name], after[name])
+        assert is_same == name.startswith("vision/"), name
+    assert not any("vision" in name for name in sft_run.saved(tmp_path, "opt_state"))
+    rows = sft_run.rows(tmp_path)
+    # All four demonstrations are in every step: what is held out here is what is trained on.
+    assert rows[-1]["eval/target_tokens"] == rows[0]["data/target_tokens"]
+    assert rows[-1]["eval/nll"] < 0.7 * rows[0]["loss/nll"]
+    assert rows[-1]["eval/nll"] == pytest.approx(rows[-1]["loss/nll"], rel=0.05)
+
+
+def test_a_mixture_of_experts_learns_with_the_routers_term(folder, tmp_path):
+    model = tiny_checkpoint.write(tmp_path / "moe", num_experts=4)
+    coefficient = "--config.train.load_balance=0.5"
+    start = (f"--config.model.folder={model}", coefficient)
+    assert sft_run.run(folder, tmp_path / "run", *ONE_STEP, *start, is_new=False) == 0
+    (told,) = sft_run.rows(tmp_path / "run")
+    # Two of four experts a token: the term is at least two.
+    assert told["loss/load_balance"] >= 2
+    expected = told["loss/nll"] + 0.5 * told["loss/load_balance"]
+    assert told["loss/total"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_rows_that_fit_no_packed_row_are_counted_or_refused(folder, tmp_path, capsys):
+    short = ("--config.data.row_tokens=58", *ONE_STEP)
+    assert sft_run.run(folder, tmp_path / "error", *short) == 2
+    told = capsys.readouterr().err
+    assert "data.max_bad_rows is 0" in told
+    assert "tokens, the limit is 58" in told
+    assert sft_run.run(folder, tmp_path / "filter", *short, "--config.data.overlong=filter") == 0
+    told = capsys.readouterr().err
+    dropped = (tmp_path / "filter" / "dropped_train.jsonl").read_text().splitlines()
+    assert 1 <= len(dropped) < 4
+    assert f"{4 - len(dropped)} of 4 rows; left out: overlong {len(dropped)}" in told
+    assert all(json.loads(line)["reason"] == "overlong" for line in dropped)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("--config.data.train=nowhere.json", "nowhere.json"),
+        ("--config.model.folder=nowhere", "nowhere"),
+        ("--config.train.num_rows=3", "num_rows = 3 must divide over 2 parts"),
+        ("--config.optim.frozen=visoin/.*", "visoin"),
+        ("--config.model.sizes.head_dim=12", "head_dim must be a multiple of 8"),
+        ("--config.mesh.num_devices=99", "num_devices = 99"),
+        ("--config.train.num_epochs=1", "exactly one must be given"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, override, told):
+    devices = "--config.mesh.num_devices=2"
+    assert sft_run.run(folder, tmp_path / "run", devices, override) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert err[-1].startswith("error: ")
+    assert told in err[-1]
+    assert not (tmp_path / "run" / "lock.json").exists()
