@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import discriminator, inputs, moe, presets, qwen3_vl, sharding, text
 from models.config import Qwen3VLConfig
@@ -87,10 +87,7 @@ def topology_mesh(topology: str, axes: str) -> Mesh:
     for pair in axes.split(","):
         name, size = pair.split("=")
         sizes[name] = int(size)
-    sizes = mesh_lib.axis_sizes(sizes, len(devices))
-    # `mesh.make` asks a device for its slice, which a described chip of a single slice lacks.
-    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices=devices)
-    return Mesh(grid, mesh_lib.AXES, axis_types=(AxisType.Auto,) * len(mesh_lib.AXES))
+    return mesh_lib.make(sizes, devices)
 
 
 def placed(mesh: Mesh, rules: sharding.Rules) -> Array:

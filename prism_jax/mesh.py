@@ -88,16 +88,20 @@ def make(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) 
     devices = list(jax.devices() if devices is None else devices)
     sizes = axis_sizes(sizes, len(devices))
     shape = [sizes[name] for name in AXES]
-    slices = {d.slice_index for d in devices} if devices[0].platform == "tpu" else {0}
+    # A single slice's chips may have no number.
+    slices = {getattr(device, "slice_index", 0) for device in devices}
     if len(slices) > 1:
         if shape[0] % len(slices):
             raise errors.InputError(
                 f"mesh.axes.data = {shape[0]} must divide by {len(slices)} slices"
             )
         inner = [shape[0] // len(slices), *shape[1:]]
-        grid = mesh_utils.create_hybrid_device_mesh(inner, [len(slices), 1, 1, 1], devices=devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, [len(slices), 1, 1, 1], devices=devices, allow_split_physical_axes=True
+        )
     elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(shape, devices=devices)
+        # A 4 x 4 torus holds an axis of size 2 only when its own axes may be split.
+        grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     else:
         grid = np.array(devices).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -17,10 +17,12 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def _compile(topology: str, program: str, *models: str, length: int) -> list[dict]:
+def _compile(
+    topology: str, program: str, *models: str, length: int, mesh: str = "fsdp=-1"
+) -> list[dict]:
     """Return what the benchmark prints for each model, with one packed row a chip."""
     command = [sys.executable, "-m", "benchmarks.tpu_compile", "--model", *models]
-    command += ["--topology", topology, "--program", program]
+    command += ["--topology", topology, "--program", program, "--mesh", mesh]
     command += ["--row_tokens", str(length), "--row_patches", str(length)]
     # Eight pretended CPU devices of the other tests would only slow this down.
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -53,6 +55,16 @@ def test_gradients_compile_with_splash_heads_128_64_72_and_gather_weights_alone(
         gathered = [c for c in result["largest_collectives"] if c["kind"] == "all-gather"]
         assert gathered, "weights are sharded, so some must be gathered"
         assert gathered[0]["bytes"] <= largest_weight
+
+
+@pytest.mark.tpu
+@pytest.mark.slow
+@needs_libtpu
+def test_a_mesh_that_splits_an_axis_of_the_torus_compiles():
+    # 16 chips lie as 4 x 4; two of them share each weight's heads.
+    (result,) = _compile("v5e:4x4", "forward", "small_64", length=256, mesh="fsdp=-1,tensor=2")
+    assert result["verdict"] == "fits"
+    assert result["pallas_kernels"] >= 2
 
 
 def test_collectives_are_read_from_the_compiled_text():

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from models import attention, sharding
-from prism_jax import errors, pretrained
+from prism_jax import errors, model_files, pretrained
 from prism_jax import mesh as mesh_lib
 from prism_jax.data import chat, examples, images, processor
 from prism_jax.rollout import engine, serving
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         Sampling(**sampling_args, end_token_ids=())
     except ValueError as error:
         raise errors.InputError(str(error)) from error
-    words = processor.Processor.from_folder(args.model)
+    words = processor.Processor.from_folder(model_files.of(args.model))
     pictures = [images.open_image(path) for path in args.image]
     messages = [chat.turn("system", args.system)] if args.system is not None else []
     messages.append(chat.turn("user", args.prompt, num_images=len(pictures)))
