@@ -270,11 +270,19 @@ def _same_expression(answer: str, truth: str, mathematics: answer_official.Mathe
     (given, given_unit), (wanted, wanted_unit) = map(_split_unit, (answer, truth))
     if given_unit and wanted_unit and units.parse(given_unit) != units.parse(wanted_unit):
         return False
+    if quantities.parse(wanted) is not None and _has_prose(given):
+        return False  # read as a product of letters, `not 0` would be 0
     related = [bool(_RELATION.search(text)) for text in (given, wanted)]
     intervals = any(re.search(r"\\infty|\\cup|^[\[(].*,", text) for text in (given, wanted))
     if related[0] != related[1] and not intervals:
         return False
     return mathematics("expression", latex(given), latex(wanted))
+
+
+def _has_prose(text: str) -> bool:
+    """Say whether words that are no functions and no LaTeX stand in an expression."""
+    words = re.findall(r"(?<!\\)\b[A-Za-z]{3,}\b", text)
+    return any(word.lower() not in _FUNCTION for word in words)
 
 
 def _split_unit(text: str) -> tuple[str, str]:

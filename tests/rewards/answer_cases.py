@@ -82,6 +82,7 @@ RIGHT = [
 
 WRONG = [
     # hedges
+    ("not 0", "0"), ("not 0 but 1234567", "0"), ("there were 7 and 0 cats", "0"),
     ("3 or 4", "3"), ("3, 4", "3"), ("3 and 4", "4"), ("either 3 or 4", "3"), ("3/4", "3"),
     ("3 (or 4)", "3"), ("3 maybe 4", "3"), ("A or B", "A"), ("A, B", "A"), ("A and B", "B"),
     ("A/B", "A"), ("(A) (B)", "A"), ("A. cat or B. dog", "A"), ("Either A or B", "A"),
