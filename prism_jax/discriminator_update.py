@@ -84,14 +84,12 @@ class PackedSegments:
         rows = np.asarray(scores).reshape(self.shape.num_rows, -1)
         return np.array([rows[place.row, place.slot] for place in self.places], np.float32)
 
-    def with_pulls(self, pulls: np.ndarray) -> SegmentBatch:
-        """Return the batch with a gradient for each segment's score, float32[segments]."""
+    def pulls(self, gradients: np.ndarray) -> np.ndarray:
+        """Return `SegmentBatch.pulls` of a gradient for each segment's score."""
         rows = np.zeros((self.shape.num_rows, self.shape.row_sequences), np.float32)
-        for place, pull in zip(self.places, np.asarray(pulls), strict=True):
-            rows[place.row, place.slot] = pull
-        return dataclasses.replace(
-            self.batch, pulls=continuations.split(rows, self.shape), pair_name=None
-        )
+        for place, gradient in zip(self.places, np.asarray(gradients), strict=True):
+            rows[place.row, place.slot] = gradient
+        return continuations.split(rows, self.shape)
 
 
 def pack(
@@ -277,6 +275,7 @@ def pulled_loss(
     found, stats = scores(model, batch, settings)
     total = jnp.where(batch.is_segment, found * batch.pulls, 0.0).sum()
     terms, told = _router_term(batch, stats, router)
+    told["discriminator/segments"] = metrics.Sum(value=batch.is_segment.sum(dtype=jnp.float32))
     return {PULLS: reduce.Sum(total=total, weight=jnp.ones(()))} | terms, told
 
 

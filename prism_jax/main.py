@@ -20,6 +20,9 @@ COMMANDS = {
     "evaluate": "accuracy of a policy on a test split",
     "pairs": "responses beside a teacher's, for the discriminator",
     "sft": "supervised fine-tuning on demonstrations",
+    "warmup": "train the discriminator on pairs",
+    "align": "train policy and discriminator against each other",
+    "rlvr": "reinforcement learning with verifiable rewards",
     "data": "write the embedded corpus, build data sets",
 }
 

@@ -194,7 +194,8 @@ def test_gradients_of_scores_known_beforehand_give_the_update_of_the_pair_loss()
             pulls[p, n, 0] = float(gradients[name].teacher[p])
             pulls[p, n, 1] = float(gradients[name].student[p])
     packed = _singles()
-    batch = packed.with_pulls(np.array([pulls.get(key, 0.0) for key in _segments()]))
+    found = packed.pulls(np.array([pulls.get(key, 0.0) for key in _segments()]))
+    batch = dataclasses.replace(packed.batch, pulls=found)
     got, _ = _whole_gradient(
         lambda model, part: discriminator_update.pulled_loss(model, part, 0.0, _SETTINGS),
         lambda batch: discriminator_update.pulled_weights(batch, 0.0),

@@ -1,0 +1,103 @@
+"""Stage 2, alignment: the policy against a discriminator that learns with it.
+
+    python -m prism_jax align --config=configs/align.py:4b --workdir=runs/align \
+        --config.model.folder=runs/sft --config.discriminator.folder=runs/warmup \
+        --config.prompts.path=rl_training_data_5.9k.parquet
+
+Sizes: tiny (tests), demo (models of 2 million parameters, 2 CPU cores), small (107 million, one
+GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Options:
+
+  new        tiny, demo, small: new models; both folders then name their tokenizer
+  text_only  the discriminator reads without pictures, its vision tower frozen
+
+4b and 8b: not run here. Source: PRISM scripts/train/experiment/qwen3_vl_prism*.sh and README §6.
+Where they disagree: the README names 500 steps, the script allows 1500 and saves every 500.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import common, sampled, sampled_training
+
+
+def get_config(arg: str = "4b") -> ConfigDict:
+    """Return the configuration of `SIZE,OPTION,…`."""
+    size, options = common.arguments(arg, ("new", "text_only"))
+    is_large = size in ("4b", "8b")
+    if is_large and "new" in options:
+        raise ValueError(f"size {size} has no option new")
+    config = ConfigDict()
+    config.seed = 0
+    config.model = common.new_model(size) if "new" in options else common.model(size)
+    config.discriminator = _discriminator(size, options, config.model)
+    config.prompts = sampled.prompts(size)
+    if is_large:
+        # Source: filter_overlong_prompts; every row that is left out is named.
+        config.prompts.overlong = "filter"
+    config.gate = "strict"
+    prompts, responses, tokens = {
+        "tiny": (2, 2, 16),
+        "demo": (4, 8, 96),
+        "small": (8, 8, 320),
+    }.get(size, (4, 16, 6144))
+    config.rollout = sampled_training.rollout(
+        size, num_prompts=prompts, num_responses=responses, max_tokens=tokens
+    )
+    config.advantage = ConfigDict(
+        {
+            "caption_weight": 0.5,
+            "cot_weight": 0.5,
+            "format_penalty": 1.5,
+            # Source: PRISM verl/verl/trainer/ppo/core_algos.py:415.
+            "eps": 1e-6,
+        }
+    )
+    config.algorithm = sampled_training.algorithm(aggregation="token-mean")
+    config.rows = sampled_training.rows(
+        *{"tiny": (256, 2, 2), "demo": (256, 2, 8), "small": (1024, 4, 8)}.get(size, (8192, 16, 8))
+    )
+    config.train = ConfigDict(
+        {
+            "num_steps": {"tiny": 2, "demo": 60, "small": 200}.get(size, 500),
+            "head_chunk_tokens": 1024 if is_large else 2048,
+            "has_entropy": True,
+            "num_threads": 2,
+            "max_skipped_in_row": 3,
+        }
+    )
+    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 2e-4, "small": 2e-5}.get(size, 1e-6))
+    config.mesh = common.mesh()
+    config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 50))
+    config.resume = common.resume()
+    config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 1))
+    return config
+
+
+def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDict:
+    is_large = size in ("4b", "8b")
+    is_text_only = "text_only" in options
+    chosen = ConfigDict(
+        {
+            "folder": "",
+            "init": policy.init,
+            "sizes": policy.sizes,
+            "remat": "full" if is_large else "none",
+            "sees_images": not is_text_only,
+            "min_pixels": config_dict.placeholder(int),
+            # As in warm-up. The released run shows it pictures of any size here, but of at most
+            # 560 x 560 pixels there.
+            "max_pixels": 560 * 560 if is_large else config_dict.placeholder(int),
+            "score_clip": 10.0,
+            "regulariser": 1e-3,
+            # The released update drops the router's term of the warm-up.
+            "router": 0.0,
+            "rows": sampled_training.rows(
+                *{"tiny": (256, 2, 2), "demo": (256, 2, 8), "small": (1024, 4, 8)}.get(
+                    size, (8192, 16, 8)
+                )
+            ),
+            "optim": common.optim(peak={"tiny": 1e-3, "demo": 2e-4, "small": 2e-5}.get(size, 1e-6)),
+        }
+    )
+    if is_text_only:
+        chosen.optim.frozen = ("trunk/vision/.*",)
+    return chosen

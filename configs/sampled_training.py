@@ -1,0 +1,47 @@
+"""Pieces of the stages that learn from their own samples: align, rlvr."""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int) -> ConfigDict:
+    """Return drawing at temperature 1 from the whole vocabulary.
+
+    Source: PRISM scripts/train/experiment: temperature 1.0, top_p 1.0 in every stage.
+    """
+    return ConfigDict(
+        {
+            "num_prompts": num_prompts,
+            "num_responses": num_responses,
+            "max_response_tokens": max_tokens,
+            "temperature": 1.0,
+            "top_k": config_dict.placeholder(int),
+            "top_p": config_dict.placeholder(float),
+            "chunk_tokens": 64,
+            "dump_every_steps": {"tiny": 1, "demo": 10}.get(size, 25),
+        }
+    )
+
+
+def rows(row_tokens: int, row_sequences: int, num_rows: int) -> ConfigDict:
+    """Return packed rows; their number follows from the largest prompts and responses."""
+    return ConfigDict(
+        {"row_tokens": row_tokens, "row_sequences": row_sequences, "num_rows": num_rows}
+    )
+
+
+def algorithm(*, aggregation: str) -> ConfigDict:
+    """Return the clipped loss.
+
+    One update follows each rollout, so the ratio is 1 and the clip never binds, as in every
+    released run. Source: PRISM verl/verl/trainer/config/actor/actor.yaml: clip_ratio 0.2.
+    """
+    return ConfigDict(
+        {
+            "loss": "ppo",
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "dual_clip": config_dict.placeholder(float),
+            "aggregation": aggregation,
+            "norm_tokens": config_dict.placeholder(int),
+        }
+    )

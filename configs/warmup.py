@@ -1,0 +1,97 @@
+"""Discriminator warm-up on pairs of a teacher's and a student's segments.
+
+    python -m prism_jax upcycle --from=Qwen3-VL-2B-Instruct --to=qwen3_vl_2b_moe4x
+    python -m prism_jax warmup --config=configs/warmup.py:4b --workdir=runs/warmup \
+        --config.model.folder=qwen3_vl_2b_moe4x --config.data.train=pairs.jsonl
+
+Sizes: tiny (tests), demo (an upcycled model of 2 million parameters, 2 CPU cores), small (one GPU),
+4b and 8b (8 devices of 80 GB; both the published 2B x 4 experts, which serves either policy).
+Options:
+
+  new        tiny, demo, small: a new dense model; model.folder then names its tokenizer
+  text_only  without pictures, the vision tower frozen (the paper's ablation). For the dense
+             ablation name a dense folder.
+
+4b and 8b: not run here. Source: PRISM moe/train_moe_vl_warmup_fast.py and README §6; they agree.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import common, sampled_training
+
+
+def get_config(arg: str = "4b") -> ConfigDict:
+    """Return the configuration of `SIZE,OPTION,…`."""
+    size, options = common.arguments(arg, ("new", "text_only"))
+    is_large = size in ("4b", "8b")
+    if is_large and "new" in options:
+        raise ValueError(f"size {size} has no option new")
+    config = ConfigDict()
+    config.seed = 0
+    config.model = common.new_model(size) if "new" in options else common.model(size)
+    if is_large:
+        config.model.remat = "full"
+    config.data = _data(size)
+    # Source: :465-475, the router's coefficient; clip and regulariser are those of alignment.
+    config.pairs = ConfigDict(
+        {"score_clip": config_dict.placeholder(float), "regulariser": 0.0, "router": 0.01}
+    )
+    config.rows = sampled_training.rows(
+        *{"tiny": (512, 4, 2), "demo": (512, 4, 8), "small": (2048, 8, 8)}.get(
+            size, (16_384, 16, 8)
+        )
+    )
+    config.train = ConfigDict(
+        {
+            "num_steps": config_dict.placeholder(int),
+            "num_epochs": config_dict.placeholder(int),
+            # Published: 4 pairs of segments x 4 accumulations x 8 devices = 128, two a line.
+            "num_pairs": {"tiny": 2, "demo": 8, "small": 32}.get(size, 64),
+            "max_skipped_in_row": 3,
+        }
+    )
+    if is_large:
+        config.train.num_epochs = 1
+    else:
+        config.train.num_steps = {"tiny": 2, "demo": 60, "small": 300}[size]
+    config.evaluate = ConfigDict(
+        {
+            "every_steps": {"tiny": 1, "demo": 30}.get(size, 100),
+            "num_batches": {"tiny": 2, "demo": 8}.get(size, 16),
+        }
+    )
+    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 5e-4, "small": 1e-4}.get(size, 1e-5))
+    config.optim.schedule = "cosine"
+    config.optim.end_factor = 0.0
+    config.optim.warmup_fraction = 0.1
+    if "text_only" in options:
+        config.data.sees_images = False
+        config.optim.frozen = ("trunk/vision/.*",)
+    config.mesh = common.mesh()
+    config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 100))
+    config.resume = common.resume()
+    config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 10))
+    return config
+
+
+def _data(size: str) -> ConfigDict:
+    is_large = size in ("4b", "8b")
+    return ConfigDict(
+        {
+            "train": (),
+            # Not published: every pair was trained on there, and the accuracy was that of training.
+            "held_out_fraction": {"tiny": 0.3, "demo": 0.1}.get(size, 0.02),
+            "image_root": "",
+            "cache_dir": "",
+            "max_bad_rows": 0,
+            "overlong": "filter" if is_large else "error",
+            # Source: MAX_LENGTH.
+            "max_tokens": {"tiny": 512, "demo": 512, "small": 1024}.get(size, 8192),
+            "min_pixels": config_dict.placeholder(int),
+            # Source: :63-75: pictures of at most 560 x 560 pixels. Alignment shows larger ones to
+            # the released discriminator; here both stages have this limit.
+            "max_pixels": 560 * 560 if is_large else config_dict.placeholder(int),
+            "sees_images": True,
+            "num_threads": 8 if is_large else 2,
+        }
+    )

@@ -1,0 +1,154 @@
+"""Alignment's data: prompts as both models read them, with the teacher's response to each."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from models.inputs import Example
+from prism_jax import errors
+from prism_jax.continuations import Largest, RowShape
+from prism_jax.data import records, sources, steps
+from prism_jax.stages import (
+    align_config,
+    asking,
+    policy_rows,
+    rollouts,
+    sampled,
+    segments,
+    setup,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Hold the prompts of a step, as both models read them, and the teacher's responses."""
+
+    rows: list[records.PromptRow]
+    prompts: list[Example]
+    judged: list[Example]
+    teachers: list[segments.Cut]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Hold the static sizes of both models' rows."""
+
+    policy: RowShape
+    discriminator: RowShape
+
+
+class Feed:
+    """Give the prompts of each step; their order follows from the seed."""
+
+    def __init__(
+        self,
+        options: align_config.Config,
+        policy: setup.Model,
+        judge: setup.Model,
+        *,
+        files: pathlib.Path,
+        own_files: pathlib.Path,
+    ):
+        """Open, validate and measure the prompts and the teacher's responses.
+
+        Args:
+          files: small files of the policy, `own_files` of the discriminator.
+
+        Raises:
+          InputError: for wrong data, or models that read tokens as different texts.
+        """
+        own, prompts = options.discriminator, options.prompts
+        self._options = options
+        self.words = rollouts.processor_of(
+            files, min_pixels=prompts.min_pixels, max_pixels=prompts.max_pixels
+        )
+        own_words = rollouts.processor_of(
+            own_files, min_pixels=own.min_pixels, max_pixels=own.max_pixels
+        )
+        if not segments.same_words(self.words, own_words):
+            raise errors.InputError(
+                "config.discriminator.folder: policy and discriminator must have the same tokens"
+            )
+        self._reader = segments.Reader(
+            own_words, vocab_tokens=judge.config.text.vocab_size, gate=options.gate
+        )
+        opened = sampled.open_prompts(prompts, self.words, need_teacher=True, need_answer=False)
+        self._opened, self._longest, self._own_sizes = self._measure(opened)
+        self.sizes = self._opened.sizes
+
+    def _measure(self, opened: asking.Opened):
+        """Leave out rows whose teacher is malformed; measure the others for the discriminator."""
+        kept, longest, sizes, wrong = [], 0, [], []
+        for index in range(len(opened.rows)):
+            row = opened.rows[index]
+            try:
+                cut = self._reader.cut(segments.teacher_text(row))
+            except records.RowError as error:
+                wrong.append(f"{row.id}: {error}")
+                continue
+            kept.append(index)
+            longest = max(longest, cut.longest)
+            sizes.append(
+                self._reader.measure(
+                    row.prompt, row.images, sees_images=self._options.discriminator.sees_images
+                )
+            )
+        limit = self._options.prompts.max_bad_rows
+        for line in wrong:
+            setup.say(f"left out: {line}")
+        if len(wrong) > limit or not kept:
+            raise errors.InputError(
+                f"config.prompts: {len(wrong)} teachers' responses are malformed, max_bad_rows is "
+                f"{limit}; the first is {wrong[0]}"
+            )
+        chosen = dataclasses.replace(
+            opened,
+            rows=sources.Selection(opened.rows, kept),
+            sizes=[opened.sizes[index] for index in kept],
+        )
+        return chosen, longest, sizes
+
+    def shapes(self, devices: setup.Devices) -> Shapes:
+        """Return the rows into which any step fits."""
+        options = self._options
+        num_names = len(segments.NAMES)
+        num_responses = options.rollout.num_prompts * options.rollout.num_responses
+        # A response has two segments that are together no longer than its limit.
+        continued = max(self._longest, options.rollout.max_response_tokens)
+        largest = Largest(
+            num_units=num_names * (options.rollout.num_prompts + num_responses),
+            unit_sequences=1,
+            unit_tokens=max(size.tokens for size in self._own_sizes) + continued,
+            continued_tokens=continued,
+            prompt_patches=max(size.patches for size in self._own_sizes),
+            prompt_frames=max(size.images for size in self._own_sizes),
+        )
+        return Shapes(
+            policy=policy_rows.shape_of(options.rows, options.rollout, self.sizes, devices),
+            discriminator=options.discriminator.rows.shape(
+                largest, devices, place="config.discriminator.rows"
+            ),
+        )
+
+    def train(self) -> steps.Steps:
+        """Return the prompts of the run, step by step."""
+        options = self._options
+        return rollouts.prompt_steps(
+            self._opened,
+            self._ask,
+            num_prompts=options.rollout.num_prompts,
+            num_steps=options.train.num_steps,
+            seed=options.seed,
+            num_threads=options.train.num_threads,
+        )
+
+    def _ask(self, rows: Sequence[records.PromptRow]) -> Asked:
+        sees_images = self._options.discriminator.sees_images
+        return Asked(
+            rows=list(rows),
+            prompts=rollouts.encode_prompts(rows, self.words),
+            judged=[
+                self._reader.prompt(row.prompt, row.images, sees_images=sees_images) for row in rows
+            ],
+            teachers=[self._reader.cut(segments.teacher_text(row)) for row in rows],
+        )

@@ -1,0 +1,302 @@
+"""What alignment and RLVR share: a step's prompts, the policy's responses to them, rows to learn.
+
+A step takes `num_prompts` prompts, in an order that the seed alone decides, draws `num_responses`
+responses to each from the policy as it is, and lays all of them into packed rows for one update.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from models import inputs
+from prism_jax import (
+    configuration,
+    continuations,
+    errors,
+    metric_writers,
+    metrics,
+)
+from prism_jax.continuations import Continuation, Largest, RowShape
+from prism_jax.data import encode, packing, processor, records, steps
+from prism_jax.rewards import tags
+from prism_jax.rollout import engine, serving
+from prism_jax.rollout.sampling import Sampling
+from prism_jax.stages import asking, responses, setup
+
+Json = Any
+_FOLDER = "rollouts"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollout(configuration.Section):
+    """Say what is drawn in a step."""
+
+    num_prompts: int
+    num_responses: int  # to each prompt
+    max_response_tokens: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    chunk_tokens: int  # decoded between two looks of the host
+    dump_every_steps: int | None  # how often responses are written to rollouts/; None: never
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        found = configuration.at_least(
+            self, 1, "num_prompts", "num_responses", "max_response_tokens", "chunk_tokens",
+            "dump_every_steps",
+        )  # fmt: skip
+        if not self.temperature > 0:
+            found.append(f"temperature must be > 0 to learn from samples, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            found.append(f"top_k must be >= 1 or None, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            found.append(f"top_p must be in (0, 1] or None, got {self.top_p}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows(configuration.Section):
+    """Say into which packed rows sequences are laid; how many follows from the largest batch."""
+
+    row_tokens: int
+    row_sequences: int  # most sequences in a row
+    num_rows: int  # of a microbatch, over all devices
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.at_least(self, 1, "row_tokens", "row_sequences", "num_rows")
+
+    def shape(self, largest: Largest, devices: setup.Devices, *, place: str) -> RowShape:
+        """Return the static shapes of a batch.
+
+        Raises:
+          InputError: the rows are too short, or do not divide over the devices.
+        """
+        is_splash = devices.attention == "splash"
+        if self.num_rows % devices.row_parts() or (is_splash and self.row_tokens % 128):
+            raise errors.InputError(
+                f"{place}.num_rows must divide over {devices.row_parts()} parts of the mesh, and "
+                f"row_tokens by 128 for splash attention, got {self.num_rows}, {self.row_tokens}"
+            )
+        return continuations.row_shape(
+            largest,
+            row_tokens=self.row_tokens,
+            row_sequences=self.row_sequences,
+            microbatch_rows=self.num_rows,
+            patch_multiple=128 if is_splash else 1,
+            place=place,
+        )
+
+
+def processor_of(
+    files: pathlib.Path, *, min_pixels: int | None, max_pixels: int | None
+) -> processor.Processor:
+    """Return the processor of a model's folder, with other bounds on pictures where given."""
+    words = processor.Processor.from_folder(files)
+    changes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    settings = dataclasses.replace(
+        words.image_settings,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
+    if settings.min_pixels > settings.max_pixels:
+        raise errors.InputError(
+            f"min_pixels must be <= max_pixels, got {settings.min_pixels} and "
+            f"{settings.max_pixels} with those of {files}"
+        )
+    return dataclasses.replace(words, image_settings=settings)
+
+
+def prompt_steps(
+    opened: asking.Opened,
+    make: Callable[[Sequence[records.PromptRow]], Any],
+    *,
+    num_prompts: int,
+    num_steps: int,
+    seed: int,
+    num_threads: int,
+) -> steps.Steps:
+    """Return the steps' prompts, each row once an epoch; an epoch's end falls where it falls.
+
+    Args:
+      make: turns the rows of a step into what the stage reads; called in threads.
+    """
+    length = len(opened.rows)
+
+    def step(number: int) -> Any:
+        chosen = []
+        for place in range(number * num_prompts, (number + 1) * num_prompts):
+            epoch, within = divmod(place, length)
+            chosen.append(int(_order(length, seed, epoch)[within]))
+        return make([opened.rows[index] for index in chosen])
+
+    identity = {"rows": opened.digest, "num_prompts": num_prompts, "seed": seed}
+    return steps.Steps(step, num_steps=num_steps, identity=identity, num_threads=num_threads)
+
+
+def _order(length: int, seed: int, epoch: int) -> np.ndarray:
+    return packing.epoch_order([length], [], seed=seed, epoch=epoch)
+
+
+def encode_prompts(
+    rows: Sequence[records.PromptRow], words: processor.Processor
+) -> list[inputs.Example]:
+    """Return the prompts of rows as the sampler reads them."""
+    return [
+        encode.example(row.prompt, row.images, words, add_generation_prompt=True) for row in rows
+    ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Hold the responses of a step, those to one prompt side by side."""
+
+    rollout: engine.Rollout
+    segments: list[tags.Segments]
+    num_prompts: int
+    seconds: float
+
+    def continuations(self) -> list[Continuation]:
+        """Return the responses behind their prompts, each with the tokens that were drawn."""
+        each = len(self.segments) // self.num_prompts
+        return [
+            Continuation(prompt=number // each, tokens=self.rollout.tokens[number, :length])
+            for number, length in enumerate(self.rollout.lengths)
+        ]
+
+    def told(self) -> metrics.Metrics:
+        """Return what a user watches of the responses themselves."""
+        lengths = self.rollout.lengths
+        return {
+            "rollout/response_tokens_mean": mean(lengths),
+            "rollout/response_tokens_max": metrics.Max(value=np.float32(lengths.max())),
+            "rollout/ended_fraction": mean(self.rollout.ended),
+            "rollout/format_fraction": mean([one.format_ok for one in self.segments]),
+            "time/generate_seconds": mean([self.seconds]),
+        }
+
+
+def mean(values: Sequence[float] | np.ndarray) -> metrics.Mean:
+    """Return the mean of values on the host; of no value it does not exist."""
+    values = np.asarray(values, np.float32)
+    return metrics.Mean(total=np.float32(values.sum()), weight=np.float32(values.size))
+
+
+class Sampler:
+    """Draw responses from parameters that are passed with every call."""
+
+    def __init__(
+        self,
+        options: Rollout,
+        model: setup.Model,
+        devices: setup.Devices,
+        *,
+        words: processor.Processor,
+        sizes: Sequence[encode.Size],
+        gate: tags.Gate,
+    ):
+        """Fix the shapes to those of the largest prompts, so that one program is compiled."""
+        each = -(-options.num_prompts // devices.row_parts())
+        self._options, self._devices = options, devices
+        self._graphdef = model.graphdef
+        self._sampling = Sampling(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            max_tokens=options.max_response_tokens,
+            end_token_ids=words.ids.ends,
+        )
+        self._reader = responses.Reader.of(
+            words, vocab_tokens=model.config.text.vocab_size, gate=gate
+        )
+        self._engine = engine.Engine(
+            graphdef=model.graphdef,
+            config=model.config,
+            shapes=engine.Shapes(
+                prompt_tokens=max(size.tokens for size in sizes),
+                row_patches=max(1, each * max(size.patches for size in sizes)),
+                row_images=max(1, each * max(size.images for size in sizes)),
+            ),
+            prefill_implementation=devices.attention,
+            decode_implementation=devices.decode_attention,
+            chunk_tokens=options.chunk_tokens,
+            mesh=devices.mesh,
+            rules=devices.rules,
+        )
+
+    def __call__(
+        self, params: nnx.State, prompts: Sequence[inputs.Example], key: jax.Array
+    ) -> Drawn:
+        """Return the responses to a step's prompts and their segments."""
+        begun = time.monotonic()
+        graphdef, prepared = serving.prepare(
+            self._graphdef, params, dtype=self._devices.dtype, donate=False
+        )
+        rollout = dataclasses.replace(self._engine, graphdef=graphdef).generate(
+            prepared, prompts, self._sampling, key, num_responses=self._options.num_responses
+        )
+        return Drawn(
+            rollout=rollout,
+            segments=self._reader.read(rollout),
+            seconds=time.monotonic() - begun,
+            num_prompts=len(prompts),
+        )
+
+
+class Dump:
+    """Write a step's responses to `rollouts/<step>.jsonl`, one line each."""
+
+    def __init__(self, workdir: pathlib.Path, every_steps: int | None):
+        self._folder = workdir / _FOLDER
+        self._every_steps = every_steps
+
+    def write(
+        self,
+        step: int,
+        rows: Sequence[records.PromptRow],
+        drawn: Drawn,
+        values: Mapping[str, Sequence[Json]],
+    ) -> None:
+        """Write the responses that the step of this number learns from, where one is due.
+
+        Args:
+          values: further fields, one value a response.
+        """
+        is_due = self._every_steps is not None and step % self._every_steps == 0
+        if not is_due or jax.process_index() != 0:
+            return
+        each = len(drawn.segments) // len(rows)
+        lines = []
+        for number, one in enumerate(drawn.segments):
+            row = rows[number // each]
+            line = {
+                "step": step,
+                "id": row.id,
+                "response": number % each,
+                "ground_truth": row.ground_truth,
+                "text": one.text,
+                "caption": one.caption,
+                "cot": one.cot,
+                "format_ok": one.format_ok,
+                "ended": one.ended,
+                "response_tokens": one.response_tokens,
+            }
+            lines.append(line | {name: _plain(column[number]) for name, column in values.items()})
+        metric_writers.write_dump(self._folder, step, lines)
+
+
+def _plain(value: Any) -> Json:
+    """Return numbers of NumPy as JSON values."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def require_one_process(stage: str) -> None:
+    """Raise InputError in a job of several processes, which the sampler does not serve yet."""
+    if jax.process_count() > 1:
+        raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")
