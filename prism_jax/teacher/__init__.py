@@ -1,0 +1,1 @@
+"""Ask a teacher behind an OpenAI-compatible chat endpoint; nothing here needs JAX."""
