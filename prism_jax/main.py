@@ -19,11 +19,14 @@ COMMANDS = {
     "upcycle": "make a mixture of experts of a dense model",
     "evaluate": "accuracy of a policy on a test split",
     "pairs": "responses beside a teacher's, for the discriminator",
+    "curate": "choose prompts by difficulty, have a teacher answer them",
     "sft": "supervised fine-tuning on demonstrations",
     "warmup": "train the discriminator on pairs",
     "align": "train policy and discriminator against each other",
     "rlvr": "reinforcement learning with verifiable rewards",
     "data": "write the embedded corpus, build data sets",
+    "pipeline": "the whole chain of stages on the embedded corpus",
+    "report": "one page about a chain: plots, tables, responses",
 }
 
 

@@ -1,0 +1,114 @@
+"""Choose prompts by difficulty, and have a teacher answer the hard ones.
+
+    export TEACHER_API_KEY=…
+    python -m prism_jax curate --config=configs/curate.py:4b --workdir=runs/curated \
+        --config.difficulty.policy.folder=runs/sft --config.difficulty.prompts.path=data.parquet \
+        --config.teacher.endpoint.base_url=https://… --config.teacher.endpoint.model=… \
+        --config.teacher.prices.input_million=0.5 --config.teacher.prices.output_million=3 \
+        --config.teacher.budget=100
+
+Sizes are the policy's: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 million,
+one GPU), 4b and 8b (one GPU of 80 GB each; set mesh.axes.tensor for more). Options:
+
+  difficulty   the first step alone
+  teacher      the second step alone, any machine: --config.teacher.prompts.path=… names the prompts
+
+The paper filters RL prompts by pass rate, and its teacher (Gemini 3 Flash) answers what is
+unsolved, with dense captions and step-by-step reasoning. Number of samples, thresholds and the
+wording of the instruction were not published; those here are ours. The policy's sampling is that
+of alignment and RLVR.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from configs import common, sampled
+
+_INSTRUCTION = (
+    "In the caption, write down everything in the image that the question could need: every "
+    "object, label, number and relation, exactly as shown. Reason from what the caption says, one "
+    "small step at a time, and check the result. Put the final answer alone, without words around "
+    "it, into the answer. Write nothing outside of the three parts, and each tag exactly once."
+)
+
+
+def get_config(arg: str = "4b") -> ConfigDict:
+    """Return the configuration of `SIZE,OPTION`."""
+    size, options = common.arguments(arg, ("difficulty", "teacher"))
+    has_both = len(options) != 1
+    config = ConfigDict()
+    config.difficulty = config_dict.placeholder(ConfigDict)
+    config.teacher = config_dict.placeholder(ConfigDict)
+    if has_both or "difficulty" in options:
+        config.difficulty = _difficulty(size)
+    if has_both or "teacher" in options:
+        config.teacher = _teacher()
+        if not has_both:
+            config.teacher.prompts = ConfigDict(
+                {"path": "", "image_root": config_dict.placeholder(str)}
+            )
+    return config
+
+
+def _difficulty(size: str) -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.policy = sampled.policy(size)
+    config.prompts = sampled.prompts(size)
+    config.mesh = sampled.mesh()
+    config.sampling = sampled.sampling(top_p=None)
+    config.num_samples = 2 if size == "tiny" else 8
+    config.max_tokens = {"tiny": 16, "demo": 256, "small": 512}.get(size, 8192)
+    config.batch_responses = {"tiny": 4, "demo": 64, "small": 256}.get(size, 64)
+    config.judge = _judge()
+    config.judge.rule = "strict"
+    # Kept for RL: more often right than never, less often than always.
+    config.rl_above = 0.0
+    config.rl_below = 1.0
+    config.hard_at_most = 0.0
+    config.line_every_steps = 1
+    return config
+
+
+def _teacher() -> ConfigDict:
+    config = ConfigDict()
+    config.prompts = config_dict.placeholder(ConfigDict)
+    config.rows_cache_dir = config_dict.placeholder(str)
+    config.max_rows = config_dict.placeholder(int)
+    config.max_bad_rows = 0
+    config.endpoint = ConfigDict(
+        {
+            "base_url": "",
+            "model": "",
+            "api_key_env": "TEACHER_API_KEY",
+            "num_concurrent": 8,
+            "deadline_seconds": 300.0,
+            "max_attempts": 6,
+            "backoff_seconds": 2.0,
+            "max_wait_seconds": 120.0,
+        }
+    )
+    config.sampling = ConfigDict(
+        {
+            "max_tokens": 8192,
+            "max_tokens_field": "max_tokens",
+            "temperature": 1.0,
+            "top_p": config_dict.placeholder(float),
+            "reasoning_effort": config_dict.placeholder(str),
+        }
+    )
+    config.instruction = _INSTRUCTION
+    config.num_tries = 2
+    config.max_failed_in_row = 20
+    config.prices = ConfigDict({"input_million": 0.0, "output_million": 0.0})
+    config.budget = config_dict.placeholder(float)
+    config.cache_dir = config_dict.placeholder(str)
+    config.judge = _judge()
+    config.line_every_steps = 100
+    return config
+
+
+def _judge() -> ConfigDict:
+    """Return what judging may take, as in the other stages."""
+    found = sampled.rewards(is_official=False)
+    names = ("num_workers", "deadline_seconds", "memory_bytes")
+    return ConfigDict({name: found[name] for name in names})

@@ -1,0 +1,123 @@
+"""Write prompt rows as parquet in the published form, pictures as bytes in the row.
+
+`extra_info` is a struct, as the released readers want it. A key whose values have no type in common
+(or are empty dicts) is written as JSON text.
+
+Source: PRISM verl/examples/data_preprocess/geo3k.py:84-99 writes this form,
+verl/verl/utils/dataset/rl_dataset.py:270-430 reads it.
+"""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prism_jax.data import records
+
+Json = Any
+# What the released files hold where a list of equivalent answers is empty.
+# Source: PRISM verl/verl/utils/reward_score/math_verify_with_format.py:81.
+_NO_EQUIVALENT = "__EMPTY__"
+_GROUP_ROWS = 256
+
+_TEXT = pa.string()
+_COLUMNS = (
+    ("id", _TEXT),
+    ("data_source", _TEXT),
+    ("prompt", pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))),
+    ("images", pa.list_(pa.struct([("bytes", pa.binary())]))),
+    (
+        "reward_model",
+        pa.struct(
+            [("style", _TEXT), ("ground_truth", _TEXT), ("equivalent_answers", pa.list_(_TEXT))]
+        ),
+    ),
+)
+_TEACHER = tuple((name, _TEXT) for name in ("teacher_response", "teacher_caption", "teacher_cot"))
+
+
+def write(
+    path: pathlib.Path, rows: Iterable[records.PromptRow], *, infos: Sequence[Mapping[str, Json]]
+) -> int:
+    """Write validated rows, whole or not at all, a row group at a time; return their number.
+
+    Args:
+      infos: the `extra_info` of every row, which takes the place of its own.
+    """
+    types = {
+        name: _type_of([info[name] for info in infos if name in info]) for name in _names(infos)
+    }
+    columns = [*_COLUMNS, *_TEACHER]
+    if types:
+        struct = pa.struct([(name, _TEXT if t is None else t) for name, t in types.items()])
+        columns.append(("extra_info", struct))
+    schema = pa.schema(columns)
+    partial = path.with_name(path.name + ".partial")
+    count = 0
+    with pq.ParquetWriter(partial, schema, compression="snappy") as writer:
+        pairs = zip(rows, infos, strict=True)
+        while group := [
+            _row(row, info, types) for row, info in itertools.islice(pairs, _GROUP_ROWS)
+        ]:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    partial.replace(path)
+    return count
+
+
+def _names(infos: Sequence[Mapping[str, Json]]) -> list[str]:
+    """Return the keys in the order in which they first appear, those without any value left out."""
+    found = ((name, value) for info in infos for name, value in info.items())
+    return list(dict.fromkeys(name for name, value in found if value is not None))
+
+
+def _type_of(values: Sequence[Json]) -> pa.DataType | None:
+    """Return the type that these values share, None when there is none that can be written."""
+    try:
+        found = pa.array(values).type
+    except (pa.ArrowException, OverflowError):
+        return None
+    return found if _can_be_written(found) else None
+
+
+def _can_be_written(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.num_fields > 0 and all(
+            _can_be_written(kind.field(i).type) for i in range(kind.num_fields)
+        )
+    if pa.types.is_list(kind):
+        return _can_be_written(kind.value_type)
+    return not pa.types.is_null(kind)
+
+
+def _row(
+    row: records.PromptRow, info: Mapping[str, Json], types: Mapping[str, pa.DataType | None]
+) -> dict[str, Json]:
+    truth = {
+        "style": "rule",
+        "ground_truth": row.ground_truth,
+        "equivalent_answers": list(row.equivalent_answers) or [_NO_EQUIVALENT],
+    }
+    return {
+        "id": row.id,
+        "data_source": row.data_source,
+        "prompt": [{"role": turn.role, "content": turn.content} for turn in row.prompt],
+        "images": [{"bytes": image.data} for image in row.images],
+        "reward_model": truth,
+        "teacher_response": row.teacher_response,
+        "teacher_caption": row.teacher_caption,
+        "teacher_cot": row.teacher_cot,
+        "extra_info": {
+            name: _text(info[name]) if kind is None else info[name]
+            for name, kind in types.items()
+            if info.get(name) is not None
+        },
+    }
+
+
+def _text(value: Json) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

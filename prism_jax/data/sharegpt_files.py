@@ -1,0 +1,46 @@
+"""Write demonstrations in LLaMA-Factory's sharegpt form, pictures as files beside them."""
+
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from prism_jax.data import image_files, records
+
+Json = Any
+DATASET_INFO = "dataset_info.json"
+_SPEAKERS = {"user": "human", "assistant": "gpt"}
+
+
+def write(path: pathlib.Path, rows: Iterable[records.SFTRow]) -> int:
+    """Write `path`, whole or not at all, with the pictures below its folder; return the row count.
+
+    `dataset_info.json` beside it has an entry of the file's name for LLaMA-Factory.
+    """
+    partial = path.with_name(path.name + ".partial")
+    count = 0
+    with partial.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for row in rows:
+            file.write(",\n" if count else "\n")
+            file.write(json.dumps(_row(row, path.parent), ensure_ascii=False))
+            count += 1
+        file.write("\n]\n")
+    partial.replace(path)
+    columns = {"messages": "conversations", "images": "images", "system": "system"}
+    entry = {"file_name": path.name, "formatting": "sharegpt", "columns": columns}
+    info = path.with_name(DATASET_INFO)
+    info.write_text(json.dumps({path.stem: entry}, indent=1) + "\n", encoding="utf-8")
+    return count
+
+
+def _row(row: records.SFTRow, folder: pathlib.Path) -> dict[str, Json]:
+    turns = [turn for turn in row.messages if turn.role != "system"]
+    found: dict[str, Json] = {
+        "id": row.id,
+        "conversations": [{"from": _SPEAKERS[t.role], "value": t.content} for t in turns],
+        "images": [image_files.keep(image, folder) for image in row.images],
+    }
+    if row.messages[0].role == "system":
+        found["system"] = row.messages[0].content
+    return found

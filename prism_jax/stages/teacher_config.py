@@ -1,0 +1,183 @@
+"""The configuration of a teacher: who is asked, how, how patiently, and what it may cost."""
+
+import dataclasses
+from typing import Any, Literal
+
+from prism_jax import configuration, errors
+from prism_jax.rewards import score, workers
+from prism_jax.teacher import budget, client, request
+
+Json = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows(configuration.Section):
+    """Say what is asked: RL parquet, JSON lines, or a folder that `data build` wrote."""
+
+    path: str
+    image_root: str | None  # of pictures given by path; None: the folder of the file
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.not_empty(self, "path")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Endpoint(configuration.Section):
+    """Say who is asked and how patiently; see `teacher.client`."""
+
+    base_url: str  # to which /chat/completions is added
+    model: str
+    api_key_env: str  # the environment variable that holds the key; empty: no key is sent
+    num_concurrent: int
+    deadline_seconds: float
+    max_attempts: int
+    backoff_seconds: float
+    max_wait_seconds: float
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        found = configuration.not_empty(self, "base_url", "model")
+        found += configuration.at_least(self, 1, "num_concurrent", "max_attempts")
+        found += configuration.at_least(self, 0, "backoff_seconds", "max_wait_seconds")
+        if self.max_attempts > 100:
+            found.append(f"max_attempts must be <= 100, got {self.max_attempts}")
+        if self.deadline_seconds <= 0:
+            found.append(f"deadline_seconds must be > 0, got {self.deadline_seconds:g}")
+        problem = client.problem_of(self.base_url, has_key=bool(self.api_key_env))
+        if self.base_url and problem is not None:
+            found.append(f"base_url {problem}")
+        return found
+
+    def key(self) -> str | None:
+        """Return the key from the environment; None: none is sent.
+
+        Raises:
+          InputError: it is not there, or it also stands in the configuration.
+        """
+        found = client.read_key(self.api_key_env)
+        if found is not None and (found in self.base_url or found in self.model):
+            raise errors.InputError("config.teacher.endpoint must not hold the key itself")
+        return found
+
+    def patience(self) -> client.Patience:
+        """Return the client's own form."""
+        return client.Patience(
+            deadline_seconds=self.deadline_seconds,
+            max_attempts=self.max_attempts,
+            backoff_seconds=self.backoff_seconds,
+            max_wait_seconds=self.max_wait_seconds,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(configuration.Section):
+    """Say how the teacher writes; None leaves a choice to the endpoint."""
+
+    max_tokens: int  # of a reply
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"]  # endpoints differ
+    temperature: float | None
+    top_p: float | None
+    reasoning_effort: str | None
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.at_least(self, 1, "max_tokens") + configuration.at_least(
+            self, 0, "temperature", "top_p"
+        )
+
+    def options(self) -> dict[str, Json]:
+        """Return the fields of a request."""
+        named = {
+            self.max_tokens_field: self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "reasoning_effort": self.reasoning_effort,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prices(configuration.Section):
+    """Say what a million tokens cost; see `teacher.budget`."""
+
+    input_million: float
+    output_million: float
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.at_least(self, 0, "input_million", "output_million")
+
+    def of(self) -> budget.Prices:
+        """Return the budget's own form."""
+        return budget.Prices(input_million=self.input_million, output_million=self.output_million)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge(configuration.Section):
+    """Say what judging answers may take; the judge is the strict one."""
+
+    num_workers: int
+    deadline_seconds: float
+    memory_bytes: int  # of a worker
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.at_least(self, 1, "num_workers", "memory_bytes")
+
+    def open(self) -> workers.JudgePool:
+        """Start the judging processes; only whether an answer is right matters."""
+        return workers.JudgePool(
+            score.Rule(judge="strict", accuracy_weight=1.0, format_weight=0.0),
+            num_workers=self.num_workers,
+            deadline_seconds=self.deadline_seconds,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher(configuration.Section):
+    """Hold the configuration of the second step of `curate`."""
+
+    prompts: Rows | None  # None: those that the first step found hard
+    rows_cache_dir: str | None  # where a folder of prompts on gs:// is copied to
+    max_rows: int | None  # the first so many; None: all
+    max_bad_rows: int
+    endpoint: Endpoint
+    sampling: Sampling
+    instruction: str  # follows the system prompt; the student never sees it
+    num_tries: int  # of a prompt, until a reply is kept
+    max_failed_in_row: int  # prompts without any reply, one after the other, that end the job
+    prices: Prices
+    budget: float | None  # what all replies in the cache may cost together
+    cache_dir: str | None  # of replies; None: in the workdir
+    judge: Judge
+    line_every_steps: int  # between progress lines where standard error is no terminal
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        names = ("max_rows", "num_tries", "max_failed_in_row", "line_every_steps")
+        found = configuration.at_least(self, 1, *names)
+        found += configuration.at_least(self, 0, "max_bad_rows", "budget")
+        if self.num_tries > 1 and self.sampling.temperature == 0:
+            found.append("num_tries must be 1 when sampling.temperature is 0: all are the same")
+        if self.budget is not None and self.prices.input_million + self.prices.output_million == 0:
+            found.append("prices must be given with a budget, got 0")
+        return found
+
+    def asking(self) -> request.Asking:
+        """Return what is the same in all requests."""
+        return request.Asking(
+            model=self.endpoint.model,
+            instruction=self.instruction,
+            options=self.sampling.options(),
+        )
+
+
+def check_rows(teacher: Teacher, *, has_difficulty: bool) -> None:
+    """Raise InputError when no step says which prompts are asked, or both do."""
+    if (teacher.prompts is None) != has_difficulty:
+        raise errors.InputError(
+            "config.teacher.prompts must be None after config.difficulty, which finds them, and "
+            "given without it"
+        )
