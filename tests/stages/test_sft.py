@@ -2,7 +2,11 @@
 
 import json
 import os
+import pathlib
 import signal
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -107,7 +111,9 @@ def test_a_run_compiles_its_step_once(steady):
     assert steady[1] == [1]
 
 
-def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(folder, steady, tmp_path, monkeypatch):
+def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
+    folder, steady, tmp_path, monkeypatch, capsys
+):
     write = metric_writers.JsonLines.write
 
     def write_and_stop(self, step, values):
@@ -120,6 +126,10 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(folder, steady, tmp_path, 
         assert sft_run.run(folder, tmp_path, *_FIVE) == 143
     assert not (tmp_path / "finished.json").exists()
     assert len(sft_run.rows(tmp_path)) < 5
+    capsys.readouterr()
+    start = f"--config.model.folder={tmp_path}"
+    assert sft_run.run(folder, tmp_path / "next", *ONE_STEP, start, is_new=False) == 2
+    assert "this run has not finished" in capsys.readouterr().err
     assert sft_run.run(folder, tmp_path, *_FIVE) == 0
     assert sft_run.checksums(tmp_path) == sft_run.checksums(steady[0])
     assert sft_run.rows(tmp_path) == sft_run.rows(steady[0])
@@ -214,3 +224,46 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, overr
     assert err[-1].startswith("error: ")
     assert told in err[-1]
     assert not (tmp_path / "run" / "lock.json").exists()
+
+
+_PROCESS = """
+import sys
+import jax
+from prism_jax import main
+number, port = int(sys.argv[1]), sys.argv[2]
+initialize = jax.distributed.initialize
+jax.distributed.initialize = lambda: initialize(f"localhost:{port}", 2, number)
+sys.exit(main.main(sys.argv[3:]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_same_step_as_one(folder, whole, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    overrides = (
+        *ONE_STEP,
+        "--config.train.num_rows=4",
+        "--config.mesh.num_devices=None",
+        "--config.mesh.is_distributed=true",
+    )
+    arguments = sft_run.arguments(folder, tmp_path, *overrides)
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PROCESS, str(number), str(port), *arguments],
+            cwd=pathlib.Path(__file__).parents[2],
+            env={**os.environ, "XLA_FLAGS": flags},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        told = [process.communicate(timeout=240)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0], told
+    _assert_same_step(tmp_path, whole)
