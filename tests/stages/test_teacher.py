@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -210,6 +211,22 @@ def test_started_again_only_what_failed_is_asked(path, tmp_path):
     assert second["replies_from_cache"] == _NUM_ROWS - 1
     assert second["this_start"]["replies"] == 1
     assert second["whole_cache"]["replies"] == _NUM_ROWS
+
+
+def test_so_many_requests_are_under_way_as_configured_and_no_more(path, tmp_path):
+    together = threading.Barrier(3)  # passed by three requests at a time; _NUM_ROWS are two rounds
+    under_way, most = [], []
+
+    def script(asked):
+        under_way.append(asked)
+        most.append(len(under_way))
+        together.wait(timeout=10)
+        under_way.remove(asked)
+        return fake_teacher.right(asked)
+
+    with fake_teacher.serve(script) as server:
+        assert _run(server, path, tmp_path, {"endpoint.num_concurrent": 3})["complete"]
+    assert max(most) == 3
 
 
 def test_tokens_and_cost_are_summed(path, tmp_path):
