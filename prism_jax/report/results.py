@@ -1,0 +1,267 @@
+"""What the folder of a chain holds: rates per stage, curves, wall time; what is not there is None.
+
+A chain's folder has one folder per step, named as `prism_jax.stages.pipeline_steps` names them:
+
+    steps/NAME.json            command, wall seconds, whether it has finished
+    sft, align, rlvr, warmup   metrics.jsonl
+    evaluate_STAGE             summary.json, responses.jsonl, run.json
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prism_jax import errors, intervals
+
+Json = Any
+
+STAGES = ("base", "sft", "align", "rlvr")
+SEGMENTS = ("caption", "cot")
+STEPS_FOLDER = "steps"
+REPORT = "report"  # the step that reads the others; it is no part of its own account
+# Steps over which the discriminator's accuracy is averaged at either end of alignment.
+_WINDOW_STEPS = 10
+_SEED = re.compile(r"--(?:config\.)?seed=(\d+)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Hold the values of one metric and the steps that have it; all are finite."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+    num_not_finite: int  # steps whose value was NaN or infinite, which are left out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TypeRates:
+    """Hold what one type of question gave."""
+
+    num_prompts: int
+    accuracy: intervals.Rate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Hold what `evaluate` found of one policy."""
+
+    draw: str  # "greedy", or "samples" where greedy was not asked for
+    num_prompts: int
+    num_responses: int  # to each prompt
+    accuracy: intervals.Rate
+    format_valid: intervals.Rate
+    response_tokens: float
+    cut: float  # fraction of responses that reached the limit of tokens
+    by_type: Mapping[str, TypeRates]
+    prompts_path: str
+    image_root: str | None
+    responses: pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """Hold how one step of the chain went."""
+
+    name: str
+    arguments: tuple[str, ...]
+    seconds: float  # wall time over all its starts
+    num_starts: int
+    is_finished: bool
+
+    @property
+    def command(self) -> str:
+        """Return the step's command; `$WORKDIR` stands for the chain's folder."""
+        return " ".join(("python -m prism_jax", *self.arguments))
+
+    @property
+    def seed(self) -> int | None:
+        """Return the seed that the command names."""
+        found = [match[1] for match in map(_SEED.fullmatch, self.arguments) if match]
+        return int(found[-1]) if found else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """Hold everything that a page shows of a chain, but the responses."""
+
+    workdir: pathlib.Path
+    evaluations: Mapping[str, Evaluation | None]  # by stage
+    metrics: Mapping[str, Sequence[Mapping[str, Json]]]  # rows of metrics.jsonl by step's name
+    steps: Sequence[Step]
+
+    def curve(self, step: str, metric: str) -> Curve:
+        """Return a metric of a training step; empty where it was never measured."""
+        found = [(row["step"], float(row[metric])) for row in self.metrics[step] if metric in row]
+        finite = [(number, value) for number, value in found if math.isfinite(value)]
+        return Curve(
+            steps=tuple(number for number, _ in finite),
+            values=tuple(value for _, value in finite),
+            num_not_finite=len(found) - len(finite),
+        )
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing of a chain is in the folder."""
+        has_evaluation = any(one is not None for one in self.evaluations.values())
+        return not (has_evaluation or any(self.metrics.values()) or self.steps)
+
+
+def read(workdir: pathlib.Path) -> Results:
+    """Read a chain's folder, finished or not.
+
+    Raises:
+      InputError: the folder does not exist, or one of its files is not as its stage writes it.
+    """
+    if not workdir.is_dir():
+        raise errors.InputError(f"--workdir={workdir}: no such folder")
+    return Results(
+        workdir=workdir,
+        evaluations={stage: _evaluation(workdir / f"evaluate_{stage}") for stage in STAGES},
+        metrics={
+            name: read_lines(workdir / name / "metrics.jsonl")
+            for name in ("base", "sft", "warmup", "align", "rlvr")
+        },
+        steps=_steps(workdir / STEPS_FOLDER),
+    )
+
+
+def summary(found: Results) -> dict[str, Json]:
+    """Return the content of `summary.json`; None (null) stands for what was not run."""
+    evaluations = found.evaluations
+    finished = [step for step in found.steps if step.is_finished]
+    return {
+        "accuracy": {
+            stage: None if one is None else dataclasses.asdict(one.accuracy)
+            for stage, one in evaluations.items()
+        },
+        "format_valid": {
+            stage: None if one is None else dataclasses.asdict(one.format_valid)
+            for stage, one in evaluations.items()
+        },
+        "evaluated": {
+            stage: None
+            if one is None
+            else {
+                "draw": one.draw,
+                "num_prompts": one.num_prompts,
+                "num_responses": one.num_responses,
+            }
+            for stage, one in evaluations.items()
+        },
+        "discriminator_pair_accuracy": pair_accuracy(found),
+        "wall_seconds": {step.name: round(step.seconds, 1) for step in finished},
+        "num_starts": {step.name: step.num_starts for step in finished},
+        "commands": {step.name: step.command for step in finished},
+        "seeds": {step.name: step.seed for step in finished if step.seed is not None},
+    }
+
+
+def pair_accuracy(found: Results) -> dict[str, Json]:
+    """Return how often the discriminator scored a teacher's segment above the policy's.
+
+    "before" and "after" are means over the first and the last steps of alignment, on the responses
+    of those steps, which it scores before it learns from them; "warmup_held_out" is what the
+    warm-up measured last on pairs that it did not learn from.
+    """
+    told: dict[str, Json] = {
+        "before": {},
+        "after": {},
+        "warmup_held_out": {},
+        "steps_averaged": None,
+    }
+    rows = found.metrics["align"]
+    last_step = rows[-1]["step"] if rows else 0
+    window = min(_WINDOW_STEPS, last_step // 2)
+    if window:
+        told["steps_averaged"] = window
+    for name in SEGMENTS:
+        curve = found.curve("align", f"discriminator/{name}_pair_accuracy")
+        pairs = list(zip(curve.steps, curve.values, strict=True))
+        told["before"][name] = _mean([v for step, v in pairs if step <= window])
+        told["after"][name] = _mean([v for step, v in pairs if step > last_step - window])
+        held_out = found.curve("warmup", f"eval/{name}_pair_accuracy")
+        told["warmup_held_out"][name] = held_out.values[-1] if held_out.values else None
+    return told
+
+
+def read_lines(path: pathlib.Path) -> list[Json]:
+    """Return the rows of a JSON lines file, none where it does not exist.
+
+    A last line without its end was being written when the process was killed; it is left out.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise errors.InputError(f"{path}: must be JSON lines: {error}") from error
+
+
+def _evaluation(folder: pathlib.Path) -> Evaluation | None:
+    told = _read_json(folder / "summary.json")
+    if told is None:
+        return None
+    asked = _read_json(folder / "run.json")
+    try:
+        draw = "greedy" if "greedy" in told else "samples"
+        one = told[draw]
+        prompts = asked["config"]["prompts"]
+        return Evaluation(
+            draw=draw,
+            num_prompts=one["num_prompts"],
+            num_responses=one["num_responses"],
+            accuracy=intervals.Rate(**one["accuracy"]),
+            format_valid=intervals.Rate(**one["format_valid"]),
+            response_tokens=one["response_tokens"],
+            cut=one["cut"],
+            by_type={
+                name: TypeRates(
+                    num_prompts=of_type["num_prompts"],
+                    accuracy=intervals.Rate(**of_type["accuracy"]),
+                )
+                for name, of_type in one["by_type"].items()
+            },
+            prompts_path=prompts["path"],
+            image_root=prompts["image_root"],
+            responses=folder / "responses.jsonl",
+        )
+    except (KeyError, TypeError) as error:
+        raise errors.InputError(
+            f"{folder}: summary.json and run.json must be those of `evaluate`: {error!r}"
+        ) from error
+
+
+def _steps(folder: pathlib.Path) -> list[Step]:
+    """Return the chain's steps that began, in order."""
+    found = [_read_json(path) for path in folder.glob("*.json")] if folder.is_dir() else []
+    try:
+        return [
+            Step(
+                name=one["name"],
+                arguments=tuple(one["arguments"]),
+                seconds=one["seconds"],
+                num_starts=one["num_starts"],
+                is_finished=one["is_finished"],
+            )
+            for one in sorted(found, key=lambda record: record["number"])
+            if one["name"] != REPORT
+        ]
+    except (KeyError, TypeError) as error:
+        raise errors.InputError(f"{folder}: not records of a chain's steps: {error!r}") from error
+
+
+def _read_json(path: pathlib.Path) -> Json | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise errors.InputError(f"{path}: must be JSON: {error}") from error
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

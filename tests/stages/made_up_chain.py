@@ -1,0 +1,143 @@
+"""A chain's folder with made-up numbers, for the report: nothing in it was measured.
+
+python -m tests.stages.made_up_chain FOLDER
+"""
+
+import json
+import math
+import pathlib
+import random
+import sys
+
+from prism_jax import intervals
+from prism_jax.data import numerals, numerals_examples
+
+TITLE = "Made-up numbers: a test of the page"
+NUM_ROWS = 12
+RIGHT = {"base": 1, "sft": 5, "align": 6, "rlvr": 9}  # of the rows
+VALID = {"base": 0, "sft": 11, "align": 12, "rlvr": 12}
+
+
+def write(folder: pathlib.Path, *, stages: tuple[str, ...] = tuple(RIGHT)) -> pathlib.Path:
+    """Write the folder of a chain whose other stages were not run; return it."""
+    none = dict.fromkeys(numerals_examples.STREAMS, 0)
+    rows = numerals.rows_of("tiny", none | {"rl_test": NUM_ROWS})
+    corpus = folder / "corpus"
+    numerals.write(corpus, level="tiny", seed=0, rows=rows, slips=numerals.slips_of("tiny", {}))
+    for stage in stages:
+        _write_evaluation(folder, stage)
+    rng = random.Random(0)
+    if "sft" in stages:
+        write_metrics(folder / "sft", [_sft_row(step, rng) for step in range(1, 301)])
+    if "align" in stages:
+        write_metrics(folder / "warmup", [_warmup_row(step) for step in (30, 60)])
+        write_metrics(folder / "align", [_align_row(step, rng) for step in range(1, 41)])
+    if "rlvr" in stages:
+        write_metrics(folder / "rlvr", [_rlvr_row(step, rng) for step in range(1, 101)])
+    names = ["data", "sft", "upcycle", "pairs", "warmup", "align", "rlvr", "evaluate_rlvr"]
+    for number, name in enumerate(names, start=1):
+        write_step(folder, name, number=number, seconds=3.7 * number**1.7)
+    return folder
+
+
+def write_metrics(folder: pathlib.Path, rows: list[dict]) -> None:
+    """Write metrics as a stage does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_step(folder: pathlib.Path, name: str, *, number: int, seconds: float) -> None:
+    """Write the record of a finished step."""
+    steps = folder / "steps"
+    steps.mkdir(exist_ok=True)
+    record = {
+        "number": number,
+        "name": name,
+        "arguments": [name, f"--workdir=$WORKDIR/{name}", "--config.seed=7"],
+        "seconds": seconds,
+        "num_starts": 2 if name == "align" else 1,
+        "exit_code": 0,
+        "is_finished": True,
+    }
+    (steps / f"{name}.json").write_text(json.dumps(record))
+
+
+def _write_evaluation(folder: pathlib.Path, stage: str) -> None:
+    target = folder / f"evaluate_{stage}"
+    target.mkdir()
+    stream = numerals.stream(level="tiny", seed=0, name="rl_test", rows=NUM_ROWS)
+    lines, types = [], {}
+    for number, example in enumerate(stream):
+        is_right, is_valid = number < RIGHT[stage], number < VALID[stage]
+        text = example.teacher.response if is_right else example.teacher.response.replace("1", "7")
+        reason = "correct" if is_right else "wrong" if is_valid else "format"
+        kind = example.question.type
+        line = {
+            "id": f"test.parquet:{number + 1}",
+            "response_number": 0,
+            "question_type": kind,
+            "ground_truth": example.teacher.answer,
+            "response": text if is_valid or is_right else "It is <b>7</b> & so on.",
+            "ended": True,
+            "reason": reason,
+            "draw": "greedy",
+        }
+        lines.append(line)
+        types.setdefault(kind, []).append(float(is_right))
+    (target / "responses.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    greedy = {
+        "num_prompts": NUM_ROWS,
+        "num_responses": 1,
+        "accuracy": _rate([n < RIGHT[stage] for n in range(NUM_ROWS)]),
+        "format_valid": _rate([n < VALID[stage] for n in range(NUM_ROWS)]),
+        "response_tokens": 61.0,
+        "cut": 0.0,
+        "by_type": {
+            kind: {"num_prompts": len(found), "accuracy": _rate(found)}
+            for kind, found in types.items()
+        },
+    }
+    (target / "summary.json").write_text(json.dumps({"greedy": greedy}))
+    path = str(folder / "corpus" / "rl" / "test.parquet")
+    prompts = {"path": path, "image_root": None}
+    (target / "run.json").write_text(json.dumps({"config": {"prompts": prompts}}))
+
+
+def _rate(values: list) -> dict:
+    found = intervals.rate([float(value) for value in values], num_responses=1)
+    return {"mean": found.mean, "low": found.low, "high": found.high}
+
+
+def _sft_row(step: int, rng: random.Random) -> dict:
+    row = {"step": step, "loss/nll": 0.3 + 3 * math.exp(-step / 40) + 0.1 * rng.random()}
+    return row | ({"eval/nll": 0.38 + 3 * math.exp(-step / 40)} if step % 50 == 0 else {})
+
+
+def _warmup_row(step: int) -> dict:
+    return {"step": step, "eval/caption_pair_accuracy": 0.75, "eval/cot_pair_accuracy": 0.9}
+
+
+def _align_row(step: int, rng: random.Random) -> dict:
+    share = step / 40
+    return {
+        "step": step,
+        "discriminator/caption_gap": 2.5 * math.exp(-4 * share) + 0.4 * rng.random(),
+        "discriminator/cot_gap": 1.8 - share + 0.8 * rng.random(),
+        "discriminator/caption_pair_accuracy": 0.8 if step <= 10 else 0.5,
+        "discriminator/cot_pair_accuracy": 0.9 if step <= 30 else 0.625,
+    }
+
+
+def _rlvr_row(step: int, rng: random.Random) -> dict:
+    accuracy = min(1.0, 0.45 + 0.003 * step + 0.08 * rng.random())
+    form = 0.97 + 0.03 * rng.random()
+    return {
+        "step": step,
+        "reward/total_mean": 0.8 * accuracy + 0.2 * form,
+        "reward/accuracy_mean": accuracy,
+        "reward/format_mean": form,
+    }
+
+
+if __name__ == "__main__":
+    print(write(pathlib.Path(sys.argv[1])))
