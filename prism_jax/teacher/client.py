@@ -172,9 +172,10 @@ class Client:
             try:
                 found = self._attempt(body, unusable)
             except _PassingError as error:
+                self._hold_all(error.wait_seconds)
                 self._count(error.event)
                 told = f"{error.event.value}: {error}"
-                self._postpone(error, attempt)
+                self._wait_before(attempt + 1, error.wait_seconds)
                 continue
             except RefusedError:
                 self._count(Event.REFUSED)
@@ -270,20 +271,22 @@ class Client:
             if left <= 0:
                 return
 
-    def _postpone(self, error: _PassingError, attempt: int) -> None:
-        """Wait before the next attempt, if there is one."""
-        patience = self._patience
-        if error.wait_seconds is not None:
+    def _hold_all(self, seconds: float | None) -> None:
+        """Have no thread begin an attempt for so long."""
+        if seconds is not None:
             with self._lock:
-                until = time.monotonic() + error.wait_seconds
-                self._resume_at = max(self._resume_at, until)
-        if attempt == patience.max_attempts:
+                self._resume_at = max(self._resume_at, time.monotonic() + seconds)
+
+    def _wait_before(self, attempt: int, asked_seconds: float | None) -> None:
+        """Wait before an attempt, if it is one that may be made."""
+        patience = self._patience
+        if attempt > patience.max_attempts:
             return
-        if error.wait_seconds is not None:
+        if asked_seconds is not None:
             # All threads wait for the same moment: spread them behind it.
-            seconds = error.wait_seconds + patience.backoff_seconds * self._random.random()
+            seconds = asked_seconds + patience.backoff_seconds * self._random.random()
         else:
-            doubled = patience.backoff_seconds * 2.0 ** (attempt - 1)
+            doubled = patience.backoff_seconds * 2.0 ** (attempt - 2)
             seconds = min(patience.max_wait_seconds, doubled) * self._random.uniform(0.5, 1.0)
         if self._stop.wait(seconds):
             raise StoppedError

@@ -149,7 +149,7 @@ def test_the_teacher_sees_the_format_the_instruction_and_the_picture(path, tmp_p
 _TEXT = fake_teacher.response
 _REJECTED = {
     "wrong": fake_teacher.say(_TEXT(77)),
-    "format": fake_teacher.say("The answer is 1."),
+    "format": fake_teacher.say("Sure! " + _TEXT(1)),
     "cut": fake_teacher.say(_TEXT(1), finish="length"),
     "filtered": fake_teacher.say(None, finish="content_filter"),
     "unreadable": fake_teacher.say(_TEXT(1, think="<|im_end|>")),
@@ -248,13 +248,12 @@ def test_tokens_and_cost_are_summed(path, tmp_path):
     assert report["models_told"] == {"fake-teacher-001": 6}
 
 
-# What a reply costs, and what is set aside for it: 1000 tokens at 10 a million.
 _COST, _DEAREST = 6e-4, 1e-2
 
 
 @pytest.mark.parametrize("num_concurrent", [1, 4])
 def test_a_budget_stops_cleanly_and_a_higher_one_goes_on(path, tmp_path, num_concurrent):
-    # Three replies, and room for the dearest fourth one less a bit.
+    # Three replies, and not quite room for the dearest fourth: 1000 tokens at 10 a million.
     limit = 3 * _COST + _DEAREST - _COST / 2
     changes = {"sampling.max_tokens": 1000, "endpoint.num_concurrent": num_concurrent}
     with fake_teacher.serve(fake_teacher.right) as server:
@@ -314,7 +313,7 @@ def _misbehave(asked):
 def test_the_key_is_in_no_file_and_no_output(path, tmp_path, capfd):
     with fake_teacher.serve(_misbehave) as server:
         report = _run(server, path, tmp_path, {"num_tries": 1})
-        server.script = lambda asked: fake_teacher.echo_key(401)
+        server.script = lambda _: fake_teacher.echo_key(401)
         with pytest.raises(errors.InputError) as caught:
             _run(server, path, tmp_path, {"num_tries": 1})
     assert report["prompts"] | {"failed": 3, "refused": 1, "kept": 2} == report["prompts"]
@@ -329,15 +328,14 @@ def test_the_key_is_in_no_file_and_no_output(path, tmp_path, capfd):
 
 
 _PROGRAM = """
-    import json, sys
+    import json, pathlib, sys
+    import ml_collections
     from prism_jax import configuration
     from prism_jax.data import sources
     from prism_jax.stages import teacher, teacher_config
-    import ml_collections, pathlib
     config = ml_collections.ConfigDict(json.load(open(sys.argv[1])))
     options = configuration.parse(teacher_config.Teacher, config)
     source = sources.Source(kind="prompts", path=options.prompts.path)
-    assert "jax" not in sys.modules
     teacher.run(options, source, pathlib.Path(sys.argv[2]))
 """
 
