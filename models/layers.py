@@ -113,8 +113,18 @@ class LayerNorm(nnx.Module):
 
 
 def unstack(module: nnx.Module, num_layers: int) -> list[nnx.Module]:
-    """Return the layers of a stacked module, one module each."""
+    """Return the layers of a stacked module, one module each, with the axes of one layer."""
     graphdef, params = nnx.split(module)
-    return [
-        nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], params)) for i in range(num_layers)
-    ]
+
+    def cut(param: nnx.Variable, layer: int) -> nnx.Variable:
+        return param.replace(param[...][layer], axes=param.get_metadata("axes")[1:])
+
+    def layer(number: int) -> nnx.Module:
+        one = jax.tree.map(
+            lambda param: cut(param, number),
+            params,
+            is_leaf=lambda x: isinstance(x, nnx.Variable),
+        )
+        return nnx.merge(graphdef, one)
+
+    return [layer(number) for number in range(num_layers)]

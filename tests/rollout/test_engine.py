@@ -138,3 +138,8 @@ def test_serving_parameters_are_the_stacked_ones_and_donating_frees_them():
     one = flat[("text", "layers", 1, "attn", "q", "kernel")][...]
     np.testing.assert_array_equal(one, q[1].astype(jnp.bfloat16))
     assert copied["text"]["layers"]["attn"]["q"]["kernel"][...].is_deleted()
+    # The axes are those of one layer, so that the parameters can be laid on a mesh.
+    assert flat[("text", "layers", 1, "attn", "q", "kernel")].get_metadata("axes") == (
+        "embed",
+        "heads",
+    )
