@@ -164,8 +164,7 @@ def abstract_model(case: Case, mesh: Mesh, rules: sharding.Rules) -> tuple[nnx.G
     graphdef, params = train_state.abstract_params(_maker(case, rules), param_dtype=dtype)
 
     def one(param: nnx.Variable) -> nnx.Variable:
-        # A layer out of the stack still names the axis of the stack.
-        axes = param.get_metadata("axes")[-len(param.shape) :]
+        axes = param.get_metadata("axes")
         return param.replace(placed(mesh, rules)(param.shape, param.dtype, *axes))
 
     return graphdef, jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -34,7 +34,7 @@ _ALLOWED: dict[str, set[str]] = {
     },
     # A teacher behind an address: no JAX.
     "prism_jax.teacher": {"prism_jax.errors", "prism_jax.data", "numpy"},
-    "prism_jax.report": {"prism_jax.errors"},
+    "prism_jax.report": {"prism_jax.errors", "prism_jax.intervals", "prism_jax.progress"},
     "prism_jax.stages": {"absl", "jax", "flax", "ml_collections", "numpy", "models", "prism_jax"},
     "prism_jax.main": {"prism_jax", "absl", "jax", "ml_collections"},
     "prism_jax.__main__": {"prism_jax.main"},
