@@ -1,0 +1,58 @@
+"""The whole method on the embedded corpus, from a small base model to a report.
+
+    python -m prism_jax pipeline --config=configs/pipeline.py:small --workdir=runs/small \
+        --config.base.folder=BASE
+
+Sizes: tiny (tests), demo (a model of 2 million parameters, 2 CPU cores), small (107 million, one
+GPU). Every step takes its own configuration of that size; `arguments` adds to them:
+
+    --config.arguments.rlvr="('--config.train.num_steps=50',)"
+
+`base.folder` is a Hugging Face folder. With `base.tokenizer=DIR` instead, a new model is trained
+first, on right answers without tags (give the corpus some: `corpus.rows="('base=20000',)"`), and
+exported to `base_model`. `trunk` names what is upcycled: the base model, as published, or the
+policy of SFT.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+_SIZES = ("tiny", "demo", "small")
+# The parts of the corpus that are not those of its level.
+_ROWS = {
+    "tiny": ("public=16", "teacher=8", "align=8", "rl_train=8", "rl_test=8", "base=16"),
+    "demo": (),
+    "small": (),
+}
+
+
+def get_config(arg: str = "demo") -> ConfigDict:
+    """Return the configuration of a size."""
+    size, _ = common.arguments(arg, ())
+    if size not in _SIZES:
+        raise ValueError(f"the size must be one of {', '.join(_SIZES)}, got {size!r}")
+    config = ConfigDict()
+    config.seed = 0
+    config.size = size
+    config.base = ConfigDict({"folder": "", "tokenizer": ""})
+    config.trunk = "base"
+    config.corpus = ConfigDict(
+        {"level": "small" if size == "small" else "tiny", "rows": _ROWS[size]}
+    )
+    # The demonstrations of `numerals` are longer than those of other tests.
+    longer = ("--config.data.row_tokens=2048",) if size == "tiny" else ()
+    config.arguments = ConfigDict(
+        {
+            "base": longer,
+            "sft": longer,
+            "upcycle": (),
+            "pairs": (),
+            "warmup": (),
+            "align": (),
+            "rlvr": (),
+            "evaluate": (),
+        }
+    )
+    config.title = ""
+    return config

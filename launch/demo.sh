@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The whole method on the embedded corpus, on a fresh machine too: makes .venv, installs, runs the
+# chain, writes runs/demo/summary.json and runs/demo/report.html. Interrupted, run it again.
+#   bash launch/demo.sh [overrides of configs/pipeline.py]
+# PYTHON names another interpreter (3.11 or later); PRISM_DEMO_BASE another base checkpoint;
+# PRISM_DEMO_WORKDIR another folder than runs/demo.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+base="${PRISM_DEMO_BASE:-launch/demo_base}"
+if [ ! -f "$base/config.json" ]; then
+  echo "error: there is no base checkpoint in $base: the demo's is not in the repository yet." \
+    "PRISM_DEMO_BASE=DIR names one in the form of Hugging Face." >&2
+  exit 2
+fi
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
+make_environment .
+
+# Two cores and no network are enough.
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export TPU_SKIP_MDS_QUERY=1
+exec .venv/bin/python -m prism_jax pipeline --config=configs/pipeline.py:demo \
+  --workdir="${PRISM_DEMO_WORKDIR:-runs/demo}" --config.base.folder="$base" "$@"

@@ -1,0 +1,210 @@
+"""The steps of a chain: which commands run, in which order, on which folders.
+
+Folders are named `$WORKDIR/NAME`, so that a chain's folder can be moved and its records stay true.
+"""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+from prism_jax import configuration
+from prism_jax.report import results
+
+WORKDIR = "$WORKDIR"
+_CORPUS = f"{WORKDIR}/corpus"
+_DEMONSTRATIONS = f"{_CORPUS}/sft/dataset_info.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base(configuration.Section):
+    """Say from which model the chain starts: exactly one of the two is given."""
+
+    folder: str  # Hugging Face folder
+    tokenizer: str  # folder of a tokenizer; a new model is trained on right, untagged answers
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        if bool(self.folder) != bool(self.tokenizer):
+            return []
+        return ["folder and tokenizer: exactly one must be given"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corpus(configuration.Section):
+    """Say which `numerals` is written; see `data numerals --help`."""
+
+    level: Literal["tiny", "small"]
+    rows: tuple[str, ...]  # PART=COUNT
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(configuration.Section):
+    """Hold further arguments of each step's command."""
+
+    base: tuple[str, ...]
+    sft: tuple[str, ...]
+    upcycle: tuple[str, ...]
+    pairs: tuple[str, ...]
+    warmup: tuple[str, ...]
+    align: tuple[str, ...]
+    rlvr: tuple[str, ...]
+    evaluate: tuple[str, ...]  # of each of the four
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(configuration.Section):
+    """Hold the configuration of `pipeline`."""
+
+    seed: int  # of every step
+    size: Literal["tiny", "demo", "small"]  # of every step's configuration
+    base: Base
+    trunk: Literal["base", "sft"]  # the model that is made the discriminator's trunk
+    corpus: Corpus
+    arguments: Arguments
+    title: str  # of the report; empty: the folder's name
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.at_least(self, 0, "seed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """Hold one command of the chain."""
+
+    name: str
+    arguments: tuple[str, ...]  # the command first
+    # Folder below the chain's that is removed before each start of a command that writes it at its
+    # end and refuses one that is there; None for commands that go on in their folder.
+    removed: str | None = None
+
+    def command(self, workdir: pathlib.Path) -> list[str]:
+        """Return the arguments for this folder."""
+        return [argument.replace(WORKDIR, str(workdir)) for argument in self.arguments]
+
+
+def plan(config: Config) -> list[Step]:
+    """Return the chain's steps in order."""
+    base, sft = config.base.folder, f"{WORKDIR}/sft"
+    steps = [_corpus(config)]
+    if config.base.tokenizer:
+        steps += _base(config)
+        base = f"{WORKDIR}/base_model"
+    trained = _stage(
+        config,
+        "sft",
+        config.arguments.sft,
+        f"--config.model.folder={base}",
+        f"--config.data.train={_DEMONSTRATIONS}#numerals_public",
+        f"--config.data.train={_DEMONSTRATIONS}#numerals_teacher",
+    )
+    steps.append(trained)
+    if config.trunk == "sft":
+        steps.append(_export("sft_model", of="sft"))
+    steps += _discriminator(config, trunk=base if config.trunk == "base" else None)
+    steps += [
+        _stage(
+            config,
+            "align",
+            config.arguments.align,
+            f"--config.model.folder={sft}",
+            f"--config.discriminator.folder={WORKDIR}/warmup",
+            f"--config.prompts.path={_CORPUS}/align/train.parquet",
+        ),
+        _stage(
+            config,
+            "rlvr",
+            config.arguments.rlvr,
+            f"--config.model.folder={WORKDIR}/align",
+            f"--config.prompts.path={_CORPUS}/rl/train.parquet",
+        ),
+    ]
+    policies = {"base": base} | {name: f"{WORKDIR}/{name}" for name in ("sft", "align", "rlvr")}
+    steps += [_evaluate(config, stage, policies[stage]) for stage in results.STAGES]
+    return [*steps, _report(config)]
+
+
+def _corpus(config: Config) -> Step:
+    rows = tuple(f"--rows={text}" for text in config.corpus.rows)
+    level = f"--level={config.corpus.level}"
+    where = ("data", "numerals", f"--out={_CORPUS}", level, f"--seed={config.seed}")
+    return Step(name="data", arguments=(*where, *rows))
+
+
+def _base(config: Config) -> list[Step]:
+    """Return the steps that train the model to start from."""
+    train = (
+        "sft",
+        f"--config=configs/sft.py:{config.size},new",
+        f"--workdir={WORKDIR}/base",
+        f"--config.seed={config.seed}",
+        f"--config.model.folder={config.base.tokenizer}",
+        f"--config.data.train={_DEMONSTRATIONS}#numerals_base",
+        *config.arguments.base,
+    )
+    return [Step(name="base", arguments=train), _export("base_model", of="base")]
+
+
+def _export(name: str, *, of: str) -> Step:
+    folders = (f"--workdir={WORKDIR}/{of}", f"--to={WORKDIR}/{name}")
+    return Step(name=name, arguments=("export", *folders, "--dtype=as_is"), removed=name)
+
+
+def _discriminator(config: Config, *, trunk: str | None) -> list[Step]:
+    """Return upcycling, pairs and warm-up; without a trunk it is the exported policy of SFT."""
+    source = f"{WORKDIR}/sft_model" if trunk is None else trunk
+    upcycle = (
+        "upcycle",
+        f"--from={source}",
+        f"--to={WORKDIR}/upcycle",
+        f"--seed={config.seed}",
+        *config.arguments.upcycle,
+    )
+    return [
+        Step(name="upcycle", arguments=upcycle, removed="upcycle"),
+        _stage(
+            config,
+            "pairs",
+            config.arguments.pairs,
+            f"--config.policy.folder={WORKDIR}/sft",
+            f"--config.prompts.path={_CORPUS}/align/train.parquet",
+        ),
+        _stage(
+            config,
+            "warmup",
+            config.arguments.warmup,
+            f"--config.model.folder={WORKDIR}/upcycle",
+            f"--config.data.train={WORKDIR}/pairs/pairs.jsonl",
+        ),
+    ]
+
+
+def _evaluate(config: Config, stage: str, policy: str) -> Step:
+    return Step(
+        name=f"evaluate_{stage}",
+        arguments=(
+            "evaluate",
+            f"--config=configs/evaluate.py:{config.size}",
+            f"--workdir={WORKDIR}/evaluate_{stage}",
+            f"--config.seed={config.seed}",
+            f"--config.policy.folder={policy}",
+            f"--config.prompts.path={_CORPUS}/rl/test.parquet",
+            *config.arguments.evaluate,
+        ),
+    )
+
+
+def _stage(config: Config, name: str, extra: tuple[str, ...], *arguments: str) -> Step:
+    """Return the step of the command of this name, in the folder of this name."""
+    where = (f"--config=configs/{name}.py:{config.size}", f"--workdir={WORKDIR}/{name}")
+    return Step(
+        name=name,
+        arguments=(name, *where, f"--config.seed={config.seed}", *arguments, *extra),
+    )
+
+
+def _report(config: Config) -> Step:
+    title = (f"--title={config.title}",) if config.title else ()
+    out = (f"--out={WORKDIR}/report.html", f"--summary={WORKDIR}/summary.json")
+    where = ("report", f"--workdir={WORKDIR}", *out)
+    return Step(name=results.REPORT, arguments=(*where, *title))
