@@ -19,7 +19,7 @@ class Train(configuration.Section):
     """Say how long, and how the policy's update is computed."""
 
     num_steps: int
-    head_chunk_tokens: int  # tokens whose logits are in memory at a time
+    head_chunk_tokens: int  # whose logits are in a device's memory at a time
     has_entropy: bool  # measure the policy's entropy
     num_threads: int  # steps whose prompts are made ahead at a time
     max_skipped_in_row: int  # updates that are not finite before the run is given up
@@ -96,7 +96,7 @@ def settings(
     return policy_update.Settings(
         temperature=rollout.temperature,
         max_response_tokens=rollout.max_response_tokens,
-        chunk_tokens=train.head_chunk_tokens,
+        chunk_tokens=train.head_chunk_tokens * devices.row_parts(),
         with_entropy=train.has_entropy,
         implementation=devices.attention,
         remat=model.remat,

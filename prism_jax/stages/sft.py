@@ -105,7 +105,7 @@ def make_loss(options: sft_config.Config, devices: setup.Devices) -> train_step.
             model.head(),
             targets,
             mask,
-            chunk_tokens=options.train.head_chunk_tokens,
+            chunk_tokens=options.train.head_chunk_tokens * devices.row_parts(),
             implementation=options.train.head,
         )
         terms = {"nll": nll}

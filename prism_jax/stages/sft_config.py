@@ -47,7 +47,7 @@ class Train(configuration.Section):
     num_epochs: int | None
     num_rows: int  # packed rows of a microbatch, over all devices
     num_microbatches: int
-    head_chunk_tokens: int  # tokens whose logits are in memory at a time
+    head_chunk_tokens: int  # whose logits are in a device's memory at a time
     head: Literal["fused", "recompute"]  # see `losses.sft.nll`
     load_balance: float  # coefficient of the router's term; of no effect on a dense model
     max_skipped_in_row: int  # updates that are not finite before the run is given up
