@@ -40,19 +40,23 @@ def get_config(arg: str = "demo") -> ConfigDict:
     config.corpus = ConfigDict(
         {"level": "small" if size == "small" else "tiny", "rows": _ROWS[size]}
     )
-    # The demonstrations of `numerals` are longer than those of other tests.
-    longer = ("--config.data.row_tokens=2048",) if size == "tiny" else ()
-    config.arguments = ConfigDict(
-        {
-            "base": longer,
-            "sft": longer,
-            "upcycle": (),
-            "pairs": (),
-            "warmup": (),
-            "align": (),
-            "rlvr": (),
-            "evaluate": (),
-        }
-    )
+    config.arguments = _arguments(size)
     config.title = ""
     return config
+
+
+def _arguments(size: str) -> ConfigDict:
+    """Return what the steps' own configurations of this size lack."""
+    found = dict.fromkeys(
+        ("base", "sft", "upcycle", "pairs", "warmup", "align", "rlvr", "evaluate"), ()
+    )
+    if size == "tiny":
+        # Rows of `numerals`, under a tokenizer of a few hundred tokens, are longer than other
+        # tests' rows.
+        found["base"] = found["sft"] = ("--config.data.row_tokens=2048",)
+        found["warmup"] = found["rlvr"] = ("--config.rows.row_tokens=1024",)
+        found["align"] = (
+            "--config.rows.row_tokens=1024",
+            "--config.discriminator.rows.row_tokens=1024",
+        )
+    return ConfigDict(found)

@@ -7,6 +7,7 @@ from prism_jax.report import examples, plots, results, style
 
 _NAMES = {"caption": "caption (perception)", "cot": "think and answer (reasoning)"}
 _NOT_RUN = '<span class="absent-value">not run</span>'
+_WHEN = {"warmup_held_out": "warmup", "before": "align", "after": "align"}
 # Nothing but what is in the file, whatever a response says.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -115,13 +116,21 @@ def _curve_plots(found: results.Results) -> str:
         plots.Line(name="held out", curve=found.curve("sft", "eval/nll"), colour="b"),
     ]
     return _plots(
-        _lines("Loss of SFT", "Negative log-likelihood a token", loss, unit="nats", has_zero=False),
+        _lines(
+            "Loss of SFT",
+            "Negative log-likelihood a token",
+            loss,
+            unit="nats",
+            has_zero=False,
+            absent=found.absent("sft"),
+        ),
         _lines(
             "Gap in alignment",
             "Discriminator's score of the teacher's segment minus that of the policy's",
             gap,
             unit="score",
             has_zero=True,
+            absent=found.absent("align"),
         ),
         _lines(
             "Reward in RLVR",
@@ -129,12 +138,19 @@ def _curve_plots(found: results.Results) -> str:
             reward,
             unit="reward",
             has_zero=True,
+            absent=found.absent("rlvr"),
         ),
     )
 
 
 def _lines(
-    title: str, subtitle: str, lines: Sequence[plots.Line], *, unit: str, has_zero: bool
+    title: str,
+    subtitle: str,
+    lines: Sequence[plots.Line],
+    *,
+    unit: str,
+    has_zero: bool,
+    absent: str,
 ) -> str:
     measured = [line for line in lines if line.curve.steps]
     keys = "".join(
@@ -151,7 +167,7 @@ def _lines(
     if missing:
         notes.append(f"{missing} values that are not finite are left out.")
     after = f'<p class="note">{" ".join(notes)}</p>' if notes else ""
-    drawn = plots.lines(lines, title=title, unit=unit, has_zero=has_zero)
+    drawn = plots.lines(lines, title=title, unit=unit, has_zero=has_zero, absent=absent)
     return _figure(title, subtitle, legend + drawn + after)
 
 
@@ -209,8 +225,10 @@ def _discriminator(found: results.Results) -> str:
         (
             _NAMES[name],
             *(
-                _NOT_RUN if told[when][name] is None else _percent(told[when][name])
-                for when in ("warmup_held_out", "before", "after")
+                f'<span class="absent-value">{found.absent(step)}</span>'
+                if told[when][name] is None
+                else _percent(told[when][name])
+                for when, step in _WHEN.items()
             ),
         )
         for name in results.SEGMENTS

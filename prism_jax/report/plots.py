@@ -69,16 +69,17 @@ def rates(bars: Sequence[Bar], *, title: str) -> str:
     return _svg(parts, label=f"{title}: {told}.")
 
 
-def lines(drawn: Sequence[Line], *, title: str, unit: str, has_zero: bool) -> str:
+def lines(drawn: Sequence[Line], *, title: str, unit: str, has_zero: bool, absent: str) -> str:
     """Draw curves over steps; those that were never measured are left out.
 
     Args:
       unit: what stands above the vertical axis.
       has_zero: the vertical axis shows 0, with a line.
+      absent: what stands in the place of a plot without a curve.
     """
     drawn = [line for line in drawn if line.curve.steps]
     if not drawn:
-        return not_run(title)
+        return _empty(title, absent)
     values = [value for line in drawn for value in line.curve.values]
     steps = [step for line in drawn for step in line.curve.steps]
     if has_zero:
@@ -101,11 +102,11 @@ def lines(drawn: Sequence[Line], *, title: str, unit: str, has_zero: bool) -> st
     return _svg(parts, label=f"{title}: {told}.")
 
 
-def not_run(title: str) -> str:
-    """Draw the place of a plot whose stage was not run."""
+def _empty(title: str, absent: str) -> str:
+    """Draw the place of a plot."""
     frame = f'<rect class="absent" x="1" y="1" width="{_WIDTH - 2}" height="{_HEIGHT - 2}" rx="6"/>'
-    text = _text(_WIDTH / 2, _HEIGHT / 2 + 4, "not run", "absent-text middle")
-    return _svg([frame, text], label=f"{title}: not run.")
+    text = _text(_WIDTH / 2, _HEIGHT / 2 + 4, absent, "absent-text middle")
+    return _svg([frame, text], label=f"{title}: {absent}.")
 
 
 def smooth_steps(curve: results.Curve) -> int:

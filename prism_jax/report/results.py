@@ -103,6 +103,10 @@ class Results:
             num_not_finite=len(found) - len(finite),
         )
 
+    def absent(self, step: str) -> str:
+        """Return what stands for a metric that a training step's rows do not have."""
+        return "not measured" if self.metrics[step] else "not run"
+
     def is_empty(self) -> bool:
         """Tell whether nothing of a chain is in the folder."""
         has_evaluation = any(one is not None for one in self.evaluations.values())

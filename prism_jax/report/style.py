@@ -40,7 +40,7 @@ p { margin: 6px 0; }
 }
 .tile .name { font-weight: 600; }
 .tile .note { display: block; }
-.absent-value { color: var(--soft); font-weight: 400; }
+.absent-value { color: var(--soft); font-weight: 400; white-space: nowrap; }
 figcaption .note { display: block; margin-bottom: 8px; }
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: .85rem; margin: 4px 0 6px; }
 .legend span { display: inline-flex; align-items: center; gap: 6px; }

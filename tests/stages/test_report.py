@@ -112,6 +112,17 @@ def test_what_was_not_run_is_null_in_the_summary_and_said_on_the_page(partial, t
     assert text.count("not run") > 20
 
 
+def test_what_a_stage_that_ran_could_not_measure_is_not_said_to_be_not_run(tmp_path):
+    rows = [{"step": n, "rollout/format_fraction": 0.0} for n in (1, 2)]
+    made_up_chain.write_metrics(tmp_path / "align", rows)
+    text, told = _report(tmp_path, tmp_path)
+    assert 'aria-label="Gap in alignment: not measured."' in text
+    assert 'aria-label="Reward in RLVR: not run."' in text
+    # Both ends of alignment, both segments.
+    assert text.count('<td><span class="absent-value">not measured</span></td>') == 4
+    assert told["discriminator_pair_accuracy"]["after"]["cot"] is None
+
+
 def test_the_page_is_whole_and_asks_for_nothing(chain, tmp_path):
     text, _ = _report(chain, tmp_path, "--title=A & <b>title</b>")
     page = _Page(text)
@@ -194,7 +205,7 @@ def test_the_account_leaves_out_the_report_and_names_steps_that_did_not_finish(t
 def test_a_plot_has_round_ticks_around_its_values(values, ticks):
     curve = results.Curve(steps=(1, 2), values=values, num_not_finite=0)
     line = plots.Line(name="x", curve=curve, colour="a")
-    drawn = plots.lines([line], title="X", unit="", has_zero=False)
+    drawn = plots.lines([line], title="X", unit="", has_zero=False, absent="")
     shown = re.findall(r'<text class="tick end" x="36.0"[^>]*>([^<]*)</text>', drawn)
     assert tuple(map(float, shown)) == ticks
 
@@ -202,7 +213,7 @@ def test_a_plot_has_round_ticks_around_its_values(values, ticks):
 def test_a_curve_lies_where_its_values_are():
     curve = results.Curve(steps=(0, 10), values=(0.0, 1.0), num_not_finite=0)
     line = plots.Line(name="x", curve=curve, colour="a")
-    drawn = plots.lines([line], title="X", unit="", has_zero=True)
+    drawn = plots.lines([line], title="X", unit="", has_zero=True, absent="")
     path = re.search(r'<path class="line a" d="M(\S+) (\S+)L(\S+) (\S+)"', drawn)
     # The plot is 360 x 220 with margins of 42, 14, 22 and 34.
     assert [float(x) for x in path.groups()] == [42, 186, 346, 22]
@@ -213,7 +224,7 @@ def test_a_long_curve_is_smoothed_with_fewer_points_at_its_ends():
     curve = results.Curve(steps=steps, values=tuple(map(float, steps)), num_not_finite=0)
     assert plots.smooth_steps(curve) == 5
     line = plots.Line(name="x", curve=curve, colour="a")
-    drawn = plots.lines([line], title="X", unit="", has_zero=True)
+    drawn = plots.lines([line], title="X", unit="", has_zero=True, absent="")
     faint, bold = (
         [float(point.split()[1]) for point in path.split("L")]
         for path in re.findall(r'<path class="(?:raw|line) a" d="M([^"]*)', drawn)
