@@ -24,11 +24,13 @@ from prism_jax import (
     configuration,
     loop,
     metrics,
+    optim,
     policy_update,
     train_state,
+    train_step,
 )
 from prism_jax.continuations import RowShape
-from prism_jax.data import processor, records, steps
+from prism_jax.data import encode, processor, records, steps
 from prism_jax.losses import advantage
 from prism_jax.rewards import score, workers
 from prism_jax.stages import (
@@ -116,24 +118,17 @@ def main(argv: Sequence[str]) -> None:
             return
         words, opened = open_prompts(options, files)
         shape = policy_rows.shape_of(options.rows, options.rollout, opened.sizes, devices)
-        optimizer = setup.make_optimizer(
-            options.optim, model.params, num_steps=options.train.num_steps
-        )
+        num_steps = options.train.num_steps
+        optimizer = setup.make_optimizer(options.optim, model.params, num_steps=num_steps)
         start = setup.start_of(model, optimizer, devices, key=keys.init)
-        settings = policy_rows.settings(options.train, options.rollout, options.model, devices)
+        update = make_update(options, devices, model, optimizer, start, shape)
         with options.rewards.open_judge() as judge:
             experience = Experience(
                 options,
                 devices,
                 model,
-                sampler=rollouts.Sampler(
-                    options.rollout,
-                    model,
-                    devices,
-                    words=words,
-                    sizes=opened.sizes,
-                    gate=options.rewards.judge,
-                ),
+                words=words,
+                sizes=opened.sizes,
                 judge=judge,
                 shape=shape,
                 dump=rollouts.Dump(folder, options.rollout.dump_every_steps),
@@ -145,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
                     seed=options.seed,
                     key=keys.run,
                     begun=begun,
-                    num_steps=options.train.num_steps,
+                    num_steps=num_steps,
                     evaluate_every_steps=None,
                     max_skipped_in_row=options.train.max_skipped_in_row,
                     watched=(
@@ -159,9 +154,7 @@ def main(argv: Sequence[str]) -> None:
                 ),
                 loop.Stage(
                     experience=experience,
-                    update=policy_rows.make_update(
-                        options.algorithm, settings, model, optimizer, start, shape
-                    ),
+                    update=update,
                     evaluate=None,
                     skip_counters=("optim/skipped_in_row",),
                 ),
@@ -201,13 +194,22 @@ class Experience:
         devices: setup.Devices,
         model: setup.Model,
         *,
-        sampler: rollouts.Sampler,
+        words: processor.Processor,
+        sizes: Sequence[encode.Size],
         judge: workers.JudgePool,
         shape: RowShape,
         dump: rollouts.Dump,
     ):
         self._options, self._devices, self._model = options, devices, model
-        self._sampler, self._judge, self._shape, self._dump = sampler, judge, shape, dump
+        self._judge, self._shape, self._dump = judge, shape, dump
+        self._sampler = rollouts.Sampler(
+            options.rollout,
+            model,
+            devices,
+            words=words,
+            sizes=sizes,
+            gate=options.rewards.judge,
+        )
         self._compare = make_advantage(options.advantage, num_groups=options.rollout.num_prompts)
 
     def __call__(
@@ -264,3 +266,16 @@ def make_advantage(
     else:
         found = functools.partial(advantage.grpo, num_groups=num_groups, eps=options.eps)
     return jax.jit(found)
+
+
+def make_update(
+    options: Config,
+    devices: setup.Devices,
+    model: setup.Model,
+    optimizer: optim.Optimizer,
+    start: setup.Start,
+    shape: RowShape,
+) -> train_step.TrainStep:
+    """Return the update of the policy."""
+    settings = policy_rows.settings(options.train, options.rollout, options.model, devices)
+    return policy_rows.make_update(options.algorithm, settings, model, optimizer, start, shape)

@@ -1,0 +1,123 @@
+"""Tiny runs of warm-up, alignment and RLVR by their commands: files, arguments, results."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator
+from unittest import mock
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from prism_jax import main
+from prism_jax.data import numerals, numerals_examples
+from prism_jax.data import numerals_demonstrations as demonstrations
+from prism_jax.data import numerals_pictures as pictures
+from tests import make_tokenizer
+
+# One narrow layer each: compiling is what takes the time here.
+SMALL = {
+    "num_layers": 1,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "vision_num_layers": 1,
+    "vision_hidden_size": 32,
+    "vision_intermediate_size": 64,
+    "vision_deepstack_layers": (0,),
+}
+
+
+@contextlib.contextmanager
+def compiled_once(folder: pathlib.Path) -> Iterator[None]:
+    """Keep compiled programs on disk, so that a run that is started again compiles nothing."""
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def write(folder: pathlib.Path) -> pathlib.Path:
+    """Write a tokenizer to `tok/`, prompts to `corpus/`, and 12 pairs to `pairs/`."""
+    # Trained on the corpus, so that prompts are short.
+    texts = tuple(numerals.sample_texts("tiny", 0, 200))
+    with mock.patch.object(make_tokenizer, "SENTENCES", texts):
+        make_tokenizer.write(folder / "tok", num_merges=600, min_pixels=32 * 32, max_pixels=64 * 64)
+    slips = numerals.slips_of("tiny", {})
+    none = dict.fromkeys(numerals_examples.STREAMS, 0)
+    rows = numerals.rows_of("tiny", none | {"align": 5, "rl_train": 5})
+    numerals.write(folder / "corpus", level="tiny", seed=0, rows=rows, slips=slips)
+    (folder / "pairs").mkdir()
+    lines = []
+    for example in numerals.stream(level="tiny", seed=1, name="align", rows=12):
+        name = f"{example.index}.png"
+        (folder / "pairs" / name).write_bytes(pictures.png_bytes(example.picture()))
+        pair = {"prompt": f"\n{example.question.text}\n", "image": name}
+        texts = {"teacher": example.teacher.response, "student": example.public(slips).response}
+        for side, text in texts.items():
+            pair[f"{side}_caption"], pair[f"{side}_cot"] = demonstrations.split_segments(text)
+        lines.append(json.dumps(pair))
+    (folder / "pairs" / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def sizes(prefix: str) -> list[str]:
+    """Return the overrides that make a new model narrow."""
+    return [f"--config.{prefix}.sizes.{name}={value}" for name, value in SMALL.items()]
+
+
+def arguments(
+    stage: str, folder: pathlib.Path, workdir: pathlib.Path, *overrides: str
+) -> list[str]:
+    """Return the arguments of a run of new models on one device."""
+    own = {
+        "warmup": [f"--config.data.train={folder / 'pairs' / 'pairs.jsonl'}"],
+        "align": [
+            f"--config.prompts.path={folder / 'corpus' / 'align' / 'train.parquet'}",
+            f"--config.discriminator.folder={folder / 'tok'}",
+            *sizes("discriminator"),
+        ],
+        "rlvr": [f"--config.prompts.path={folder / 'corpus' / 'rl' / 'train.parquet'}"],
+    }
+    return [
+        stage,
+        f"--config=configs/{stage}.py:tiny,new",
+        f"--workdir={workdir}",
+        f"--config.model.folder={folder / 'tok'}",
+        *sizes("model"),
+        "--config.mesh.num_devices=1",
+        *own[stage],
+        *overrides,
+    ]
+
+
+def run(stage: str, folder: pathlib.Path, workdir: pathlib.Path, *overrides: str) -> int:
+    """Run the command in this process; return its exit code."""
+    return run_arguments(arguments(stage, folder, workdir, *overrides))
+
+
+def run_arguments(argv: list[str]) -> int:
+    """Run a command in this process; return its exit code."""
+    try:
+        return main.main(argv)
+    except SystemExit as stop:
+        return stop.code
+
+
+def rows(workdir: pathlib.Path) -> list[dict]:
+    """Return the rows of metrics.jsonl without times, which no two runs share."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if not name.startswith("time/")}
+        for line in lines
+    ]

@@ -1,0 +1,176 @@
+"""Alignment by its command: both models learn, resume and compile once; scores stand where due."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from prism_jax import metric_writers, train_step
+from prism_jax.rewards import tags
+from prism_jax.rollout import engine
+from prism_jax.stages import responses
+from tests import make_tokenizer
+from tests.stages import rl_run, sft_run
+
+_TEXTS = (
+    "<caption>a one</caption>\n<think>1</think>\n<answer>1</answer>",
+    "<caption>\nthe digits are there\n</caption><think>so it is 2</think><answer>2</answer>",
+    "<caption>x</caption>\n<think>The digits of the row.</think>\n<answer>12</answer>",
+    "<caption>no end",
+)
+_SCRIPTED = (
+    "--config.train.num_steps=10",
+    "--config.rollout.num_responses=4",
+    "--config.rollout.max_response_tokens=96",
+    "--config.rollout.dump_every_steps=10",
+    "--config.checkpoint.save_every_steps=2",
+    "--config.discriminator.optim.peak=0.01",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    with rl_run.compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield rl_run.write(tmp_path_factory.mktemp("align"))
+
+
+def _scripted(folder, workdir, *overrides):
+    """Run with responses from a script instead of the engine: a new policy writes no tags."""
+    words = tokenizers.Tokenizer.from_file(str(folder / "tok" / "tokenizer.json"))
+    end = words.token_to_id("<|im_end|>")
+
+    def generate(self, params, prompts, sampling, key, *, num_responses, on_chunk=None):
+        del self, params, on_chunk
+        size = len(prompts) * num_responses
+        chosen = np.asarray(jax.random.randint(key, (size,), 0, len(_TEXTS)))
+        rollout = engine.Rollout(
+            tokens=np.zeros((size, sampling.max_tokens), np.int32),
+            logprobs=np.zeros((size, sampling.max_tokens), np.float32),
+            lengths=np.zeros(size, np.int32),
+            ended=chosen != len(_TEXTS) - 1,
+        )
+        for row, text in enumerate(chosen):
+            ids = words.encode(_TEXTS[text]).ids + [end] * bool(rollout.ended[row])
+            rollout.tokens[row, : len(ids)] = ids
+            rollout.lengths[row] = len(ids)
+        return rollout
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Engine, "generate", generate)
+        return rl_run.run("align", folder, workdir, *_SCRIPTED, *overrides)
+
+
+@pytest.fixture(scope="module")
+def learned(folder, tmp_path_factory):
+    """Train ten steps without interruption; note how often each step was compiled."""
+    workdir = tmp_path_factory.mktemp("learned")
+    made = []
+    make = train_step.make_train_step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            train_step, "make_train_step", lambda *a, **k: made.append(make(*a, **k)) or made[-1]
+        )
+        assert _scripted(folder, workdir) == 0
+    return workdir, [step._cache_size() for step in made]
+
+
+def test_the_discriminator_learns_to_tell_teacher_from_policy(learned):
+    rows = rl_run.rows(learned[0])
+    for name in ("caption", "cot"):
+        gaps = [row[f"discriminator/{name}_gap"] for row in rows]
+        assert sum(gaps[-2:]) > sum(gaps[:2]) + 0.1, gaps
+        assert rows[-1][f"discriminator/{name}_pair_accuracy"] == 1
+
+
+def test_both_steps_are_compiled_once(learned):
+    assert learned[1] == [1, 1]
+
+
+def test_a_dump_holds_scores_where_there_are_and_the_advantages_of_their_formula(learned):
+    lines = [json.loads(line) for line in (learned[0] / "rollouts" / "00000010.jsonl").open()]
+    assert len(lines) == 8
+    for group in (lines[:4], lines[4:]):
+        expected = np.zeros(4)
+        ok = np.array([line["format_ok"] for line in group])
+        for name in ("caption", "cot"):
+            scores = np.array([line[f"{name}_score"] or 0.0 for line in group])
+            assert [line[f"{name}_score"] is None for line in group] == (~ok).tolist()
+            assert len({line[f"teacher_{name}_score"] for line in group}) == 1
+            scores[~ok] = scores[ok].min() - 1 if ok.any() else -1
+            if np.ptp(scores) > 0:
+                expected += 0.5 * (scores - scores.mean()) / (scores.std(ddof=1) + 1e-6)
+        expected -= 1.5 * ~ok
+        np.testing.assert_allclose([x["advantage"] for x in group], expected, atol=2e-3)
+    assert {line["format_ok"] for line in lines} == {True, False}
+
+
+def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit_in_both_models(folder, learned, tmp_path):
+    write = metric_writers.JsonLines.write
+
+    def write_and_stop(self, step, values):
+        write(self, step, values)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metric_writers.JsonLines, "write", write_and_stop)
+        assert _scripted(folder, tmp_path) == 143
+    assert _scripted(folder, tmp_path) == 0
+    assert sft_run.checksums(tmp_path) == sft_run.checksums(learned[0])
+    assert rl_run.rows(tmp_path) == rl_run.rows(learned[0])
+    assert {"policy.params", "discriminator.params"} <= set(sft_run.checksums(tmp_path))
+
+
+def test_the_policy_moves_to_what_the_discriminator_prefers(folder, tmp_path):
+    """Cut whatever the policy says in the middle, so that a new policy can learn from scores."""
+
+    def read(self, rollout):
+        del self
+        return [
+            tags.Segments(
+                text="",
+                format_ok=True,
+                ended=bool(ended),
+                caption_chars=0,
+                caption_tokens=max(1, int(length) // 2),
+                cot_tokens=int(length) - int(length) // 2,
+                response_tokens=int(length),
+            )
+            for length, ended in zip(rollout.lengths, rollout.ended, strict=True)
+        ]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(responses.Reader, "read", read)
+        assert (
+            rl_run.run(
+                "align",
+                folder,
+                tmp_path,
+                "--config.train.num_steps=8",
+                "--config.rollout.num_responses=16",
+                "--config.rollout.max_response_tokens=4",
+                "--config.optim.peak=0.05",
+                "--config.discriminator.optim.peak=1e-9",
+                "--config.rollout.dump_every_steps=None",
+                "--config.checkpoint.save_every_steps=8",
+            )
+            == 0
+        )
+    rows = rl_run.rows(tmp_path)
+    for name in ("caption", "cot"):
+        scores = [row[f"discriminator/{name}_student_score"] for row in rows]
+        assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.06, scores
+    assert max(row["policy/sampler_logprob_difference_max"] for row in rows) < 1e-4
+
+
+def test_models_that_read_tokens_differently_are_refused(folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    make_tokenizer.write(other, num_merges=100, min_pixels=32 * 32, max_pixels=64 * 64)
+    told = "must have the same tokens"
+    override = f"--config.discriminator.folder={other}"
+    assert rl_run.run("align", folder, tmp_path / "run", override) == 2
+    assert told in capsys.readouterr().err
