@@ -3,8 +3,9 @@
     python -m prism_jax pipeline --config=configs/pipeline.py:small --workdir=runs/small \
         --config.base.folder=BASE
 
-Sizes: tiny (tests), demo (a model of 2 million parameters, 2 CPU cores), small (107 million, one
-GPU). Every step takes its own configuration of that size; `arguments` adds to them:
+Sizes: tiny (tests of the commands: a policy that learnt nothing gives no pairs, and the chain ends
+there), demo (a model of 2 million parameters, 2 CPU cores), small (107 million, one GPU). Every
+step takes its own configuration of that size; `arguments` adds to them:
 
     --config.arguments.rlvr="('--config.train.num_steps=50',)"
 

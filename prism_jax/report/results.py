@@ -12,6 +12,7 @@ import json
 import math
 import pathlib
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ STEPS_FOLDER = "steps"
 REPORT = "report"  # the step that reads the others; it is no part of its own account
 # Steps over which the discriminator's accuracy is averaged at either end of alignment.
 _WINDOW_STEPS = 10
+# Arguments that need no quotes.
+_PLAIN = re.compile(r"(?:\$WORKDIR|[\w@%+=:,./-]|(?<!^)#)+")
 _SEED = re.compile(r"--(?:config\.)?seed=(\d+)")
 
 
@@ -74,8 +77,8 @@ class Step:
 
     @property
     def command(self) -> str:
-        """Return the step's command; `$WORKDIR` stands for the chain's folder."""
-        return " ".join(("python -m prism_jax", *self.arguments))
+        """Return the step's command for a shell; `$WORKDIR` stands for the chain's folder."""
+        return " ".join(("python -m prism_jax", *map(_quoted, self.arguments)))
 
     @property
     def seed(self) -> int | None:
@@ -265,6 +268,13 @@ def _read_json(path: pathlib.Path) -> Json | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise errors.InputError(f"{path}: must be JSON: {error}") from error
+
+
+def _quoted(argument: str) -> str:
+    """Return an argument as a shell reads it, `$WORKDIR` left for it to fill in."""
+    if _PLAIN.fullmatch(argument):
+        return argument
+    return shlex.quote(argument).replace("$WORKDIR", "'\"$WORKDIR\"'")
 
 
 def _mean(values: Sequence[float]) -> float | None:

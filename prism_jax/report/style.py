@@ -100,6 +100,7 @@ pre {
   margin: 0 0 6px; display: flex; flex-wrap: wrap; gap: 8px; align-items: center;
   font-size: .95rem;
 }
+.response h4 .note { font-weight: 400; }
 .response pre { max-height: 22em; overflow: auto; }
 .verdict { font-size: .8rem; font-weight: 600; border-radius: 99px; padding: 1px 10px; }
 .verdict.good { color: var(--good); background: var(--good-back); }

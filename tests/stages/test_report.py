@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+import subprocess
 
 import pytest
 
@@ -94,6 +95,23 @@ def test_the_summary_names_times_commands_and_seeds(chain, tmp_path):
         "python -m prism_jax align --workdir=$WORKDIR/align --config.seed=7"
     )
     assert set(told["seeds"].values()) == {7}
+
+
+def test_commands_are_those_that_a_shell_reads_as_the_steps_arguments():
+    arguments = ("sft", "--a=$WORKDIR/x.json#y", "--b=('c d', 1)", "--to=$WORKDIR/e f", "--g=$HOME")
+    step = results.Step(
+        name="sft", arguments=arguments, seconds=1.0, num_starts=1, is_finished=True
+    )
+    assert "--a=$WORKDIR/x.json#y" in step.command
+    script = step.command.replace("python -m prism_jax", "printf '%s\\n'")
+    told = subprocess.run(
+        ["bash", "-c", f"WORKDIR=/w; {script}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    expected = ("sft", "--a=/w/x.json#y", "--b=('c d', 1)", "--to=/w/e f", "--g=$HOME")
+    assert tuple(told.splitlines()) == expected
 
 
 def test_what_was_not_run_is_null_in_the_summary_and_said_on_the_page(partial, tmp_path):
