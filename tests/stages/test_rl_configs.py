@@ -1,0 +1,139 @@
+"""The configurations of warm-up, alignment and RLVR: each is whole and fits its real sizes."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from models import presets, qwen3_vl, sharding
+from prism_jax import configuration, continuations, train_state
+from prism_jax.continuations import Largest
+from prism_jax.stages import align_config, rlvr, setup, warmup
+
+_STRUCTS = {"align": align_config.Config, "rlvr": rlvr.Config, "warmup": warmup.Config}
+_SIZES = ("tiny", "tiny,new", "demo", "demo,new", "small", "small,new", "4b", "8b")
+_POLICIES = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
+
+
+def _options(stage: str, arg: str):
+    config = importlib.import_module(f"configs.{stage}").get_config(arg)
+    config.model.folder = "model"
+    if stage == "warmup":
+        config.data.train = ("pairs.jsonl",)
+    else:
+        config.prompts.path = "prompts.parquet"
+    if stage == "align":
+        config.discriminator.folder = "discriminator"
+    return configuration.parse(_STRUCTS[stage], config)
+
+
+@pytest.mark.parametrize("arg", _SIZES)
+@pytest.mark.parametrize("stage", _STRUCTS)
+def test_every_configuration_is_whole(stage, arg):
+    assert (_options(stage, arg).model.sizes is not None) == ("new" in arg)
+
+
+@pytest.mark.parametrize("stage", ["align", "warmup"])
+def test_text_only_freezes_the_tower_that_sees_nothing(stage):
+    options = _options(stage, "4b,text_only")
+    own = options.discriminator if stage == "align" else options
+    sees_images = own.sees_images if stage == "align" else options.data.sees_images
+    assert not sees_images
+    assert own.optim.frozen == ("trunk/vision/.*",)
+
+
+def test_the_published_numbers_are_in_the_real_sizes():
+    for size in ("4b", "8b"):
+        warm, align, rl = (_options(stage, size) for stage in ("warmup", "align", "rlvr"))
+        optim = warm.optim
+        assert (optim.schedule, optim.peak, optim.warmup_fraction) == ("cosine", 1e-5, 0.1)
+        assert (optim.weight_decay, optim.clip_norm, warm.pairs.router) == (0.01, 1.0, 0.01)
+        assert (warm.train.num_epochs, warm.data.max_tokens) == (1, 8192)
+        # 4 pairs of segments x 4 accumulations x 8 devices, two pairs of segments a pair.
+        assert 2 * warm.train.num_pairs == 4 * 4 * 8
+        for one in (align, rl):
+            assert (one.optim.schedule, one.optim.peak) == ("constant", 1e-6)
+            assert (one.optim.weight_decay, one.optim.clip_norm) == (0.01, 1.0)
+            assert (one.rollout.temperature, one.rollout.top_p, one.rollout.top_k) == (
+                1,
+                None,
+                None,
+            )
+            assert (one.algorithm.loss, one.algorithm.aggregation) == ("ppo", "token-mean")
+            assert one.prompts.max_prompt_tokens == 2048
+        weights = align.advantage
+        assert (weights.caption_weight, weights.cot_weight, weights.format_penalty) == (
+            0.5,
+            0.5,
+            1.5,
+        )
+        own = align.discriminator
+        assert (own.score_clip, own.regulariser, own.optim.peak) == (10.0, 1e-3, 1e-6)
+        drawn = align.rollout
+        assert (drawn.num_prompts, drawn.num_responses, drawn.max_response_tokens) == (4, 16, 6144)
+        drawn = rl.rollout
+        assert (drawn.num_prompts, drawn.num_responses, drawn.max_response_tokens) == (32, 16, 8192)
+        assert (rl.train.num_steps, align.train.num_steps) == (1500, 500)
+        assert (rl.rewards.accuracy_weight, rl.rewards.format_weight) == (0.8, 0.2)
+
+
+@pytest.mark.parametrize("size", ["4b", "8b"])
+def test_the_longest_published_responses_fit_the_rows(size):
+    for stage in ("align", "rlvr"):
+        options = _options(stage, size)
+        drawn = options.rollout
+        shape = continuations.row_shape(
+            Largest(
+                num_units=drawn.num_prompts * drawn.num_responses,
+                unit_sequences=1,
+                unit_tokens=options.prompts.max_prompt_tokens + drawn.max_response_tokens,
+                continued_tokens=drawn.max_response_tokens,
+                prompt_patches=4 * 1900,
+                prompt_frames=1,
+            ),
+            row_tokens=options.rows.row_tokens,
+            row_sequences=options.rows.row_sequences,
+            microbatch_rows=options.rows.num_rows,
+            patch_multiple=128,
+            place="config.rows",
+        )
+        assert shape.num_rows == drawn.num_prompts * drawn.num_responses
+
+
+def _state(model_config, options, *, is_discriminator: bool):
+    mesh = jax.sharding.Mesh([[[[jax.devices()[0]]]]], ("data", "fsdp", "tensor", "expert"))
+    devices = setup.Devices(
+        mesh=mesh,
+        rules=sharding.REPLICATED,
+        dtype=jnp.bfloat16,
+        param_dtype=jnp.float32,
+        attention="xla",
+        decode_attention="xla",
+    )
+    build = setup.builder(model_config, devices, is_discriminator=is_discriminator)
+    _, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
+    optimizer = setup.make_optimizer(options, params, num_steps=1000)
+    return train_state.abstract_state(params, optimizer)
+
+
+@pytest.mark.parametrize("size", ["4b", "8b"])
+def test_real_sizes_have_states_of_both_models(size):
+    align, warm = _options("align", size), _options("warmup", size)
+    policy = _state(_POLICIES[size], align.optim, is_discriminator=False)
+    # Counted by transformers on its meta device, in millions.
+    expected = {"4b": 4437.8, "8b": 8767.1}[size]
+    assert qwen3_vl.num_parameters(policy.params) / 1e6 == pytest.approx(expected, abs=0.05)
+    for optim in (align.discriminator.optim, warm.optim):
+        judge = _state(presets.DISCRIMINATOR_2B_MOE4X, optim, is_discriminator=True)
+        # 2127.5 million of the 2B, three more MLPs of 1057.0, the routers and the score head.
+        millions = qwen3_vl.num_parameters(judge.params) / 1e6
+        assert millions == pytest.approx(2127.53 + 3 * 1056.96 + 0.23, abs=0.1)
+        assert judge.params["score"]["kernel"].dtype == jnp.float32
+
+
+def test_a_size_or_option_that_is_none_is_refused():
+    for stage in _STRUCTS:
+        for arg in ("huge", "4b,new", "tiny,oops"):
+            with pytest.raises(ValueError, match=r"must be|no option|options are"):
+                importlib.import_module(f"configs.{stage}").get_config(arg)
