@@ -108,6 +108,18 @@ def test_a_dump_holds_scores_where_there_are_and_the_advantages_of_their_formula
     assert {line["format_ok"] for line in lines} == {True, False}
 
 
+@pytest.mark.slow
+def test_eight_devices_take_the_step_of_one(folder, learned, tmp_path):
+    mesh = ("num_devices=8", "axes.data=2", "axes.fsdp=2", "axes.tensor=2")
+    overrides = [f"--config.mesh.{axis}" for axis in mesh]
+    overrides += ["--config.rows.num_rows=4", "--config.discriminator.rows.num_rows=4"]
+    assert _scripted(folder, tmp_path, *overrides, "--config.train.num_steps=1") == 0
+    (row,), expected = rl_run.rows(tmp_path), rl_run.rows(learned[0])[0]
+    assert {name.split("/")[0] for name in row} > {"discriminator", "policy", "optim"}
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value, rel=2e-3, abs=2e-5), name
+
+
 def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit_in_both_models(folder, learned, tmp_path):
     write = metric_writers.JsonLines.write
 

@@ -41,13 +41,13 @@ _LEARN = (
 )
 
 
-def _learn(folder, workdir):
+def _learn(folder, workdir, *overrides):
     """Run with the vowels' judge in place of the real one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             evaluate.Rewards, "open_judge", lambda self: contextlib.nullcontext(_Vowels())
         )
-        return rl_run.run("rlvr", folder, workdir, *_LEARN)
+        return rl_run.run("rlvr", folder, workdir, *_LEARN, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,17 @@ def test_a_dump_holds_every_response_with_its_reward_and_advantage(learned):
         assert sum(line["advantage"] for line in group) == pytest.approx(0, abs=1e-4)
         best = max(group, key=lambda line: line["reward"])
         assert best["advantage"] == max(line["advantage"] for line in group)
+
+
+@pytest.mark.slow
+def test_eight_devices_take_the_step_of_one(folder, learned, tmp_path):
+    mesh = ("num_devices=8", "axes.data=2", "axes.fsdp=2", "axes.tensor=2")
+    overrides = [f"--config.mesh.{axis}" for axis in mesh] + ["--config.rows.num_rows=4"]
+    assert _learn(folder, tmp_path, *overrides, "--config.train.num_steps=1") == 0
+    (row,), expected = rl_run.rows(tmp_path), rl_run.rows(learned[0])[0]
+    for name in ("reward/total_mean", "policy/loss", "policy/entropy", "optim/grad_norm"):
+        assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), name
+    assert row["policy/sampler_logprob_difference_max"] < 1e-4
 
 
 def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(folder, learned, tmp_path):
