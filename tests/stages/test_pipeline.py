@@ -45,7 +45,10 @@ def _start(workdir: pathlib.Path, steps) -> subprocess.Popen:
     """Run a chain in a process of its own, which can be killed."""
     workdir.mkdir(exist_ok=True)
     script = (
-        "import sys, pathlib\n"
+        "import sys, pathlib, signal\n"
+        # As from a terminal, also where the tests run under nohup or in the background.
+        "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
+        "    signal.signal(number, signal.SIG_DFL)\n"
         "from tests.stages import test_pipeline\n"
         "from prism_jax.stages import pipeline_steps\n"
         f"steps = [{', '.join(f'pipeline_steps.{step!r}' for step in steps)}]\n"
