@@ -104,7 +104,7 @@ def _masked_softmax(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, *, causal: bool) -> jax.Array:
     t = ids.shape[1]
-    block = _BLOCK if t > 2 * _BLOCK and t % _BLOCK == 0 else t
+    block = math.gcd(t, _BLOCK) if t > 2 * _BLOCK else t
     places = jnp.arange(t)
 
     @jax.checkpoint

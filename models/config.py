@@ -34,7 +34,7 @@ class VisionConfig:
     @property
     def position_side(self) -> int:
         """Rows, and columns, of the square table of position embeddings."""
-        return round(self.num_position_embeddings**0.5)
+        return round(max(self.num_position_embeddings, 0) ** 0.5)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Qwen3VLConfig:
     initializer_range: float
 
 
-# Keys of a config.json that change nothing here: bookkeeping of the library that wrote it.
+# Keys that change nothing here: bookkeeping of the library that wrote the file.
 _BOOKKEEPING = frozenset(
     "_attn_implementation_autoset _name_or_path add_cross_attention architectures bad_words_ids "
     "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size "
@@ -145,7 +145,7 @@ def _single(value: Any, where: str) -> int:
     if isinstance(value, list | tuple):
         if len(set(value)) != 1:
             raise ValueError(f"{where} = {value} is not implemented: sides must be equal")
-        value = value[0]
+        return int(value[0])
     return int(value)
 
 
@@ -175,10 +175,14 @@ def _text(values: Mapping[str, Any], where: str, *, tied: bool | None) -> TextCo
     reader.fixed("hidden_act", ("silu",))
     reader.fixed("layer_types", (["full_attention"] * values.get("num_hidden_layers", 0), None))
     num_heads = reader.get("num_attention_heads")
-    head_dim = reader.get("head_dim", default=reader.get("hidden_size") // num_heads)
+    is_moe = "num_experts" in values or "num_local_experts" in values
+    # Absent from a dense model it is 128; null, or absent from a mixture, it follows.
+    is_128 = "head_dim" not in values and not is_moe
+    by_width = 128 if is_128 else reader.get("hidden_size") // num_heads
+    head_dim = reader.get("head_dim", default=by_width)
     theta, section = _rope(reader)
     moe = None
-    if "num_experts" in values or "num_local_experts" in values:
+    if is_moe:
         moe = MoEConfig(
             num_experts=reader.get("num_experts", "num_local_experts"),
             num_experts_per_token=reader.get("num_experts_per_tok"),
@@ -201,10 +205,11 @@ def _text(values: Mapping[str, Any], where: str, *, tied: bool | None) -> TextCo
     )
     reader.finish()
     if config.num_heads % config.num_kv_heads:
-        raise ValueError(
-            f"{where}.num_attention_heads = {config.num_heads} must be a multiple of "
-            f"num_key_value_heads = {config.num_kv_heads}"
-        )
+        raise ValueError(f"{where}.num_attention_heads must be a multiple of num_key_value_heads")
+    if head_dim % 2 or min(section) < 0:
+        raise ValueError(f"{where}: head_dim must be even, mrope_section not negative")
+    if moe is not None and not 1 <= moe.num_experts_per_token <= moe.num_experts:
+        raise ValueError(f"{where}.num_experts_per_tok must be between 1 and num_experts")
     return config
 
 
@@ -228,20 +233,17 @@ def _vision(values: Mapping[str, Any], where: str) -> VisionConfig:
         out_hidden_size=reader.get("out_hidden_size"),
         num_position_embeddings=reader.get("num_position_embeddings", default=2304),
         rope_theta=float(rope.get("rope_theta", 10_000.0)),
-        deepstack_layers=tuple(reader.get("deepstack_visual_indexes", default=())),
+        deepstack_layers=tuple(reader.get("deepstack_visual_indexes", default=(8, 16, 24))),
     )
     reader.finish()
     if config.position_side**2 != config.num_position_embeddings:
-        raise ValueError(
-            f"{where}.num_position_embeddings = {config.num_position_embeddings} must be a square"
-        )
+        raise ValueError(f"{where}.num_position_embeddings must be a square")
+    if config.hidden_size % (4 * config.num_heads):
+        raise ValueError(f"{where}.hidden_size must be a multiple of 4 x num_heads")
     if any(not 0 <= i < config.num_layers for i in config.deepstack_layers) or sorted(
         set(config.deepstack_layers)
     ) != list(config.deepstack_layers):
-        raise ValueError(
-            f"{where}.deepstack_visual_indexes = {config.deepstack_layers} must be increasing "
-            f"block numbers below depth = {config.num_layers}"
-        )
+        raise ValueError(f"{where}.deepstack_visual_indexes must increase, below depth")
     return config
 
 
@@ -268,13 +270,14 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
         )
     if model_type not in ("qwen3_vl", "qwen3_vl_moe"):
         raise ValueError(
-            f"config.model_type = {model_type!r} is not implemented, only qwen3_vl, qwen3_vl_moe "
-            "and qwen3 are"
+            f"config.model_type = {model_type!r}: only qwen3_vl, qwen3_vl_moe and qwen3 are known"
         )
     reader = _Reader(values, "config")
     text_values = reader.get("text_config")
     config = Qwen3VLConfig(
-        text=_text(text_values, "config.text_config", tied=values.get("tie_word_embeddings")),
+        text=_text(
+            text_values, "config.text_config", tied=values.get("tie_word_embeddings", False)
+        ),
         vision=_vision(reader.get("vision_config"), "config.vision_config"),
         image_token_id=reader.get("image_token_id"),
         video_token_id=reader.get("video_token_id"),
@@ -292,7 +295,5 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
             f"text_config.hidden_size = {config.text.hidden_size}"
         )
     if len(config.vision.deepstack_layers) > config.text.num_layers:
-        raise ValueError(
-            "config.vision_config.deepstack_visual_indexes has more levels than layers"
-        )
+        raise ValueError("vision_config.deepstack_visual_indexes has more levels than layers")
     return config

@@ -113,6 +113,7 @@ def write_folder(
     if problem is not None:
         raise ValueError(problem)
     partial = target.absolute().parent / f".{target.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed job that had this number
     partial.mkdir()
     try:
         weight_map, digests = {}, {}

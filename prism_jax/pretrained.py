@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any, Literal
 
@@ -53,8 +54,13 @@ def config_of(folder: str | pathlib.Path) -> tuple[dict[str, Any], config_lib.Qw
     try:
         values = hf.read_config(folder)
         return values, config_lib.from_hf(values)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise errors.InputError(f"{folder}: {error}") from error
+    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        # A value of another kind than its key wants, met where it is first used.
+        raise errors.InputError(
+            f"{folder}: config.json holds a value of a wrong kind: {error}"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,11 +95,17 @@ class Source:
           InputError: the folder is not safe and whole, or holds no such model or step.
         """
         folder = epath.Path(folder)
+        if checkpoint_files.is_local(folder):  # Orbax reads absolute paths only
+            folder = epath.Path(os.path.abspath(folder))
         if model_files.is_run(folder):
             source = cls._of_run(folder, role, step)
         elif (folder / FLAX_PARAMS).is_dir():
             arrays = folder / FLAX_PARAMS
             chosen, meta = _read_meta(arrays, None)
+            if config_of(folder)[0] != meta["model_config"]:
+                raise errors.InputError(
+                    f"{folder}: config.json is not the one that its parameters were written with"
+                )
             source = cls(
                 folder=folder,
                 files=pathlib.Path(folder),
@@ -169,15 +181,18 @@ class Source:
             stored = checkpoint.read_meta(workdir, step=self.step)["leaves"][self.item]
             wanted = _with_types(params, shardings, stored, param_dtype)
             return checkpoint.load_params(workdir, wanted, item=self.item, step=self.step)[0]
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, checkpoint_files.CheckpointError, LookupError) as error:
             raise errors.InputError(f"{self.folder}: {error}") from error
 
 
 def _read_meta(arrays: epath.Path, step: int | None) -> tuple[int, dict[str, Any]]:
     """Return the newest complete step (or `step`) and what its checkpoint says about itself."""
-    with checkpoint_files.opened(arrays) as manager:
-        chosen = checkpoint_files.choose(sorted(manager.all_steps()), step, arrays)
-        return chosen, checkpoint_files.read_meta(manager, arrays, chosen)
+    try:
+        with checkpoint_files.opened(arrays) as manager:
+            chosen = checkpoint_files.choose(sorted(manager.all_steps()), step, arrays)
+            return chosen, checkpoint_files.read_meta(manager, arrays, chosen)
+    except (checkpoint_files.CheckpointError, OSError, LookupError, TypeError) as error:
+        raise errors.InputError(f"{arrays} cannot be read: {error}") from error
 
 
 def _describe(folder: pathlib.Path) -> dict[str, Any]:

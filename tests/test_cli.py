@@ -113,6 +113,46 @@ def test_a_converted_folder_answers_the_same_and_converts_back_bit_equal(folder,
         assert json.loads(one) == json.loads(two)
 
 
+def test_a_flax_folder_is_read_by_a_relative_path_and_refused_when_it_is_changed(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.chdir(folder)
+    convert = ["convert", "--from=dense", "--to=relative"]
+    assert _run(*convert, "--direction=hf_to_flax") == 0
+    assert _run("generate", "--model=relative", "--prompt=Hi", "--max_new_tokens=2") == 0
+    capsys.readouterr()
+    config = json.loads((folder / "relative" / "config.json").read_text())
+    config["text_config"]["rope_theta"] = 50.0
+    (folder / "relative" / "config.json").write_text(json.dumps(config))
+    assert _run("generate", "--model=relative", "--prompt=Hi", "--max_new_tokens=2") == 2
+    assert "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_attention_heads", 0),
+        ("mrope_section", 7),
+        ("hidden_size", "wide"),
+        ("num_hidden_layers", None),
+    ],
+)
+def test_a_wrong_value_in_the_config_is_one_line_and_exit_code_2(folder, capsys, key, value):
+    wrong = folder / f"wrong_{key}"
+    tiny_checkpoint.write(wrong)
+    config = json.loads((wrong / "config.json").read_text())
+    inner = config["text_config"]
+    (inner["rope_scaling"] if key == "mrope_section" else inner)[key] = value
+    (wrong / "config.json").write_text(json.dumps(config))
+    for command in (
+        ("generate", f"--model={wrong}", "--prompt=Hi"),
+        ("convert", f"--from={wrong}", f"--to={folder / 'x'}", "--direction=hf_to_flax"),
+        ("upcycle", f"--from={wrong}", f"--to={folder / 'x'}"),
+    ):
+        assert _run(*command) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_an_upcycled_model_without_noise_answers_as_the_dense_one(folder, capsys):
     upcycle = ["upcycle", f"--from={folder / 'dense'}", f"--to={folder / 'moe'}"]
     assert _run(*upcycle, "--noise_std=0", "--seed=3") == 0
@@ -179,7 +219,10 @@ def test_a_bad_image_is_one_line_and_exit_code_2(folder, capsys, make, told):
         ({"pictures": ("missing.png",)}, "missing.png"),
         ({"model": "nowhere"}, "nowhere"),
         ({"extra": ["--top_p=2"]}, "top_p"),
-        ({"tokens": 0}, "max_tokens"),
+        ({"tokens": 0}, "max_new_tokens"),
+        ({"extra": ["--seed=99999999999999999999"]}, "seed"),
+        ({"extra": ["--temperature=nan"]}, "temperature"),
+        ({"prompt": "bad \udcff byte"}, "UTF-8"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(folder, capsys, change, told):

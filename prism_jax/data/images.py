@@ -27,8 +27,8 @@ MAX_ASPECT_RATIO = 200
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # What Pillow's decoders raise on damaged files, besides its own UnidentifiedImageError .
 _DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError,
-    struct.error, Image.DecompressionBombError,
+    OSError, RuntimeError, MemoryError, SyntaxError, ValueError, TypeError, EOFError,
+    LookupError, ArithmeticError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 

@@ -73,6 +73,17 @@ class Processor:
                     raise errors.InputError(
                         f"{folder}: {key} must be the same for images and videos, got {pair}"
                     )
+        tower = config.get("vision_config") or {}
+        merge = tower.get("spatial_merge_size", for_images.merge_size)
+        for name, wanted, got in (
+            ("patch_size", tower.get("patch_size", for_images.patch_size), for_images.patch_size),
+            ("merge_size", merge, for_images.merge_size),
+        ):
+            if wanted != got:
+                raise errors.InputError(
+                    f"{folder}: the processor's {name} = {got} must be the one of config.json's "
+                    f"vision_config, {wanted}"
+                )
         return cls(
             tokenizer=tokenizer,
             template=chat.load_template(folder),

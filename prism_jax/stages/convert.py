@@ -93,6 +93,7 @@ def write_flax(
 ) -> None:
     """Write a converted folder; it appears under its name when it is complete."""
     partial = target.absolute().parent / f".{target.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed job that had this number
     partial.mkdir()
     try:
         checkpoint.save_params(

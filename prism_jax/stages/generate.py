@@ -5,6 +5,8 @@ to standard output, everything else to standard error.
 """
 
 import argparse
+import dataclasses
+import math
 import pathlib
 import sys
 import time
@@ -62,17 +64,11 @@ def implementations(
 def main(argv: Sequence[str]) -> None:
     """Print the answer of a model to one question."""
     args = parser().parse_args(argv)
-    try:
-        sampling_args = {
-            "temperature": args.temperature,
-            "top_k": args.top_k,
-            "top_p": args.top_p,
-            "max_tokens": args.max_new_tokens,
-        }
-        Sampling(**sampling_args, end_token_ids=())
-    except ValueError as error:
-        raise errors.InputError(str(error)) from error
-    words = processor.Processor.from_folder(model_files.of(args.model))
+    _check(args)
+    sampling = _sampling(args)
+    files = model_files.of(args.model)
+    pretrained.config_of(files)  # its own words for what is wrong with it, before the tokenizer's
+    words = processor.Processor.from_folder(files)
     pictures = [images.open_image(path) for path in args.image]
     messages = [chat.turn("system", args.system)] if args.system is not None else []
     messages.append(chat.turn("user", args.prompt, num_images=len(pictures)))
@@ -111,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     rollout = sampler.generate(
         params,
         [example],
-        Sampling(**sampling_args, end_token_ids=words.ids.ends),
+        dataclasses.replace(sampling, end_token_ids=words.ids.ends),
         jax.random.key(args.seed),
         num_responses=1,
     )
@@ -120,6 +116,43 @@ def main(argv: Sequence[str]) -> None:
     how = "ended by itself" if rollout.ended[0] else f"cut at --max_new_tokens={length}"
     _say(f"{length} tokens in {seconds:.1f} s, compilation included; {how}")
     sys.stdout.write(words.decode(rollout.tokens[0, :length]) + "\n")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse numbers out of range before anything is loaded."""
+    for name, least, most in (
+        ("seed", 0, 2**32 - 1),
+        ("max_new_tokens", 1, 2**20),
+        ("tensor", 1, 2**16),
+    ):
+        value = args.__getattribute__(name)
+        if not least <= value <= most:
+            raise errors.InputError(f"--{name} must be between {least} and {most}, got {value}")
+    if not math.isfinite(args.temperature):
+        raise errors.InputError(f"--temperature must be a number, got {args.temperature}")
+    for name in ("prompt", "system"):
+        text = args.__getattribute__(name)
+        if text is not None and not text.isprintable() and _has_surrogates(text):
+            raise errors.InputError(f"--{name} must be UTF-8")
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    """Return how the answer is drawn, without the tokens that end it."""
+    try:
+        return Sampling(
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            max_tokens=args.max_new_tokens,
+            end_token_ids=(),
+        )
+    except ValueError as error:
+        raise errors.InputError(str(error)) from error
+
+
+def _has_surrogates(text: str) -> bool:
+    """Say whether bytes that are no UTF-8 stand in an argument, as Python passes them on."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _say(line: str) -> None:

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Sequence
 
 from models import hf_names, upcycle
-from prism_jax import errors
+from prism_jax import errors, pretrained
 
 _SHARD_BYTES = 5 * 10**9
 
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Upcycle one folder into another."""
     args = parser().parse_args(argv)
+    pretrained.config_of(args.source)
     try:
         upcycle.upcycle(
             args.source,

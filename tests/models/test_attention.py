@@ -84,6 +84,18 @@ def test_blocks_of_queries_equal_one_block(monkeypatch):
     np.testing.assert_allclose(_xla(q, k, v, segments, causal), whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("places", [4352, 16_640])
+def test_long_rows_of_any_size_need_memory_for_a_block_of_queries_only(places):
+    shape = jax.ShapeDtypeStruct((1, places, 4, 64), jnp.float32)
+    segments = inputs.Segments(
+        ids=jax.ShapeDtypeStruct((1, places), jnp.int32), lengths=None, offsets=None
+    )
+    run = jax.jit(lambda q, k, v, segments: _xla(q, k, v, segments, causal=False))
+    memory = run.lower(shape, shape, shape, segments).compile().memory_analysis()
+    whole = 4 * places * places * 4  # float32 logits of every pair of places, 4 heads
+    assert memory.temp_size_in_bytes < 0.3 * whole
+
+
 def test_decoding_reads_only_the_places_in_use():
     (q, k, v), _, _, _ = _arrays("text_grouped_queries")
     lengths = jnp.array([3, 250])
