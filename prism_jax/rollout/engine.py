@@ -71,7 +71,8 @@ class Engine:
         """Draw `num_responses` responses to each prompt, read once each.
 
         Args:
-          key: the same key gives the same responses, whatever the other prompts are.
+          key: the same key gives a prompt at the same place among the prompts the same responses,
+            whatever the other prompts are.
           on_chunk: told after each chunk how many tokens a response may have and how many
             responses have ended.
         """
