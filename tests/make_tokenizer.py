@@ -1,19 +1,15 @@
 """Make a small tokenizer of Qwen's kind and the processor files that stand beside it.
 
-    python tests/make_tokenizer.py FOLDER
-
-Byte-level BPE trained on the sentences below, so that any text survives a round trip, with Qwen's
-special tokens behind the ordinary ones. The same arguments give the same files.
+python -m tests.make_tokenizer FOLDER
 """
 
-import dataclasses
 import json
 import pathlib
 import sys
 
-import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from prism_jax.data import tokenizer_files
 
+Ids = tokenizer_files.Ids
 SENTENCES = (
     "What is the sum of the numbers in the picture?",
     "The first image shows three red bars and two blue bars, the second image shows a digit.",
@@ -22,76 +18,6 @@ SENTENCES = (
     "<caption>A chart with four bars.</caption><think>The tallest bar is green.</think>",
     "<answer>12</answer>",
 )
-
-# Source: the vocabulary of Qwen3-VL, in its order.
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-# Tokens of their own that decoding keeps.
-ADDED_TOKENS = (
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
-)
-
-# Source: the `pre_tokenizer` of Qwen3-VL's tokenizer.json.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# Writes what the template of Qwen3-VL writes for system, user and assistant turns.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-  {{- '<|im_start|>' + message.role + '\\n' -}}
-  {%- if message.content is string -%}
-    {{- message.content -}}
-  {%- else -%}
-    {%- for part in message.content -%}
-      {%- if part.type == 'text' -%}
-        {{- part.text -}}
-      {%- elif part.type in ('image', 'video') -%}
-        {{- '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' -}}
-      {%- else -%}
-        {{- raise_exception('unknown part: ' + part.type) -}}
-      {%- endif -%}
-    {%- endfor -%}
-  {%- endif -%}
-  {{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-  {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Ids:
-    """Hold what a model's configuration must agree on, under the names of `config.json`."""
-
-    vocab_size: int
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-    eos_token_id: int
-    pad_token_id: int
 
 
 def write(
@@ -103,72 +29,15 @@ def write(
     video_min_pixels: int = 4096,
     video_max_pixels: int = 25165824,
 ) -> Ids:
-    """Write tokenizer and processor files as Qwen3-VL publishes them; return the ids.
-
-    The default limits are the published ones. A tiny model's test wants small ones: an image token
-    stands for 32 x 32 pixels. No `config.json` is written, see `write_config`.
-    """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _train(num_merges)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "add_bos_token": False,
-        "add_prefix_space": False,
-        "added_tokens_decoder": {
-            str(tokenizer.token_to_id(token)): {
-                "content": token,
-                "lstrip": False,
-                "normalized": False,
-                "rstrip": False,
-                "single_word": False,
-                "special": token in SPECIAL_TOKENS,
-            }
-            for token in SPECIAL_TOKENS + ADDED_TOKENS
-        },
-        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
-        "bos_token": None,
-        "chat_template": CHAT_TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": "<|im_end|>",
-        "errors": "replace",
-        "model_max_length": 262144,
-        "pad_token": "<|endoftext|>",
-        "split_special_tokens": False,
-        "tokenizer_class": "Qwen2Tokenizer",
-        "unk_token": None,
-    }
-    _write_json(folder / "tokenizer_config.json", config)
-    # Hugging Face's processor has the template from here, its tokenizer from the file above.
-    _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
-    shared = {
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-    }
-    image = {
-        "size": {"longest_edge": max_pixels, "shortest_edge": min_pixels},
-        **shared,
-        "image_processor_type": "Qwen2VLImageProcessorFast",
-    }
-    video = {
-        "size": {"longest_edge": video_max_pixels, "shortest_edge": video_min_pixels},
-        **shared,
-        "video_processor_type": "Qwen3VLVideoProcessor",
-    }
-    _write_json(folder / "preprocessor_config.json", image)
-    _write_json(folder / "video_preprocessor_config.json", video)
-    return Ids(
-        vocab_size=tokenizer.get_vocab_size(),
-        image_token_id=tokenizer.token_to_id("<|image_pad|>"),
-        video_token_id=tokenizer.token_to_id("<|video_pad|>"),
-        vision_start_token_id=tokenizer.token_to_id("<|vision_start|>"),
-        vision_end_token_id=tokenizer.token_to_id("<|vision_end|>"),
-        eos_token_id=tokenizer.token_to_id("<|im_end|>"),
-        pad_token_id=tokenizer.token_to_id("<|endoftext|>"),
+    """Write tokenizer and processor files, its merges learnt from `SENTENCES`; return the ids."""
+    return tokenizer_files.write(
+        folder,
+        SENTENCES,
+        num_merges=num_merges,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        video_min_pixels=video_min_pixels,
+        video_max_pixels=video_max_pixels,
     )
 
 
@@ -188,30 +57,8 @@ def write_config(folder: str | pathlib.Path, ids: Ids) -> None:
     _write_json(folder / "generation_config.json", generation)
 
 
-def _train(num_merges: int) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer(models.BPE(byte_fallback=False))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=len(alphabet) + num_merges, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    tokenizer.add_special_tokens(
-        [tokenizers.AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS]
-    )
-    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in ADDED_TOKENS])
-    return tokenizer
-
-
 def _write_json(path: pathlib.Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

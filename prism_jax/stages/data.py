@@ -1,18 +1,21 @@
 """Data sets: `python -m prism_jax data numerals --out=DIR`, `… data build --from=PATH --to=DIR`.
 
+`tokenizer` trains a small tokenizer on the language of `numerals`, for a model that is made anew.
 `numerals` writes the embedded corpus in the published formats (docs/numerals.md). `build` validates
 files of any published format and writes one ArrayRecord folder, which training reads faster and
 without checking it again. Both run on a CPU, and the same arguments give the same bytes.
 """
 
 import argparse
+import dataclasses
 import json
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from prism_jax import errors
-from prism_jax.data import build, numerals, numerals_examples, records, validate
+from prism_jax.data import build, numerals, numerals_examples, records, tokenizer_files, validate
 from prism_jax.stages import corpora
 
 T = TypeVar("T", int, float)
@@ -42,6 +45,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=RATE",
         help="of the public demonstrations, instead of the level's: perception, arithmetic, habit",
     )
+    words = parts.add_parser("tokenizer", help="train one on the corpus's language").add_argument
+    words("--out", required=True, help="folder that gets the tokenizer's and processor's files")
+    words("--level", default="tiny", help="tiny or small")
+    words("--num_texts", type=int, default=4000, help="of the corpus, which merges are learnt from")
+    words("--num_merges", type=int, default=1024, help="most merges; few words need fewer")
+    words("--min_pixels", type=int, default=32 * 32, help="a smaller picture is scaled up")
+    words("--max_pixels", type=int, default=512 * 512, help="a larger picture is scaled down")
     built = parts.add_parser("build", help="validate files and write ArrayRecord").add_argument
     built("--from", required=True, dest="source", help="PATH, or PATH#ENTRY of a dataset_info.json")
     built("--to", required=True, dest="target", help="new folder, local or gs://")
@@ -63,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
             args.out, level=args.level, seed=args.seed, rows=rows, slips=slips
         )
         found = {"out": args.out, "parts": manifest["parts"]}
+    elif args.what == "tokenizer":
+        found = {"out": args.out} | _tokenizer(args)
     else:
         rules = validate.Rules(
             max_bad_rows=args.max_bad_rows,
@@ -73,6 +85,32 @@ def main(argv: Sequence[str]) -> None:
         found = {"out": args.target} | build.build(source, args.target, rules).report
     json.dump(found, sys.stdout, indent=1)
     sys.stdout.write("\n")
+
+
+def _tokenizer(args: argparse.Namespace) -> dict[str, int]:
+    """Write the files of a tokenizer; return its ids."""
+    numbers = {
+        "num_texts": args.num_texts,
+        "num_merges": args.num_merges,
+        "min_pixels": args.min_pixels,
+    }
+    for name, value in numbers.items():
+        if value < 1:
+            raise errors.InputError(f"--{name} must be >= 1, got {value}")
+    if args.max_pixels < args.min_pixels:
+        raise errors.InputError(
+            f"--max_pixels must be >= --min_pixels, got {args.max_pixels} and {args.min_pixels}"
+        )
+    if pathlib.Path(args.out, "tokenizer.json").exists():
+        raise errors.InputError(f"--out={args.out}: holds a tokenizer.json already")
+    ids = tokenizer_files.write(
+        args.out,
+        numerals.sample_texts(args.level, 0, args.num_texts),
+        num_merges=args.num_merges,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+    )
+    return dataclasses.asdict(ids)
 
 
 def _pair(text: str, option: str, kind: Callable[[str], T]) -> tuple[str, T]:

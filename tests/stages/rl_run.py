@@ -4,16 +4,14 @@ import contextlib
 import json
 import pathlib
 from collections.abc import Iterator
-from unittest import mock
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from prism_jax import main
-from prism_jax.data import numerals, numerals_examples
+from prism_jax.data import numerals, numerals_examples, tokenizer_files
 from prism_jax.data import numerals_demonstrations as demonstrations
 from prism_jax.data import numerals_pictures as pictures
-from tests import make_tokenizer
 
 # One narrow layer each: compiling is what takes the time here.
 SMALL = {
@@ -50,9 +48,9 @@ def compiled_once(folder: pathlib.Path) -> Iterator[None]:
 def write(folder: pathlib.Path) -> pathlib.Path:
     """Write a tokenizer to `tok/`, prompts to `corpus/`, and 12 pairs to `pairs/`."""
     # Trained on the corpus, so that prompts are short.
-    texts = tuple(numerals.sample_texts("tiny", 0, 200))
-    with mock.patch.object(make_tokenizer, "SENTENCES", texts):
-        make_tokenizer.write(folder / "tok", num_merges=600, min_pixels=32 * 32, max_pixels=64 * 64)
+    texts = numerals.sample_texts("tiny", 0, 200)
+    pixels = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
+    tokenizer_files.write(folder / "tok", texts, num_merges=600, **pixels)
     slips = numerals.slips_of("tiny", {})
     none = dict.fromkeys(numerals_examples.STREAMS, 0)
     rows = numerals.rows_of("tiny", none | {"align": 5, "rl_train": 5})

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+import transformers
 
 from prism_jax import main
+from prism_jax.data import numerals
 from tests import data_files
 
 FEW = [f"--rows={part}={count}" for part, count in (
@@ -57,3 +59,26 @@ def test_wrong_rows_are_named_and_nothing_is_written(tmp_path, capsys):
     assert not (tmp_path / "built").exists()
     assert main.main([*build, "--max_bad_rows=1"]) == 0
     assert json.loads(capsys.readouterr().out)["rows_dropped"] == 1
+
+
+def test_a_tokenizer_of_the_corpus_is_read_by_transformers_and_reads_its_words_whole(
+    tmp_path, capsys
+):
+    out = tmp_path / "tokenizer"
+    arguments = ["data", "tokenizer", f"--out={out}", "--num_texts=400"]
+    assert main.main(arguments) == 0
+    ids = json.loads(capsys.readouterr().out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    assert len(tokenizer) == ids["vocab_size"]
+    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == ids["image_token_id"]
+    [text] = numerals.sample_texts("tiny", 7, 3)[2:]  # a teacher's response to another picture
+    tokens = tokenizer(text).input_ids
+    assert tokenizer.decode(tokens) == text
+    assert len(tokens) < len(text) / 2.5
+    assert main.main(arguments) == 2
+    assert "holds a tokenizer.json already" in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_nothing_is_one_line(tmp_path, capsys):
+    assert main.main(["data", "tokenizer", f"--out={tmp_path / 'a'}", "--num_merges=0"]) == 2
+    assert "--num_merges must be >= 1, got 0" in capsys.readouterr().err
