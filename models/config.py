@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from models import config_reader, kinds
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
@@ -44,6 +46,7 @@ class MoEConfig:
     num_experts: int
     num_experts_per_token: int
     intermediate_size: int
+    router: kinds.Router  # what decides where a token may go; "segment" needs a discriminator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,85 +78,14 @@ class Qwen3VLConfig:
     vision_start_token_id: int
     vision_end_token_id: int
     initializer_range: float
+    score_heads: int  # of a discriminator, see `kinds`; a policy has none whatever it says
 
 
-# Keys that change nothing here: bookkeeping of the library that wrote the file.
-_BOOKKEEPING = frozenset(
-    "_attn_implementation_autoset _name_or_path add_cross_attention architectures bad_words_ids "
-    "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size "
-    "decoder_start_token_id diversity_penalty do_sample dtype early_stopping "
-    "encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task "
-    "forced_bos_token_id forced_eos_token_id id2label initializer_range is_decoder "
-    "is_encoder_decoder label2id length_penalty max_length max_position_embeddings "
-    "max_window_layers min_length model_type no_repeat_ngram_size num_beam_groups num_beams "
-    "num_return_sequences output_attentions output_hidden_states output_router_logits "
-    "output_scores pad_token_id prefix problem_type pruned_heads remove_invalid_values "
-    "repetition_penalty return_dict return_dict_in_generate router_aux_loss_coef sep_token_id "
-    "suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p "
-    "torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache".split()
-)
-
-# Keys that must have one value, the one that is implemented.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "attention_bias": (False,),
-    "attention_dropout": (0, 0.0),
-    "decoder_sparse_step": (1,),
-    "mlp_only_layers": ([], None),
-    "norm_topk_prob": (True,),
-    "sliding_window": (None,),
-    "use_sliding_window": (False, None),
-    "tie_encoder_decoder": (False,),
-}
-
-
-class _Reader:
-    """Read one JSON object key by key; `finish` lists every key that nobody read."""
-
-    def __init__(self, values: Mapping[str, Any], where: str):
-        self.values = values
-        self.where = where
-        self.seen = set(_BOOKKEEPING)
-        for key, allowed in _FIXED.items():
-            self.fixed(key, allowed)
-
-    def fixed(self, key: str, allowed: tuple[Any, ...]) -> None:
-        self.seen.add(key)
-        if key in self.values and self.values[key] not in allowed:
-            raise ValueError(
-                f"{self.where}.{key} = {self.values[key]!r} is not implemented, "
-                f"only {allowed[0]!r} is"
-            )
-
-    def get(self, *keys: str, default: Any = None) -> Any:
-        """Return the first of `keys` that is there; without a default one of them must be."""
-        self.seen.update(keys)
-        for key in keys:
-            if self.values.get(key) is not None:
-                return self.values[key]
-        if default is None:
-            raise ValueError(f"{self.where}.{keys[0]} is missing")
-        return default
-
-    def finish(self) -> None:
-        unread = {k: v for k, v in self.values.items() if k not in self.seen}
-        if unread:
-            raise ValueError(f"{self.where} holds settings that are not implemented: {unread}")
-
-
-def _single(value: Any, where: str) -> int:
-    """Return a size that Hugging Face allows to be an int or a list of equal ints."""
-    if isinstance(value, list | tuple):
-        if len(set(value)) != 1:
-            raise ValueError(f"{where} = {value} is not implemented: sides must be equal")
-        return int(value[0])
-    return int(value)
-
-
-def _rope(reader: _Reader) -> tuple[float, tuple[int, int, int]]:
+def _rope(reader: config_reader.Reader) -> tuple[float, tuple[int, int, int]]:
     """Return theta and the M-RoPE sections from `rope_parameters` (5.x) or `rope_scaling`."""
     rope = reader.get("rope_parameters", "rope_scaling", default={})
     where = f"{reader.where}.rope_parameters"
-    inner = _Reader(rope, where)
+    inner = config_reader.Reader(rope, where)
     for key in ("rope_type", "type"):
         inner.fixed(key, ("default", "mrope"))
     inner.fixed("mrope_interleaved", (True,))
@@ -170,8 +102,10 @@ def _rope(reader: _Reader) -> tuple[float, tuple[int, int, int]]:
     return float(theta), (int(section[0]), int(section[1]), int(section[2]))
 
 
-def _text(values: Mapping[str, Any], where: str, *, tied: bool | None) -> TextConfig:
-    reader = _Reader(values, where)
+def _text(
+    values: Mapping[str, Any], where: str, *, tied: bool | None, router: kinds.Router
+) -> TextConfig:
+    reader = config_reader.Reader(values, where)
     reader.fixed("hidden_act", ("silu",))
     reader.fixed("layer_types", (["full_attention"] * values.get("num_hidden_layers", 0), None))
     num_heads = reader.get("num_attention_heads")
@@ -187,7 +121,10 @@ def _text(values: Mapping[str, Any], where: str, *, tied: bool | None) -> TextCo
             num_experts=reader.get("num_experts", "num_local_experts"),
             num_experts_per_token=reader.get("num_experts_per_tok"),
             intermediate_size=reader.get("moe_intermediate_size"),
+            router=router,
         )
+    elif router != "token":
+        raise ValueError(f"config.{kinds.KEY}.router = {router!r} needs a mixture of experts")
     own = reader.get("tie_word_embeddings", default=False)
     config = TextConfig(
         vocab_size=reader.get("vocab_size"),
@@ -210,11 +147,17 @@ def _text(values: Mapping[str, Any], where: str, *, tied: bool | None) -> TextCo
         raise ValueError(f"{where}: head_dim must be even, mrope_section not negative")
     if moe is not None and not 1 <= moe.num_experts_per_token <= moe.num_experts:
         raise ValueError(f"{where}.num_experts_per_tok must be between 1 and num_experts")
+    if moe is not None:
+        kinds.check_experts(
+            router,
+            num_experts=moe.num_experts,
+            num_experts_per_token=moe.num_experts_per_token,
+        )
     return config
 
 
 def _vision(values: Mapping[str, Any], where: str) -> VisionConfig:
-    reader = _Reader(values, where)
+    reader = config_reader.Reader(values, where)
     reader.fixed("hidden_act", ("gelu_pytorch_tanh",))
     rope = reader.get("rope_parameters", default={})
     if rope.get("rope_type", "axial") != "axial":
@@ -225,8 +168,10 @@ def _vision(values: Mapping[str, Any], where: str) -> VisionConfig:
         num_layers=reader.get("depth"),
         num_heads=reader.get("num_heads"),
         in_channels=reader.get("in_channels", default=3),
-        patch_size=_single(reader.get("patch_size", default=16), f"{where}.patch_size"),
-        temporal_patch_size=_single(
+        patch_size=config_reader.single(
+            reader.get("patch_size", default=16), f"{where}.patch_size"
+        ),
+        temporal_patch_size=config_reader.single(
             reader.get("temporal_patch_size", default=2), f"{where}.temporal_patch_size"
         ),
         spatial_merge_size=reader.get("spatial_merge_size", default=2),
@@ -256,9 +201,10 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
     Source: transformers models/qwen3_vl{,_moe}/configuration_*.py, 4.57 and 5.23; the top level's
     `tie_word_embeddings` decides where the text part has another (modeling_utils.py tie_weights).
     """
+    apart, values = kinds.split(values)
     model_type = values.get("model_type")
     if model_type == "qwen3":
-        text = _text(values, "config", tied=None)
+        text = _text(values, "config", tied=None, router=apart.router)
         return Qwen3VLConfig(
             text=text,
             vision=None,
@@ -267,16 +213,20 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
             vision_start_token_id=-1,
             vision_end_token_id=-1,
             initializer_range=float(values.get("initializer_range", 0.02)),
+            score_heads=apart.heads,
         )
     if model_type not in ("qwen3_vl", "qwen3_vl_moe"):
         raise ValueError(
             f"config.model_type = {model_type!r}: only qwen3_vl, qwen3_vl_moe and qwen3 are known"
         )
-    reader = _Reader(values, "config")
+    reader = config_reader.Reader(values, "config")
     text_values = reader.get("text_config")
     config = Qwen3VLConfig(
         text=_text(
-            text_values, "config.text_config", tied=values.get("tie_word_embeddings", False)
+            text_values,
+            "config.text_config",
+            tied=values.get("tie_word_embeddings", False),
+            router=apart.router,
         ),
         vision=_vision(reader.get("vision_config"), "config.vision_config"),
         image_token_id=reader.get("image_token_id"),
@@ -284,6 +234,7 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
         vision_start_token_id=reader.get("vision_start_token_id"),
         vision_end_token_id=reader.get("vision_end_token_id"),
         initializer_range=float(text_values.get("initializer_range", 0.02)),
+        score_heads=apart.heads,
     )
     reader.seen.add("tie_word_embeddings")
     reader.finish()

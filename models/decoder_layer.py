@@ -1,4 +1,9 @@
-"""One layer of the text decoder: grouped-query attention, then an MLP or a mixture of experts."""
+"""One layer of the text decoder: grouped-query attention, then an MLP or a mixture of experts.
+
+Decoding reads few rows, so that a step takes as long as reading the weights: `join` gives the form
+it wants, with one matmul for q, k and v and one for gate and up. Kernels stay 3-D and 4-D, so that
+sharding the kv heads and the mlp cuts them as it cuts the separate ones.
+"""
 
 import jax
 import jax.ad_checkpoint
@@ -11,8 +16,37 @@ from models.config import TextConfig
 from models.inputs import Segments
 
 
+def join_qkv(
+    q: Float[Array, "*L D NH"],
+    k: Float[Array, "*L D KH"],
+    v: Float[Array, "*L D KH"],
+    *,
+    head_dim: int,
+) -> Float[Array, "*L D K G2 H"]:
+    """Return one kernel; each kv head has its G queries, its key and its value side by side."""
+
+    def heads(kernel: jax.Array, num_heads: int) -> jax.Array:
+        return kernel.reshape(*kernel.shape[:-1], num_heads, -1, head_dim)
+
+    num_kv_heads = k.shape[-1] // head_dim
+    return jnp.concatenate([heads(x, num_kv_heads) for x in (q, k, v)], axis=-2)
+
+
+def join_norms(q: Float[Array, "*L H"], k: Float[Array, "*L H"], *, groups: int) -> jax.Array:
+    """Return the weights [*L, G + 1, H] of a kv head's G queries and its key."""
+    return jnp.stack([q] * groups + [k], axis=-2)
+
+
+def join_gate_up(gate: Float[Array, "*L D F"], up: Float[Array, "*L D F"]) -> jax.Array:
+    """Return one kernel [*L, D, 2, F]."""
+    return jnp.stack([gate, up], axis=-2)
+
+
 class Attention(nnx.Module):
-    """Attend with grouped queries, normalised heads and interleaved M-RoPE."""
+    """Attend with grouped queries, normalised heads and interleaved M-RoPE.
+
+    After `join` the maps `q, k, v` and the norms `q_norm, k_norm` are one each.
+    """
 
     def __init__(self, config: TextConfig, *, rules: sharding.Rules, scope: layers.Scope):
         self.rules = rules
@@ -28,12 +62,31 @@ class Attention(nnx.Module):
         self.o = linear(n * self.head_dim, d, ("heads", "embed"))
         self.q_norm = layers.RMSNorm(self.head_dim, eps=config.rms_norm_eps, scope=scope)
         self.k_norm = layers.RMSNorm(self.head_dim, eps=config.rms_norm_eps, scope=scope)
+        self.qkv, self.qk_norm = None, None
+
+    def join(self) -> None:
+        """Replace q, k and v by one map."""
+        kernels = [part.kernel[...] for part in (self.q, self.k, self.v)]
+        kernel = join_qkv(*kernels, head_dim=self.head_dim)
+        axes = ("embed", "kv_heads", None, None)
+        self.qkv = nnx.data(layers.Joined(kernel, axes=axes, dtype=self.q.dtype))
+        groups = kernels[0].shape[-1] // kernels[1].shape[-1]
+        norm = self.q_norm
+        scale = join_norms(norm.scale[...], self.k_norm.scale[...], groups=groups)
+        norm.scale = nnx.Param(scale, axes=(None, "norm"))
+        self.qk_norm = nnx.data(norm)
+        self.q, self.k, self.v, self.q_norm, self.k_norm = (None,) * 5
 
     def project(
         self, x: Float[Array, "B T D"], angles: tuple[jax.Array, jax.Array]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """Return rotated queries and keys, and values."""
         heads = (*x.shape[:2], -1, self.head_dim)
+        if self.qkv is not None:
+            qkv = self.qkv(x)  # [B, T, K, G + 2, H]
+            qk = self.qk_norm(qkv[..., :-1, :])  # [B, T, K, G + 1, H]
+            qk = rope.apply(qk.reshape(heads), *angles).reshape(qk.shape)
+            return qk[..., :-1, :].reshape(heads), qk[..., -1, :], qkv[..., -1, :]
         q = rope.apply(self.q_norm(self.q(x).reshape(heads)), *angles)  # [B, T, N, H]
         k = rope.apply(self.k_norm(self.k(x).reshape(heads)), *angles)  # [B, T, K, H]
         return q, k, self.v(x).reshape(heads)  # [B, T, K, H]
@@ -62,7 +115,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Apply the gated MLP: down(silu(gate x) * up x)."""
+    """Apply the gated MLP: down(silu(gate x) * up x). After `join` gate and up are one map."""
 
     def __init__(self, config: TextConfig, *, rules: sharding.Rules, scope: layers.Scope):
         self.rules = rules
@@ -70,9 +123,22 @@ class MLP(nnx.Module):
         self.gate = layers.Linear(d, f, axes=("embed", "mlp"), use_bias=False, scope=scope)
         self.up = layers.Linear(d, f, axes=("embed", "mlp"), use_bias=False, scope=scope)
         self.down = layers.Linear(f, d, axes=("mlp", "embed"), use_bias=False, scope=scope)
+        self.gate_up = None
+
+    def join(self) -> None:
+        """Replace gate and up by one map."""
+        kernel = join_gate_up(self.gate.kernel[...], self.up.kernel[...])
+        axes = ("embed", None, "mlp")
+        self.gate_up = nnx.data(layers.Joined(kernel, axes=axes, dtype=self.gate.dtype))
+        self.gate, self.up = None, None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        h = jax.nn.silu(self.gate(x)) * self.up(x)
+        if self.gate_up is None:
+            gate, up = self.gate(x), self.up(x)  # [B, T, F]
+        else:
+            both = self.gate_up(x)  # [B, T, 2, F]
+            gate, up = both[..., 0, :], both[..., 1, :]
+        h = jax.nn.silu(gate) * up
         return self.down(sharding.constrain(h, self.rules, "batch", "act_length", "act_mlp"))
 
 
@@ -99,14 +165,29 @@ class DecoderLayer(nnx.Module):
             else moe.MoE(config, implementation=moe_implementation, rules=rules, scope=scope)
         )
 
+    def join(self, *, heads: bool) -> None:
+        """Make one matmul of maps that read the same input; experts stay as they are.
+
+        Args:
+          heads: those of attention too; only where the mesh cuts queries as it cuts keys, between
+            kv heads.
+        """
+        if heads:
+            self.attn.join()
+        if self.mlp is not None:
+            self.mlp.join()
+
     def feed_forward(
-        self, x: Float[Array, "B T D"], ids: Int[Array, "B T"]
+        self,
+        x: Float[Array, "B T D"],
+        ids: Int[Array, "B T"],
+        kind: Int[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
         """Add the MLP's answer; ids 0 are padding and count for no expert."""
         if self.moe is None:
             x, stats = x + self.mlp(self.post_norm(x)), None
         else:
-            mixed, stats = self.moe(self.post_norm(x), ids > 0)
+            mixed, stats = self.moe(self.post_norm(x), ids > 0, kind)
             x = x + mixed
         return sharding.constrain(x, self.rules, "batch", "act_length", "act_embed"), stats
 
@@ -116,11 +197,16 @@ class DecoderLayer(nnx.Module):
         angles: tuple[jax.Array, jax.Array],
         segments: Segments,
         implementation: attention.Implementation,
+        kind: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[jax.Array, jax.Array], moe.RouterStats | None]:
-        """Return the layer's output, its keys and values, and the router's counts."""
+        """Return the layer's output, its keys and values, and the router's counts.
+
+        Args:
+          kind: of the sequence that each token stands in, for the router; see `models.kinds`.
+        """
         q, k, v = self.attn.project(self.input_norm(x), angles)
         x = x + self.attn.mix(q, k, v, segments, implementation)
-        x, stats = self.feed_forward(x, segments.ids)
+        x, stats = self.feed_forward(x, segments.ids, kind)
         return x, (k, v), stats
 
     def decode(
@@ -134,10 +220,12 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """Write one token at place `lengths` of each row's cache and attend to all up to it."""
         q, k, v = self.attn.project(self.input_norm(x), angles)
+        # Without the promise that no place is written twice a GPU writes with atomics.
+        place = {"unique_indices": True, "indices_are_sorted": True, "mode": "drop"}
         rows = jnp.arange(x.shape[0])
-        keys = keys.at[rows, lengths].set(k[:, 0].astype(keys.dtype))
-        values = values.at[rows, lengths].set(v[:, 0].astype(values.dtype))
+        keys = keys.at[rows, lengths].set(k[:, 0].astype(keys.dtype), **place)
+        values = values.at[rows, lengths].set(v[:, 0].astype(values.dtype), **place)
         mixed = attention.attend_decode(q, keys, values, lengths + 1, implementation=implementation)
         x = x + self.attn.o(mixed.reshape(*x.shape[:2], -1))
-        x, _ = self.feed_forward(x, jnp.ones(x.shape[:2], jnp.int32))
+        x, _ = self.feed_forward(x, jnp.ones(x.shape[:2], jnp.int32), None)
         return x, keys, values

@@ -1,19 +1,37 @@
 """The discriminator: a trunk without output head, and a scalar score of a segment's last token."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models import attention, layers, moe, sharding
+from models import attention, kinds, layers, moe, sharding
 from models.config import Qwen3VLConfig
-from models.inputs import TextInput, VisionInput
+from models.inputs import Leaf, TextInput, VisionInput
 from models.qwen3_vl import Qwen3VL
 from models.text import Remat
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadDropout:
+    """Drop numbers of the head's input, each with probability `rate`; the others grow to match.
+
+    Source: PRISM moe/value_head.py:295,330: 0.1, active in every update and never in scoring.
+    """
+
+    rate: float = dataclasses.field(metadata={"static": True})
+    key: Leaf  # each call with the same key drops the same places
+
+
 class Discriminator(nnx.Module):
     """Score segments; the trunk may be a mixture of experts, dense, or text-only.
+
+    `config.text.moe.router` and `config.score_heads` say what captions and cots have apart, see
+    `models.kinds`.
 
     Source: PRISM moe/value_head.py Qwen3VLMoeValueHead: a linear map without bias on the last
     normalised hidden state.
@@ -29,6 +47,7 @@ class Discriminator(nnx.Module):
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        self.num_heads = config.score_heads
         self.trunk = Qwen3VL(
             config,
             has_head=False,
@@ -42,7 +61,11 @@ class Discriminator(nnx.Module):
             rngs=rngs, param_dtype=param_dtype, dtype=dtype, std=config.initializer_range
         )
         self.score = layers.Linear(
-            config.text.hidden_size, 1, axes=("embed", "score"), use_bias=False, scope=scope
+            config.text.hidden_size,
+            self.num_heads,
+            axes=("embed", "score"),
+            use_bias=False,
+            scope=scope,
         )
 
     def __call__(
@@ -53,14 +76,40 @@ class Discriminator(nnx.Module):
         *,
         implementation: attention.Implementation,
         remat: Remat,
+        kind: Int[Array, "B M"] | None = None,
+        head_dropout: HeadDropout | None = None,
     ) -> tuple[Float[Array, "B M"], moe.RouterStats | None]:
         """Return a score per segment, float32, and the router's counts per layer (None if dense).
 
         Args:
           last: place in its row of each segment's scored token; any valid place for a slot that
             holds no segment, whose score means nothing.
+          kind: of each segment, see `models.kinds`; slot m is the row's sequence m + 1. A segment
+            router and two heads need it; without it the router's counts are not told by kind.
         """
-        hidden, stats = self.trunk(text, vision, implementation=implementation, remat=remat)
+        if kind is None and self.num_heads > 1:
+            raise ValueError("a discriminator with two heads must be told the kind of each segment")
+        hidden, stats = self.trunk(
+            text,
+            vision,
+            implementation=implementation,
+            remat=remat,
+            kind=None if kind is None else _of_tokens(kind, text.segments.ids),
+        )
         scored = jnp.take_along_axis(hidden, last[..., None], axis=1)  # [B, M, D]
-        kernel = self.score.kernel[...].astype(jnp.float32)
-        return (scored.astype(jnp.float32) @ kernel)[..., 0], stats
+        scored = scored.astype(jnp.float32)
+        if head_dropout is not None:
+            is_kept = jax.random.bernoulli(head_dropout.key, 1 - head_dropout.rate, scored.shape)
+            scored = jnp.where(is_kept, scored / (1 - head_dropout.rate), 0)
+        scores = scored @ self.score.kernel[...].astype(jnp.float32)  # [B, M, heads]
+        if self.num_heads == 1:
+            return scores[..., 0], stats
+        caption, cot = scores[..., 0], scores[..., 1]
+        found = jnp.where(kind == kinds.COT, cot, caption)
+        return jnp.where(kind == kinds.WHOLE, (caption + cot) / 2, found), stats
+
+
+def _of_tokens(kind: Int[Array, "B M"], ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Return the kind of the sequence in which each token stands; padding is as sequence 1."""
+    slots = jnp.clip(ids - 1, 0, kind.shape[1] - 1)
+    return jnp.take_along_axis(kind, slots, axis=1)

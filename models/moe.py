@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from models import layers, sharding
+from models import kinds, layers, sharding
 from models.config import TextConfig
 from models.inputs import Leaf
 
@@ -18,11 +18,17 @@ Implementation = Literal["dense", "ragged"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RouterStats:
-    """Count where tokens went; sums, so that parts of a batch add up. Leading axis L if stacked."""
+    """Count where tokens went; sums, so that parts of a batch add up. Leading axis L if stacked.
+
+    `by_kind` holds the same for each kind of sequence (see `kinds`), with an axis K before E, of
+    the same tokens; None where the kinds were not told.
+    """
 
     choices: Leaf  # float32[…, E]  how many tokens chose each expert
     probability: Leaf  # float32[…, E]  sum over tokens of the router's probability
     tokens: Leaf  # float32[…]
+    by_kind: "RouterStats | None" = None
+    router: kinds.Router = dataclasses.field(default="token", metadata={"static": True})
 
 
 def load_balance(stats: RouterStats) -> Float[Array, ""]:
@@ -31,10 +37,26 @@ def load_balance(stats: RouterStats) -> Float[Array, ""]:
     Its least value is X, the experts per token, reached when all experts are used alike. Layers
     are pooled before the product. Gradients flow through the probabilities alone.
 
+    With router="segment" each kind of sequence is balanced over the experts that it may use, E
+    their number, and the kinds are averaged by their tokens: again X at least. Where a kind has
+    just X experts, as in the method's 4 with 2 a token, the term is X and has no gradient.
+
     Source: Switch Transformer (arXiv 2101.03961) eq. 4-6; transformers
     models/qwen3_vl_moe/modeling_qwen3_vl_moe.py load_balancing_loss_func.
     """
     num_experts = stats.choices.shape[-1]
+    if stats.router == "segment":
+        assert stats.by_kind is not None, "a segment router always counts by kind"
+        stats = stats.by_kind
+        num_kinds = len(kinds.NAMES)
+        choices = stats.choices.reshape(-1, num_kinds, num_experts).sum(0)
+        probability = stats.probability.reshape(-1, num_kinds, num_experts).sum(0)
+        tokens = stats.tokens.reshape(-1, num_kinds).sum(0)
+        used = jnp.maximum(tokens, 1.0)[:, None]
+        each = kinds.allowed(num_experts).sum(-1) * ((choices / used) * (probability / used)).sum(
+            -1
+        )
+        return (each * tokens).sum() / jnp.maximum(tokens.sum(), 1.0)
     choices = stats.choices.reshape(-1, num_experts).sum(0)
     probability = stats.probability.reshape(-1, num_experts).sum(0)
     tokens = jnp.maximum(stats.tokens.sum(), 1.0)
@@ -61,6 +83,7 @@ class MoE(nnx.Module):
             raise NotImplementedError(f"MoE implementation {implementation!r} does not exist")
         self.implementation, self.rules = implementation, rules
         self.top = config.moe.num_experts_per_token
+        self.choice = config.moe.router
         self.dtype = scope.dtype
         d, e, f = config.hidden_size, config.moe.num_experts, config.moe.intermediate_size
         self.router = layers.Linear(d, e, axes=("embed", "router"), use_bias=False, scope=scope)
@@ -69,22 +92,58 @@ class MoE(nnx.Module):
         self.down = scope.normal((e, f, d), ("experts", "mlp", "embed"))
 
     def __call__(
-        self, x: Float[Array, "B T D"], token_mask: Bool[Array, "B T"]
+        self,
+        x: Float[Array, "B T D"],
+        token_mask: Bool[Array, "B T"],
+        kind: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], RouterStats]:
-        """Return the mixed answers and where the tokens of `token_mask` went."""
-        probability = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)  # [B, T, E]
-        weights, chosen = jax.lax.top_k(probability, self.top)  # [B, T, X]
-        weights = weights / weights.sum(-1, keepdims=True)
+        """Return the mixed answers and where the tokens of `token_mask` went.
+
+        Args:
+          kind: of the sequence that each token stands in, see `kinds`; a segment router needs it.
+        """
+        probability, weights, chosen = self._route(x, kind)
         one_hot = jax.nn.one_hot(chosen, probability.shape[-1])  # [B, T, X, E]
         seen = token_mask[..., None]
+        choices = jax.lax.stop_gradient(jnp.where(seen, one_hot.sum(-2), 0))
+        shown = jnp.where(seen, probability, 0)
+        by_kind = None
+        if kind is not None:
+            of_kind = jnp.where(seen, jax.nn.one_hot(kind, len(kinds.NAMES)), 0)  # [B, T, K]
+            by_kind = RouterStats(
+                choices=jnp.einsum("btk,bte->ke", of_kind, choices),
+                probability=jnp.einsum("btk,bte->ke", of_kind, shown),
+                tokens=of_kind.sum((0, 1)),
+            )
         stats = RouterStats(
-            choices=jax.lax.stop_gradient(jnp.where(seen, one_hot.sum(-2), 0).sum((0, 1))),
-            probability=jnp.where(seen, probability, 0).sum((0, 1)),
+            choices=choices.sum((0, 1)),
+            probability=shown.sum((0, 1)),
             tokens=token_mask.sum().astype(jnp.float32),
+            by_kind=by_kind,
+            router=self.choice,
         )
         if self.implementation == "dense":
             return self._dense(x, jnp.einsum("btxe,btx->bte", one_hot, weights)), stats
         return self._ragged(x, weights, chosen), stats
+
+    def _route(
+        self, x: Float[Array, "B T D"], kind: Int[Array, "B T"] | None
+    ) -> tuple[Float[Array, "B T E"], Float[Array, "B T X"], Int[Array, "B T X"]]:
+        """Return the probabilities of all experts, and weights and numbers of the chosen ones."""
+        logits = self.router(x).astype(jnp.float32)
+        if self.choice == "token":
+            probability = jax.nn.softmax(logits, axis=-1)
+            weights, chosen = jax.lax.top_k(probability, self.top)
+        else:
+            if kind is None:
+                raise ValueError("a segment router must be told the kind of each sequence")
+            allowed = jnp.asarray(kinds.allowed(logits.shape[-1]))[kind]
+            logits = jnp.where(allowed, logits, -jnp.inf)
+            probability = jax.nn.softmax(logits, axis=-1)
+            # By logits: a probability that rounds to 0 is still above those not allowed.
+            _, chosen = jax.lax.top_k(logits, self.top)
+            weights = jnp.take_along_axis(probability, chosen, axis=-1)
+        return probability, weights / weights.sum(-1, keepdims=True), chosen
 
     def _kernels(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         return tuple(p[...].astype(self.dtype) for p in (self.gate, self.up, self.down))

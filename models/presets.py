@@ -66,6 +66,7 @@ def _model(
         vision_start_token_id=151_652,
         vision_end_token_id=151_653,
         initializer_range=0.02,
+        score_heads=1,
     )
 
 
@@ -77,6 +78,7 @@ def upcycled(
         num_experts=num_experts,
         num_experts_per_token=num_experts_per_token,
         intermediate_size=dense.text.intermediate_size,
+        router="token",
     )
     return dataclasses.replace(dense, text=dataclasses.replace(dense.text, moe=moe))
 
@@ -99,7 +101,7 @@ QWEN3_VL_30B_A3B = _model(
     num_layers=48,
     heads=(32, 4),
     tied=False,
-    moe=MoEConfig(num_experts=128, num_experts_per_token=8, intermediate_size=768),
+    moe=MoEConfig(num_experts=128, num_experts_per_token=8, intermediate_size=768, router="token"),
 )
 QWEN3_VL_235B_A22B = _model(
     _large_tower(4096),
@@ -107,7 +109,7 @@ QWEN3_VL_235B_A22B = _model(
     num_layers=94,
     heads=(64, 4),
     tied=False,
-    moe=MoEConfig(num_experts=128, num_experts_per_token=8, intermediate_size=1536),
+    moe=MoEConfig(num_experts=128, num_experts_per_token=8, intermediate_size=1536, router="token"),
 )
 DISCRIMINATOR_2B_MOE4X = upcycled(QWEN3_VL_2B, num_experts=4, num_experts_per_token=2)
 

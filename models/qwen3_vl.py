@@ -91,12 +91,14 @@ class Qwen3VL(nnx.Module):
         *,
         implementation: attention.Implementation,
         remat: Remat,
+        kind: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
         """Return normalised hidden states of packed rows, and the router's counts per layer.
 
         Args:
           remat: what the backward pass keeps of a decoder layer; unless "none" the vision tower
             keeps the inputs of its blocks alone.
+          kind: of the sequence that each token stands in, for the router; see `models.kinds`.
         """
         images = None
         if vision is not None:
@@ -105,7 +107,13 @@ class Qwen3VL(nnx.Module):
             )
         x, levels = self.embed(text, images)
         return self.text(
-            x, text.positions, text.segments, levels, implementation=implementation, remat=remat
+            x,
+            text.positions,
+            text.segments,
+            levels,
+            implementation=implementation,
+            remat=remat,
+            kind=kind,
         )
 
     def head(self) -> Float[Array, "V D"]:

@@ -88,6 +88,11 @@ class TextDecoder(nnx.Module):
         """Replace the stacked layers by a list, which decoding reads without copying."""
         self.layers = nnx.List(self.layer_list())
 
+    def join(self, *, heads: bool) -> None:
+        """Join the maps of layers that were unstacked, see `DecoderLayer.join`."""
+        for layer in self.layer_list():
+            layer.join(heads=heads)
+
     def layer_list(self) -> Sequence[DecoderLayer]:
         """Return the layers one by one, whichever form they are held in."""
         if isinstance(self.layers, nnx.List):
@@ -110,15 +115,20 @@ class TextDecoder(nnx.Module):
         *,
         implementation: attention.Implementation,
         remat: Remat,
+        kind: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
-        """Return normalised hidden states and the router's counts per layer (None if dense)."""
+        """Return normalised hidden states and the router's counts per layer (None if dense).
+
+        Args:
+          kind: of the sequence that each token stands in, for the router; see `models.kinds`.
+        """
         angles = self.angles(positions)
         graphdef, params = nnx.split(self.layers)
 
         def step(x: jax.Array, scanned: tuple) -> tuple[jax.Array, moe.RouterStats | None]:
             number, layer_params = scanned
             layer = nnx.merge(graphdef, layer_params)
-            x, _, stats = layer(x, angles, segments, implementation)
+            x, _, stats = layer(x, angles, segments, implementation, kind)
             if deepstack is not None:
                 x = deepstack.add(x, number)
             return x, stats

@@ -30,6 +30,7 @@ from models import (
     hf_reader,
     hf_stream,
     hf_writer,
+    kinds,
     qwen3_vl,
     sharding,
 )
@@ -57,8 +58,11 @@ class Options:
     noise: str  # "absolute" or "relative"
     router_std: float
     seed: int
+    router: str  # what the discriminator made of it keeps apart, see `kinds`
+    heads: int
 
     def __post_init__(self):
+        kinds.Apart(router=self.router, heads=self.heads)
         if not 1 <= self.num_experts_per_token <= self.num_experts:
             raise ValueError(
                 "upcycle.num_experts_per_token must be between 1 and num_experts = "
@@ -69,6 +73,11 @@ class Options:
         for name, value in (("noise_std", self.noise_std), ("router_std", self.router_std)):
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"upcycle.{name} must be 0 or more, got {value}")
+        kinds.check_experts(
+            self.router,
+            num_experts=self.num_experts,
+            num_experts_per_token=self.num_experts_per_token,
+        )
 
 
 def tensor_key(seed: int, name: str) -> Key[Array, ""]:
@@ -136,6 +145,7 @@ def moe_config(dense: Mapping[str, Any], options: Options) -> dict[str, Any]:
         "tie_word_embeddings": config.text.tie_word_embeddings,
         "text_config": text,
         "vision_config": {**dense["vision_config"], "model_type": "qwen3_vl_moe"},
+        **kinds.entry(kinds.Apart(router=options.router, heads=options.heads)),
     }
 
 

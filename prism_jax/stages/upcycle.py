@@ -3,6 +3,11 @@
 Every expert is the dense MLP plus noise, the router is new: the discriminator's trunk in PRISM.
 Works on Hugging Face folders, one tensor at a time.
 
+`--router=segment` gives captions and cots experts of their own, `--heads=2` a score head each (see
+`models.kinds`). Both are written into the new folder's `config.json` under `prism_discriminator`;
+warm-up, alignment, export and convert read it there. transformers reads past that key: it loads
+such a folder and routes every token to any expert.
+
 Source: PRISM moe/create_vl_moe.py: 4 experts, 2 a token, noise 0.01 absolute, router 0.02.
 """
 
@@ -10,7 +15,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from models import hf_names, upcycle
+from models import hf_names, kinds, upcycle
 from prism_jax import errors, pretrained
 
 _SHARD_BYTES = 5 * 10**9
@@ -37,6 +42,13 @@ def parser() -> argparse.ArgumentParser:
     add("--router_std", type=float, default=0.02)
     add("--seed", type=int, default=0)
     add(
+        "--router",
+        choices=kinds.ROUTERS,
+        default="token",
+        help="segment: half of the experts for captions alone, half for cots",
+    )
+    add("--heads", type=int, choices=kinds.HEADS, default=1, help="2: one for captions, one cots")
+    add(
         "--layout",
         choices=hf_names.EXPERT_LAYOUTS,
         default="4.57",
@@ -60,6 +72,8 @@ def main(argv: Sequence[str]) -> None:
                 noise=args.noise,
                 router_std=args.router_std,
                 seed=args.seed,
+                router=args.router,
+                heads=args.heads,
             ),
             layout=args.layout,
             max_shard_bytes=_SHARD_BYTES,

@@ -88,6 +88,8 @@ def test_an_upcycled_model_loads_and_without_noise_computes_what_the_dense_one_d
         noise="absolute",
         router_std=0.02,
         seed=0,
+        router="token",
+        heads=1,
     )
     dense = _read_strictly(source, "dense")
     tokens = torch.tensor([[5, 9, 66, 68, 68, 68, 68, 67, 30, 31, 2, 7]])
@@ -133,6 +135,8 @@ def test_a_config_of_transformers_5_can_be_upcycled(tmp_path):
         noise="relative",
         router_std=0.02,
         seed=0,
+        router="token",
+        heads=1,
     )
     upcycle.upcycle(source, tmp_path / "moe", options, layout="4.57", max_shard_bytes=10**9)
     model = _read_strictly(tmp_path / "moe", "moe")

@@ -23,6 +23,8 @@ OPTIONS = upcycle.Options(
     noise="absolute",
     router_std=0.02,
     seed=3,
+    router="token",
+    heads=1,
 )
 MLP = "model.language_model.layers.{}.mlp."
 
