@@ -65,6 +65,17 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
+class Joined(nnx.Module):
+    """Compute several linear maps of one input as one matmul: x W with W of [D, *outputs]."""
+
+    def __init__(self, kernel: jax.Array, *, axes: tuple[str | None, ...], dtype: DTypeLike):
+        self.dtype = dtype
+        self.kernel = nnx.Param(kernel, axes=axes)
+
+    def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows_and_outputs"]:
+        return jnp.tensordot(x.astype(self.dtype), self.kernel[...].astype(self.dtype), 1)
+
+
 class Embedding(nnx.Module):
     """Hold a table of vectors, looked up by row or used as an output head."""
 

@@ -90,7 +90,9 @@ class TextDecoder(nnx.Module):
 
     def join(self, *, heads: bool) -> None:
         """Join the maps of layers that were unstacked, see `DecoderLayer.join`."""
-        for layer in self.layer_list():
+        if not isinstance(self.layers, nnx.List):
+            raise ValueError("text.join needs layers one by one: call text.unstack first")
+        for layer in self.layers:
             layer.join(heads=heads)
 
     def layer_list(self) -> Sequence[DecoderLayer]:
