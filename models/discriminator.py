@@ -94,7 +94,7 @@ class Discriminator(nnx.Module):
             vision,
             implementation=implementation,
             remat=remat,
-            kind=None if kind is None else _of_tokens(kind, text.segments.ids),
+            kind=None if kind is None else kind_of_tokens(kind, text.segments.ids),
         )
         scored = jnp.take_along_axis(hidden, last[..., None], axis=1)  # [B, M, D]
         scored = scored.astype(jnp.float32)
@@ -109,7 +109,7 @@ class Discriminator(nnx.Module):
         return jnp.where(kind == kinds.WHOLE, (caption + cot) / 2, found), stats
 
 
-def _of_tokens(kind: Int[Array, "B M"], ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
+def kind_of_tokens(kind: Int[Array, "B M"], ids: Int[Array, "B T"]) -> Int[Array, "B T"]:
     """Return the kind of the sequence in which each token stands; padding is as sequence 1."""
     slots = jnp.clip(ids - 1, 0, kind.shape[1] - 1)
     return jnp.take_along_axis(kind, slots, axis=1)
