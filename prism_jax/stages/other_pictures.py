@@ -1,0 +1,77 @@
+"""Prompts with other pictures: what a discriminator that looks must notice.
+
+Grids, tokens and patches stay as many as they are, so a changed prompt packs as the true one does.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import numpy as np
+
+from models import positions
+from models.inputs import Example
+
+# blank: grey; shuffled: those of another prompt; replaced: noise, the same at every measurement
+Change = Literal["blank", "shuffled", "replaced"]
+CHANGES: tuple[Change, ...] = get_args(Change)
+
+_GREY = 128  # of 255; 0 where values are centred already
+
+
+def changed(
+    prompts: Sequence[Example], change: Change, *, spatial_merge_size: int
+) -> list[Example]:
+    """Return the prompts with other pixels in their pictures; prompts without stay as they are.
+
+    "shuffled" gives each prompt the pictures of the next one that has any. Where their sizes
+    differ, each patch shows the patch at the same relative place: larger and smaller pictures
+    lose or repeat patches.
+    """
+    pictured = [number for number, prompt in enumerate(prompts) if prompt.grids]
+    found = list(prompts)
+    for place, number in enumerate(pictured):
+        prompt = prompts[number]
+        if change == "shuffled":
+            other = prompts[pictured[(place + 1) % len(pictured)]]
+            pixels = _borrowed(prompt, other, spatial_merge_size)
+        elif change == "blank":
+            pixels = [_grey(one) for one in prompt.pixels]
+        else:
+            pixels = [_noise(one, number) for one in prompt.pixels]
+        found[number] = dataclasses.replace(prompt, pixels=pixels)
+    return found
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    return np.full_like(pixels, _GREY if pixels.dtype == np.uint8 else 0)
+
+
+def _noise(pixels: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if pixels.dtype == np.uint8:
+        return rng.integers(0, 256, pixels.shape, np.uint8)
+    return rng.uniform(-1, 1, pixels.shape).astype(pixels.dtype)
+
+
+def _borrowed(prompt: Example, other: Example, merge: int) -> list[np.ndarray]:
+    """Return the pixels of another prompt's pictures in the grids of this one's."""
+    found = []
+    for number, grid in enumerate(prompt.grids):
+        source = number % len(other.grids)
+        grid_there, pixels = other.grids[source], other.pixels[source]
+        if grid_there == grid:
+            found.append(pixels)
+            continue
+        sizes, sizes_there = np.array(grid), np.array(grid_there)
+        here = _coords(grid, merge) * sizes_there // sizes
+        rank = np.lexsort(_coords(grid_there, merge).T[::-1])  # patches, frame by frame, row by row
+        found.append(pixels[rank[np.ravel_multi_index(here.T, grid_there)]])
+    return found
+
+
+def _coords(grid: positions.Grid, merge: int) -> np.ndarray:
+    """Return int[P, 3]: frame, row and column of each patch, in the order of the processor."""
+    places = positions.patch_coords(grid, spatial_merge_size=merge)
+    frames = np.repeat(np.arange(grid[0]), grid[1] * grid[2])
+    return np.concatenate([frames[:, None], places], axis=1)

@@ -1,0 +1,125 @@
+"""Trivial probes of a pair of segments: who is the teacher, from lengths or last tokens alone?
+
+A probe is fitted on some pairs and asked about others. Where a probe is as often right as the
+discriminator, the discriminator may have learnt nothing else: its score then rewards a policy for
+the length of its responses, or for the token they end with.
+
+Each probe gives a segment a number and takes the one with the larger number for the teacher's:
+
+    length       whether longer (or shorter) is the teacher's, or log-odds of up to 16 ranges of
+                 lengths, whichever is right more often on the fitted pairs
+    last token   log-odds of the token's id
+
+Log-odds are log((teachers + 1) / (students + 1)) of the fitted segments, 0 for what was never seen.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+_MAX_RANGES = 16
+_PAIRS_PER_RANGE = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Hold what the probes see of N pairs of one segment, and the prompt of each."""
+
+    teacher_tokens: np.ndarray  # int[N]
+    student_tokens: np.ndarray  # int[N]
+    teacher_last: np.ndarray  # int[N]  id of the scored token
+    student_last: np.ndarray  # int[N]
+    prompt: np.ndarray  # int[N]
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[int],
+        teacher: Sequence[np.ndarray],
+        student: Sequence[np.ndarray],
+    ) -> "Pairs":
+        """Read segments, int[n] tokens each."""
+        return cls(
+            teacher_tokens=np.array([len(one) for one in teacher], int),
+            student_tokens=np.array([len(one) for one in student], int),
+            teacher_last=np.array([one[-1] for one in teacher], int),
+            student_last=np.array([one[-1] for one in student], int),
+            prompt=np.array(prompts, int),
+        )
+
+    def at(self, chosen: np.ndarray) -> "Pairs":
+        """Return the pairs where `chosen` is True."""
+        return Pairs(**{name: value[chosen] for name, value in vars(self).items()})
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+
+Probe = Callable[[Pairs, Pairs], np.ndarray]  # fitted, asked -> teacher's number - student's
+
+
+def accuracy(gaps: np.ndarray) -> float:
+    """Return how often the teacher has the larger number; one half where both are equal."""
+    return float(np.mean(np.where(gaps == 0, 0.5, gaps > 0)))
+
+
+def length(fitted: Pairs, asked: Pairs) -> np.ndarray:
+    """Return teacher minus student of the length's probe, float[N] of the asked pairs."""
+    sign = np.sign(np.sum(np.sign(fitted.teacher_tokens - fitted.student_tokens)))
+
+    def by_sign(pairs: Pairs) -> np.ndarray:
+        return sign * (pairs.teacher_tokens - pairs.student_tokens)
+
+    every = np.concatenate([fitted.teacher_tokens, fitted.student_tokens])
+    count = int(np.clip(len(fitted) // _PAIRS_PER_RANGE, 2, _MAX_RANGES))
+    edges = np.unique(np.quantile(every, np.arange(1, count) / count))
+
+    def by_range(pairs: Pairs) -> np.ndarray:
+        return _log_odds(
+            *(np.searchsorted(edges, side) for side in _lengths(fitted)),
+            *(np.searchsorted(edges, side) for side in _lengths(pairs)),
+        )
+
+    is_sign_better = accuracy(by_sign(fitted)) >= accuracy(by_range(fitted))
+    return by_sign(asked) if is_sign_better else by_range(asked)
+
+
+def last_token(fitted: Pairs, asked: Pairs) -> np.ndarray:
+    """Return teacher minus student of the last token's probe, float[N] of the asked pairs."""
+    return _log_odds(
+        fitted.teacher_last, fitted.student_last, asked.teacher_last, asked.student_last
+    )
+
+
+PROBES: dict[str, Probe] = {"length": length, "last_token": last_token}
+
+
+def across_prompts(probe: Probe, pairs: Pairs) -> float | None:
+    """Return a probe's accuracy on prompts that it was not fitted on; None with one prompt alone.
+
+    It is fitted on every second prompt and asked about the others, and the other way round.
+    """
+    _, order = np.unique(pairs.prompt, return_inverse=True)
+    is_odd = order % 2 == 1
+    if not is_odd.any():
+        return None
+    halves = [(pairs.at(is_odd), pairs.at(~is_odd)), (pairs.at(~is_odd), pairs.at(is_odd))]
+    return accuracy(np.concatenate([probe(fitted, asked) for fitted, asked in halves]))
+
+
+def _lengths(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    return pairs.teacher_tokens, pairs.student_tokens
+
+
+def _log_odds(
+    teacher: np.ndarray, student: np.ndarray, asked_teacher: np.ndarray, asked_student: np.ndarray
+) -> np.ndarray:
+    """Return the difference of log-odds of values, fitted on the first two."""
+
+    def of(values: np.ndarray) -> np.ndarray:
+        teachers = (values[:, None] == teacher).sum(-1)
+        students = (values[:, None] == student).sum(-1)
+        return np.log(teachers + 1.0) - np.log(students + 1.0)
+
+    return of(asked_teacher) - of(asked_student)
