@@ -1,34 +1,69 @@
-"""Stage 3, RL with verifiable rewards: GRPO.
+"""Stage 3, RL with verifiable rewards.
 
-    python -m prism_jax rlvr --config=configs/rlvr.py:4b --workdir=runs/rlvr \
+    python -m prism_jax rlvr --config=configs/rlvr.py:4b,dapo --workdir=runs/rlvr \
         --config.model.folder=runs/align \
         --config.prompts.path=rl_training_data_filtered_2k.parquet
 
 Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 million, one GPU), 4b and
-8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Options:
+8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Options, at most one algorithm:
 
-  new   tiny, demo, small: a new model; model.folder then names its tokenizer
+  grpo         rewards over mean and deviation of their group, clipped loss (without any option)
+  dapo         clip-higher, dual clip, dynamic sampling, overlong penalty
+  gspo         one ratio a response
+  dr_grpo      no deviation, constant length
+  cispo        the clipped ratio is a constant weight
+  rloo         against the mean of the others, no ratio
+  reinforce++  returns whitened over the batch, no groups
+  official     the released run of grpo, dapo or gspo, see `_official`
+  new          tiny, demo, small: a new model; model.folder then names its tokenizer
 
-4b and 8b: not run here. Source: PRISM scripts/train/experiment/qwen3_vl_grpo_after_prism*.sh and
+Every other choice is a field. Several updates of a rollout, a KL term in the loss or the reward,
+and weights that correct for the sampler's log-probs are off, as in every released run; examples:
+
+    --config.train.num_minibatches=4 --config.train.num_epochs=2
+    --config.reference.loss_coefficient=0.001
+    --config.reference.reward_coefficient=0.001 --config.reference.reward_target=0.1 \
+        --config.reference.reward_horizon=10000.0
+    --config.algorithm.sampler_weights=truncate --config.algorithm.sampler_high=2.0
+
+4b and 8b: not run here. Source: PRISM scripts/train/experiment/qwen3_vl_*_after_prism*.sh and
 README §6. Where they disagree: the README names 8 GPUs, the scripts use 4; the 8B script reads a
 `rl_training_data_10k.parquet` that is not published; the README speaks of a KL term "by
-algorithm", every script sets use_kl_loss=False, so there is none.
+algorithm", every script sets use_kl_loss=False, so there is none; the README has weight decay 0.01
+and no warm-up, which `official` takes from the scripts instead.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import common, sampled, sampled_training
 
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("new",))
+    size, options = common.arguments(arg, ("new", "official", "grpo", *_ALGORITHMS))
     is_large = size in ("4b", "8b")
-    if is_large and options:
-        raise ValueError(f"size {size} has no option {', '.join(options)}")
+    if is_large and "new" in options:
+        raise ValueError(f"size {size} has no option new")
+    chosen = sorted(options - {"new", "official"})
+    if len(chosen) > 1:
+        raise ValueError(f"at most one algorithm must be named, got {', '.join(chosen)}")
+    name = chosen[0] if chosen else "grpo"
+    config = _base(size)
+    if "new" in options:
+        config.model = common.new_model(size)
+    if name != "grpo":
+        _ALGORITHMS[name](config)
+    if "official" in options:
+        _official(config, name)
+    return config
+
+
+def _base(size: str) -> ConfigDict:
+    """Return GRPO."""
+    is_large = size in ("4b", "8b")
     config = ConfigDict()
     config.seed = 0
-    config.model = common.new_model(size) if "new" in options else common.model(size)
+    config.model = common.model(size)
     config.prompts = sampled.prompts(size)
     if is_large:
         # Source: filter_overlong_prompts; every row that is left out is named.
@@ -43,9 +78,12 @@ def get_config(arg: str = "4b") -> ConfigDict:
     )
     config.rewards = sampled.rewards(is_official=False)
     # Source: PRISM verl/verl/trainer/ppo/core_algos.py compute_grpo_outcome_advantage: eps 1e-6.
-    config.advantage = ConfigDict({"kind": "grpo", "eps": 1e-6})
+    config.advantage = ConfigDict(
+        {"kind": "grpo", "eps": 1e-6, "discount": config_dict.placeholder(float)}
+    )
     # Source: loss_agg_mode token-mean, of the whole batch here.
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")
+    _add_what_is_off(config)
     config.rows = sampled_training.rows(
         *{"tiny": (256, 2, 2), "demo": (256, 2, 8), "small": (1024, 4, 8)}.get(
             size, (10_240, 16, 8)
@@ -54,6 +92,9 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.train = ConfigDict(
         {
             "num_steps": {"tiny": 2, "demo": 100, "small": 200}.get(size, 1500),
+            # Source: ppo_mini_batch_size = train_batch_size in every script, ppo_epochs 1.
+            "num_minibatches": 1,
+            "num_epochs": 1,
             "head_chunk_tokens": 1024 if is_large else 2048,
             "has_entropy": True,
             "num_threads": 2,
@@ -66,3 +107,149 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.resume = common.resume()
     config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 1))
     return config
+
+
+def _add_what_is_off(config: ConfigDict) -> None:
+    """Add the sections that GRPO has no use for."""
+    config.groups = ConfigDict(
+        {
+            "keep": "all",
+            "generation_prompts": config_dict.placeholder(int),
+            "max_generations": config_dict.placeholder(int),
+            "when_short": "error",
+            "surplus_steps": config_dict.placeholder(int),
+        }
+    )
+    config.overlong = ConfigDict(
+        {
+            "buffer_tokens": config_dict.placeholder(int),
+            "penalty_factor": config_dict.placeholder(float),
+            "is_filtered": False,
+        }
+    )
+    config.reference = ConfigDict(
+        {
+            "folder": config_dict.placeholder(str),
+            # Source: kl_loss_type=low_var_kl of the scripts, whose coefficient nothing uses.
+            "loss_estimator": "k3",
+            "loss_coefficient": config_dict.placeholder(float),
+            # Source: PRISM verl/verl/trainer/config/ppo_trainer.yaml: kl_penalty kl.
+            "reward_estimator": "k1",
+            "reward_coefficient": config_dict.placeholder(float),
+            "reward_target": config_dict.placeholder(float),
+            "reward_horizon": config_dict.placeholder(float),
+        }
+    )
+
+
+def _dapo(config: ConfigDict) -> None:
+    """Make it DAPO.
+
+    Source: arXiv 2503.14476 for the method; PRISM qwen3_vl_dapo_after_prism.sh for the numbers:
+    clip_ratio 0.2 / 0.28, clip_ratio_c 10, filter_groups on the accuracy, 3 x 32 prompts at a time,
+    at most 10 times, overlong_buffer_len 4096 of 8192, penalty 1. The paper keeps the penalty's
+    buffer at a fifth of the length. Groups that are left over wait for the next step; the released
+    code throws them away.
+    """
+    config.algorithm.clip_high = 0.28
+    config.algorithm.dual_clip = 10.0
+    config.groups.keep = "accuracy"
+    config.groups.generation_prompts = 3 * config.rollout.num_prompts
+    config.groups.max_generations = 10
+    config.groups.surplus_steps = 1
+    config.overlong.buffer_tokens = config.rollout.max_response_tokens // 2
+    config.overlong.penalty_factor = 1.0
+
+
+def _gspo(config: ConfigDict) -> None:
+    """Make it GSPO.
+
+    Source: arXiv 2507.18071 §5.1; PRISM qwen3_vl_gspo_after_prism.sh.
+    """
+    config.algorithm.loss = "gspo"
+    config.algorithm.clip_low = 3e-4
+    config.algorithm.clip_high = 4e-4
+    config.algorithm.aggregation = "seq-mean-token-mean"
+
+
+def _dr_grpo(config: ConfigDict) -> None:
+    """Make it Dr. GRPO: neither the deviation nor a response's length divides.
+
+    Source: arXiv 2503.20783 §3.2: the constant is the length limit.
+    """
+    config.advantage.kind = "dr_grpo"
+    config.advantage.eps = None
+    config.algorithm.aggregation = "seq-mean-token-sum-norm"
+    config.algorithm.norm_tokens = config.rollout.max_response_tokens
+
+
+def _cispo(config: ConfigDict) -> None:
+    """Make it CISPO: a clipped token keeps its gradient, and only the upper side is clipped.
+
+    Source: arXiv 2506.13585 §3.1 for the method. It gives no number for the clip; ratios of at most
+    2 are a choice made here, of no effect with one update of a rollout.
+    """
+    config.algorithm.loss = "cispo"
+    config.algorithm.clip_low = None
+    config.algorithm.clip_high = 1.0
+
+
+def _rloo(config: ConfigDict) -> None:
+    """Make it RLOO: the policy gradient of whole responses, without ratio or clip.
+
+    Source: arXiv 2402.14740 §3.3.
+    """
+    config.advantage.kind = "rloo"
+    config.advantage.eps = None
+    config.algorithm.loss = "reinforce"
+    config.algorithm.clip_low = None
+    config.algorithm.clip_high = None
+    config.algorithm.aggregation = "seq-mean-token-sum"
+
+
+def _reinforce_plus_plus(config: ConfigDict) -> None:
+    """Make it REINFORCE++: returns whitened over the tokens of the batch, clipped as in GRPO.
+
+    Its paper has a KL term in the reward, k1; with `reference.reward_estimator` and
+    `reference.reward_coefficient` it is here too.
+    Source: arXiv 2501.03262; PRISM verl/verl/trainer/ppo/core_algos.py:764 (eps 1e-8, gamma 1).
+    """
+    config.advantage.kind = "reinforce++"
+    config.advantage.eps = 1e-8
+    config.advantage.discount = 1.0
+
+
+_ALGORITHMS = {
+    "dapo": _dapo,
+    "gspo": _gspo,
+    "dr_grpo": _dr_grpo,
+    "cispo": _cispo,
+    "rloo": _rloo,
+    "reinforce++": _reinforce_plus_plus,
+}
+
+
+def _official(config: ConfigDict, name: str) -> None:
+    """Take what the released script of this algorithm did, where this project does otherwise.
+
+    The judge with its errors; means over a GPU's tokens at a time; DAPO's surplus thrown away;
+    weight decay and warm-up of the scripts. Not offered: pictures that are scaled to multiples of
+    28 and then of 32 pixels, and prompts that vanish when anything about them fails.
+    Source: PRISM verl/verl/workers/actor/dp_actor.py:434; the scripts: lr_warmup_steps 10 (dapo),
+    lr_warmup_steps_ratio 0.05 (gspo), weight_decay 0.1 (both), clip_ratio_c 3 where none is set.
+    """
+    if name not in ("grpo", "dapo", "gspo"):
+        raise ValueError(f"{name} has no released run: the option official is of grpo, dapo, gspo")
+    config.rewards = sampled.rewards(is_official=True)
+    if name == "grpo":
+        config.algorithm.dual_clip = 3.0
+    if name == "gspo":
+        config.optim.warmup_fraction = 0.05
+    else:
+        config.algorithm.aggregation = "official"
+    if name == "dapo":
+        config.optim.warmup_fraction = None
+        config.optim.warmup_steps = min(10, config.train.num_steps)
+        config.groups.surplus_steps = 0
+    if name != "grpo":
+        config.optim.weight_decay = 0.1

@@ -30,7 +30,7 @@ def rows(row_tokens: int, row_sequences: int, num_rows: int) -> ConfigDict:
 
 
 def algorithm(*, aggregation: str) -> ConfigDict:
-    """Return the clipped loss.
+    """Return the clipped loss, without a correction for the sampler's other log-probs.
 
     One update follows each rollout, so the ratio is 1 and the clip never binds, as in every
     released run. Source: PRISM verl/verl/trainer/config/actor/actor.yaml: clip_ratio 0.2.
@@ -43,5 +43,9 @@ def algorithm(*, aggregation: str) -> ConfigDict:
             "dual_clip": config_dict.placeholder(float),
             "aggregation": aggregation,
             "norm_tokens": config_dict.placeholder(int),
+            "sampler_weights": "off",
+            "sampler_level": "token",
+            "sampler_low": config_dict.placeholder(float),
+            "sampler_high": config_dict.placeholder(float),
         }
     )

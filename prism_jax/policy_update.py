@@ -1,32 +1,42 @@
 """The policy's loss over packed responses, for `train_step.make_train_step`.
 
-A row holds several prompts with their responses. Hidden states at the places that predict a
-response token go through the head, nothing else does; the log-probs are then laid out one response
-a row, the form that `losses.policy` reads:
+Hidden states at the places that predict a response token go through the head, nothing else does;
+the log-probs are then laid out one response a row, the form that `losses.policy` reads:
 
     row        P P P a b c  Q Q d e  .         P, Q prompts, a … e response tokens
     hidden         * * *      * *              predict a b c, d e
     logprobs   [a b c], [d e .]                float32[responses, max_response_tokens]
+
+With one update after each rollout the old log-probs are the new ones without their gradient, and no
+other forward pass is needed. With several, `make_logprobs` makes them before the first.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from models import attention
-from models.config import Qwen3VLConfig
-from models.inputs import Example
 from models.text import Remat
-from prism_jax import configuration, continuations, metrics, train_step
-from prism_jax.continuations import Continuation, RowShape
-from prism_jax.losses import logprob, mismatch, policy, reduce
+from prism_jax import configuration, metrics, train_step
+from prism_jax.losses import kl, logprob, mismatch, policy, reduce
+from prism_jax.policy_batch import PolicyBatch
 
 TERM = "policy"
+KL_TERM = "reference_kl"
+# Those of `reduce`, and the released one: the mean over each row's tokens, the rows weighted by
+# their responses. It depends on how responses are laid into rows, as it did on GPUs there.
+# Source: PRISM verl/verl/workers/actor/dp_actor.py:434.
+Aggregation = Literal[
+    "token-mean",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+    "official",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,8 +47,14 @@ class Algorithm(configuration.Section):
     clip_low: float | None
     clip_high: float | None
     dual_clip: float | None
-    aggregation: reduce.Aggregation
+    aggregation: Aggregation
     norm_tokens: int | None
+    # Each token weighs trainer probability / sampler probability: at most `sampler_high`
+    # ("truncate"), or 0 out of [sampler_low, sampler_high] ("mask").
+    sampler_weights: Literal["off", "truncate", "mask"]
+    sampler_level: Literal["token", "sequence"]  # of the ratio, see `losses.mismatch`
+    sampler_low: float | None
+    sampler_high: float | None
 
     def problems(self) -> list[str]:
         """See `configuration.Section`."""
@@ -58,7 +74,31 @@ class Algorithm(configuration.Section):
                 "norm_tokens must be given for the aggregation seq-mean-token-sum-norm and be "
                 f"None for any other, got {self.norm_tokens} with {self.aggregation}"
             )
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            found.append(f"dual_clip must be > 1 or None, got {self.dual_clip}")
+        return found + self._sampler_problems()
+
+    def _sampler_problems(self) -> list[str]:
+        found = []
+        if (self.sampler_high is None) != (self.sampler_weights == "off"):
+            found.append(
+                "sampler_high must be given for the sampler_weights 'truncate' and 'mask' and be "
+                f"None for 'off', got {self.sampler_high}"
+            )
+        if (self.sampler_low is None) == (self.sampler_weights == "mask"):
+            found.append(
+                "sampler_low must be given for the sampler_weights 'mask' and be None otherwise, "
+                f"got {self.sampler_low}"
+            )
         return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kl:
+    """Say how the distance from a reference policy enters the loss."""
+
+    estimator: kl.Estimator
+    coefficient: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,96 +113,111 @@ class Settings:
     remat: Remat
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PolicyBatch:
-    """Hold packed responses in M microbatches of B rows, each with S places for responses.
-
-    K is the room for response tokens in a row, those of a response side by side.
-    """
-
-    text: Any  # TextInput [M, B, T]
-    vision: Any  # VisionInput [M, B, P] or None
-    predictors: Any  # int32[M, B, K]  place in the row that predicts this response token
-    tokens: Any  # int32[M, B, K]  the response tokens
-    sampler_logprobs: Any  # float32[M, B, K]  from when they were drawn
-    offsets: Any  # int32[M, B, S]  first token of each response in K
-    lengths: Any  # int32[M, B, S]  its tokens; 0 where there is no response
-    advantages: Any  # float32[M, B, S]
-
-
-def pack(
-    prompts: Sequence[Example],
-    responses: Sequence[Continuation],
-    logprobs: Sequence[np.ndarray],
-    advantages: np.ndarray,
-    shape: RowShape,
-    config: Qwen3VLConfig,
-) -> PolicyBatch:
-    """Lay prompts with their responses into rows.
-
-    A response that is to count nowhere (overlong filtering) is left out by the caller.
-
-    Args:
-      logprobs: float32[n] of the sampler for each response's tokens.
-      advantages: float32[N], one a response.
-    """
-    packed = continuations.pack(prompts, [[response] for response in responses], shape, config)
-    by_token = (shape.num_rows, shape.row_continued_tokens)
-    by_response = (shape.num_rows, shape.row_sequences)
-    predictors, tokens = np.zeros(by_token, np.int32), np.zeros(by_token, np.int32)
-    sampler_logprobs = np.zeros(by_token, np.float32)
-    offsets, lengths = np.zeros(by_response, np.int32), np.zeros(by_response, np.int32)
-    kept_advantages = np.zeros(by_response, np.float32)
-    for number, place in enumerate(packed.places):
-        part = slice(place.offset, place.offset + place.num_tokens)
-        predictors[place.row, part] = place.start - 1 + np.arange(place.num_tokens)
-        tokens[place.row, part] = responses[number].tokens
-        sampler_logprobs[place.row, part] = logprobs[number]
-        offsets[place.row, place.slot] = place.offset
-        lengths[place.row, place.slot] = place.num_tokens
-        kept_advantages[place.row, place.slot] = advantages[number]
-    arrays = {
-        "predictors": predictors,
-        "tokens": tokens,
-        "sampler_logprobs": sampler_logprobs,
-        "offsets": offsets,
-        "lengths": lengths,
-        "advantages": kept_advantages,
-    }
-    return PolicyBatch(text=packed.text, vision=packed.vision, **continuations.split(arrays, shape))
-
-
-def weights(batch: PolicyBatch, algorithm: Algorithm, settings: Settings) -> dict[str, jax.Array]:
-    """Return the weight of the loss over the whole batch, from its masks alone."""
+def weights(
+    batch: PolicyBatch, algorithm: Algorithm, settings: Settings, reference: Kl | None
+) -> dict[str, jax.Array]:
+    """Return the weight of each term over the whole batch, from its masks alone."""
     mask = _mask(batch.lengths, settings)
-    return {
-        TERM: reduce.weight(
-            mask, aggregation=algorithm.aggregation, norm_tokens=algorithm.norm_tokens
-        )
-    }
+    weight = reduce.weight(mask, **_aggregation(algorithm))
+    return {TERM: weight} | ({} if reference is None else {KL_TERM: weight})
+
+
+def coefficients(reference: Kl | None) -> dict[str, float]:
+    """Return the factor of each term."""
+    return {TERM: 1.0} | ({} if reference is None else {KL_TERM: reference.coefficient})
 
 
 def loss(
-    model: nnx.Module, batch: PolicyBatch, algorithm: Algorithm, settings: Settings
+    model: nnx.Module,
+    batch: PolicyBatch,
+    algorithm: Algorithm,
+    settings: Settings,
+    reference: Kl | None,
 ) -> tuple[train_step.Terms, metrics.Metrics]:
-    """Return the loss of one microbatch [B, ...], strictly on-policy: the ratio is 1.
+    """Return the loss of one microbatch [B, ...].
 
-    One update follows each rollout, so the old log-probs are the new ones without their gradient
-    and no other forward pass is needed. How far the sampler's log-probs are from the trainer's is
-    always measured.
+    Without `old_logprobs` it is strictly on-policy: the ratio is 1. How far the sampler's log-probs
+    are from those of the trainer before its first update is always measured.
     """
     logprobs, entropy = response_logprobs(model, batch, settings)
     mask = _mask(batch.lengths, settings)
     kept = _by_response(logprobs, batch, settings)
-    advantages = batch.advantages.reshape(-1, 1)
+    old = jax.lax.stop_gradient(kept)
+    if batch.old_logprobs is not None:
+        old = _by_response(batch.old_logprobs, batch, settings)
     sampler = _by_response(batch.sampler_logprobs, batch, settings)
-    term, told = _policy_loss(algorithm, kept, jax.lax.stop_gradient(kept), advantages, mask)
-    told |= mismatch.measure(kept, sampler, mask, None)
+    advantages = _by_response(batch.advantages, batch, settings)
+    sampler_weights = _sampler_weights(algorithm, old, sampler, mask)
+    shares = _row_shares(batch.lengths, mask) if algorithm.aggregation == "official" else None
+    token_weights = sampler_weights
+    if shares is not None:
+        token_weights = shares if sampler_weights is None else shares * sampler_weights
+    term, told = _policy_loss(algorithm, kept, old, advantages, mask, token_weights)
+    told |= mismatch.measure(old, sampler, mask, sampler_weights)
+    terms = {TERM: term}
+    if reference is not None:
+        terms[KL_TERM], own = kl.loss(
+            kept,
+            _by_response(batch.reference_logprobs, batch, settings),
+            mask,
+            estimator=reference.estimator,
+            token_weights=shares,
+            **_aggregation(algorithm),
+        )
+        told |= own
     if entropy is not None:
         entropy = _by_response(jax.lax.stop_gradient(entropy), batch, settings)
         told["policy/entropy"] = metrics.Mean.of(entropy, mask)
-    return {TERM: term}, told
+    return terms, told
+
+
+def make_logprobs(
+    graphdef: nnx.GraphDef, settings: Settings
+) -> Callable[[nnx.State, PolicyBatch], jax.Array]:
+    """Return the jitted (params, batch) -> float32[M, B, K], the response tokens' log-probs."""
+    settings = dataclasses.replace(settings, with_entropy=False)
+
+    def run(params: nnx.State, batch: PolicyBatch) -> jax.Array:
+        def one(_, microbatch: PolicyBatch):
+            model = nnx.merge(graphdef, params)
+            return None, response_logprobs(model, microbatch, settings)[0]
+
+        return jax.lax.scan(one, None, batch)[1]
+
+    return jax.jit(run)
+
+
+def _aggregation(algorithm: Algorithm) -> dict[str, Any]:
+    """Return the arguments of `reduce`; the released way is a sum with `_row_shares`."""
+    is_official = algorithm.aggregation == "official"
+    return {
+        "aggregation": "seq-mean-token-sum" if is_official else algorithm.aggregation,
+        "norm_tokens": algorithm.norm_tokens,
+    }
+
+
+def _row_shares(lengths: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return responses / tokens of the row [B, S] that each response lies in, as the mask's shape.
+
+    A sum of token losses with these weights, over all responses, is the rows' means weighted by
+    their responses.
+    """
+    num_responses = (lengths > 0).sum(-1, keepdims=True).astype(jnp.float32)
+    num_tokens = jnp.maximum(lengths.sum(-1, keepdims=True), 1).astype(jnp.float32)
+    shares = jnp.broadcast_to(num_responses / num_tokens, lengths.shape)
+    return jnp.broadcast_to(shares.reshape(-1, 1), mask.shape)
+
+
+def _sampler_weights(
+    algorithm: Algorithm, old_logprobs: jax.Array, sampler_logprobs: jax.Array, mask: jax.Array
+) -> jax.Array | None:
+    """Return what corrects each token for the sampler's other log-probs; None: nothing."""
+    if algorithm.sampler_weights == "off":
+        return None
+    ratio = mismatch.ratios(old_logprobs, sampler_logprobs, mask, level=algorithm.sampler_level)
+    if algorithm.sampler_weights == "truncate":
+        return mismatch.truncated_weights(ratio, high=algorithm.sampler_high)
+    return mismatch.masked_weights(ratio, low=algorithm.sampler_low, high=algorithm.sampler_high)
 
 
 def _policy_loss(
@@ -171,13 +226,10 @@ def _policy_loss(
     old_logprobs: jax.Array,
     advantages: jax.Array,
     mask: jax.Array,
+    token_weights: jax.Array | None,
 ) -> tuple[reduce.Sum, metrics.Metrics]:
     """Call the loss that the algorithm names: the one place where it is chosen."""
-    shared = {
-        "token_weights": None,
-        "aggregation": algorithm.aggregation,
-        "norm_tokens": algorithm.norm_tokens,
-    }
+    shared = {"token_weights": token_weights} | _aggregation(algorithm)
     if algorithm.loss == "reinforce":
         return policy.reinforce(logprobs, advantages, mask, **shared)
     shared |= {"clip_low": algorithm.clip_low, "clip_high": algorithm.clip_high}

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from models import inputs, sharding
-from prism_jax import continuations, policy_update
+from prism_jax import continuations, policy_batch, policy_update
 from prism_jax.continuations import Continuation
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
@@ -29,7 +29,8 @@ _SETTINGS = policy_update.Settings(
 
 def _algorithm(**changes):
     usual = {"loss": "ppo", "clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
-    usual |= {"aggregation": "token-mean", "norm_tokens": None}
+    usual |= {"aggregation": "token-mean", "norm_tokens": None, "sampler_weights": "off"}
+    usual |= {"sampler_level": "token", "sampler_low": None, "sampler_high": None}
     return policy_update.Algorithm(**(usual | changes))
 
 
@@ -95,7 +96,7 @@ def _batch(row_tokens=128, microbatch_rows=2, row_sequences=8):
         place="rows",
     )
     logprobs = [_rollout().logprobs[n, : len(r.tokens)] for n, r in enumerate(_responses())]
-    return policy_update.pack(_PROMPTS, _responses(), logprobs, _advantages(), shape, _model()[2])
+    return policy_batch.pack(_PROMPTS, _responses(), logprobs, _advantages(), shape, _model()[2])
 
 
 @functools.cache
@@ -103,7 +104,8 @@ def _grad_of_microbatch(algorithm):
     graphdef, _, _ = _model()
 
     def loss(params, part, weight):
-        terms, told = policy_update.loss(nnx.merge(graphdef, params), part, algorithm, _SETTINGS)
+        model = nnx.merge(graphdef, params)
+        terms, told = policy_update.loss(model, part, algorithm, _SETTINGS, None)
         return terms[policy_update.TERM].total / weight, told
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -112,7 +114,8 @@ def _grad_of_microbatch(algorithm):
 def _update(batch, algorithm):
     """Return loss, metrics and gradient, summed over microbatches as the train step does."""
     _, params, _ = _model()
-    weights = jax.jit(lambda batch: policy_update.weights(batch, algorithm, _SETTINGS))(batch)
+    weigh = jax.jit(lambda batch: policy_update.weights(batch, algorithm, _SETTINGS, None))
+    weights = weigh(batch)
     weight = weights[policy_update.TERM]
     parts = [jax.tree.map(lambda x, n=n: x[n], batch) for n in range(batch.lengths.shape[0])]
     losses, metrics, gradients = [], [], []

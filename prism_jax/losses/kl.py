@@ -45,16 +45,21 @@ def loss(
     mask: Bool[Array, "B T"],
     *,
     estimator: Estimator,
+    token_weights: Float[Array, "B T"] | None,
     aggregation: reduce.Aggregation,
     norm_tokens: int | None,
 ) -> tuple[reduce.Sum, metrics.Metrics]:
-    """Return the KL term of a policy's objective, to be added with its coefficient."""
+    """Return the KL term of a policy's objective, to be added with its coefficient.
+
+    `token_weights` multiply the tokens' values in the term, not in the metric; None is off.
+    """
     values = estimate(
         jnp.where(mask, logprobs, 0.0),
         jnp.where(mask, reference_logprobs, 0.0),
         estimator=estimator,
     )
-    term = reduce.aggregate(values, mask, aggregation=aggregation, norm_tokens=norm_tokens)
+    losses = values if token_weights is None else values * token_weights
+    term = reduce.aggregate(losses, mask, aggregation=aggregation, norm_tokens=norm_tokens)
     told = {"policy/reference_kl": metrics.Mean.of(values, mask)}
     return term, jax.lax.stop_gradient(told)
 

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from models.inputs import Example
-from prism_jax import configuration, optim, policy_update, train_step
+from prism_jax import configuration, optim, policy_batch, policy_update, train_step
 from prism_jax.continuations import Largest, RowShape
 from prism_jax.data import encode
 from prism_jax.stages import rollouts, setup
@@ -55,11 +55,11 @@ def pack(
     advantages: np.ndarray,
     shape: RowShape,
     model: setup.Model,
-) -> policy_update.PolicyBatch:
+) -> policy_batch.PolicyBatch:
     """Return the rows from which the policy learns."""
     rollout = drawn.rollout
     logprobs = [rollout.logprobs[number, :length] for number, length in enumerate(rollout.lengths)]
-    return policy_update.pack(
+    return policy_batch.pack(
         prompts, drawn.continuations(), logprobs, advantages, shape, model.config
     )
 
@@ -71,19 +71,21 @@ def make_update(
     optimizer: optim.Optimizer,
     start: setup.Start,
     shape: RowShape,
+    *,
+    reference: policy_update.Kl | None = None,
 ) -> train_step.TrainStep:
-    """Return the update of the policy."""
+    """Return the update of the policy; `reference` adds the distance from a reference policy."""
 
-    def loss(model: nnx.Module, batch: policy_update.PolicyBatch, key: jax.Array):
+    def loss(model: nnx.Module, batch: policy_batch.PolicyBatch, key: jax.Array):
         del key
-        return policy_update.loss(model, batch, algorithm, settings)
+        return policy_update.loss(model, batch, algorithm, settings, reference)
 
     return train_step.make_train_step(
         model.graphdef,
         loss,
         optimizer,
-        weights_fn=lambda batch: policy_update.weights(batch, algorithm, settings),
-        coefficients={policy_update.TERM: 1.0},
+        weights_fn=lambda batch: policy_update.weights(batch, algorithm, settings, reference),
+        coefficients=policy_update.coefficients(reference),
         num_microbatches=shape.num_microbatches,
         shardings=start.shardings,
     )

@@ -1,8 +1,13 @@
 """Stage 3, RL with verifiable rewards: `python -m prism_jax rlvr --config=configs/rlvr.py:4b …`.
 
+    prompts ─→ policy ─→ responses ─→ judge ─→ rewards ─→ advantages ─→ updates of the policy
+       ↑                                 │                    ↑              ↑
+       └── until enough groups vary ─────┘                    └─ reference policy ─┘   (off)
+
 Each step draws responses to some prompts, rewards them by their answers (0.8) and their format
-(0.2), compares each reward with those of the other responses to its prompt, and takes one update
-of the policy. The update is strictly on-policy: there is no reference policy and no KL term.
+(0.2), compares each reward with those of the other responses to its prompt, and updates the policy:
+once, strictly on-policy, or several times. Which algorithm that is, the configuration says; see
+`rlvr_config`.
 
 `config.model.folder` is the aligned policy: the workdir of `align` (or `sft`), or a Hugging Face
 folder. Runs on TPU, GPU or CPU; configs/rlvr.py names sizes, hardware and sources.
@@ -12,101 +17,46 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import jax
-import numpy as np
 
-from models.inputs import Example
-from prism_jax import (
-    batches,
-    configuration,
-    loop,
-    metrics,
-    optim,
-    policy_update,
-    train_state,
-    train_step,
-)
-from prism_jax.continuations import RowShape
-from prism_jax.data import encode, processor, records, steps
-from prism_jax.losses import advantage
-from prism_jax.rewards import score, workers
+from prism_jax import configuration, loop
+from prism_jax.data import processor
 from prism_jax.stages import (
     asking,
-    evaluate,
-    policy_rows,
     responses,
+    rlvr_config,
+    rlvr_experience,
+    rlvr_groups,
+    rlvr_reference,
+    rlvr_update,
     rollouts,
     running,
     sampled,
     setup,
 )
 
-# May change between a run and its continuation; the prompts themselves are compared.
+# May change between a run and its continuation; prompts and reference themselves are compared.
 _MAY_DIFFER = (
     "prompts.path",
     "prompts.image_root",
     "prompts.cache_dir",
+    "reference.folder",
     "rewards.num_workers",
     "rollout.chunk_tokens",
     "rollout.dump_every_steps",
     "train.num_threads",
 )
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Advantage(configuration.Section):
-    """Name how rewards of one prompt's responses are compared; see `losses.advantage`."""
-
-    kind: Literal["grpo", "dr_grpo", "rloo"]
-    eps: float | None  # of "grpo" alone
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        if (self.eps is not None) == (self.kind == "grpo"):
-            return []
-        return [f"eps must be given for grpo and be None for others, got {self.eps}"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(configuration.Section):
-    """Hold the configuration of the stage."""
-
-    seed: int
-    model: configuration.Model
-    prompts: sampled.Prompts
-    rollout: rollouts.Rollout
-    rewards: evaluate.Rewards
-    advantage: Advantage
-    algorithm: policy_update.Algorithm
-    rows: rollouts.Rows
-    train: policy_rows.Train
-    optim: configuration.Optim
-    mesh: configuration.Mesh
-    checkpoint: configuration.Checkpoint
-    resume: configuration.Resume
-    log: configuration.Log
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 0, "seed")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Hold the prompts of a step."""
-
-    rows: list[records.PromptRow]
-    prompts: list[Example]
+_WATCHED = ("reward/total_mean", "reward/accuracy_mean", "rollout/format_fraction")
 
 
 def main(argv: Sequence[str]) -> None:
     """Train a policy on verifiable rewards."""
     begun = time.monotonic()
     config, workdir = configuration.read(argv, command="rlvr")
-    options = configuration.parse(Config, config)
+    options = configuration.parse(rlvr_config.Config, config)
     devices = setup.open_devices(options.mesh, options.model)
     rollouts.require_one_process("rlvr")
     keys = running.keys(options.seed)
@@ -117,20 +67,21 @@ def main(argv: Sequence[str]) -> None:
         if running.is_finished(folder, identity):
             return
         words, opened = open_prompts(options, files)
-        shape = policy_rows.shape_of(options.rows, options.rollout, opened.sizes, devices)
-        num_steps = options.train.num_steps
-        optimizer = setup.make_optimizer(options.optim, model.params, num_steps=num_steps)
+        shape = rlvr_update.shape_of(options, opened.sizes, devices)
+        num_updates = options.train.num_steps * options.train.num_updates
+        optimizer = setup.make_optimizer(options.optim, model.params, num_steps=num_updates)
         start = setup.start_of(model, optimizer, devices, key=keys.init)
-        update = make_update(options, devices, model, optimizer, start, shape)
+        reference = rlvr_reference.open_reference(options.reference, model, devices, start)
+        sampler = open_sampler(options, model, devices, words, opened)
         with options.rewards.open_judge() as judge:
-            experience = Experience(
+            experience = rlvr_experience.Experience(
                 options,
                 devices,
                 model,
-                words=words,
-                sizes=opened.sizes,
+                sampler=sampler,
                 judge=judge,
                 shape=shape,
+                reference=None if reference is None else reference.params,
                 dump=rollouts.Dump(folder, options.rollout.dump_every_steps),
             )
             running.run(
@@ -140,32 +91,30 @@ def main(argv: Sequence[str]) -> None:
                     seed=options.seed,
                     key=keys.run,
                     begun=begun,
-                    num_steps=num_steps,
+                    num_steps=options.train.num_steps,
                     evaluate_every_steps=None,
                     max_skipped_in_row=options.train.max_skipped_in_row,
-                    watched=(
-                        "reward/total_mean",
-                        "reward/accuracy_mean",
-                        "rollout/format_fraction",
-                    ),
+                    watched=_WATCHED,
                     checkpoint=options.checkpoint,
                     resume=options.resume,
                     log=options.log,
                 ),
                 loop.Stage(
                     experience=experience,
-                    update=update,
+                    update=rlvr_update.make(options, devices, model, optimizer, start, shape),
                     evaluate=None,
                     skip_counters=("optim/skipped_in_row",),
                 ),
-                prompt_steps(options, words, opened),
+                open_feed(options, words, opened, sampler.reader, reference),
                 abstract_state=start.abstract,
                 make_state=start.make,
                 summary={},
             )
 
 
-def open_prompts(options: Config, files: pathlib.Path) -> tuple[processor.Processor, asking.Opened]:
+def open_prompts(
+    options: rlvr_config.Config, files: pathlib.Path
+) -> tuple[processor.Processor, asking.Opened]:
     """Return the processor and the validated prompts, each with a ground truth."""
     words = rollouts.processor_of(
         files, min_pixels=options.prompts.min_pixels, max_pixels=options.prompts.max_pixels
@@ -173,109 +122,60 @@ def open_prompts(options: Config, files: pathlib.Path) -> tuple[processor.Proces
     return words, sampled.open_prompts(options.prompts, words, need_teacher=False, need_answer=True)
 
 
-def prompt_steps(options: Config, words: processor.Processor, opened: asking.Opened) -> steps.Steps:
-    """Return the prompts of the run, step by step."""
-    return rollouts.prompt_steps(
-        opened,
-        lambda rows: Asked(rows=list(rows), prompts=rollouts.encode_prompts(rows, words)),
-        num_prompts=options.rollout.num_prompts,
-        num_steps=options.train.num_steps,
-        seed=options.seed,
-        num_threads=options.train.num_threads,
+def open_sampler(
+    options: rlvr_config.Config,
+    model: setup.Model,
+    devices: setup.Devices,
+    words: processor.Processor,
+    opened: asking.Opened,
+) -> rollouts.Sampler:
+    """Return the sampler for as many prompts as are drawn from together."""
+    return rollouts.Sampler(
+        dataclasses.replace(options.rollout, num_prompts=_drawn_prompts(options)),
+        model,
+        devices,
+        words=words,
+        sizes=opened.sizes,
+        gate=options.rewards.judge,
     )
 
 
-class Experience:
-    """Turn a step's prompts into rows to learn from: respond, judge, compare, pack."""
+def open_feed(
+    options: rlvr_config.Config,
+    words: processor.Processor,
+    opened: asking.Opened,
+    reader: responses.Reader,
+    reference: rlvr_reference.Reference | None,
+) -> rlvr_groups.Feed:
+    """Return the prompts of the run, and what its steps leave for one another."""
 
-    def __init__(
-        self,
-        options: Config,
-        devices: setup.Devices,
-        model: setup.Model,
-        *,
-        words: processor.Processor,
-        sizes: Sequence[encode.Size],
-        judge: workers.JudgePool,
-        shape: RowShape,
-        dump: rollouts.Dump,
-    ):
-        self._options, self._devices, self._model = options, devices, model
-        self._judge, self._shape, self._dump = judge, shape, dump
-        self._sampler = rollouts.Sampler(
-            options.rollout,
-            model,
-            devices,
-            words=words,
-            sizes=sizes,
-            gate=options.rewards.judge,
+    def ask(indices: Sequence[int]) -> rlvr_groups.Prompts:
+        rows = [opened.rows[index] for index in indices]
+        return rlvr_groups.Prompts(
+            indices=list(indices), rows=rows, prompts=rollouts.encode_prompts(rows, words)
         )
-        self._compare = make_advantage(options.advantage, num_groups=options.rollout.num_prompts)
 
-    def __call__(
-        self, state: train_state.TrainState, asked: Asked, key: jax.Array
-    ) -> tuple[policy_update.PolicyBatch, metrics.Metrics]:
-        """Return the rows on the devices, and what the responses were like."""
-        drawn = self._sampler(state.params, asked.prompts, key)
-        begun = time.monotonic()
-        each = self._options.rollout.num_responses
-        rewards = self._judge.grade(responses.tasks(asked.rows, drawn.segments, num_responses=each))
-        judged = time.monotonic()
-        totals = np.array([reward.total for reward in rewards], np.float32)
-        prompt_id = np.repeat(np.arange(len(asked.rows), dtype=np.int32), each)
-        advantages = np.asarray(self._compare(totals, prompt_id))
-        columns = {
-            "reward": totals,
-            "accuracy": [reward.accuracy for reward in rewards],
-            "reason": [reward.reason.value for reward in rewards],
-            "advantage": advantages,
-        }
-        self._dump.write(int(state.step) + 1, asked.rows, drawn, columns)
-        batch = policy_rows.pack(asked.prompts, drawn, advantages, self._shape, self._model)
-        batch = batches.to_devices(batch, self._devices.mesh, self._devices.rules)
-        told = drawn.told() | told_of_rewards(rewards, num_responses=each)
-        told["time/judge_seconds"] = rollouts.mean([judged - begun])
-        told["time/pack_seconds"] = rollouts.mean([time.monotonic() - judged])
-        return batch, told
+    is_refilled = options.groups.keep != "all"
+    num_generations = options.groups.max_generations if is_refilled else 1
+    is_adapted = options.reference.reward_target is not None
+    return rlvr_groups.Feed(
+        rollouts.index_steps(
+            opened,
+            ask,
+            num_prompts=_drawn_prompts(options),
+            num_steps=options.train.num_steps * num_generations,
+            seed=options.seed,
+            num_threads=options.train.num_threads,
+        ),
+        num_prompts=options.rollout.num_prompts,
+        is_refilled=is_refilled,
+        coefficient=options.reference.reward_coefficient if is_adapted else None,
+        reference=None if reference is None else reference.fingerprint,
+        decode=functools.partial(rlvr_groups.decode, opened=opened, words=words, reader=reader),
+    )
 
 
-def told_of_rewards(rewards: Sequence[score.Reward], *, num_responses: int) -> metrics.Metrics:
-    """Return the rewards' means, why they are what they are, and how many prompts teach nothing."""
-    groups = np.array([reward.total for reward in rewards]).reshape(-1, num_responses)
-    counts = score.count_reasons(rewards)
-    return {
-        "reward/total_mean": rollouts.mean(groups),
-        "reward/accuracy_mean": rollouts.mean([reward.accuracy for reward in rewards]),
-        "reward/format_mean": rollouts.mean([reward.format for reward in rewards]),
-        "reward/flat_groups_fraction": rollouts.mean(np.ptp(groups, axis=1) == 0),
-        **{
-            f"reward/reason_{reason}_fraction": rollouts.mean([count / len(rewards)])
-            for reason, count in counts.items()
-        },
-    }
-
-
-def make_advantage(
-    options: Advantage, *, num_groups: int
-) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
-    """Return the jitted (rewards, prompt_id) -> advantages: the one place where it is chosen."""
-    if options.kind == "rloo":
-        found = functools.partial(advantage.rloo, num_groups=num_groups)
-    elif options.kind == "dr_grpo":
-        found = functools.partial(advantage.dr_grpo, num_groups=num_groups)
-    else:
-        found = functools.partial(advantage.grpo, num_groups=num_groups, eps=options.eps)
-    return jax.jit(found)
-
-
-def make_update(
-    options: Config,
-    devices: setup.Devices,
-    model: setup.Model,
-    optimizer: optim.Optimizer,
-    start: setup.Start,
-    shape: RowShape,
-) -> train_step.TrainStep:
-    """Return the update of the policy."""
-    settings = policy_rows.settings(options.train, options.rollout, options.model, devices)
-    return policy_rows.make_update(options.algorithm, settings, model, optimizer, start, shape)
+def _drawn_prompts(options: rlvr_config.Config) -> int:
+    """Return how many prompts are drawn from together."""
+    chosen = options.groups.generation_prompts
+    return options.rollout.num_prompts if chosen is None else chosen

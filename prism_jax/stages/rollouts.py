@@ -127,6 +127,26 @@ def prompt_steps(
     Args:
       make: turns the rows of a step into what the stage reads; called in threads.
     """
+    return index_steps(
+        opened,
+        lambda indices: make([opened.rows[index] for index in indices]),
+        num_prompts=num_prompts,
+        num_steps=num_steps,
+        seed=seed,
+        num_threads=num_threads,
+    )
+
+
+def index_steps(
+    opened: asking.Opened,
+    make: Callable[[Sequence[int]], Any],
+    *,
+    num_prompts: int,
+    num_steps: int,
+    seed: int,
+    num_threads: int,
+) -> steps.Steps:
+    """Return the steps' prompts as `prompt_steps`; `make` is told the numbers of their rows."""
     length = len(opened.rows)
 
     def step(number: int) -> Any:
@@ -134,7 +154,7 @@ def prompt_steps(
         for place in range(number * num_prompts, (number + 1) * num_prompts):
             epoch, within = divmod(place, length)
             chosen.append(int(_order(length, seed, epoch)[within]))
-        return make([opened.rows[index] for index in chosen])
+        return make(chosen)
 
     identity = {"rows": opened.digest, "num_prompts": num_prompts, "seed": seed}
     return steps.Steps(step, num_steps=num_steps, identity=identity, num_threads=num_threads)
@@ -212,7 +232,7 @@ class Sampler:
             max_tokens=options.max_response_tokens,
             end_token_ids=words.ids.ends,
         )
-        self._reader = responses.Reader.of(
+        self.reader = responses.Reader.of(
             words, vocab_tokens=model.config.text.vocab_size, gate=gate
         )
         self._engine = engine.Engine(
@@ -234,19 +254,31 @@ class Sampler:
         self, params: nnx.State, prompts: Sequence[inputs.Example], key: jax.Array
     ) -> Drawn:
         """Return the responses to a step's prompts and their segments."""
-        begun = time.monotonic()
+        return self.prepare(params)(prompts, key)
+
+    def prepare(self, params: nnx.State) -> Callable[[Sequence[inputs.Example], jax.Array], Drawn]:
+        """Return (prompts, key) -> responses of these parameters, laid out for decoding once.
+
+        What is returned holds a copy of the parameters: let go of it before the update.
+        """
         graphdef, prepared = serving.prepare(
             self._graphdef, params, dtype=self._devices.dtype, donate=False
         )
-        rollout = dataclasses.replace(self._engine, graphdef=graphdef).generate(
-            prepared, prompts, self._sampling, key, num_responses=self._options.num_responses
-        )
-        return Drawn(
-            rollout=rollout,
-            segments=self._reader.read(rollout),
-            seconds=time.monotonic() - begun,
-            num_prompts=len(prompts),
-        )
+        sampler = dataclasses.replace(self._engine, graphdef=graphdef)
+
+        def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> Drawn:
+            begun = time.monotonic()
+            rollout = sampler.generate(
+                prepared, prompts, self._sampling, key, num_responses=self._options.num_responses
+            )
+            return Drawn(
+                rollout=rollout,
+                segments=self.reader.read(rollout),
+                seconds=time.monotonic() - begun,
+                num_prompts=len(prompts),
+            )
+
+        return draw
 
 
 class Dump:
@@ -268,12 +300,22 @@ class Dump:
         Args:
           values: further fields, one value a response.
         """
+        self.write_segments(step, rows, drawn.segments, values)
+
+    def write_segments(
+        self,
+        step: int,
+        rows: Sequence[records.PromptRow],
+        segments: Sequence[tags.Segments],
+        values: Mapping[str, Sequence[Json]],
+    ) -> None:
+        """Write responses as `write` does, from their segments."""
         is_due = self._every_steps is not None and step % self._every_steps == 0
         if not is_due or jax.process_index() != 0:
             return
-        each = len(drawn.segments) // len(rows)
+        each = len(segments) // len(rows)
         lines = []
-        for number, one in enumerate(drawn.segments):
+        for number, one in enumerate(segments):
             row = rows[number // each]
             line = {
                 "step": step,

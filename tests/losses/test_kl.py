@@ -28,7 +28,13 @@ def test_the_loss_ignores_masked_tokens_whatever_stands_there():
 
     def value(logprobs):
         term, _ = kl.loss(
-            logprobs, reference, mask, estimator="k1", aggregation="token-mean", norm_tokens=None
+            logprobs,
+            reference,
+            mask,
+            estimator="k1",
+            token_weights=None,
+            aggregation="token-mean",
+            norm_tokens=None,
         )
         return term.value
 

@@ -9,9 +9,9 @@ import pytest
 from models import presets, qwen3_vl, sharding
 from prism_jax import configuration, continuations, train_state
 from prism_jax.continuations import Largest
-from prism_jax.stages import align_config, rlvr, setup, warmup
+from prism_jax.stages import align_config, rlvr_config, setup, warmup
 
-_STRUCTS = {"align": align_config.Config, "rlvr": rlvr.Config, "warmup": warmup.Config}
+_STRUCTS = {"align": align_config.Config, "rlvr": rlvr_config.Config, "warmup": warmup.Config}
 _SIZES = ("tiny", "tiny,new", "demo", "demo,new", "small", "small,new", "4b", "8b")
 _POLICIES = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
 

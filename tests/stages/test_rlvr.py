@@ -10,7 +10,7 @@ import pytest
 
 from prism_jax import metric_writers, train_step
 from prism_jax.rewards import score
-from prism_jax.stages import evaluate, rlvr
+from prism_jax.stages import evaluate, rlvr_config, rlvr_rewards
 from tests.stages import rl_run, sft_run
 
 
@@ -137,7 +137,7 @@ def test_responses_are_worth_nothing_and_teach_nothing_when_all_are_malformed(fo
         ("--config.rows.row_tokens=60", "config.rows.row_tokens must be >="),
         ("--config.rollout.temperature=0.0", "temperature must be > 0"),
         ("--config.algorithm.loss=reinforce", "clip_low must be None for reinforce"),
-        ("--config.advantage.kind=rloo", "eps must be given for grpo and be None for others"),
+        ("--config.advantage.kind=rloo", "eps must be given for grpo and reinforce++"),
         ("--config.prompts.max_prompt_tokens=20", "rows are wrong"),
     ],
 )
@@ -155,6 +155,7 @@ def test_the_advantages_that_a_configuration_names():
         ("rloo", None): [1, -1, 0, 0],
     }
     for (kind, eps), values in expected.items():
-        found = rlvr.make_advantage(rlvr.Advantage(kind=kind, eps=eps), num_groups=2)
+        options = rlvr_config.Advantage(kind=kind, eps=eps, discount=None)
+        found = rlvr_rewards.make_advantage(options, num_groups=2)
         got = found(np.float32(rewards), np.int32(prompt_id))
         np.testing.assert_allclose(got, values, rtol=1e-5)
