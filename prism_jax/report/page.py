@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from prism_jax import intervals, progress
-from prism_jax.report import examples, plots, results, style
+from prism_jax.report import examples, honesty, parts, plots, results, style
 
 _NAMES = {"caption": "caption (perception)", "cot": "think and answer (reasoning)"}
 _NOT_RUN = '<span class="absent-value">not run</span>'
@@ -28,7 +28,7 @@ def build(
             _section("Accuracy and format", _rate_plots(found)),
             _section("Training", _curve_plots(found)),
             _section("Stages", _stages_table(found) + _types_table(found)),
-            _section("Discriminator", _discriminator(found)),
+            _section("Discriminator", _discriminator(found) + honesty.build(found)),
             _section("Responses", _examples(shown, selection)),
             _section("Wall time", _times(found)),
             _commands(found),
@@ -72,9 +72,9 @@ def _tiles(found: results.Results) -> str:
             told = '<b class="absent-value">–</b><span class="note">not run</span>'
         else:
             told = (
-                f"<b>{_percent(one.accuracy.mean)}</b>"
+                f"<b>{parts.percent(one.accuracy.mean)}</b>"
                 f'<span class="note">right, {_interval(one.accuracy)}</span>'
-                f'<span class="note">{_percent(one.format_valid.mean)} valid format</span>'
+                f'<span class="note">{parts.percent(one.format_valid.mean)} valid format</span>'
             )
         tiles.append(f'<div class="card tile"><span class="name">{stage}</span>{told}</div>')
     return f'<div class="tiles">{"".join(tiles)}</div>'
@@ -92,10 +92,10 @@ def _rate_plots(found: results.Results) -> str:
         ]
 
     accuracy, form = "Accuracy by stage", "Responses in a valid format, by stage"
-    return _plots(
-        _figure(accuracy, "Share of right answers, with intervals of 95\u00a0%", plots.rates(
+    return parts.row(
+        parts.figure(accuracy, "Share of right answers, with intervals of 95\u00a0%", plots.rates(
             bars("accuracy", "a"), title=accuracy)),
-        _figure(form, "Caption, thoughts and answer in their tags", plots.rates(
+        parts.figure(form, "Caption, thoughts and answer in their tags", plots.rates(
             bars("format", "c"), title=form)),
     )  # fmt: skip
 
@@ -115,8 +115,8 @@ def _curve_plots(found: results.Results) -> str:
         plots.Line(name="training", curve=found.curve("sft", "loss/nll"), colour="a"),
         plots.Line(name="held out", curve=found.curve("sft", "eval/nll"), colour="b"),
     ]
-    return _plots(
-        _lines(
+    return parts.row(
+        parts.lines(
             "Loss of SFT",
             "Negative log-likelihood a token",
             loss,
@@ -124,7 +124,7 @@ def _curve_plots(found: results.Results) -> str:
             has_zero=False,
             absent=found.absent("sft"),
         ),
-        _lines(
+        parts.lines(
             "Gap in alignment",
             "Discriminator's score of the teacher's segment minus that of the policy's",
             gap,
@@ -132,7 +132,7 @@ def _curve_plots(found: results.Results) -> str:
             has_zero=True,
             absent=found.absent("align"),
         ),
-        _lines(
+        parts.lines(
             "Reward in RLVR",
             "Mean over the responses of a step; the total weighs accuracy and format",
             reward,
@@ -140,45 +140,6 @@ def _curve_plots(found: results.Results) -> str:
             has_zero=True,
             absent=found.absent("rlvr"),
         ),
-    )
-
-
-def _lines(
-    title: str,
-    subtitle: str,
-    lines: Sequence[plots.Line],
-    *,
-    unit: str,
-    has_zero: bool,
-    absent: str,
-) -> str:
-    measured = [line for line in lines if line.curve.steps]
-    keys = "".join(
-        f'<span><svg viewBox="0 0 26 10" aria-hidden="true">'
-        f'<path class="line {line.colour}" d="M1 5H25"/></svg>{line.name}</span>'
-        for line in measured
-    )
-    legend = f'<div class="legend">{keys}</div>' if measured else ""
-    notes = []
-    windows = {plots.smooth_steps(line.curve) for line in measured} - {1}
-    if windows:
-        notes.append(f"Bold: mean over {' or '.join(map(str, sorted(windows)))} steps.")
-    missing = sum(line.curve.num_not_finite for line in lines)
-    if missing:
-        notes.append(f"{missing} values that are not finite are left out.")
-    after = f'<p class="note">{" ".join(notes)}</p>' if notes else ""
-    drawn = plots.lines(lines, title=title, unit=unit, has_zero=has_zero, absent=absent)
-    return _figure(title, subtitle, legend + drawn + after)
-
-
-def _plots(*figures: str) -> str:
-    return f'<div class="plots">{"".join(figures)}</div>'
-
-
-def _figure(title: str, subtitle: str, body: str) -> str:
-    return (
-        f'<figure class="card"><figcaption><h3>{title}</h3>'
-        f'<span class="note">{subtitle}</span></figcaption>{body}</figure>'
     )
 
 
@@ -194,10 +155,10 @@ def _stages_table(found: results.Results) -> str:
                 _rate(one.accuracy),
                 _rate(one.format_valid),
                 f"{one.response_tokens:.0f}",
-                _percent(one.cut),
+                parts.percent(one.cut),
             )
         )
-    return _table(("stage", "accuracy", "valid format", "mean tokens", "cut off"), rows)
+    return parts.table(("stage", "accuracy", "valid format", "mean tokens", "cut off"), rows)
 
 
 def _types_table(found: results.Results) -> str:
@@ -215,7 +176,7 @@ def _types_table(found: results.Results) -> str:
         ]  # fmt: skip
         count = max(one.by_type[name].num_prompts for one in run.values() if name in one.by_type)
         rows.append((f"{examples.clean(name)} <small>{count} prompts</small>", *cells))
-    table = _table(("type of question", *found.evaluations), rows)
+    table = parts.table(("type of question", *found.evaluations), rows)
     return f"<details><summary>Accuracy by type of question</summary>{table}</details>"
 
 
@@ -227,7 +188,7 @@ def _discriminator(found: results.Results) -> str:
             *(
                 f'<span class="absent-value">{found.absent(step)}</span>'
                 if told[when][name] is None
-                else _percent(told[when][name])
+                else parts.percent(told[when][name])
                 for when, step in _WHEN.items()
             ),
         )
@@ -241,7 +202,7 @@ def _discriminator(found: results.Results) -> str:
         f"at the end of alignment{steps}. 50 % is a coin's.</p>"
     )
     head = ("segment", "after warm-up", "alignment begins", "alignment ends")
-    return note + _table(head, rows)
+    return note + parts.table(head, rows)
 
 
 def _examples(shown: Sequence[examples.Example], selection: str) -> str:
@@ -291,26 +252,9 @@ def _commands(found: results.Results) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; the cells are HTML."""
-    top = "".join(f'<th scope="col">{name}</th>' for name in head)
-    body = "".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="card scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody>'
-        "</table></div>"
-    )
-
-
 def _rate(one: intervals.Rate) -> str:
-    return f"{_percent(one.mean)}<small>{_interval(one)}</small>"
+    return f"{parts.percent(one.mean)}<small>{_interval(one)}</small>"
 
 
 def _interval(one: intervals.Rate) -> str:
     return f"{100 * one.low:.1f} to {100 * one.high:.1f}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}\u00a0%"

@@ -25,8 +25,13 @@ main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 6px; }
 h2 { font-size: 1.2rem; margin: 40px 0 10px; }
 h3 { font-size: 1rem; margin: 0; }
+section > h3 { margin: 18px 0 6px; }
 p { margin: 6px 0; }
 .note { color: var(--soft); font-size: .9rem; max-width: 75ch; }
+.warning {
+  color: var(--bad); background: var(--bad-back); border-radius: 8px; padding: 8px 12px;
+  max-width: 75ch; overflow-wrap: anywhere;
+}
 .card {
   background: var(--card); border: 1px solid var(--edge); border-radius: 10px; padding: 14px;
   min-width: 0; margin: 0;

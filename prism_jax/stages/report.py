@@ -15,7 +15,7 @@ from typing import Any
 
 from prism_jax import errors
 from prism_jax.data import images, records, sources, validate
-from prism_jax.report import examples, page, results
+from prism_jax.report import examples, honesty, page, results
 
 Json = Any
 _MAX_PICTURE_PIXELS = 640  # of the longer side
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     text = page.build(found, shown, title=title, selection=selection)
     _write(args.out, text)
     if args.summary is not None:
-        told = results.summary(found)
+        told = results.summary(found) | {"honesty": honesty.summary(found)}
         _write(args.summary, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     print(args.out)
 

@@ -114,12 +114,45 @@ def _sft_row(step: int, rng: random.Random) -> dict:
 
 
 def _warmup_row(step: int) -> dict:
-    return {"step": step, "eval/caption_pair_accuracy": 0.75, "eval/cot_pair_accuracy": 0.9}
+    row = {"step": step, "eval/caption_pair_accuracy": 0.75, "eval/cot_pair_accuracy": 0.9}
+    return row | _honesty(caption=0.75, caption_length=0.74, cot=0.9, cot_length=0.875, bits=0.02)
+
+
+def _honesty(
+    *, caption: float, caption_length: float, cot: float, cot_length: float, bits: float
+) -> dict:
+    """Return what the honesty panel tells; the length of a cot explains it where it is as high."""
+    told = {"num_pairs": 48.0, "caption_score_std": 1.25}
+    for name, accuracy, probe in (
+        ("caption", caption, caption_length),
+        ("cot", cot, cot_length),
+    ):
+        told |= {
+            f"{name}_pair_accuracy": accuracy,
+            f"{name}_teacher_cut_fraction": 0.125,
+            f"{name}_length_probe_accuracy": probe,
+            f"{name}_last_token_probe_accuracy": 0.5,
+            f"{name}_probe_explains": float(probe >= 0.75 and probe >= accuracy - 0.02),
+            f"{name}_swapped_change": 0.0,
+            f"{name}_swapped_pair_accuracy": accuracy,
+        }
+        for expert, load in enumerate((0.1, 0.2, 0.3, 0.4)):
+            told[f"{name}_expert_{expert}_load"] = load
+    for change in ("blank", "shuffled", "replaced"):
+        told[f"caption_{change}_image_change"] = 0.375
+        told[f"caption_{change}_image_pair_accuracy"] = 0.5
+    told |= {"router_information_bits_mean": bits, "router_information_bits_max": 2 * bits}
+    return {f"honesty/{name}": value for name, value in told.items()}
 
 
 def _align_row(step: int, rng: random.Random) -> dict:
     share = step / 40
-    return {
+    panel = {}
+    if step in (1, 20, 40):
+        panel = _honesty(
+            caption=0.8, caption_length=0.6, cot=0.9 - share / 8, cot_length=0.8, bits=share / 4
+        )
+    return panel | {
         "step": step,
         "discriminator/caption_gap": 2.5 * math.exp(-4 * share) + 0.4 * rng.random(),
         "discriminator/cot_gap": 1.8 - share + 0.8 * rng.random(),

@@ -141,6 +141,36 @@ def test_what_a_stage_that_ran_could_not_measure_is_not_said_to_be_not_run(tmp_p
     assert told["discriminator_pair_accuracy"]["after"]["cot"] is None
 
 
+def test_the_honesty_panel_is_shown_with_a_warning_where_a_probe_explains_a_segment(
+    chain, tmp_path
+):
+    text, told = _report(chain, tmp_path)
+    whens = [panel["when"] for panel in told["honesty"]]
+    assert whens == ["after warm-up", "alignment, step 1", "alignment, step 40"]
+    # The made-up length of a cot: 0.875 of 0.9 is too far, 0.8 of 0.897 too, 0.8 of 0.775 is not.
+    lines = [panel["warnings"] for panel in told["honesty"]]
+    expected = (
+        "alignment, step 40: cot: length alone tells teacher from student in 80.0\u00a0% of pairs, "
+        "the discriminator in 77.5\u00a0%. Its scores may be nothing else."
+    )
+    assert lines == [[], [], [expected]]
+    assert text.count('<p class="warning">') == 1 and expected in text
+    assert told["honesty"][2]["values"]["router_information_bits_mean"] == 0.25
+    labels = [values["aria-label"] for tag, values in _Page(text).tags if "aria-label" in values]
+    (cot,) = (label for label in labels if label.startswith("Told apart: cot"))
+    assert "discriminator from 0.897 at step 1 to 0.775 at step 40" in cot
+    assert "10.0\u00a0% · 20.0\u00a0% · 30.0\u00a0% · 40.0\u00a0%" in text
+    assert "another prompt's picture" in text
+
+
+def test_a_chain_without_the_panel_says_so_and_has_no_plot_of_it(partial, tmp_path):
+    text, told = _report(partial, tmp_path)
+    assert told["honesty"] == []
+    assert "The honesty panel was not measured." in text
+    plotted = [values for _, values in _Page(text).tags if values.get("role") == "img"]
+    assert len(plotted) == 5
+
+
 def test_the_page_is_whole_and_asks_for_nothing(chain, tmp_path):
     text, _ = _report(chain, tmp_path, "--title=A & <b>title</b>")
     page = _Page(text)
@@ -157,7 +187,7 @@ def test_every_picture_and_plot_has_a_text_in_its_place(chain, tmp_path):
     tags = _Page(_report(chain, tmp_path)[0]).tags
     pictures = [values for tag, values in tags if tag == "img"]
     plotted = [values for tag, values in tags if values.get("role") == "img"]
-    assert len(plotted) == 5
+    assert len(plotted) == 7
     # One question of each of the four types of `tiny`.
     assert len(pictures) == 4
     assert all(values["alt"] for values in pictures)

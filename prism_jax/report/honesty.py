@@ -1,0 +1,213 @@
+"""What the honesty panel found, for the page: probes, other pictures, swaps, and the router.
+
+The panel's metrics begin with `honesty/`; docs/honesty.md says what each is.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from prism_jax.report import examples, parts, plots, results
+
+AREA = "honesty/"
+_ABSENT = '<span class="absent-value">not measured</span>'
+_PROBES = {"length": "length alone", "last_token": "last token alone"}
+_CHANGES = {
+    "blank_image": "grey picture",
+    "shuffled_image": "another prompt's picture",
+    "replaced_image": "noise for a picture",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Hold one measurement of the panel."""
+
+    when: str
+    step: int
+    values: Mapping[str, float]  # without the area
+
+    def segments(self) -> list[str]:
+        """Return the segments whose pairs were measured."""
+        end = "_pair_accuracy"
+        names = [name.removesuffix(end) for name in self.values if name.endswith(end)]
+        return [name for name in names if f"{name}_teacher_cut_fraction" in self.values]
+
+    def warnings(self) -> list[str]:
+        """Return a line for each segment whose accuracy a probe explains."""
+        lines = []
+        for name in self.segments():
+            if self.values.get(f"{name}_probe_explains") != 1:
+                continue
+            found = {
+                told: self.values[f"{name}_{probe}_probe_accuracy"]
+                for probe, told in _PROBES.items()
+                if f"{name}_{probe}_probe_accuracy" in self.values
+            }
+            best = max(found, key=lambda told: found[told])
+            lines.append(
+                f"{self.when}: {name}: {best} tells teacher from student in "
+                f"{parts.percent(found[best])} of pairs, the discriminator in "
+                f"{parts.percent(self.values[f'{name}_pair_accuracy'])}. Its scores may be nothing "
+                "else."
+            )
+        return lines
+
+
+def panels(found: results.Results) -> list[Panel]:
+    """Return the last measurement of the warm-up, and alignment's first and last."""
+    chosen = []
+    for step, times in (("warmup", ("after warm-up",)), ("align", ("alignment", "alignment"))):
+        rows = [row for row in found.metrics[step] if any(name.startswith(AREA) for name in row)]
+        if not rows:
+            continue
+        ends = rows[-1:] if len(times) == 1 or len(rows) == 1 else [rows[0], rows[-1]]
+        for row, when in zip(ends, times, strict=False):
+            values = {
+                name.removeprefix(AREA): float(value)
+                for name, value in row.items()
+                if name.startswith(AREA)
+            }
+            told = when if step == "warmup" else f"{when}, step {row['step']}"
+            chosen.append(Panel(when=told, step=row["step"], values=values))
+    return chosen
+
+
+def build(found: results.Results) -> str:
+    """Return the part of the page; a line where nothing was measured."""
+    measured = panels(found)
+    if not measured:
+        return '<h3>Does it look?</h3><p class="note">The honesty panel was not measured.</p>'
+    warnings = "".join(
+        f'<p class="warning"><strong>Warning.</strong> {examples.clean(line)}</p>'
+        for panel in measured
+        for line in panel.warnings()
+    )
+    return (
+        "<h3>Does it look?</h3>"
+        + warnings
+        + _accuracies(measured)
+        + _curves(found, measured[-1])
+        + _details("Other pictures, and segments scored as the other", _changed(measured))
+        + _details("Experts of captions and cots", _router(measured))
+    )
+
+
+def summary(found: results.Results) -> list[dict[str, object]]:
+    """Return the measurements and warnings for `summary.json`."""
+    return [dataclasses.asdict(panel) | {"warnings": panel.warnings()} for panel in panels(found)]
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>{body}</details>" if body else ""
+
+
+def _accuracies(measured: Sequence[Panel]) -> str:
+    rows = [
+        (
+            f"{examples.clean(panel.when)} <small>{name}, "
+            f"{panel.values.get('num_pairs', 0):.0f} pairs</small>",
+            _share(panel, f"{name}_pair_accuracy"),
+            *(_share(panel, f"{name}_{probe}_probe_accuracy") for probe in _PROBES),
+            _share(panel, f"{name}_teacher_cut_fraction"),
+        )
+        for panel in measured
+        for name in panel.segments()
+    ]
+    head = ("measured", "discriminator", *_PROBES.values(), "teacher's segment cut")
+    note = (
+        '<p class="note">How often the teacher is told from the student on pairs that were not '
+        "learnt from: by the discriminator, and by probes that know nothing but a length or a last "
+        "token. Where a probe is as good, the scores may reward nothing else.</p>"
+    )
+    return note + parts.table(head, rows)
+
+
+def _curves(found: results.Results, last: Panel) -> str:
+    step = "align" if last.when.startswith("alignment") else "warmup"
+    figures = []
+    for name in last.segments():
+        lines = [
+            plots.Line(name=told, curve=found.curve(step, f"{AREA}{name}_{metric}"), colour=colour)
+            for told, metric, colour in (
+                ("discriminator", "pair_accuracy", "a"),
+                ("length", "length_probe_accuracy", "b"),
+                ("last token", "last_token_probe_accuracy", "c"),
+            )
+        ]
+        figures.append(
+            parts.lines(
+                f"Told apart: {name}",
+                f"Share of pairs, in {'alignment' if step == 'align' else 'warm-up'}",
+                lines,
+                unit="share",
+                has_zero=True,
+                absent="not measured",
+            )
+        )
+    return parts.row(*figures)
+
+
+def _changed(measured: Sequence[Panel]) -> str:
+    rows = []
+    for panel in measured:
+        for name in panel.segments():
+            for change, told in (*_CHANGES.items(), ("swapped", "scored as the other segment")):
+                if f"{name}_{change}_change" not in panel.values:
+                    continue
+                rows.append(
+                    (
+                        f"{examples.clean(panel.when)} <small>{name}: {told}</small>",
+                        f"{panel.values[f'{name}_{change}_change']:.3g}",
+                        _share(panel, f"{name}_{change}_pair_accuracy"),
+                        _share(panel, f"{name}_pair_accuracy"),
+                    )
+                )
+    if not rows:
+        return ""
+    deviations = ", ".join(
+        f"{panel.values[key]:.3g} ({examples.clean(panel.when)})"
+        for panel in measured
+        for key in panel.values
+        if key.endswith("_score_std")
+    )
+    note = (
+        '<p class="note">How far a score moves on average, and how often the teacher is still '
+        "scored above the student. A discriminator that does not look at pictures, or does not "
+        f"tell the segments apart, moves by 0. Standard deviation of the scores: {deviations}.</p>"
+    )
+    head = ("change", "score moves by", "pairs told apart", "without the change")
+    return note + parts.table(head, rows)
+
+
+def _router(measured: Sequence[Panel]) -> str:
+    rows = []
+    for panel in measured:
+        for name in panel.segments():
+            start, end = f"{name}_expert_", "_load"
+            loads = [v for k, v in panel.values.items() if k.startswith(start) and k.endswith(end)]
+            if loads:
+                rows.append(
+                    (
+                        f"{examples.clean(panel.when)} <small>{name}</small>",
+                        " · ".join(parts.percent(value) for value in loads),
+                        _bits(panel, "router_information_bits_mean"),
+                        _bits(panel, "router_information_bits_max"),
+                    )
+                )
+    if not rows:
+        return ""
+    note = (
+        '<p class="note">Share of the tokens of each segment on each expert, over all layers, and '
+        "what an expert tells of the segment: 1 bit where captions and cots have experts of their "
+        "own, 0 where both use them alike.</p>"
+    )
+    head = ("measured", "load of each expert", "bits, mean of layers", "bits, highest layer")
+    return note + parts.table(head, rows)
+
+
+def _share(panel: Panel, name: str) -> str:
+    return parts.percent(panel.values[name]) if name in panel.values else _ABSENT
+
+
+def _bits(panel: Panel, name: str) -> str:
+    return f"{panel.values[name]:.3f}" if name in panel.values else _ABSENT
