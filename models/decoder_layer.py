@@ -42,6 +42,17 @@ def join_gate_up(gate: Float[Array, "*L D F"], up: Float[Array, "*L D F"]) -> ja
     return jnp.stack([gate, up], axis=-2)
 
 
+def write(
+    cache: Float[Array, "B S K H"], new: Float[Array, "B 1 K H"], lengths: Int[Array, "B"]
+) -> Float[Array, "B S K H"]:
+    """Write one token at place `lengths` of each row's cache."""
+    rows = jnp.arange(cache.shape[0])
+    # Without the promise that no place is written twice a GPU may write with atomics.
+    return cache.at[rows, lengths].set(
+        new[:, 0].astype(cache.dtype), unique_indices=True, indices_are_sorted=True, mode="drop"
+    )
+
+
 class Attention(nnx.Module):
     """Attend with grouped queries, normalised heads and interleaved M-RoPE.
 
@@ -220,11 +231,7 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
         """Write one token at place `lengths` of each row's cache and attend to all up to it."""
         q, k, v = self.attn.project(self.input_norm(x), angles)
-        # Without the promise that no place is written twice a GPU writes with atomics.
-        place = {"unique_indices": True, "indices_are_sorted": True, "mode": "drop"}
-        rows = jnp.arange(x.shape[0])
-        keys = keys.at[rows, lengths].set(k[:, 0].astype(keys.dtype), **place)
-        values = values.at[rows, lengths].set(v[:, 0].astype(values.dtype), **place)
+        keys, values = write(keys, k, lengths), write(values, v, lengths)
         mixed = attention.attend_decode(q, keys, values, lengths + 1, implementation=implementation)
         x = x + self.attn.o(mixed.reshape(*x.shape[:2], -1))
         x, _ = self.feed_forward(x, jnp.ones(x.shape[:2], jnp.int32), None)

@@ -71,6 +71,39 @@ def start(
     )
 
 
+def step(
+    model: nnx.Module,
+    state: DecodeState,
+    *,
+    sampling: Sampling,
+    implementation: attention.Implementation,
+) -> DecodeState:
+    """Draw one more token of each response that has not ended, and read it."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.step)
+    tokens, logprobs = sampling_lib.draw(model.logits(state.hidden), keys, sampling)
+    is_open = ~state.is_ended
+
+    def written(buffer: jax.Array, new: jax.Array) -> jax.Array:
+        # Places behind an ended response keep token 0 and log-probability 0.
+        column = jnp.where(is_open, new, 0)[:, None]
+        return jax.lax.dynamic_update_slice_in_dim(buffer, column, state.step, axis=1)
+
+    hidden, cache = model.decode_step(tokens, state.cache, implementation=implementation)
+    # An ended row stays where it is: its cache must not grow.
+    lengths = jnp.where(is_open, cache.lengths, state.cache.lengths)
+    ends = jnp.asarray(sampling.end_token_ids, jnp.int32)
+    return DecodeState(
+        cache=dataclasses.replace(cache, lengths=lengths),
+        hidden=hidden,
+        tokens=written(state.tokens, tokens),
+        logprobs=written(state.logprobs, logprobs),
+        lengths=state.lengths + is_open,
+        is_ended=state.is_ended | jnp.isin(tokens, ends),
+        keys=state.keys,
+        step=state.step + 1,
+    )
+
+
 def _advance(
     graphdef: nnx.GraphDef,
     params: nnx.State,
@@ -82,47 +115,29 @@ def _advance(
 ) -> DecodeState:
     """Decode up to `chunk_tokens` more tokens, or until every response has ended."""
     model = nnx.merge(graphdef, params)
-    ends = jnp.asarray(sampling.end_token_ids, jnp.int32)
-    rows = jnp.arange(state.tokens.shape[0])
+    one = functools.partial(step, model, sampling=sampling, implementation=implementation)
     stop = jnp.minimum(state.step + chunk_tokens, sampling.max_tokens)
-
-    def body(state: DecodeState) -> DecodeState:
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.step)
-        tokens, logprobs = sampling_lib.draw(model.logits(state.hidden), keys, sampling)
-        is_open = ~state.is_ended
-        # Places behind an ended response keep token 0 and log-probability 0.
-        written = state.tokens.at[rows, state.step].set(jnp.where(is_open, tokens, 0))
-        logged = state.logprobs.at[rows, state.step].set(jnp.where(is_open, logprobs, 0.0))
-        hidden, cache = model.decode_step(tokens, state.cache, implementation=implementation)
-        # An ended row stays where it is: its cache must not grow.
-        lengths = jnp.where(is_open, cache.lengths, state.cache.lengths)
-        return DecodeState(
-            cache=dataclasses.replace(cache, lengths=lengths),
-            hidden=hidden,
-            tokens=written,
-            logprobs=logged,
-            lengths=state.lengths + is_open,
-            is_ended=state.is_ended | jnp.isin(tokens, ends),
-            keys=state.keys,
-            step=state.step + 1,
-        )
 
     def is_running(state: DecodeState) -> jax.Array:
         return (state.step < stop) & ~state.is_ended.all()
 
-    return jax.lax.while_loop(is_running, body, state)
+    return jax.lax.while_loop(is_running, one, state)
+
+
+def compiler_options(platform: str) -> dict[str, bool]:
+    """Return how decoding is compiled for a platform.
+
+    On NVIDIA GPUs the thin matrix products of decoding run faster without Triton.
+    """
+    return {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else {}
 
 
 @functools.cache
 def advance(platform: str):
-    """Return the jitted decoding of one chunk for a platform; it consumes its state.
-
-    On NVIDIA GPUs the thin matrix products of decoding run faster without Triton.
-    """
-    options = {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else {}
+    """Return the jitted decoding of one chunk for a platform; it consumes its state."""
     return jax.jit(
         _advance,
         static_argnames=("graphdef", "sampling", "implementation", "chunk_tokens"),
         donate_argnames="state",
-        compiler_options=options,
+        compiler_options=compiler_options(platform),
     )
