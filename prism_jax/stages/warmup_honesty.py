@@ -1,0 +1,61 @@
+"""The honesty panel beside the warm-up's evaluation, on the same held-out pairs."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from prism_jax.stages import honesty, honesty_asker, pair_feed, setup
+
+Evaluate = Callable[[Any, int], Mapping[str, float]]
+
+# Pairs that the probes are fitted on; more make them hardly better.
+_FITTED_PAIRS = 1024
+
+
+def every_steps(one: int | None, other: int | None) -> int | None:
+    """Return how often something has to be done when two things are."""
+    if one is None or other is None:
+        return other if one is None else one
+    return math.gcd(one, other)
+
+
+def beside(
+    evaluate: Evaluate | None,
+    feed: pair_feed.Feed,
+    asker: honesty_asker.Asker,
+    options: honesty.Options,
+    *,
+    evaluate_every_steps: int | None,
+    num_steps: int,
+) -> Evaluate | None:
+    """Return what evaluates and measures the panel, each after its own steps and the last.
+
+    Probes are fitted on pairs that are learnt from and asked about held-out ones. Without held-out
+    pairs nothing is measured.
+    """
+    if evaluate is None or options.every_steps is None:
+        return evaluate
+    fitted: dict[str, Any] = {}
+
+    def both(state: Any, step: int) -> dict[str, float]:
+        told: dict[str, float] = {}
+        is_last = step == num_steps
+        if evaluate_every_steps is not None and (step % evaluate_every_steps == 0 or is_last):
+            told |= evaluate(state, step)
+        if not options.is_due(step, num_steps):
+            return told
+        if not fitted:
+            known = feed.learnt_pairs(_FITTED_PAIRS)
+            fitted.update({name: known.at(known.of(name)).probed() for name in known.segments})
+        panel = honesty.measure(
+            feed.held_out_pairs(options.num_pairs),
+            asker.judge(state.params),
+            known=None,
+            fitted=fitted,
+            num_pairs=options.num_pairs,
+        )
+        for line in honesty.warnings(panel, feed.names):
+            setup.say(line)
+        return told | panel
+
+    return both
