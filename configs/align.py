@@ -9,6 +9,9 @@ GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Op
 
   new        tiny, demo, small: new models; both folders then name their tokenizer
   text_only  the discriminator reads without pictures, its vision tower frozen
+  whole      it scores the whole response (GAD); both: caption, cot and the whole
+  acc_gating, gated_align, rlvr, rlvr_v2, sign_align
+             another advantage, which asks the judge: see prism_jax/losses/advantage.py
 
 4b and 8b: not run here. Source: PRISM scripts/train/experiment/qwen3_vl_prism*.sh and README §6.
 Where they disagree: the README names 500 steps, the script allows 1500 and saves every 500.
@@ -18,10 +21,16 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import common, sampled, sampled_training
 
+_MODES = ("acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align")
+_VIEWS = ("whole", "both")
+
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("new", "text_only"))
+    size, options = common.arguments(arg, ("new", "text_only", *_VIEWS, *_MODES))
+    for alternatives in (_VIEWS, _MODES):
+        if len(options & set(alternatives)) > 1:
+            raise ValueError(f"options: one of {', '.join(alternatives)} must be chosen at most")
     is_large = size in ("4b", "8b")
     if is_large and "new" in options:
         raise ValueError(f"size {size} has no option new")
@@ -42,14 +51,10 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.rollout = sampled_training.rollout(
         size, num_prompts=prompts, num_responses=responses, max_tokens=tokens
     )
-    config.advantage = ConfigDict(
-        {
-            "caption_weight": 0.5,
-            "cot_weight": 0.5,
-            "format_penalty": 1.5,
-            # Source: PRISM verl/verl/trainer/ppo/core_algos.py:415.
-            "eps": 1e-6,
-        }
+    config.rewards = sampled.rewards(is_official=False)
+    config.advantage = _advantage(options)
+    config.pace = ConfigDict(
+        {"discriminator_updates": 1, "policy_every_steps": 1, "discriminator_warmup_steps": 0}
     )
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")
     config.rows = sampled_training.rows(
@@ -72,6 +77,38 @@ def get_config(arg: str = "4b") -> ConfigDict:
     return config
 
 
+def _advantage(options: set[str]) -> ConfigDict:
+    """Return the advantage with the released numbers; `None` for what its mode does not read.
+
+    Source: PRISM scripts/train/experiment/qwen3_vl_prism.sh; verl/verl/trainer/ppo/
+    core_algos.py:415 (eps), ray_trainer.py:260-271 (the numbers of the modes that no script runs).
+    """
+    mode = next((mode for mode in _MODES if mode in options), "align")
+    has_reward = mode in ("rlvr", "rlvr_v2", "sign_align")
+    chosen = ConfigDict(
+        {
+            "mode": mode,
+            "caption_weight": 0.5,
+            "cot_weight": 0.5,
+            "response_weight": config_dict.placeholder(float),
+            "eps": 1e-6,
+            "align_coef": config_dict.placeholder(float) if mode == "align" else 1.0,
+            "accuracy_weight": 1.0 if has_reward else config_dict.placeholder(float),
+            "format_weight": 1.0 if has_reward else config_dict.placeholder(float),
+            "wrong_penalty": config_dict.placeholder(float) if mode in ("align", "rlvr") else 1.0,
+            "format_penalty": config_dict.placeholder(float) if mode == "rlvr" else 1.5,
+            "accuracy": "off" if mode == "align" else "judge",
+            "format_of": "gate",
+        }
+    )
+    if "whole" in options:
+        chosen.caption_weight = chosen.cot_weight = config_dict.placeholder(float)
+        chosen.response_weight = 1.0
+    if "both" in options:
+        chosen.caption_weight, chosen.cot_weight, chosen.response_weight = 0.25, 0.25, 0.5
+    return chosen
+
+
 def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDict:
     is_large = size in ("4b", "8b")
     is_text_only = "text_only" in options
@@ -86,10 +123,18 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
             # As in warm-up. The released run shows it pictures of any size here, but of at most
             # 560 x 560 pixels there.
             "max_pixels": 560 * 560 if is_large else config_dict.placeholder(int),
+            "view": "caption_cot",
+            "scored_token": "last",
+            "teacher_max_tokens": config_dict.placeholder(int),
+            "positions": "mrope",
             "score_clip": 10.0,
+            "length_beta": (),
             "regulariser": 1e-3,
             # The released update drops the router's term of the warm-up.
             "router": 0.0,
+            "head_dropout": 0.0,
+            "microbatch_pairs": config_dict.placeholder(int),
+            "all_invalid": "none",
             "rows": sampled_training.rows(
                 *{"tiny": (256, 2, 2), "demo": (256, 2, 8), "small": (1024, 4, 8)}.get(
                     size, (8192, 16, 8)
@@ -98,6 +143,9 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
             "optim": common.optim(peak={"tiny": 1e-3, "demo": 2e-4, "small": 2e-5}.get(size, 1e-6)),
         }
     )
+    for view in _VIEWS:
+        if view in options:
+            chosen.view = view
     if is_text_only:
         chosen.optim.frozen = ("trunk/vision/.*",)
     return chosen

@@ -34,7 +34,13 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.data = _data(size)
     # Source: :465-475, the router's coefficient; clip and regulariser are those of alignment.
     config.pairs = ConfigDict(
-        {"score_clip": config_dict.placeholder(float), "regulariser": 0.0, "router": 0.01}
+        {
+            "score_clip": config_dict.placeholder(float),
+            "regulariser": 0.0,
+            "router": 0.01,
+            "length_beta": (),
+            "head_dropout": 0.0,
+        }
     )
     config.rows = sampled_training.rows(
         *{"tiny": (512, 4, 2), "demo": (512, 4, 8), "small": (2048, 8, 8)}.get(
@@ -59,6 +65,10 @@ def get_config(arg: str = "4b") -> ConfigDict:
             "every_steps": {"tiny": 1, "demo": 30}.get(size, 100),
             "num_batches": {"tiny": 2, "demo": 8}.get(size, 16),
         }
+    )
+    config.honesty = common.honesty(
+        every_steps={"tiny": 2, "demo": 30}.get(size, 100),
+        num_pairs={"tiny": 4, "demo": 32, "small": 64}.get(size, 128),
     )
     config.optim = common.optim(peak={"tiny": 1e-3, "demo": 5e-4, "small": 1e-4}.get(size, 1e-5))
     config.optim.schedule = "cosine"
@@ -92,6 +102,9 @@ def _data(size: str) -> ConfigDict:
             # the released discriminator; here both stages have this limit.
             "max_pixels": 560 * 560 if is_large else config_dict.placeholder(int),
             "sees_images": True,
+            "view": "caption_cot",
+            "scored_token": "last",
+            "gate": "strict",
             "num_threads": 8 if is_large else 2,
         }
     )

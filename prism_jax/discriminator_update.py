@@ -1,10 +1,5 @@
 """The discriminator's scores and losses over packed segments.
 
-A row holds prompts with one segment each, scored at the segment's last token:
-
-    row       P P P c c c  P P P d d  .       P a prompt, c and d segments of two responses
-    scored              *          *
-
 Warm-up knows its pairs beforehand: teacher and student of a pair stand side by side in one row,
 and `pair_loss` compares them. Alignment compares each teacher's segment with those of many
 responses, too many for one microbatch. But the loss depends on the parameters through the scores
@@ -19,15 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from models import attention, discriminator, moe
-from models.config import Qwen3VLConfig
-from models.inputs import Example
 from models.text import Remat
-from prism_jax import continuations, metrics, train_step
-from prism_jax.continuations import Continuation, RowShape
+from prism_jax import metrics, segment_rows, train_step
 from prism_jax.losses import pairwise, reduce
 
 ROUTER = "router"
@@ -40,6 +31,7 @@ class Settings:
 
     implementation: attention.Implementation
     remat: Remat
+    head_dropout: float  # while learning; 0 for none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,93 +41,35 @@ class PairRule:
     score_clip: float | None
     regulariser: float  # coefficient of the mean square of the scores
     router: float  # coefficient of the router's load balance; 0 where there is no router
+    length_beta: tuple[tuple[str, float], ...]  # coefficient of the length by segment
+    # None: a mean over the pairs of the step. n: a mean over the pairs among n responses each,
+    # averaged over responses, as the released update splits a step.
+    microbatch_pairs: int | None
+    all_invalid: pairwise.AllInvalid
 
-    def coefficients(self, names: Sequence[str]) -> dict[str, float]:
+    def coefficients(self, names: Sequence[str], *, of_segment: float) -> dict[str, float]:
         """Return the factor of each term of `pair_loss`."""
-        every = dict.fromkeys(names, 1.0) | {pairwise.REGULARISER: self.regulariser}
+        every = dict.fromkeys(names, of_segment) | {pairwise.REGULARISER: self.regulariser}
         return every | ({ROUTER: self.router} if self.router else {})
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SegmentBatch:
-    """Hold packed segments in M microbatches of B rows, each with S places for segments."""
-
-    text: Any  # TextInput [M, B, T]
-    vision: Any  # VisionInput [M, B, P] or None
-    last: Any  # int32[M, B, S]  place in the row of the segment's last token; 0 without a segment
-    is_segment: Any  # bool[M, B, S]
-    # int32[M, B, S / 2]  which name the pair of segments 2i (teacher) and 2i + 1 (student) has,
-    # -1 for none; None where segments are not in pairs
-    pair_name: Any
-    pulls: Any  # float32[M, B, S] or None  gradient of the loss with respect to the score
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PackedSegments:
-    """Hold a batch and where the segments lie in it, to read their scores."""
-
-    batch: SegmentBatch
-    places: list[continuations.Place]
-    shape: RowShape
-
-    def read(self, scores: np.ndarray) -> np.ndarray:
-        """Return the scores of the segments in their order, from float32[M, B, S]."""
-        rows = np.asarray(scores).reshape(self.shape.num_rows, -1)
-        return np.array([rows[place.row, place.slot] for place in self.places], np.float32)
-
-    def pulls(self, gradients: np.ndarray) -> np.ndarray:
-        """Return `SegmentBatch.pulls` of a gradient for each segment's score."""
-        rows = np.zeros((self.shape.num_rows, self.shape.row_sequences), np.float32)
-        for place, gradient in zip(self.places, np.asarray(gradients), strict=True):
-            rows[place.row, place.slot] = gradient
-        return continuations.split(rows, self.shape)
-
-
-def pack(
-    prompts: Sequence[Example],
-    units: Sequence[Sequence[Continuation]],
-    names: Sequence[int] | None,
-    shape: RowShape,
-    config: Qwen3VLConfig,
-) -> PackedSegments:
-    """Lay prompts with segments into rows.
-
-    Args:
-      units: a segment by itself, or teacher's and student's segment of a pair.
-      names: which name each pair has; None where units are single segments.
-    """
-    packed = continuations.pack(prompts, units, shape, config)
-    sizes = (shape.num_rows, shape.row_sequences)
-    last, is_segment = np.zeros(sizes, np.int32), np.zeros(sizes, bool)
-    for place in packed.places:
-        last[place.row, place.slot] = place.start + place.num_tokens - 1
-        is_segment[place.row, place.slot] = True
-    pair_name = None
-    if names is not None:
-        pair_name = np.full((shape.num_rows, shape.row_sequences // 2), -1, np.int32)
-        for name, place in zip(names, packed.places[::2], strict=True):
-            pair_name[place.row, place.slot // 2] = name
-        pair_name = continuations.split(pair_name, shape)
-    batch = SegmentBatch(
-        text=packed.text,
-        vision=packed.vision,
-        last=continuations.split(last, shape),
-        is_segment=continuations.split(is_segment, shape),
-        pair_name=pair_name,
-        pulls=None,
-    )
-    return PackedSegments(batch=batch, places=packed.places, shape=shape)
-
-
 def scores(
-    model: discriminator.Discriminator, batch: SegmentBatch, settings: Settings
+    model: discriminator.Discriminator,
+    batch: segment_rows.SegmentBatch,
+    settings: Settings,
+    key: jax.Array | None,
 ) -> tuple[jax.Array, moe.RouterStats | None]:
     """Return float32[B, S] scores of one microbatch and the router's counts.
 
     A microbatch without segments is not computed: its scores and counts are 0.
+
+    Args:
+      key: of the head's dropout; None for none, as scores that are looked at have it.
     """
     graphdef, params = nnx.split(model)
+    dropout = None
+    if key is not None and settings.head_dropout:
+        dropout = discriminator.HeadDropout(rate=settings.head_dropout, key=key)
 
     def forward(params: nnx.State) -> tuple[jax.Array, moe.RouterStats | None]:
         return nnx.merge(graphdef, params)(
@@ -144,6 +78,8 @@ def scores(
             batch.last,
             implementation=settings.implementation,
             remat=settings.remat,
+            kind=batch.kind,
+            head_dropout=dropout,
         )
 
     found = jax.eval_shape(forward, params)
@@ -155,19 +91,38 @@ def scores(
     return jax.lax.cond(batch.is_segment.any(), forward, nothing, params)
 
 
+def all_scores(
+    model: discriminator.Discriminator,
+    batch: segment_rows.SegmentBatch,
+    settings: Settings,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Return float32[M, B, S], one microbatch after the other.
+
+    With a key they are the scores that an update of the same key computes.
+    """
+    if key is None:
+        return jax.lax.map(lambda part: scores(model, part, settings, None)[0], batch)
+    numbers = jnp.arange(batch.is_segment.shape[0])
+    return jax.lax.map(
+        # As `train_step` numbers its microbatches.
+        lambda part: scores(model, part[1], settings, jax.random.fold_in(key, part[0]))[0],
+        (numbers, batch),
+    )
+
+
 def make_scorer(
     graphdef: nnx.GraphDef, settings: Settings
-) -> Callable[[nnx.State, SegmentBatch], jax.Array]:
-    """Return the jitted `(params, batch) -> float32[M, B, S]`, one microbatch after the other."""
-
-    def score(params: nnx.State, batch: SegmentBatch) -> jax.Array:
-        model = nnx.merge(graphdef, params)
-        return jax.lax.map(lambda part: scores(model, part, settings)[0], batch)
-
-    return jax.jit(score)
+) -> Callable[[nnx.State, segment_rows.SegmentBatch], jax.Array]:
+    """Return the jitted `(params, batch) -> float32[M, B, S]`, without dropout."""
+    return jax.jit(
+        lambda params, batch: all_scores(nnx.merge(graphdef, params), batch, settings, None)
+    )
 
 
-def pair_weights(batch: SegmentBatch, names: Sequence[str], rule: PairRule) -> dict[str, jax.Array]:
+def pair_weights(
+    batch: segment_rows.SegmentBatch, names: Sequence[str], rule: PairRule
+) -> dict[str, jax.Array]:
     """Return the weights of `pair_loss` over the whole batch, from its masks alone."""
     found = pairwise.weights(
         {name: batch.pair_name == number for number, name in enumerate(names)},
@@ -180,17 +135,19 @@ def pair_weights(batch: SegmentBatch, names: Sequence[str], rule: PairRule) -> d
 
 def pair_loss(
     model: discriminator.Discriminator,
-    batch: SegmentBatch,
+    batch: segment_rows.SegmentBatch,
     names: Sequence[str],
     rule: PairRule,
     settings: Settings,
+    key: jax.Array,
 ) -> tuple[train_step.Terms, metrics.Metrics]:
     """Return a term for each name, the regulariser and the router's load balance.
 
     The regulariser counts the scores of each pair once; see `losses.pairwise.loss`.
     """
-    found, stats = scores(model, batch, settings)
+    found, stats = scores(model, batch, settings, key)
     pair_name = batch.pair_name.reshape(-1)
+    found = _corrected(found, batch, names, rule)
     segments = {
         name: pairwise.Segment(
             teacher=found[:, 0::2].reshape(-1),
@@ -214,6 +171,19 @@ def pair_loss(
     return terms | router, told | router_told
 
 
+def _corrected(
+    found: jax.Array, batch: segment_rows.SegmentBatch, names: Sequence[str], rule: PairRule
+) -> jax.Array:
+    """Return the scores [B, S], those of each name corrected for length by its coefficient."""
+    name_of = jnp.repeat(batch.pair_name, 2, axis=-1)
+    for name, beta in rule.length_beta:
+        corrected = pairwise.correct_length(
+            found.reshape(-1), batch.num_tokens.reshape(-1), beta=beta
+        )
+        found = jnp.where(name_of == names.index(name), corrected.reshape(found.shape), found)
+    return found
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -222,71 +192,129 @@ class Scores:
     teacher: Any  # float32[N]
     student: Any  # float32[N * R]  0 where there is none
     is_pair: Any  # bool[N * R]  the response has the segment
+    teacher_tokens: Any  # int32[N]
+    student_tokens: Any  # int32[N * R]  0 where there is none
+
+    def segment(self) -> pairwise.Segment:
+        """Return every response beside the teacher's."""
+        each = self.student.shape[0] // self.teacher.shape[0]
+        return pairwise.Segment(
+            teacher=jnp.repeat(self.teacher, each),
+            student=self.student,
+            is_pair=self.is_pair,
+            teacher_tokens=jnp.repeat(self.teacher_tokens, each),
+            student_tokens=self.student_tokens,
+        )
 
 
-def score_gradients(
-    found: Mapping[str, Scores], rule: PairRule
-) -> tuple[dict[str, Scores], metrics.Metrics]:
+ByName = Mapping[str, Scores]
+
+
+def at(found: jax.Array, places: ByName) -> dict[str, Scores]:
+    """Return the scores [M, B, S] that stand at these places of the array laid flat.
+
+    `places` holds indices for scores; where `is_pair` is False the index means nothing.
+    """
+    flat = found.reshape(-1)
+    return {
+        name: dataclasses.replace(
+            one,
+            teacher=flat[one.teacher],
+            student=jnp.where(one.is_pair, flat[one.student], 0.0),
+        )
+        for name, one in places.items()
+    }
+
+
+def pulls(found: jax.Array, places: ByName, rule: PairRule) -> tuple[jax.Array, metrics.Metrics]:
+    """Return the gradient of the pair loss with respect to each score of [M, B, S], and metrics."""
+    gradients, told = score_gradients(at(found, places), rule)
+    flat = jnp.zeros(found.size, jnp.float32)
+    for name, one in gradients.items():
+        nowhere = found.size
+        students = jnp.where(places[name].is_pair, places[name].student, nowhere)
+        flat = flat.at[places[name].teacher].add(one.teacher)
+        flat = flat.at[students].add(one.student, mode="drop")
+    return flat.reshape(found.shape), told
+
+
+def score_gradients(found: ByName, rule: PairRule) -> tuple[dict[str, Scores], metrics.Metrics]:
     """Return the gradient of the whole pair loss with respect to each score, and its metrics.
 
-    The gradients stand in the places of the scores (`is_pair` is None).
+    The gradients stand in the places of the scores.
     """
 
     def loss(raw: Mapping[str, tuple[jax.Array, jax.Array]]):
-        segments = {}
-        for name, (teacher, student) in raw.items():
-            segments[name] = pairwise.Segment(
-                teacher=jnp.repeat(teacher, student.shape[0] // teacher.shape[0]),
-                student=student,
-                is_pair=found[name].is_pair,
-                teacher_tokens=None,
-                student_tokens=None,
-            )
-        rows = next(iter(segments.values())).student.shape
-        terms, told = pairwise.loss(
-            segments,
-            jnp.ones(rows, bool),
-            score_clip=rule.score_clip,
-            length_beta=None,
-            normalisation="global",
-            all_invalid="none",
-            batch_pairs=None,
-        )
-        coefficients = dataclasses.replace(rule, router=0.0).coefficients(list(raw))
-        return sum(coefficients[name] * term.value for name, term in terms.items()), told
+        segments = {
+            name: dataclasses.replace(found[name], teacher=teacher, student=student).segment()
+            for name, (teacher, student) in raw.items()
+        }
+        terms, told = _terms(segments, rule)
+        every = dataclasses.replace(rule, router=0.0).coefficients(list(raw), of_segment=1.0)
+        return sum(every[name] * term.value for name, term in terms.items()), told
 
     raw = {name: (one.teacher, one.student) for name, one in found.items()}
     gradients, told = jax.grad(loss, has_aux=True)(raw)
     return {
-        name: Scores(teacher=teacher, student=student, is_pair=None)
+        name: dataclasses.replace(found[name], teacher=teacher, student=student)
         for name, (teacher, student) in gradients.items()
     }, told
 
 
-def pulled_weights(batch: SegmentBatch, router: float) -> dict[str, jax.Array]:
+def _terms(
+    segments: Mapping[str, pairwise.Segment], rule: PairRule
+) -> tuple[train_step.Terms, metrics.Metrics]:
+    """Return the terms of a whole step, in microbatches where the rule asks for them."""
+    num_rows = next(iter(segments.values())).student.shape[0]
+    size = num_rows if rule.microbatch_pairs is None else rule.microbatch_pairs
+    batch_pairs = None
+    if rule.all_invalid == "released":
+        batch_pairs = {n: one.is_pair.sum(dtype=jnp.float32) for n, one in segments.items()}
+
+    def one(part: Mapping[str, pairwise.Segment]):
+        return pairwise.loss(
+            part,
+            jnp.ones(size, bool),
+            score_clip=rule.score_clip,
+            length_beta=dict(rule.length_beta) or None,
+            normalisation="global" if rule.microbatch_pairs is None else "microbatch",
+            all_invalid=rule.all_invalid,
+            batch_pairs=batch_pairs,
+        )
+
+    parts = jax.tree.map(lambda x: x.reshape(-1, size), dict(segments))
+    # Terms and metrics are sums and weights: those of the parts add up.
+    return jax.tree.map(lambda x: x.sum(0), jax.vmap(one)(parts))
+
+
+def pulled_weights(batch: segment_rows.SegmentBatch, router: float) -> dict[str, jax.Array]:
     """Return the weights of `pulled_loss`: gradients are of the whole batch already."""
     return {PULLS: jnp.ones(())} | _router_weight(batch, router)
 
 
 def pulled_loss(
-    model: discriminator.Discriminator, batch: SegmentBatch, router: float, settings: Settings
+    model: discriminator.Discriminator,
+    batch: segment_rows.SegmentBatch,
+    router: float,
+    settings: Settings,
+    key: jax.Array,
 ) -> tuple[train_step.Terms, metrics.Metrics]:
     """Return the sum over segments of score x its gradient; the value itself means nothing."""
-    found, stats = scores(model, batch, settings)
+    found, stats = scores(model, batch, settings, key)
     total = jnp.where(batch.is_segment, found * batch.pulls, 0.0).sum()
     terms, told = _router_term(batch, stats, router)
     told["discriminator/segments"] = metrics.Sum(value=batch.is_segment.sum(dtype=jnp.float32))
     return {PULLS: reduce.Sum(total=total, weight=jnp.ones(()))} | terms, told
 
 
-def _router_weight(batch: SegmentBatch, coefficient: float) -> dict[str, jax.Array]:
+def _router_weight(batch: segment_rows.SegmentBatch, coefficient: float) -> dict[str, jax.Array]:
     if not coefficient:
         return {}
     return {ROUTER: (batch.text.segments.ids > 0).sum(dtype=jnp.float32)}
 
 
 def _router_term(
-    batch: SegmentBatch, stats: moe.RouterStats | None, coefficient: float
+    batch: segment_rows.SegmentBatch, stats: moe.RouterStats | None, coefficient: float
 ) -> tuple[train_step.Terms, metrics.Metrics]:
     """Return the load balance of a microbatch, weighted by its tokens.
 

@@ -127,6 +127,8 @@ def _accumulate(loss_of, trainable, batch, key, num_microbatches, layout):
 
 def _fold(stacked: metrics.Metrics) -> metrics.Metrics:
     """Merge metrics along the leading axis that the scan over microbatches gave them."""
+    if not stacked:
+        return {}
 
     def merge(merged, one):
         return {name: merged[name].merge(one[name]) for name in merged}, None

@@ -9,16 +9,25 @@ import numpy as np
 from flax import nnx
 
 from models import config as config_lib
-from models import discriminator, inputs, qwen3_vl, sharding
-from prism_jax import continuations, discriminator_update
+from models import discriminator, inputs, kinds, qwen3_vl, sharding
+from prism_jax import continuations, discriminator_update, segment_rows
 from prism_jax.continuations import Continuation
 from tests.models import cases
 
 _PROMPTS = [*cases.ROWS["rows_of_different_length"][:2], *cases.ROWS["one_image"]]
 _CASE = "moe_untied"
 _CONFIG = config_lib.from_hf(cases.CONFIGS[_CASE])
-_SETTINGS = discriminator_update.Settings(implementation="xla", remat="none")
-_RULE = discriminator_update.PairRule(score_clip=10.0, regulariser=0.1, router=0.0)
+_SETTINGS = discriminator_update.Settings(implementation="xla", remat="none", head_dropout=0.0)
+_PLAIN = discriminator_update.PairRule(
+    score_clip=None,
+    regulariser=0.0,
+    router=0.0,
+    length_beta=(),
+    microbatch_pairs=None,
+    all_invalid="none",
+)
+_RULE = dataclasses.replace(_PLAIN, score_clip=10.0, regulariser=0.1, length_beta=(("cot", 0.5),))
+_KINDS = (kinds.CAPTION, kinds.COT)
 _NAMES = ("caption", "cot")
 _NUM_RESPONSES = 2
 
@@ -80,9 +89,12 @@ def _shape(num_units, unit_sequences, row_tokens=96, microbatch_rows=2):
 
 def _singles(**layout):
     units = [[segment] for segment in _segments().values()]
-    return discriminator_update.pack(
-        _PROMPTS, units, None, _shape(len(units), 1, **layout), _CONFIG
-    )
+    names = [name for _, name, _ in _segments()]
+    return _pack(units, names, _shape(len(units), 1, **layout))
+
+
+def _pack(units, names, shape, positions="mrope"):
+    return segment_rows.pack(_PROMPTS, units, names, _KINDS, shape, _CONFIG, positions=positions)
 
 
 def _pairs(**layout):
@@ -91,7 +103,7 @@ def _pairs(**layout):
     units = [[_segments()[p, name, 0], _segments()[p, name, 1]] for p, name in keys]
     names = [name for _, name in keys]
     shape = _shape(len(units), 2, **layout)
-    return discriminator_update.pack(_PROMPTS, units, names, shape, _CONFIG)
+    return _pack(units, names, shape)
 
 
 @functools.cache
@@ -125,25 +137,26 @@ def test_a_segment_is_scored_the_same_whoever_wrote_it_and_whatever_stands_besid
     same = np.array([5, 6, 7], np.int32)
     units = [[Continuation(prompt=0, tokens=same)] for _ in range(3)]
     shape = _shape(len(_segments()), 1)
-    packed = discriminator_update.pack(_PROMPTS, units, None, shape, _CONFIG)
+    packed = _pack(units, [0] * len(units), shape)
     scores = packed.read(_scorer()(_model()[1], packed.batch))
     np.testing.assert_allclose(scores, scores[0], atol=1e-5)
 
 
-def _whole_gradient(loss, weights, packed, coefficients):
+def _whole_gradient(loss, weights, packed, coefficients, key=None):
     """Return the gradient of all terms, summed over microbatches as the train step does."""
     graphdef, params = _model()
     whole = jax.jit(weights)(packed)
 
-    def one(params, part):
-        terms, told = loss(nnx.merge(graphdef, params), part)
+    def one(params, part, key):
+        terms, told = loss(nnx.merge(graphdef, params), part, key)
         share = sum(coefficients[name] * terms[name].total / whole[name] for name in terms)
         return share, (terms, told)
 
     grad = jax.jit(jax.grad(one, has_aux=True))
     gradients, told = [], []
     for number in range(packed.last.shape[0]):
-        gradient, aux = grad(params, jax.tree.map(lambda x, n=number: x[n], packed))
+        part = jax.tree.map(lambda x, n=number: x[n], packed)
+        gradient, aux = grad(params, part, None if key is None else jax.random.fold_in(key, number))
         gradients.append(gradient)
         told.append(aux)
     return jax.tree.map(lambda *leaves: sum(leaves), *gradients), told
@@ -152,10 +165,12 @@ def _whole_gradient(loss, weights, packed, coefficients):
 @functools.cache
 def _pair_gradient(rule=_RULE, microbatch_rows=2):
     return _whole_gradient(
-        lambda model, part: discriminator_update.pair_loss(model, part, _NAMES, rule, _SETTINGS),
+        lambda model, part, key: discriminator_update.pair_loss(
+            model, part, _NAMES, rule, _SETTINGS, key
+        ),
         lambda batch: discriminator_update.pair_weights(batch, _NAMES, rule),
         _pairs(microbatch_rows=microbatch_rows).batch,
-        rule.coefficients(_NAMES),
+        rule.coefficients(_NAMES, of_segment=1.0),
     )
 
 
@@ -171,50 +186,70 @@ def _score_gradients(scores, rule):
     return jax.jit(lambda scores: discriminator_update.score_gradients(scores, rule))(scores)
 
 
-def _scores_of_first_response():
-    """Return the one-by-one scores as the alignment reads them, with the first response only."""
-    by_key = dict(zip(_segments(), _one_by_one(), strict=True))
+def _places(packed, num_responses):
+    """Return where the scores of the teacher's segments and of the first responses' stand."""
+    index = dict(zip(_segments(), packed.indices(), strict=True))
     prompts = range(len(_PROMPTS))
-    return {
-        name: discriminator_update.Scores(
-            teacher=np.array([by_key[p, n, 0] for p in prompts]),
-            student=np.array([by_key[p, n, 1] for p in prompts]),
-            is_pair=np.ones(len(_PROMPTS), bool),
+    tokens = {key: len(segment.tokens) for key, segment in _segments().items()}
+    found = {}
+    for n, name in enumerate(_NAMES):
+        teachers = [(p, n, 0) for p in prompts]
+        students = [(p, n, 1 + r) for p in prompts for r in range(num_responses)]
+        found[name] = discriminator_update.Scores(
+            teacher=np.array([index[key] for key in teachers]),
+            student=np.array([index[key] for key in students]),
+            is_pair=np.ones(len(students), bool),
+            teacher_tokens=np.array([tokens[key] for key in teachers]),
+            student_tokens=np.array([tokens[key] for key in students]),
         )
-        for n, name in enumerate(_NAMES)
-    }
+    return found
+
+
+@functools.cache
+def _pulled_gradient(rule=_RULE, settings=_SETTINGS, seed=None):
+    """Return the update by scores that were known before, and the metrics of the pairs."""
+    graphdef, params = _model()
+    packed = _singles()
+    key = None if seed is None else jax.random.key(seed)
+
+    def pull(params, batch):
+        model = nnx.merge(graphdef, params)
+        found = discriminator_update.all_scores(model, batch, settings, key)
+        return discriminator_update.pulls(found, _places(packed, 1), rule)
+
+    found, told = jax.jit(pull)(params, packed.batch)
+    gradient, _ = _whole_gradient(
+        lambda model, part, key: discriminator_update.pulled_loss(model, part, 0.0, settings, key),
+        lambda batch: discriminator_update.pulled_weights(batch, 0.0),
+        dataclasses.replace(packed.batch, pulls=found),
+        {discriminator_update.PULLS: 1.0},
+        key,
+    )
+    return gradient, told
 
 
 def test_gradients_of_scores_known_beforehand_give_the_update_of_the_pair_loss():
     expected, told = _pair_gradient()
-    gradients, measured = _score_gradients(_scores_of_first_response(), _RULE)
-    pulls = {}
-    for n, name in enumerate(_NAMES):
-        for p in range(len(_PROMPTS)):
-            pulls[p, n, 0] = float(gradients[name].teacher[p])
-            pulls[p, n, 1] = float(gradients[name].student[p])
-    packed = _singles()
-    found = packed.pulls(np.array([pulls.get(key, 0.0) for key in _segments()]))
-    batch = dataclasses.replace(packed.batch, pulls=found)
-    got, _ = _whole_gradient(
-        lambda model, part: discriminator_update.pulled_loss(model, part, 0.0, _SETTINGS),
-        lambda batch: discriminator_update.pulled_weights(batch, 0.0),
-        batch,
-        {discriminator_update.PULLS: 1.0},
-    )
+    got, measured = _pulled_gradient()
     _same(got, expected)
-    total = sum(terms["caption"].total for terms, _ in told)
-    np.testing.assert_allclose(measured["discriminator/caption_loss"].total, total, rtol=1e-4)
+    for name in _NAMES:
+        total = sum(terms[name].total for terms, _ in told)
+        np.testing.assert_allclose(measured[f"discriminator/{name}_loss"].total, total, rtol=1e-4)
+
+
+def _numbers(teacher, student, is_pair):
+    return discriminator_update.Scores(
+        teacher=np.array(teacher, np.float32),
+        student=np.array(student, np.float32),
+        is_pair=np.array(is_pair, bool),
+        teacher_tokens=np.full(len(teacher), 9),
+        student_tokens=np.full(len(student), 9),
+    )
 
 
 def test_gradients_of_a_teachers_score_add_up_over_its_responses():
-    scores = discriminator_update.Scores(
-        teacher=np.array([1.0, 0.0], np.float32),
-        student=np.array([0.0, 2.0, 0.5, 0.0], np.float32),
-        is_pair=np.array([True, True, True, False]),
-    )
-    rule = discriminator_update.PairRule(score_clip=None, regulariser=0.0, router=0.0)
-    gradients, told = _score_gradients({"caption": scores}, rule)
+    scores = _numbers([1.0, 0.0], [0.0, 2.0, 0.5, 0.0], [1, 1, 1, 0])
+    gradients, told = _score_gradients({"caption": scores}, _PLAIN)
     # d/dT of -log sigmoid(T - S) is -sigmoid(S - T), and the loss is a mean over three pairs.
     pull = 1 / (1 + np.exp(-np.array([-1.0, 1.0, 0.5])))
     np.testing.assert_allclose(
@@ -222,6 +257,74 @@ def test_gradients_of_a_teachers_score_add_up_over_its_responses():
     )
     np.testing.assert_allclose(gradients["caption"].student, [*pull / 3, 0], rtol=1e-5)
     assert told["discriminator/caption_pair_accuracy"].value == np.float32(1 / 3)
+
+
+def test_released_microbatches_average_the_means_of_their_pairs():
+    scores = _numbers([1.0, 0.0], [0.0, 2.0, 0.5, 0.0], [1, 1, 1, 0])
+    rule = dataclasses.replace(_PLAIN, microbatch_pairs=2)
+    gradients, told = _score_gradients({"caption": scores}, rule)
+    # Two microbatches of two responses: means over two pairs and over one pair, half of each.
+    pull = 1 / (1 + np.exp(-np.array([-1.0, 1.0, 0.5])))
+    expected = [pull[0] / 4, pull[1] / 4, pull[2] / 2, 0]
+    np.testing.assert_allclose(gradients["caption"].student, expected, rtol=1e-5)
+    assert told["discriminator/caption_pair_accuracy"].value == np.float32(1 / 3)
+
+
+def test_a_step_without_a_pair_teaches_nothing_unless_the_released_fallback_is_chosen():
+    scores = _numbers([1.0, 0.0], [0.0] * 4, [0] * 4)
+    gradients, _ = _score_gradients({"caption": scores}, _PLAIN)
+    assert not np.any(gradients["caption"].teacher)
+    rule = dataclasses.replace(_PLAIN, all_invalid="released")
+    gradients, _ = _score_gradients({"caption": scores}, rule)
+    # 0.01 * -log sigmoid(mean of the teacher's scores), which is 0.5; each of two is half of it.
+    expected = -0.01 / (1 + np.exp(0.5)) / 2
+    np.testing.assert_allclose(gradients["caption"].teacher, [expected] * 2, rtol=1e-5)
+
+
+def test_dropout_of_the_head_changes_the_update_and_its_scores_are_those_of_the_update():
+    settings = dataclasses.replace(_SETTINGS, head_dropout=0.3)
+    graphdef, params = _model()
+    packed = _singles()
+
+    def both(params, batch, key):
+        model = nnx.merge(graphdef, params)
+        parts = [
+            discriminator_update.scores(
+                model,
+                jax.tree.map(lambda x, n=n: x[n], batch),
+                settings,
+                jax.random.fold_in(key, n),
+            )[0]
+            for n in range(batch.last.shape[0])
+        ]
+        whole = discriminator_update.all_scores(model, batch, settings, key)
+        return (
+            whole,
+            jnp.stack(parts),
+            discriminator_update.all_scores(model, batch, settings, None),
+        )
+
+    whole, parts, without = jax.jit(both)(params, packed.batch, jax.random.key(3))
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+    assert np.abs(packed.read(whole) - packed.read(without)).min() > 1e-6
+    np.testing.assert_allclose(packed.read(without), _one_by_one(), atol=1e-4)
+
+
+def test_positions_in_one_dimension_count_tokens_and_change_scores_of_pictures_alone():
+    units = [[segment] for segment in _segments().values()]
+    shape = _shape(len(units), 1)
+    packed = _pack(units, [0] * len(units), shape, "text_1d")
+    for segment, place in zip(_segments().values(), packed.places, strict=True):
+        size = len(_PROMPTS[segment.prompt].tokens) + place.num_tokens
+        first = place.start + place.num_tokens - size
+        number, row = divmod(place.row, shape.microbatch_rows)
+        got = packed.batch.text.positions[number, :, row, first : first + size]
+        np.testing.assert_array_equal(got, np.broadcast_to(np.arange(size), (3, size)))
+    found = packed.read(_scorer()(_model()[1], packed.batch))
+    has_picture = [len(_PROMPTS[s.prompt].grids) > 0 for s in _segments().values()]
+    moved = np.abs(found - _one_by_one()) > 1e-4
+    assert moved.any()
+    assert not moved[~np.array(has_picture)].any()
 
 
 def test_any_split_of_the_pairs_gives_the_same_update():

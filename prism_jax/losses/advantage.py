@@ -11,6 +11,7 @@ of its own. Everything is a constant for the gradient. Group statistics, everywh
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,8 +25,9 @@ class AlignmentScores:
     """What the six alignment advantages read, one entry a response."""
 
     prompt_id: Any  # int32[B]    group, in [0, num_groups)
-    caption: Any  # float32[B]  discriminator's score of the caption; ignored where not format_ok
-    cot: Any  # float32[B]  discriminator's score of the rest; ignored where not format_ok
+    # {segment: float32[B]}  the discriminator's scores of what it reads of a response ("caption"
+    # and "cot", "response", or all three); ignored where not format_ok
+    by_segment: Any
     format_ok: Any  # bool[B]     the response has the required form
     accuracy: Any  # float32[B] or None  the verifier's score; at most 0 is wrong
 
@@ -126,23 +128,22 @@ def align(
     *,
     num_groups: int,
     eps: float,
-    caption_weight: float,
-    cot_weight: float,
+    weights: Mapping[str, float],
     format_penalty: float,
 ) -> Float[Array, "B"]:
     """Return A_al − format_penalty · F, the default of the method; accuracy is not used.
 
-    A_al = caption_weight · GN(caption) + cot_weight · GN(cot), with GN = `group_normalise` and F
-    the responses of invalid format, here and in the five functions below.
+    A_al = Σ over segments of weights[segment] · GN(score of the segment), with GN =
+    `group_normalise` and F the responses of invalid format, here and in the five functions below.
 
     Invalid: the scores become (minimum over the group's valid ones) − 1, or −1 when none is
     valid, *before* GN, so they lower A_al of their own row and raise it for the others; then the
     penalty is taken off. Wrong answers: no effect. A group of one: A_al is the weighted score
-    itself, an invalid one −(caption_weight + cot_weight). Equal scores, and a group of invalid
-    responses only: A_al = 0.
+    itself, an invalid one −(sum of the weights). Equal scores, and a group of invalid responses
+    only: A_al = 0.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:455, :534.
     """
-    aligned = _aligned(scores, num_groups, eps, caption_weight, cot_weight)
+    aligned = _aligned(scores, num_groups, eps, weights)
     return aligned - format_penalty * _invalid(scores)
 
 
@@ -151,8 +152,7 @@ def acc_gating(
     *,
     num_groups: int,
     eps: float,
-    caption_weight: float,
-    cot_weight: float,
+    weights: Mapping[str, float],
     align_coef: float,
     wrong_penalty: float,
     format_penalty: float,
@@ -164,7 +164,7 @@ def acc_gating(
     A_al; penalties apply as they are, they are not normalised.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:527.
     """
-    aligned = _aligned(scores, num_groups, eps, caption_weight, cot_weight)
+    aligned = _aligned(scores, num_groups, eps, weights)
     penalties = wrong_penalty * _wrong(scores) + format_penalty * _invalid(scores)
     return align_coef * aligned - penalties
 
@@ -174,8 +174,7 @@ def gated_align(
     *,
     num_groups: int,
     eps: float,
-    caption_weight: float,
-    cot_weight: float,
+    weights: Mapping[str, float],
     align_coef: float,
     wrong_penalty: float,
     format_penalty: float,
@@ -188,7 +187,7 @@ def gated_align(
     accuracy of ones to repeat that.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:521, ray_trainer.py:1211.
     """
-    aligned = _aligned(scores, num_groups, eps, caption_weight, cot_weight)
+    aligned = _aligned(scores, num_groups, eps, weights)
     invalid, wrong = _invalid(scores), _wrong(scores)
     gated = align_coef * aligned * (1.0 - invalid) * (1.0 - wrong)
     return gated - wrong_penalty * wrong - format_penalty * invalid
@@ -199,8 +198,7 @@ def rlvr(
     *,
     num_groups: int,
     eps: float,
-    caption_weight: float,
-    cot_weight: float,
+    weights: Mapping[str, float],
     align_coef: float,
     accuracy_weight: float,
     format_weight: float,
@@ -212,7 +210,7 @@ def rlvr(
     itself. Equal rewards: GN(r) = 0, valid right responses still have A_al.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:509.
     """
-    aligned = _aligned(scores, num_groups, eps, caption_weight, cot_weight)
+    aligned = _aligned(scores, num_groups, eps, weights)
     invalid, wrong = _invalid(scores), _wrong(scores)
     reward = accuracy_weight * _accuracy(scores) + format_weight * (1.0 - invalid)
     verified = group_normalise(reward, scores.prompt_id, num_groups=num_groups, eps=eps)
@@ -224,8 +222,7 @@ def rlvr_v2(
     *,
     num_groups: int,
     eps: float,
-    caption_weight: float,
-    cot_weight: float,
+    weights: Mapping[str, float],
     align_coef: float,
     accuracy_weight: float,
     format_weight: float,
@@ -239,7 +236,7 @@ def rlvr_v2(
     are wrong or all invalid.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:497.
     """
-    aligned = _aligned(scores, num_groups, eps, caption_weight, cot_weight)
+    aligned = _aligned(scores, num_groups, eps, weights)
     invalid, wrong = _invalid(scores), _wrong(scores)
     reward = accuracy_weight * _accuracy(scores) + format_weight * (1.0 - invalid)
     reward = reward - wrong_penalty * wrong - format_penalty * invalid
@@ -252,8 +249,7 @@ def sign_align(
     *,
     num_groups: int,
     eps: float,
-    caption_weight: float,
-    cot_weight: float,
+    weights: Mapping[str, float],
     align_coef: float,
     accuracy_weight: float,
     format_weight: float,
@@ -268,7 +264,7 @@ def sign_align(
     Equal r: GN(r) = 0.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:485.
     """
-    aligned = _aligned(scores, num_groups, eps, caption_weight, cot_weight)
+    aligned = _aligned(scores, num_groups, eps, weights)
     valid, wrong = 1.0 - _invalid(scores), _wrong(scores)
     reward = accuracy_weight * _accuracy(scores) + format_weight - wrong_penalty * wrong
     reward = valid * reward - format_penalty * (1.0 - valid)
@@ -277,13 +273,13 @@ def sign_align(
 
 
 def _aligned(
-    scores: AlignmentScores,
-    num_groups: int,
-    eps: float,
-    caption_weight: float,
-    cot_weight: float,
+    scores: AlignmentScores, num_groups: int, eps: float, weights: Mapping[str, float]
 ) -> Array:
     """Return A_al, invalid responses sunk below the valid ones of their group first."""
+    if set(weights) != set(scores.by_segment):
+        raise ValueError(
+            f"weights must be of the segments {sorted(scores.by_segment)}, got {sorted(weights)}"
+        )
 
     def normalised(values):
         valid = jnp.where(scores.format_ok, values, jnp.inf)
@@ -292,7 +288,7 @@ def _aligned(
         values = jnp.where(scores.format_ok, values, sunk)
         return group_normalise(values, scores.prompt_id, num_groups=num_groups, eps=eps)
 
-    return caption_weight * normalised(scores.caption) + cot_weight * normalised(scores.cot)
+    return sum(weights[name] * normalised(scores.by_segment[name]) for name in sorted(weights))
 
 
 def _invalid(scores: AlignmentScores) -> Array:

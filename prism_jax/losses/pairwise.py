@@ -42,6 +42,21 @@ def correct_length(scores: Float[Array, "P"], num_tokens: Any, *, beta: float) -
     return scores - beta * jnp.log1p(jnp.maximum(num_tokens.astype(jnp.float32), 1.0))
 
 
+def ready(
+    segment: Segment, *, beta: float | None, score_clip: float | None
+) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
+    """Return teacher and student scores, corrected for length and clipped: as losses and
+    advantages read them."""
+    teacher, student = segment.teacher, segment.student
+    if beta is not None:
+        teacher = correct_length(teacher, segment.teacher_tokens, beta=beta)
+        student = correct_length(student, segment.student_tokens, beta=beta)
+    if score_clip is not None:
+        teacher = jnp.clip(teacher, -score_clip, score_clip)
+        student = jnp.clip(student, -score_clip, score_clip)
+    return teacher, student
+
+
 def weights(
     is_pair: dict[str, Bool[Array, "*P"]],
     row_mask: Bool[Array, "*P"],
@@ -101,7 +116,7 @@ def loss(
     terms, told, squares = {}, {}, jnp.zeros(row_mask.shape, jnp.float32)
     for name, segment in segments.items():
         beta = None if length_beta is None else length_beta.get(name)
-        teacher, student = _ready(segment, beta, score_clip)
+        teacher, student = ready(segment, beta=beta, score_clip=score_clip)
         squares += (jnp.square(teacher) + jnp.square(student)) / (2 * len(segments))
         whole = None if batch_pairs is None else batch_pairs[name]
         terms[name] = _term(teacher, student, segment.is_pair, row_mask, whole, normalisation)
@@ -129,18 +144,6 @@ def _check(
     unknown = sorted(set(length_beta or {}) - set(segments))
     if unknown:
         raise ValueError(f"length_beta names {unknown}, the segments are {sorted(segments)}")
-
-
-def _ready(segment: Segment, beta: float | None, score_clip: float | None) -> tuple[Array, Array]:
-    """Return teacher and student scores, corrected for length and clipped."""
-    teacher, student = segment.teacher, segment.student
-    if beta is not None:
-        teacher = correct_length(teacher, segment.teacher_tokens, beta=beta)
-        student = correct_length(student, segment.student_tokens, beta=beta)
-    if score_clip is not None:
-        teacher = jnp.clip(teacher, -score_clip, score_clip)
-        student = jnp.clip(student, -score_clip, score_clip)
-    return teacher, student
 
 
 def _weight(

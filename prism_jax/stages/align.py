@@ -6,28 +6,31 @@
                  │                                            └── teacher above student       │
                  └───────────────────────── policy gradient ←──────────────────────────────────┘
 
-Each step draws responses from the policy, cuts them into caption and cot, and lets the
-discriminator score both. What a response scores above the others to its prompt is its advantage; a
-malformed one pays a penalty. Then the discriminator learns to put the teacher's segments above the
-policy's, and the policy learns from the advantages. There is no reference policy and no KL term.
+Each step draws responses from the policy, cuts them into caption and cot (or into what
+`discriminator.view` says), and lets the discriminator score them. What a response scores above the
+others to its prompt is its advantage; a malformed one pays a penalty. `advantage.mode` names one of
+the six ways of `losses.advantage`; all but the default ask the judge for right and wrong. Then the
+discriminator learns to put the teacher's segments above the policy's, and the policy learns from
+the advantages. There is no reference policy and no KL term.
 
 The discriminator scores before it learns, each of the teacher's segments once a prompt; those same
-scores give the gradient of its update, see `discriminator_update`.
+scores give the gradient of its update, see `discriminator_update`. Where it learns several times in
+a step, or with dropout, each update has scores of its own. `pace` says how often each model learns.
 
 `config.model.folder` is the policy: the workdir of `sft`, or a Hugging Face folder;
 `config.discriminator.folder` the workdir of `warmup`, or a folder with a score head. Runs on TPU,
 GPU or CPU; configs/align.py names sizes, hardware and sources.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from prism_jax import (
     batches,
@@ -36,21 +39,19 @@ from prism_jax import (
     loop,
     metrics,
     model_files,
-    train_state,
-    train_step,
 )
+from prism_jax.rewards import workers
 from prism_jax.stages import (
     align_config,
     align_feed,
     align_segments,
+    align_updates,
     policy_rows,
+    responses,
     rollouts,
     running,
-    segments,
     setup,
 )
-
-State = dict[str, train_state.TrainState]  # "policy" and "discriminator"
 
 # May change between a run and its continuation; the prompts themselves are compared.
 _MAY_DIFFER = (
@@ -58,20 +59,11 @@ _MAY_DIFFER = (
     "prompts.path",
     "prompts.image_root",
     "prompts.cache_dir",
+    "rewards.num_workers",
     "rollout.chunk_tokens",
     "rollout.dump_every_steps",
     "train.num_threads",
 )
-_GAPS = tuple(f"discriminator/{name}_gap" for name in segments.NAMES)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Learned:
-    """Hold what both models learn from in a step."""
-
-    policy: Any  # PolicyBatch
-    discriminator: Any  # SegmentBatch, with the gradient of each score
 
 
 def main(argv: Sequence[str]) -> None:
@@ -93,42 +85,49 @@ def main(argv: Sequence[str]) -> None:
             return
         feed = align_feed.Feed(options, policy, judge, files=files, own_files=own_files)
         shapes = feed.shapes(devices)
-        starts, updates = open_updates(options, devices, policy, judge, shapes, key=keys.init)
-        experience = Experience(
-            options,
-            devices,
-            policy,
-            judge,
-            feed=feed,
-            shapes=shapes,
-            dump=rollouts.Dump(folder, options.rollout.dump_every_steps),
+        starts, updates = align_updates.open_updates(
+            options, devices, policy, judge, shapes, key=keys.init
         )
-        running.run(
-            running.Run(
-                identity=identity,
-                workdir=folder,
-                seed=options.seed,
-                key=keys.run,
-                begun=begun,
-                num_steps=options.train.num_steps,
-                evaluate_every_steps=None,
-                max_skipped_in_row=options.train.max_skipped_in_row,
-                watched=(*_GAPS, "rollout/format_fraction", "rollout/response_tokens_mean"),
-                checkpoint=options.checkpoint,
-                resume=options.resume,
-                log=options.log,
-            ),
-            loop.Stage(
-                experience=experience,
-                update=functools.partial(update, updates),
-                evaluate=None,
-                skip_counters=tuple(f"optim/{name}_skipped_in_row" for name in updates),
-            ),
-            feed.train(),
-            abstract_state={name: start.abstract for name, start in starts.items()},
-            make_state=lambda: {name: start.make() for name, start in starts.items()},
-            summary={},
-        )
+        gaps = (f"discriminator/{name}_gap" for name in options.discriminator.form.names)
+        with contextlib.ExitStack() as stack:
+            experience = Experience(
+                options,
+                devices,
+                policy,
+                judge,
+                feed=feed,
+                shapes=shapes,
+                verifier=stack.enter_context(options.rewards.open_judge())
+                if options.advantage.asks_judge
+                else None,
+                dump=rollouts.Dump(folder, options.rollout.dump_every_steps),
+            )
+            running.run(
+                running.Run(
+                    identity=identity,
+                    workdir=folder,
+                    seed=options.seed,
+                    key=keys.run,
+                    begun=begun,
+                    num_steps=options.train.num_steps,
+                    evaluate_every_steps=None,
+                    max_skipped_in_row=options.train.max_skipped_in_row,
+                    watched=(*gaps, "rollout/format_fraction", "rollout/response_tokens_mean"),
+                    checkpoint=options.checkpoint,
+                    resume=options.resume,
+                    log=options.log,
+                ),
+                loop.Stage(
+                    experience=experience,
+                    update=functools.partial(align_updates.update, updates, options.pace),
+                    evaluate=None,
+                    skip_counters=tuple(f"optim/{name}_skipped_in_row" for name in starts),
+                ),
+                feed.train(),
+                abstract_state={name: start.abstract for name, start in starts.items()},
+                make_state=lambda: {name: start.make() for name, start in starts.items()},
+                summary={},
+            )
 
 
 class Experience:
@@ -143,10 +142,12 @@ class Experience:
         *,
         feed: align_feed.Feed,
         shapes: align_feed.Shapes,
+        verifier: workers.JudgePool | None,
         dump: rollouts.Dump,
     ):
-        self._options, self._devices = options, devices
+        self._options, self._devices, self._feed = options, devices, feed
         self._policy, self._judge, self._shapes, self._dump = policy, judge, shapes, dump
+        self._verifier = verifier
         self._sampler = rollouts.Sampler(
             options.rollout,
             policy,
@@ -156,75 +157,75 @@ class Experience:
             gate=options.gate,
         )
         self._score = discriminator_update.make_scorer(
-            judge.graphdef, score_settings(options, devices)
+            judge.graphdef, align_updates.score_settings(options, devices)
         )
         self._advantages = align_segments.make_advantages(options)
-        self._pair = jax.jit(
-            functools.partial(
-                discriminator_update.score_gradients, rule=options.discriminator.rule(judge)
-            )
-        )
+        rule = options.discriminator.rule(judge)
+        self._at = jax.jit(discriminator_update.at)
+        self._pulls = jax.jit(functools.partial(discriminator_update.pulls, rule=rule))
 
     def __call__(
-        self, state: State, asked: align_feed.Asked, key: jax.Array
-    ) -> tuple[Learned, metrics.Metrics]:
+        self, state: align_updates.State, asked: align_feed.Asked, key: jax.Array
+    ) -> tuple[align_updates.Learned, metrics.Metrics]:
         """Return what both models learn from, on the devices, and what the responses were like."""
         drawn = self._sampler(state["policy"].params, asked.prompts, key)
         begun = time.monotonic()
-        packed = align_segments.pack(asked, drawn, self._shapes.discriminator, self._judge)
-        on_devices = self._to_devices(packed.batch)
-        scores = align_segments.by_name(
-            packed.read(jax.device_get(self._score(state["discriminator"].params, on_devices))),
-            drawn.segments,
-            num_prompts=len(asked.rows),
+        packed, places = align_segments.pack(
+            asked, drawn, self._feed, self._shapes.discriminator, self._judge
         )
+        batch = self._to_devices(packed.batch)
+        found = self._score(state["discriminator"].params, batch)
+        scores = jax.device_get(self._at(found, places))
         scored = time.monotonic()
-        advantages = np.asarray(self._advantages(scores))
-        pulls, told = self._pair(scores)
-        learned = Learned(
-            policy=self._to_devices(
-                policy_rows.pack(
-                    asked.prompts, drawn, advantages, self._shapes.policy, self._policy
-                )
-            ),
-            discriminator=dataclasses.replace(
-                on_devices,
-                pulls=self._to_devices(
-                    packed.pulls(align_segments.in_order(jax.device_get(pulls), drawn.segments))
-                ),
-            ),
-        )
-        step = int(state["policy"].step) + 1
-        self._dump.write(step, asked.rows, drawn, align_segments.columns(scores, advantages))
-        told = told | drawn.told() | told_of_advantages(advantages)
+        format_ok, accuracy, verified = self._verify(asked, drawn)
+        advantages = np.asarray(self._advantages(scores, format_ok, accuracy))
+        pulls, told = self._pulls(found, places)
+        step = int(state["policy"].step)
+        rows = None
+        if self._options.pace.has_policy_update(step):
+            rows = policy_rows.pack(
+                asked.prompts, drawn, advantages, self._shapes.policy, self._policy
+            )
+        columns = align_segments.columns(scores, advantages)
+        if self._options.advantage.asks_judge:
+            columns["accuracy"] = accuracy
+        self._dump.write(step + 1, asked.rows, drawn, columns)
+        told = told | drawn.told() | told_of_advantages(advantages) | verified
         told["time/score_seconds"] = rollouts.mean([scored - begun])
+        learned = align_updates.Learned(
+            policy=None if rows is None else self._to_devices(rows),
+            discriminator=dataclasses.replace(batch, pulls=pulls),
+            places=places,
+        )
         return learned, told
+
+    def _verify(
+        self, asked: align_feed.Asked, drawn: rollouts.Drawn
+    ) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
+        """Return whose format counts as right, the accuracy that the advantage reads, metrics."""
+        format_ok = np.array([one.format_ok for one in drawn.segments])
+        if self._verifier is None:
+            is_read = self._options.advantage.accuracy == "nobody"
+            return format_ok, np.ones(len(format_ok), np.float32) if is_read else None, {}
+        begun = time.monotonic()
+        each = self._options.rollout.num_responses
+        rewards = self._verifier.grade(
+            responses.tasks(asked.rows, drawn.segments, num_responses=each)
+        )
+        accuracy = np.array([reward.accuracy for reward in rewards], np.float32)
+        if self._options.advantage.format_of == "judge":
+            format_ok = np.array([reward.format > 0 for reward in rewards])
+        return (
+            format_ok,
+            accuracy,
+            {
+                "reward/accuracy_mean": rollouts.mean(accuracy),
+                "time/judge_seconds": rollouts.mean([time.monotonic() - begun]),
+            },
+        )
 
     def _to_devices(self, batch: Any) -> Any:
         return batches.to_devices(batch, self._devices.mesh, self._devices.rules)
-
-
-def update(
-    updates: Mapping[str, Callable], state: State, learned: Learned, key: jax.Array
-) -> tuple[State, metrics.Metrics]:
-    """Update the discriminator on (teacher, student) pairs, then the policy on its advantages."""
-    discriminator, judged = updates["discriminator"](
-        state["discriminator"], learned.discriminator, key
-    )
-    policy, told = updates["policy"](state["policy"], learned.policy, key)
-    # The discriminator's loss is told with its pairs; this sum only carries their gradient.
-    del judged["loss/total"]
-    state = {"policy": policy, "discriminator": discriminator}
-    return state, _named(judged, "discriminator") | _named(told, "policy")
-
-
-def _named(told: metrics.Metrics, owner: str) -> metrics.Metrics:
-    """Say in the names of a train step's own metrics of which model they are."""
-    own = ("loss/", "optim/")
-    return {
-        name.replace("/", f"/{owner}_", 1) if name.startswith(own) else name: metric
-        for name, metric in told.items()
-    }
 
 
 def told_of_advantages(advantages: np.ndarray) -> metrics.Metrics:
@@ -233,63 +234,3 @@ def told_of_advantages(advantages: np.ndarray) -> metrics.Metrics:
         "reward/advantage_mean": rollouts.mean(advantages),
         "reward/advantage_absolute_mean": rollouts.mean(np.abs(advantages)),
     }
-
-
-def score_settings(
-    options: align_config.Config, devices: setup.Devices
-) -> discriminator_update.Settings:
-    """Return how scores are computed."""
-    return discriminator_update.Settings(
-        implementation=devices.attention, remat=options.discriminator.remat
-    )
-
-
-def open_updates(
-    options: align_config.Config,
-    devices: setup.Devices,
-    policy: setup.Model,
-    judge: setup.Model,
-    shapes: align_feed.Shapes,
-    *,
-    key: jax.Array,
-) -> tuple[dict[str, setup.Start], dict[str, train_step.TrainStep]]:
-    """Return how the state of each model begins, and its update."""
-    num_steps = options.train.num_steps
-    optimizers = {
-        "policy": setup.make_optimizer(options.optim, policy.params, num_steps=num_steps),
-        "discriminator": setup.make_optimizer(
-            options.discriminator.optim, judge.params, num_steps=num_steps
-        ),
-    }
-    starts = {
-        name: setup.start_of(model, optimizers[name], devices, key=jax.random.fold_in(key, number))
-        for number, (name, model) in enumerate((("policy", policy), ("discriminator", judge)))
-    }
-    router = options.discriminator.rule(judge).router
-    settings = score_settings(options, devices)
-
-    def loss(model: nnx.Module, batch: discriminator_update.SegmentBatch, key: jax.Array):
-        del key
-        return discriminator_update.pulled_loss(model, batch, router, settings)
-
-    coefficients = {discriminator_update.PULLS: 1.0}
-    updates = {
-        "policy": policy_rows.make_update(
-            options.algorithm,
-            policy_rows.settings(options.train, options.rollout, options.model, devices),
-            policy,
-            optimizers["policy"],
-            starts["policy"],
-            shapes.policy,
-        ),
-        "discriminator": train_step.make_train_step(
-            judge.graphdef,
-            loss,
-            optimizers["discriminator"],
-            weights_fn=lambda batch: discriminator_update.pulled_weights(batch, router),
-            coefficients=coefficients | ({discriminator_update.ROUTER: router} if router else {}),
-            num_microbatches=shapes.discriminator.num_microbatches,
-            shardings=starts["discriminator"].shardings,
-        ),
-    }
-    return starts, updates

@@ -58,7 +58,7 @@ class Feed:
           InputError: for wrong data, or models that read tokens as different texts.
         """
         own, prompts = options.discriminator, options.prompts
-        self._options = options
+        self.options = options
         self.words = rollouts.processor_of(
             files, min_pixels=prompts.min_pixels, max_pixels=prompts.max_pixels
         )
@@ -69,10 +69,15 @@ class Feed:
             raise errors.InputError(
                 "config.discriminator.folder: policy and discriminator must have the same tokens"
             )
-        self._reader = segments.Reader(
-            own_words, vocab_tokens=judge.config.text.vocab_size, gate=options.gate
+        self.reader = segments.Reader(
+            own_words,
+            vocab_tokens=judge.config.text.vocab_size,
+            gate=options.gate,
+            form=own.form,
         )
-        opened = sampled.open_prompts(prompts, self.words, need_teacher=True, need_answer=False)
+        opened = sampled.open_prompts(
+            prompts, self.words, need_teacher=True, need_answer=options.advantage.asks_judge
+        )
         self._opened, self._longest, self._own_sizes = self._measure(opened)
         self.sizes = self._opened.sizes
 
@@ -82,18 +87,18 @@ class Feed:
         for index in range(len(opened.rows)):
             row = opened.rows[index]
             try:
-                cut = self._reader.cut(segments.teacher_text(row))
+                cut = self.reader.teacher(segments.teacher_text(row))
             except records.RowError as error:
                 wrong.append(f"{row.id}: {error}")
                 continue
             kept.append(index)
             longest = max(longest, cut.longest)
             sizes.append(
-                self._reader.measure(
-                    row.prompt, row.images, sees_images=self._options.discriminator.sees_images
+                self.reader.measure(
+                    row.prompt, row.images, sees_images=self.options.discriminator.sees_images
                 )
             )
-        limit = self._options.prompts.max_bad_rows
+        limit = self.options.prompts.max_bad_rows
         for line in wrong:
             setup.say(f"left out: {line}")
         if len(wrong) > limit or not kept:
@@ -110,11 +115,12 @@ class Feed:
 
     def shapes(self, devices: setup.Devices) -> Shapes:
         """Return the rows into which any step fits."""
-        options = self._options
-        num_names = len(segments.NAMES)
+        options = self.options
+        num_names = len(options.discriminator.form.names)
         num_responses = options.rollout.num_prompts * options.rollout.num_responses
-        # A response has two segments that are together no longer than its limit.
-        continued = max(self._longest, options.rollout.max_response_tokens)
+        # No segment of a response is longer than the response, but for how it ends.
+        longest = options.rollout.max_response_tokens + self.reader.tail_tokens
+        continued = max(self._longest, longest)
         largest = Largest(
             num_units=num_names * (options.rollout.num_prompts + num_responses),
             unit_sequences=1,
@@ -132,7 +138,7 @@ class Feed:
 
     def train(self) -> steps.Steps:
         """Return the prompts of the run, step by step."""
-        options = self._options
+        options = self.options
         return rollouts.prompt_steps(
             self._opened,
             self._ask,
@@ -143,12 +149,12 @@ class Feed:
         )
 
     def _ask(self, rows: Sequence[records.PromptRow]) -> Asked:
-        sees_images = self._options.discriminator.sees_images
+        sees_images = self.options.discriminator.sees_images
         return Asked(
             rows=list(rows),
             prompts=rollouts.encode_prompts(rows, self.words),
             judged=[
-                self._reader.prompt(row.prompt, row.images, sees_images=sees_images) for row in rows
+                self.reader.prompt(row.prompt, row.images, sees_images=sees_images) for row in rows
             ],
-            teachers=[self._reader.cut(segments.teacher_text(row)) for row in rows],
+            teachers=[self.reader.teacher(segments.teacher_text(row)) for row in rows],
         )

@@ -1,5 +1,6 @@
-"""Alignment's segments: into rows to be scored, their scores by name, advantages, and back."""
+"""Alignment's segments: into rows to be scored, their places by name, and advantages."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,87 +8,136 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prism_jax import discriminator_update
-from prism_jax.continuations import Continuation, RowShape
-from prism_jax.losses import advantage
-from prism_jax.rewards import tags
+from prism_jax import discriminator_update, segment_rows
+from prism_jax.continuations import RowShape
+from prism_jax.losses import advantage, pairwise
 from prism_jax.stages import align_config, align_feed, rollouts, segments, setup
 
-ByName = Mapping[str, discriminator_update.Scores]
+Places = dict[str, discriminator_update.Scores]
 
 
 def pack(
-    asked: align_feed.Asked, drawn: rollouts.Drawn, shape: RowShape, judge: setup.Model
-) -> discriminator_update.PackedSegments:
-    """Lay the segments into rows: each teacher's first, then those of well-formed responses."""
-    units = [
-        [segments.continuation(prompt, cut, name)]
-        for name in segments.NAMES
-        for prompt, cut in enumerate(asked.teachers)
-    ]
+    asked: align_feed.Asked,
+    drawn: rollouts.Drawn,
+    feed: align_feed.Feed,
+    shape: RowShape,
+    judge: setup.Model,
+) -> tuple[segment_rows.PackedSegments, Places]:
+    """Lay the segments into rows, and say by name where the score of each will stand.
+
+    Each teacher's come first, then those of well-formed responses.
+    """
+    own = feed.options.discriminator
+    names = own.form.names
     responses = drawn.continuations()
-    for name in segments.NAMES:
-        for response, one in zip(responses, drawn.segments, strict=True):
-            if one.format_ok:
-                cut = segments.Cut(tokens=response.tokens, caption_tokens=one.caption_tokens)
-                units.append([Continuation(prompt=response.prompt, tokens=cut.segment(name))])
-    return discriminator_update.pack(asked.judged, units, None, shape, judge.config)
+    ok = np.array([one.format_ok for one in drawn.segments])
+    cuts = {
+        number: feed.reader.drawn(responses[number].tokens, drawn.segments[number])
+        for number in np.flatnonzero(ok)
+    }
+    units, kinds = [], []
+    for kind, name in enumerate(names):
+        for prompt, cut in enumerate(asked.teachers):
+            units.append([segments.continuation(prompt, cut, name)])
+        for number, cut in cuts.items():
+            units.append([segments.continuation(responses[number].prompt, cut, name)])
+        kinds += [kind] * (len(asked.teachers) + len(cuts))
+    packed = segment_rows.pack(
+        asked.judged,
+        units,
+        kinds,
+        own.form.kinds,
+        shape,
+        judge.config,
+        positions=own.positions,
+    )
+    by_name = packed.indices().reshape(len(names), -1)
+    tokens = np.array([len(unit[0].tokens) for unit in units], np.int32).reshape(len(names), -1)
+    return packed, {
+        name: _places(by_name[number], tokens[number], ok, num_prompts=len(asked.teachers))
+        for number, name in enumerate(names)
+    }
 
 
-def by_name(
-    found: np.ndarray, responses: Sequence[tags.Segments], *, num_prompts: int
-) -> dict[str, discriminator_update.Scores]:
-    """Return the scores by name, from the order of `pack`; 0 where malformed."""
-    ok = np.array([one.format_ok for one in responses])
-    teachers, students = np.split(found, [len(segments.NAMES) * num_prompts])
-    named = {}
-    for number, name in enumerate(segments.NAMES):
-        student = np.zeros(len(ok), np.float32)
-        student[ok] = students.reshape(len(segments.NAMES), -1)[number]
-        teacher = teachers.reshape(len(segments.NAMES), -1)[number]
-        named[name] = discriminator_update.Scores(teacher=teacher, student=student, is_pair=ok)
-    return named
-
-
-def in_order(pulls: ByName, responses: Sequence[tags.Segments]) -> np.ndarray:
-    """Return gradients by name in the order of `pack`: the inverse of `by_name`."""
-    ok = np.array([one.format_ok for one in responses])
-    teachers = [pulls[name].teacher for name in segments.NAMES]
-    return np.concatenate([*teachers, *(pulls[name].student[ok] for name in segments.NAMES)])
+def _places(
+    indices: np.ndarray, tokens: np.ndarray, ok: np.ndarray, *, num_prompts: int
+) -> discriminator_update.Scores:
+    """Return the places of one name; those of malformed responses mean nothing."""
+    student, student_tokens = np.zeros(len(ok), np.int32), np.zeros(len(ok), np.int32)
+    student[ok], student_tokens[ok] = indices[num_prompts:], tokens[num_prompts:]
+    return discriminator_update.Scores(
+        teacher=indices[:num_prompts],
+        student=student,
+        is_pair=ok,
+        teacher_tokens=tokens[:num_prompts],
+        student_tokens=student_tokens,
+    )
 
 
 def make_advantages(
     options: align_config.Config,
-) -> Callable[[ByName], jax.Array]:
-    """Return the jitted scores -> advantages, float32[prompts x responses]."""
-    rollout, clip = options.rollout, options.discriminator.score_clip
-    prompt_id = np.repeat(np.arange(rollout.num_prompts, dtype=np.int32), rollout.num_responses)
+) -> Callable[[discriminator_update.ByName, jax.Array, jax.Array | None], jax.Array]:
+    """Return the jitted (scores, format_ok, accuracy) -> advantages, float32[responses].
 
-    def advantages(found: ByName) -> jax.Array:
-        caption, cot = (
-            found[name].student if clip is None else found[name].student.clip(-clip, clip)
-            for name in segments.NAMES
-        )
-        scores = advantage.AlignmentScores(
-            prompt_id=jnp.asarray(prompt_id),
-            caption=caption,
-            cot=cot,
-            format_ok=found[segments.NAMES[0]].is_pair,
-            accuracy=None,
-        )
-        return advantage.align(
-            scores,
-            num_groups=rollout.num_prompts,
-            eps=options.advantage.eps,
-            caption_weight=options.advantage.caption_weight,
-            cot_weight=options.advantage.cot_weight,
-            format_penalty=options.advantage.format_penalty,
+    Scores count as the pair loss reads them: corrected for length, then clipped.
+    """
+    rollout, own = options.rollout, options.discriminator
+    prompt_id = np.repeat(np.arange(rollout.num_prompts, dtype=np.int32), rollout.num_responses)
+    compare = chosen(options.advantage, num_groups=rollout.num_prompts)
+    betas = dict(own.length_beta)
+
+    def advantages(
+        found: discriminator_update.ByName, format_ok: jax.Array, accuracy: jax.Array | None
+    ) -> jax.Array:
+        by_segment = {}
+        for name, one in found.items():
+            _, student = pairwise.ready(
+                one.segment(), beta=betas.get(name), score_clip=own.score_clip
+            )
+            # A response that was not scored but counts as valid has the released score of 0.
+            by_segment[name] = jnp.where(one.is_pair, student, 0.0)
+        return compare(
+            advantage.AlignmentScores(
+                prompt_id=jnp.asarray(prompt_id),
+                by_segment=by_segment,
+                format_ok=format_ok,
+                accuracy=accuracy,
+            )
         )
 
     return jax.jit(advantages)
 
 
-def columns(scores: ByName, advantages: np.ndarray) -> dict[str, Sequence[Any]]:
+def chosen(
+    options: align_config.Advantage, *, num_groups: int
+) -> Callable[[advantage.AlignmentScores], jax.Array]:
+    """Return the advantage of `config.advantage.mode`: the one place where it is chosen."""
+    shared = {"num_groups": num_groups, "eps": options.eps, "weights": options.weights}
+    if options.mode == "align":
+        return functools.partial(advantage.align, **shared, format_penalty=options.format_penalty)
+    shared["align_coef"] = options.align_coef
+    penalties = {
+        "wrong_penalty": options.wrong_penalty,
+        "format_penalty": options.format_penalty,
+    }
+    if options.mode == "acc_gating":
+        return functools.partial(advantage.acc_gating, **shared, **penalties)
+    if options.mode == "gated_align":
+        return functools.partial(advantage.gated_align, **shared, **penalties)
+    shared |= {
+        "accuracy_weight": options.accuracy_weight,
+        "format_weight": options.format_weight,
+    }
+    if options.mode == "rlvr":
+        return functools.partial(advantage.rlvr, **shared)
+    if options.mode == "rlvr_v2":
+        return functools.partial(advantage.rlvr_v2, **shared, **penalties)
+    return functools.partial(advantage.sign_align, **shared, **penalties)
+
+
+def columns(
+    scores: Mapping[str, discriminator_update.Scores], advantages: np.ndarray
+) -> dict[str, Sequence[Any]]:
     """Return what the dump says of each response beside its text."""
     each = len(advantages) // len(next(iter(scores.values())).teacher)
     told: dict[str, Sequence[Any]] = {"advantage": advantages}

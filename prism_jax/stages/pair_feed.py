@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from prism_jax import batches, configuration, discriminator_update, errors
+from prism_jax import batches, configuration, errors, segment_rows
 from prism_jax.continuations import Largest, RowShape
 from prism_jax.data import encode, packing, records, sources, steps, validate
-from prism_jax.stages import corpora, rollouts, segments, setup
+from prism_jax.rewards import tags
+from prism_jax.stages import corpora, honesty, probes, rollouts, segments, setup
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,17 @@ class Data(configuration.Section):
     min_pixels: int | None  # of a picture, others are scaled; None: as the model's folder says
     max_pixels: int | None
     sees_images: bool  # False: prompts are read without their pictures
+    view: segments.View  # which segments there are
+    scored_token: Literal["last", "newline"]  # where a segment is scored, see `segments`
+    gate: tags.Gate  # the format that a response must have
     num_threads: int
+
+    @property
+    def form(self) -> segments.Form:
+        """Return how segments are cut."""
+        return segments.Form(
+            view=self.view, scored_token=self.scored_token, teacher_max_tokens=None
+        )
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -72,7 +83,7 @@ class Feed:
         )
         self._options, self._model, self._seed, self._num_pairs = options, model, seed, num_pairs
         self._reader = segments.Reader(
-            words, vocab_tokens=model.config.text.vocab_size, gate="strict"
+            words, vocab_tokens=model.config.text.vocab_size, gate=options.gate, form=options.form
         )
         self._measured: dict[tuple[str, str], _Measured] = {}
         parts = corpora.open_all(
@@ -106,22 +117,29 @@ class Feed:
         """Measure a row; return the tokens of its longest sequence."""
         turns, pictures = segments.turns_of_pair(row), records.get_images(row)
         size = self._reader.measure(turns, pictures, sees_images=self._options.sees_images)
-        cuts = [self._reader.cut(text) for text in segments.texts_of_pair(row)]
+        cuts = self._cuts(row)
         prompt = row.prompt + "".join(image.sha256 or "" for image in pictures)
-        texts = repr((prompt, segments.texts_of_pair(row)))
+        texts = repr((prompt, [text.response for text in segments.texts_of_pair(row)]))
         self._measured[_key(row)] = _Measured(
             size=size,
-            units=tuple(tuple(len(cut.segment(name)) for cut in cuts) for name in segments.NAMES),
+            units=tuple(
+                tuple(len(cut.tokens[name]) for cut in cuts) for name in self._options.form.names
+            ),
             is_held_out=_fraction(prompt) < self._options.held_out_fraction,
             digest=hashlib.sha256(texts.encode()).hexdigest(),
         )
         return size.tokens + max(cut.longest for cut in cuts)
 
+    def _cuts(self, row: records.PairRow) -> list[segments.Cut]:
+        """Return the segments of teacher and student."""
+        teacher, student = segments.texts_of_pair(row)
+        return [self._reader.teacher(teacher), self._reader.student(student)]
+
     def largest(self) -> Largest:
         """Return the bounds of a step."""
         known = list(self._measured.values())
         return Largest(
-            num_units=self._num_pairs * len(segments.NAMES),
+            num_units=self._num_pairs * len(self._options.form.names),
             unit_sequences=2,
             unit_tokens=max(2 * one.size.tokens + sum(u) for one in known for u in one.units),
             continued_tokens=max(sum(unit) for one in known for unit in one.units),
@@ -137,7 +155,7 @@ class Feed:
         """Return the batches of the run, each pair once an epoch."""
         length = len(self._train)
 
-        def make(step: int) -> discriminator_update.SegmentBatch:
+        def make(step: int) -> segment_rows.SegmentBatch:
             chosen = []
             for place in range(step * self._num_pairs, (step + 1) * self._num_pairs):
                 epoch, within = divmod(place, length)
@@ -158,7 +176,7 @@ class Feed:
 
     def evaluation(
         self,
-        score: Callable[[nnx.State, discriminator_update.SegmentBatch], jax.Array],
+        score: Callable[[nnx.State, segment_rows.SegmentBatch], jax.Array],
         shape: RowShape,
         devices: setup.Devices,
         *,
@@ -168,6 +186,7 @@ class Feed:
         starts = range(0, len(self._held_out), self._num_pairs)[:num_batches]
         if not starts:
             return None
+        names = self._options.form.names
 
         def evaluate(state: Any, step: int) -> dict[str, float]:
             del step
@@ -177,9 +196,9 @@ class Feed:
                 batch = batches.to_devices(packed.batch, devices.mesh, devices.rules)
                 found = packed.read(jax.device_get(score(state.params, batch)))
                 # Teacher and student side by side, the names in turn.
-                gaps.append(found.reshape(-1, len(segments.NAMES), 2) @ np.float32([1, -1]))
+                gaps.append(found.reshape(-1, len(names), 2) @ np.float32([1, -1]))
             told = {"eval/num_pairs": float(sum(map(len, gaps)))}
-            for number, name in enumerate(segments.NAMES):
+            for number, name in enumerate(names):
                 of_name = np.concatenate(gaps)[:, number]
                 told[f"eval/{name}_pair_accuracy"] = float(np.mean(of_name > 0))
                 told[f"eval/{name}_gap"] = float(np.mean(of_name))
@@ -187,16 +206,38 @@ class Feed:
 
         return evaluate
 
-    def _pack(
-        self, chosen: Sequence[tuple[sources.Rows, int]], shape: RowShape
-    ) -> discriminator_update.PackedSegments:
-        prompts, units, names = [], [], []
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the segments."""
+        return self._options.form.names
+
+    def held_out_pairs(self, num_rows: int) -> honesty.Pairs:
+        """Return the first pairs that are held out."""
+        return self._lay(self._held_out[:num_rows])
+
+    def learnt_for_probes(self, num_rows: int) -> dict[str, probes.Pairs]:
+        """Return what probes see of the first pairs that are learnt from, by segment."""
+        cuts = [self._cuts(rows[index]) for rows, index in self._train[:num_rows]]
+        return {
+            name: probes.Pairs.of(
+                range(len(cuts)),
+                [teacher.tokens[name] for teacher, _ in cuts],
+                [student.tokens[name] for _, student in cuts],
+            )
+            for name in self.names
+        }
+
+    def _lay(self, chosen: Sequence[tuple[sources.Rows, int]]) -> honesty.Pairs:
+        """Read pairs: prompts, and teacher's and student's segment side by side, names in turn."""
+        form = self._options.form
+        prompts, units, names, is_cut = [], [], [], []
         for rows, index in chosen:
             row = rows[index]
-            cuts = [self._reader.cut(text) for text in segments.texts_of_pair(row)]
-            for number, name in enumerate(segments.NAMES):
+            cuts = self._cuts(row)
+            for number, name in enumerate(form.names):
                 units.append([segments.continuation(len(prompts), cut, name) for cut in cuts])
                 names.append(number)
+                is_cut.append(name in cuts[0].shortened)
             prompts.append(
                 self._reader.prompt(
                     segments.turns_of_pair(row),
@@ -204,7 +245,28 @@ class Feed:
                     sees_images=self._options.sees_images,
                 )
             )
-        return discriminator_update.pack(prompts, units, names, shape, self._model.config)
+        return honesty.Pairs(
+            prompts=prompts,
+            units=units,
+            names=names,
+            is_cut=is_cut,
+            segments=form.names,
+            kinds=form.kinds,
+        )
+
+    def _pack(
+        self, chosen: Sequence[tuple[sources.Rows, int]], shape: RowShape
+    ) -> segment_rows.PackedSegments:
+        laid = self._lay(chosen)
+        return segment_rows.pack(
+            laid.prompts,
+            laid.units,
+            laid.names,
+            laid.kinds,
+            shape,
+            self._model.config,
+            positions="mrope",
+        )
 
 
 def _key(row: records.PairRow) -> tuple[str, str]:

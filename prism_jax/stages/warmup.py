@@ -1,13 +1,14 @@
 """Discriminator warm-up: `python -m prism_jax warmup --config=configs/warmup.py:4b --workdir=…`.
 
-The discriminator learns to score a teacher's segment above a student's, −log σ(teacher − student),
-on caption and cot by themselves, with a term that keeps the router's experts in use. Held-out
-pairs tell how often it is right. Alignment goes on from its workdir.
+The discriminator learns to score a teacher's segment above a student's: the mean of
+−log σ(teacher − student) over the pairs of captions and of cots (or of what `data.view` says), with
+a term that keeps the router's experts in use. Held-out pairs tell how often it is right. Alignment
+goes on from its workdir.
 
 `config.model.folder` is the trunk: a mixture of experts that `upcycle` wrote (the method), a dense
-model, or the workdir of a stage, each with a new score head; or a discriminator to train further.
-With `data.sees_images = False` it reads texts alone (the paper's ablation). Runs on TPU, GPU or
-CPU; configs/warmup.py names sizes, hardware and sources.
+model, or the workdir of a stage, each with a new score head; or a discriminator to train further,
+also that of an alignment's workdir. With `data.sees_images = False` it reads texts alone (the
+paper's ablation). Runs on TPU, GPU or CPU; configs/warmup.py names sizes, hardware and sources.
 
 Source: PRISM moe/train_moe_vl_warmup_fast.py.
 """
@@ -23,17 +24,36 @@ from flax import nnx
 from prism_jax import (
     configuration,
     discriminator_update,
+    errors,
     loop,
+    model_files,
     optim,
     pretrained,
+    segment_rows,
     train_state,
     train_step,
 )
 from prism_jax.continuations import RowShape
-from prism_jax.stages import pair_feed, rollouts, running, segments, setup
+from prism_jax.stages import (
+    honesty,
+    honesty_asker,
+    pair_feed,
+    rollouts,
+    running,
+    segments,
+    setup,
+    warmup_honesty,
+)
 
 # May change between a run and its continuation; the pairs themselves are compared.
-_MAY_DIFFER = ("data.train", "data.image_root", "data.cache_dir", "data.num_threads", "evaluate")
+_MAY_DIFFER = (
+    "data.train",
+    "data.image_root",
+    "data.cache_dir",
+    "data.num_threads",
+    "evaluate",
+    "honesty",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,12 +63,16 @@ class Pairs(configuration.Section):
     score_clip: float | None
     regulariser: float
     router: float  # of no effect without experts
+    length_beta: tuple[tuple[str, float], ...]  # segment, coefficient: see `correct_length`
+    head_dropout: float  # while learning
 
     def problems(self) -> list[str]:
         """See `Section`."""
         found = configuration.at_least(self, 0, "regulariser", "router")
         if self.score_clip is not None and not self.score_clip > 0:
             found.append(f"score_clip must be > 0 or None, got {self.score_clip}")
+        if not 0 <= self.head_dropout < 1:
+            found.append(f"head_dropout must be in [0, 1), got {self.head_dropout}")
         return found
 
     def rule(self, model: setup.Model) -> discriminator_update.PairRule:
@@ -58,6 +82,9 @@ class Pairs(configuration.Section):
             score_clip=self.score_clip,
             regulariser=self.regulariser,
             router=self.router if has_router else 0.0,
+            length_beta=self.length_beta,
+            microbatch_pairs=None,
+            all_invalid="none",
         )
 
 
@@ -67,7 +94,7 @@ class Train(configuration.Section):
 
     num_steps: int | None  # exactly one of the two is given
     num_epochs: int | None
-    num_pairs: int  # of responses in a step; each gives a pair of captions and a pair of cots
+    num_pairs: int  # of responses in a step; each gives a pair of every segment of the view
     max_skipped_in_row: int  # updates that are not finite before the run is given up
 
     def problems(self) -> list[str]:
@@ -103,6 +130,7 @@ class Config(configuration.Section):
     rows: rollouts.Rows
     train: Train
     evaluate: Evaluate
+    honesty: honesty.Options
     optim: configuration.Optim
     mesh: configuration.Mesh
     checkpoint: configuration.Checkpoint
@@ -111,7 +139,10 @@ class Config(configuration.Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return configuration.at_least(self, 0, "seed")
+        found = configuration.at_least(self, 0, "seed")
+        return found + segments.problems_of_length(
+            "pairs.length_beta", self.pairs.length_beta, self.data.view
+        )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -123,7 +154,9 @@ def main(argv: Sequence[str]) -> None:
     rollouts.require_one_process("warmup")
     keys = running.keys(options.seed)
     with running.hold(workdir) as folder, jax.set_mesh(devices.mesh):
-        files = setup.keep_files(options.model, folder)
+        # Of a run that trained two models, the files of the discriminator.
+        own = str(model_files.of(options.model.folder, is_discriminator=True))
+        files = setup.keep_files(dataclasses.replace(options.model, folder=own), folder)
         model = setup.open_model(options.model, devices, files=files, is_discriminator=True)
         identity = running.identity("warmup", config, [model], may_differ=_MAY_DIFFER)
         if running.is_finished(folder, identity):
@@ -140,9 +173,7 @@ def main(argv: Sequence[str]) -> None:
         num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
         optimizer = setup.make_optimizer(options.optim, model.params, num_steps=num_steps)
         start = start_of(model, optimizer, devices, key=keys.init)
-        settings = discriminator_update.Settings(
-            implementation=devices.attention, remat=options.model.remat
-        )
+        names = options.data.form.names
         running.run(
             running.Run(
                 identity=identity,
@@ -151,26 +182,16 @@ def main(argv: Sequence[str]) -> None:
                 key=keys.run,
                 begun=begun,
                 num_steps=num_steps,
-                evaluate_every_steps=options.evaluate.every_steps,
+                evaluate_every_steps=warmup_honesty.every_steps(
+                    options.evaluate.every_steps, options.honesty.every_steps
+                ),
                 max_skipped_in_row=options.train.max_skipped_in_row,
-                watched=("loss/total", *(f"eval/{name}_pair_accuracy" for name in segments.NAMES)),
+                watched=("loss/total", *(f"eval/{name}_pair_accuracy" for name in names)),
                 checkpoint=options.checkpoint,
                 resume=options.resume,
                 log=options.log,
             ),
-            loop.Stage(
-                experience=loop.learn_from_data,
-                update=make_update(
-                    options.pairs.rule(model), settings, model, optimizer, start, shape
-                ),
-                evaluate=feed.evaluation(
-                    discriminator_update.make_scorer(model.graphdef, settings),
-                    shape,
-                    devices,
-                    num_batches=options.evaluate.num_batches,
-                ),
-                skip_counters=("optim/skipped_in_row",),
-            ),
+            make_stage(options, devices, model, feed, optimizer, start, shape, num_steps=num_steps),
             running.OnDevices(feed.train(shape, num_steps=num_steps), devices),
             abstract_state=start.abstract,
             make_state=start.make,
@@ -178,28 +199,88 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
+def make_evaluation(
+    options: Config,
+    feed: pair_feed.Feed,
+    model: setup.Model,
+    devices: setup.Devices,
+    settings: discriminator_update.Settings,
+    shape: RowShape,
+    *,
+    num_steps: int,
+) -> warmup_honesty.Evaluate | None:
+    """Return what is measured on held-out pairs: accuracies, and the honesty panel."""
+    score = discriminator_update.make_scorer(model.graphdef, settings)
+    layout = honesty_asker.Layout(
+        shape=shape,
+        positions="mrope",
+        is_paired=True,
+        batch_pairs=options.train.num_pairs * len(feed.names),
+        sees_images=options.data.sees_images,
+    )
+    return warmup_honesty.beside(
+        feed.evaluation(score, shape, devices, num_batches=options.evaluate.num_batches),
+        feed,
+        honesty_asker.Asker(model, devices, settings, score, layout),
+        options.honesty,
+        evaluate_every_steps=options.evaluate.every_steps,
+        num_steps=num_steps,
+    )
+
+
+def make_stage(
+    options: Config,
+    devices: setup.Devices,
+    model: setup.Model,
+    feed: pair_feed.Feed,
+    optimizer: optim.Optimizer,
+    start: setup.Start,
+    shape: RowShape,
+    *,
+    num_steps: int,
+) -> loop.Stage:
+    """Return what is done in a step, and how held-out pairs are measured."""
+    settings = discriminator_update.Settings(
+        implementation=devices.attention,
+        remat=options.model.remat,
+        head_dropout=options.pairs.head_dropout,
+    )
+    names = options.data.form.names
+    return loop.Stage(
+        experience=loop.learn_from_data,
+        update=make_update(
+            options.pairs.rule(model), names, settings, model, optimizer, start, shape
+        ),
+        evaluate=make_evaluation(
+            options, feed, model, devices, settings, shape, num_steps=num_steps
+        ),
+        skip_counters=("optim/skipped_in_row",),
+    )
+
+
 def make_update(
     rule: discriminator_update.PairRule,
+    names: Sequence[str],
     settings: discriminator_update.Settings,
     model: setup.Model,
     optimizer: optim.Optimizer,
     start: setup.Start,
     shape: RowShape,
 ) -> train_step.TrainStep:
-    """Return the update of the discriminator."""
+    """Return the update of the discriminator: its loss is a mean over pairs of any name.
 
-    def loss(model: nnx.Module, batch: discriminator_update.SegmentBatch, key: jax.Array):
-        del key
-        return discriminator_update.pair_loss(model, batch, segments.NAMES, rule, settings)
+    Source: PRISM moe/train_moe_vl_warmup_fast.py:465-475.
+    """
+
+    def loss(model: nnx.Module, batch: segment_rows.SegmentBatch, key: jax.Array):
+        return discriminator_update.pair_loss(model, batch, names, rule, settings, key)
 
     return train_step.make_train_step(
         model.graphdef,
         loss,
         optimizer,
-        weights_fn=functools.partial(
-            discriminator_update.pair_weights, names=segments.NAMES, rule=rule
-        ),
-        coefficients=rule.coefficients(segments.NAMES),
+        weights_fn=functools.partial(discriminator_update.pair_weights, names=names, rule=rule),
+        coefficients=rule.coefficients(names, of_segment=1 / len(names)),
         num_microbatches=shape.num_microbatches,
         shardings=start.shardings,
     )
@@ -211,7 +292,7 @@ def start_of(
     """Return how the state begins; a folder without a score head gives the trunk alone."""
     start = setup.start_of(model, optimizer, devices, key=key)
     folder = model.source.folder
-    if model.source.init == "random" or pretrained.Source.of(folder).is_discriminator:
+    if model.source.init == "random" or _holds_discriminator(folder):
         return start
 
     def make() -> train_state.TrainState:
@@ -232,6 +313,17 @@ def start_of(
         )
 
     return dataclasses.replace(start, make=make)
+
+
+def _holds_discriminator(folder: str) -> bool:
+    """Tell whether there is a discriminator to train further; a run of two models has one."""
+    if not model_files.is_run(folder):
+        return pretrained.Source.of(folder).is_discriminator
+    try:
+        return pretrained.Source.of(folder, role="discriminator").is_discriminator
+    except errors.InputError:
+        # A run of a policy alone, unless this raises.
+        return pretrained.Source.of(folder, role="policy").is_discriminator
 
 
 def _open_policy(model: setup.Model, devices: setup.Devices) -> setup.Model:

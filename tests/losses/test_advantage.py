@@ -49,7 +49,8 @@ def group_ids(names, num_rows):
 
 
 def call(mode, scores, options):
-    chosen = {NAMES.get(k, k): options[k] for k in READS[mode]}
+    chosen = {NAMES.get(k, k): options[k] for k in READS[mode] if k not in WEIGHTS}
+    chosen["weights"] = {"caption": options["caption_weight"], "cot": options["cot_weight"]}
     num_groups = scores.prompt_id.shape[0]
     return FUNCTIONS[mode](scores, num_groups=num_groups, eps=EPS, **chosen)
 
@@ -57,8 +58,7 @@ def call(mode, scores, options):
 def scores_of(prompt_id, caption, cot, format_ok, accuracy):
     return advantage.AlignmentScores(
         prompt_id=jnp.array(prompt_id),
-        caption=jnp.array(caption),
-        cot=jnp.array(cot),
+        by_segment={"caption": jnp.array(caption), "cot": jnp.array(cot)},
         format_ok=jnp.array(format_ok, bool),
         accuracy=None if accuracy is None else jnp.array(accuracy),
     )
@@ -206,3 +206,17 @@ def test_a_missing_accuracy_is_refused_where_it_is_read():
     for mode in set(FUNCTIONS) - {"align"}:
         with pytest.raises(ValueError, match="accuracy"):
             call(mode, scores, OPTIONS)
+
+
+def test_a_whole_response_is_one_segment_and_weights_must_be_those_of_the_segments():
+    scores = advantage.AlignmentScores(
+        prompt_id=jnp.zeros(3, jnp.int32),
+        by_segment={"response": jnp.array([1.0, 2.0, 3.0])},
+        format_ok=jnp.ones(3, bool),
+        accuracy=None,
+    )
+    shared = {"num_groups": 1, "eps": 0.0, "format_penalty": 1.5}
+    got = advantage.align(scores, weights={"response": 2.0}, **shared)
+    np.testing.assert_allclose(got, [-2.0, 0.0, 2.0])
+    with pytest.raises(ValueError, match="response"):
+        advantage.align(scores, weights={"caption": 1.0}, **shared)
