@@ -12,6 +12,7 @@ GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Op
   whole      it scores the whole response (GAD); both: caption, cot and the whole
   acc_gating, gated_align, rlvr, rlvr_v2, sign_align
              another advantage, which asks the judge: see prism_jax/losses/advantage.py
+  official   the released run with its errors, see `_official`
 
 4b and 8b: not run here. Source: PRISM scripts/train/experiment/qwen3_vl_prism*.sh and README §6.
 Where they disagree: the README names 500 steps, the script allows 1500 and saves every 500.
@@ -27,7 +28,7 @@ _VIEWS = ("whole", "both")
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("new", "text_only", *_VIEWS, *_MODES))
+    size, options = common.arguments(arg, ("new", "text_only", "official", *_VIEWS, *_MODES))
     for alternatives in (_VIEWS, _MODES):
         if len(options & set(alternatives)) > 1:
             raise ValueError(f"options: one of {', '.join(alternatives)} must be chosen at most")
@@ -74,7 +75,46 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 50))
     config.resume = common.resume()
     config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 1))
+    if "official" in options:
+        _official(config)
     return config
+
+
+def _official(config: ConfigDict) -> None:
+    """Choose what the released alignment does where that is not what is right.
+
+    Source: PRISM at 6079044; paths below verl/verl/ where none is given.
+    """
+    own = config.discriminator
+    # utils/dataset/rl_dataset.py:395,410: the configured length does not reach the teacher.
+    own.teacher_max_tokens = 512
+    # workers/rollout/vllm_rollout/vllm_rollout_spmd.py:474,504,526: a teacher's segment is scored
+    # on its first padding, a student's on its last token.
+    own.scored_token = "pad"
+    # workers/critic/dp_critic.py:177: row 0 of the position ids, a number a token.
+    own.positions = "text_1d"
+    # utils/dataset/rl_dataset.py: no limit on pictures, while warm-up had 560 x 560 pixels.
+    own.max_pixels = config_dict.placeholder(int)
+    # moe/value_head.py:295 and workers/critic/dp_critic.py:742: active in every update.
+    own.head_dropout = 0.1
+    # workers/critic/dp_critic.py:965,1006: a mean over each microbatch. Those hold up to 8192
+    # tokens, which are about two responses of 4096 with their prompts.
+    own.microbatch_pairs = 2
+    # workers/critic/dp_critic.py:969-975.
+    own.all_invalid = "released"
+    # workers/critic/dp_critic.py:389: tags may repeat, segments may be empty.
+    config.gate = "official"
+    config.rewards.judge = "official"
+    # trainer/ppo/ray_trainer.py:1221-1231: the reward's format replaces the discriminator's where
+    # a mode asks for accuracy; :1211: gated_align never gets one.
+    if config.advantage.mode == "gated_align":
+        config.advantage.accuracy = "nobody"
+    elif config.advantage.mode != "align":
+        config.advantage.format_of = "judge"
+    # workers/actor/dp_actor.py:434: token-mean of each microbatch.
+    config.algorithm.aggregation = "official"
+    # torch.optim.AdamW over all parameters: norms and biases decay as well.
+    config.optim.no_decay = own.optim.no_decay = ()
 
 
 def _advantage(options: set[str]) -> ConfigDict:

@@ -11,6 +11,8 @@ Options:
   new        tiny, demo, small: a new dense model; model.folder then names its tokenizer
   text_only  without pictures, the vision tower frozen (the paper's ablation). For the dense
              ablation name a dense folder.
+  whole      whole responses in place of captions and cots (GAD); both: all three
+  official   the released run with its errors, see `_official`
 
 4b and 8b: not run here. Source: PRISM moe/train_moe_vl_warmup_fast.py and README §6; they agree.
 """
@@ -22,7 +24,9 @@ from configs import common, sampled_training
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("new", "text_only"))
+    size, options = common.arguments(arg, ("new", "text_only", "official", "whole", "both"))
+    if {"whole", "both"} <= options:
+        raise ValueError("options: one of whole, both must be chosen at most")
     is_large = size in ("4b", "8b")
     if is_large and "new" in options:
         raise ValueError(f"size {size} has no option new")
@@ -31,17 +35,8 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.model = common.new_model(size) if "new" in options else common.model(size)
     if is_large:
         config.model.remat = "full"
-    config.data = _data(size)
-    # Source: :465-475, the router's coefficient; clip and regulariser are those of alignment.
-    config.pairs = ConfigDict(
-        {
-            "score_clip": config_dict.placeholder(float),
-            "regulariser": 0.0,
-            "router": 0.01,
-            "length_beta": (),
-            "head_dropout": 0.0,
-        }
-    )
+    config.data = _data(size, options)
+    config.pairs = _pairs()
     config.rows = sampled_training.rows(
         *{"tiny": (512, 4, 2), "demo": (512, 4, 8), "small": (2048, 8, 8)}.get(
             size, (16_384, 16, 8)
@@ -81,10 +76,44 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 100))
     config.resume = common.resume()
     config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 10))
+    if "official" in options:
+        _official(config)
     return config
 
 
-def _data(size: str) -> ConfigDict:
+def _official(config: ConfigDict) -> None:
+    """Choose what the released warm-up does where that is not what is right.
+
+    Source: PRISM moe/train_moe_vl_warmup_fast.py at 6079044.
+    """
+    # :224-237: the template's line break behind the end of the turn is scored.
+    config.data.scored_token = "newline"
+    # Nothing is held out, and no format is asked for; this is the loosest gate that can be cut.
+    config.data.held_out_fraction = 0.0
+    config.data.gate = "official"
+    # moe/value_head.py:295.
+    config.pairs.head_dropout = 0.1
+    # :380: AdamW over all parameters, norms and biases decay as well.
+    config.optim.no_decay = ()
+
+
+def _pairs() -> ConfigDict:
+    """Return the released loss.
+
+    Source: :465-475, the router's coefficient; clip and regulariser are those of alignment.
+    """
+    return ConfigDict(
+        {
+            "score_clip": config_dict.placeholder(float),
+            "regulariser": 0.0,
+            "router": 0.01,
+            "length_beta": (),
+            "head_dropout": 0.0,
+        }
+    )
+
+
+def _data(size: str, options: set[str]) -> ConfigDict:
     is_large = size in ("4b", "8b")
     return ConfigDict(
         {
@@ -102,7 +131,7 @@ def _data(size: str) -> ConfigDict:
             # the released discriminator; here both stages have this limit.
             "max_pixels": 560 * 560 if is_large else config_dict.placeholder(int),
             "sees_images": True,
-            "view": "caption_cot",
+            "view": next(iter(options & {"whole", "both"}), "caption_cot"),
             "scored_token": "last",
             "gate": "strict",
             "num_threads": 8 if is_large else 2,
