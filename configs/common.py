@@ -124,3 +124,8 @@ def resume() -> ConfigDict:
 def log(*, every_steps: int) -> ConfigDict:
     """Return a progress line every so many steps where there is no terminal."""
     return ConfigDict({"line_every_steps": every_steps, "wandb_project": ""})
+
+
+def honesty(*, every_steps: int, num_pairs: int) -> ConfigDict:
+    """Return measuring the honesty panel, see docs/honesty.md; every_steps=None turns it off."""
+    return ConfigDict({"every_steps": every_steps, "num_pairs": num_pairs})

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prism_jax.stages import honesty, honesty_asker, pair_feed, setup
+from prism_jax.stages import honesty, honesty_asker, pair_feed, probes, setup
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
 
@@ -35,7 +35,7 @@ def beside(
     """
     if evaluate is None or options.every_steps is None:
         return evaluate
-    fitted: dict[str, Any] = {}
+    fitted: dict[str, probes.Pairs] = {}
 
     def both(state: Any, step: int) -> dict[str, float]:
         told: dict[str, float] = {}
@@ -45,8 +45,7 @@ def beside(
         if not options.is_due(step, num_steps):
             return told
         if not fitted:
-            known = feed.learnt_pairs(_FITTED_PAIRS)
-            fitted.update({name: known.at(known.of(name)).probed() for name in known.segments})
+            fitted.update(feed.learnt_for_probes(_FITTED_PAIRS))
         panel = honesty.measure(
             feed.held_out_pairs(options.num_pairs),
             asker.judge(state.params),
