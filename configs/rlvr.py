@@ -83,7 +83,7 @@ def _base(size: str) -> ConfigDict:
     )
     # Source: loss_agg_mode token-mean, of the whole batch here.
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")
-    _add_what_is_off(config)
+    _add_what_is_off(config, is_large=is_large)
     config.rows = sampled_training.rows(
         *{"tiny": (256, 2, 2), "demo": (256, 2, 8), "small": (1024, 4, 8)}.get(
             size, (10_240, 16, 8)
@@ -109,14 +109,15 @@ def _base(size: str) -> ConfigDict:
     return config
 
 
-def _add_what_is_off(config: ConfigDict) -> None:
+def _add_what_is_off(config: ConfigDict, *, is_large: bool) -> None:
     """Add the sections that GRPO has no use for."""
     config.groups = ConfigDict(
         {
             "keep": "all",
             "generation_prompts": config_dict.placeholder(int),
             "max_generations": config_dict.placeholder(int),
-            "when_short": "error",
+            # The published sizes stop; small data sets may run out of prompts that vary.
+            "when_short": "error" if is_large else "train",
             "surplus_steps": config_dict.placeholder(int),
         }
     )
@@ -154,10 +155,10 @@ def _dapo(config: ConfigDict) -> None:
     config.algorithm.clip_high = 0.28
     config.algorithm.dual_clip = 10.0
     config.groups.keep = "accuracy"
-    config.groups.generation_prompts = 3 * config.rollout.num_prompts
+    config.groups.generation_prompts = 3 * config.rollout.get_ref("num_prompts")
     config.groups.max_generations = 10
     config.groups.surplus_steps = 1
-    config.overlong.buffer_tokens = config.rollout.max_response_tokens // 2
+    config.overlong.buffer_tokens = config.rollout.get_ref("max_response_tokens") // 2
     config.overlong.penalty_factor = 1.0
 
 
@@ -180,7 +181,7 @@ def _dr_grpo(config: ConfigDict) -> None:
     config.advantage.kind = "dr_grpo"
     config.advantage.eps = None
     config.algorithm.aggregation = "seq-mean-token-sum-norm"
-    config.algorithm.norm_tokens = config.rollout.max_response_tokens
+    config.algorithm.norm_tokens = config.rollout.get_ref("max_response_tokens")
 
 
 def _cispo(config: ConfigDict) -> None:

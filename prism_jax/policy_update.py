@@ -12,6 +12,7 @@ other forward pass is needed. With several, `make_logprobs` makes them before th
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -171,6 +172,7 @@ def loss(
     return terms, told
 
 
+@functools.cache
 def make_logprobs(
     graphdef: nnx.GraphDef, settings: Settings
 ) -> Callable[[nnx.State, PolicyBatch], jax.Array]:

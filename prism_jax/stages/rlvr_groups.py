@@ -263,13 +263,28 @@ def decode(
     reader: responses.Reader,
 ) -> Group:
     """Return the group that `encode` was given."""
+    row = opened.rows[saved["index"]]
+    (prompt,) = rollouts.encode_prompts([row], words)
+    return Group(
+        index=saved["index"],
+        row=row,
+        prompt=prompt,
+        responses=responses_of(saved, reader.read),
+        step=saved["step"],
+    )
+
+
+def responses_of(
+    saved: Mapping[str, Json], read: Callable[[engine.Rollout], list[tags.Segments]]
+) -> tuple[Response, ...]:
+    """Return the responses of a group that `encode` was given; `read` cuts them into segments."""
     lengths = np.array(saved["lengths"], np.int32)
     tokens = _arrays(saved["tokens"], np.int32, lengths)
     logprobs = _arrays(saved["logprobs"], np.float32, lengths)
     padded = np.zeros((len(lengths), max(lengths)), np.int32)
     for number, one in enumerate(tokens):
         padded[number, : len(one)] = one
-    segments = reader.read(
+    segments = read(
         engine.Rollout(
             tokens=padded,
             logprobs=np.zeros(padded.shape, np.float32),
@@ -281,22 +296,14 @@ def decode(
         score.Reward(total=total, accuracy=accuracy, format=form, reason=score.Reason(reason))
         for total, accuracy, form, reason in saved["rewards"]
     ]
-    row = opened.rows[saved["index"]]
-    (prompt,) = rollouts.encode_prompts([row], words)
-    return Group(
-        index=saved["index"],
-        row=row,
-        prompt=prompt,
-        responses=tuple(
-            Response(
-                tokens=tokens[number],
-                logprobs=logprobs[number],
-                segments=segments[number],
-                reward=rewards[number],
-            )
-            for number in range(len(lengths))
-        ),
-        step=saved["step"],
+    return tuple(
+        Response(
+            tokens=tokens[number],
+            logprobs=logprobs[number],
+            segments=segments[number],
+            reward=rewards[number],
+        )
+        for number in range(len(lengths))
     )
 
 

@@ -1,0 +1,474 @@
+"""RLVR's algorithms on the closed problem: each learns, and each field of theirs does something."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prism_jax import errors, policy_batch, policy_update, train_state
+from prism_jax.continuations import Continuation
+from prism_jax.losses import advantage
+from prism_jax.rewards import score
+from prism_jax.stages import (
+    policy_rows,
+    rlvr_config,
+    rlvr_groups,
+    rlvr_reference,
+    rlvr_rewards,
+)
+from tests.stages import rl_toy
+
+_ALGORITHMS = ("grpo", "dapo", "gspo", "dr_grpo", "cispo", "rloo", "reinforce++")
+
+
+@pytest.mark.parametrize("name", _ALGORITHMS)
+def test_each_algorithm_raises_the_reward(name):
+    changes = {"rollout.num_responses": 8, "groups.max_generations": 3}
+    if name != "dapo":
+        del changes["groups.max_generations"]
+    run = rl_toy.Run(rl_toy.options_of(name, changes))
+    before = rl_toy.success(run.table)
+    after = rl_toy.success(run.take(20).table)
+    assert before < 0.3 and after > 0.6, (before, after)
+
+
+# Several updates of a rollout, large enough for clips to bind; with a large eps the size of a
+# gradient matters to Adam.
+_SEVERAL = {"train.num_minibatches": 2, "train.num_epochs": 2, "optim.peak": 6.0, "optim.eps": 1.0}
+_TRUNCATE = {"algorithm.sampler_weights": "truncate", "algorithm.sampler_high": 1.05}
+_MASK = {
+    "algorithm.sampler_weights": "mask",
+    "algorithm.sampler_low": 0.8,
+    "algorithm.sampler_high": 1.2,
+}
+_NORM = {"algorithm.aggregation": "seq-mean-token-sum-norm", "algorithm.norm_tokens": 4}
+_BUFFER = {"overlong.buffer_tokens": 2, "overlong.penalty_factor": 1.0}
+_REFILL = {
+    "groups.keep": "accuracy",
+    "groups.generation_prompts": 4,
+    "groups.max_generations": 2,
+    "groups.surplus_steps": 1,
+}
+_REFILL_MORE = _REFILL | {"groups.generation_prompts": 12, "rollout.num_prompts": 2}
+_LOSS_KL = {"reference.loss_coefficient": 1.0}
+_REWARD_KL = {"reference.reward_coefficient": 1.0}
+_ADAPTED = _REWARD_KL | {"reference.reward_target": 0.01, "reference.reward_horizon": 20.0}
+
+# Field -> algorithm, what is set before, what is changed. Every field of these sections is here.
+_CHANGES = {
+    "algorithm.loss": [("", {}, "gspo"), ("", {}, "cispo")],
+    "algorithm.clip_low": [("", {}, 0.05)],
+    "algorithm.clip_high": [("", {}, 0.05)],
+    "algorithm.dual_clip": [("", {}, 1.001)],
+    "algorithm.aggregation": [
+        ("", {}, "seq-mean-token-mean"),
+        ("", {}, "seq-mean-token-sum"),
+        ("", {}, "official"),
+    ],
+    "algorithm.norm_tokens": [("", _NORM, 7)],
+    "algorithm.sampler_weights": [("", _TRUNCATE, {**_MASK, "algorithm.sampler_high": 1.05})],
+    "algorithm.sampler_level": [("", _TRUNCATE, "sequence"), ("", _MASK, "sequence")],
+    "algorithm.sampler_low": [("", _MASK, 0.95)],
+    "algorithm.sampler_high": [("", _TRUNCATE, 0.9), ("", _MASK, 1.05)],
+    "advantage.kind": [("dr_grpo", {}, "rloo")],
+    "advantage.eps": [("", {}, 1.0), ("reinforce++", {}, 1.0)],
+    "advantage.discount": [("reinforce++", {}, 0.5)],
+    "overlong.buffer_tokens": [("", _BUFFER, 4)],
+    "overlong.penalty_factor": [("", _BUFFER, 0.3)],
+    "overlong.is_filtered": [("", {}, True)],
+    "groups.keep": [("", _REFILL, "reward")],
+    "groups.generation_prompts": [("", _REFILL, 6)],
+    "groups.max_generations": [("", _REFILL, 1)],
+    "groups.surplus_steps": [("", _REFILL_MORE, 0), ("", _REFILL_MORE, 2)],
+    "reference.loss_estimator": [("", _LOSS_KL, name) for name in ("k1", "k2", "abs")],
+    "reference.loss_coefficient": [("", _LOSS_KL, 0.5)],
+    "reference.reward_estimator": [("", _REWARD_KL, name) for name in ("k2", "k3", "abs")],
+    "reference.reward_coefficient": [("", _REWARD_KL, 0.5)],
+    "reference.reward_target": [("", _ADAPTED, 10.0)],
+    "reference.reward_horizon": [("", _ADAPTED, 40.0)],
+    "train.num_minibatches": [("", {}, 1)],
+    "train.num_epochs": [("", {}, 1)],
+}
+# They have tests of their own below.
+_ELSEWHERE = {"groups.when_short", "reference.folder"}
+
+
+@functools.cache
+def _learned(arg, changes):
+    """Return the table after three steps with a sampler whose log-probs are a little wrong."""
+    options = rl_toy.options_of(arg, _SEVERAL | {"train.num_steps": 3} | dict(changes))
+    reference = rl_toy.first_table(seed=1) if options.reference.is_used else None
+    return rl_toy.Run(options, noise=0.2, reference=reference).take(3).table
+
+
+@pytest.mark.parametrize("field", _CHANGES)
+def test_every_field_changes_what_is_learned(field):
+    for arg, before, value in _CHANGES[field]:
+        base = _learned(arg, tuple(before.items()))
+        assert np.isfinite(base).all()
+        change = value if isinstance(value, dict) else {field: value}
+        changed = _learned(arg, tuple((before | change).items()))
+        assert np.abs(base - changed).max() > 1e-5, (arg, value)
+
+
+def test_the_table_of_changes_has_every_field():
+    sections = {
+        "algorithm": policy_update.Algorithm,
+        "advantage": rlvr_config.Advantage,
+        "overlong": rlvr_config.Overlong,
+        "groups": rlvr_config.Groups,
+        "reference": rlvr_config.Reference,
+    }
+    fields = {
+        f"{name}.{field.name}"
+        for name, section in sections.items()
+        for field in dataclasses.fields(section)
+    }
+    assert fields | {"train.num_minibatches", "train.num_epochs"} == set(_CHANGES) | _ELSEWHERE
+
+
+def _drawn(options, step=0):
+    """Return what the first step of a run draws, as (prompt letter, tokens, told log-probs)."""
+    key = jax.random.split(jax.random.fold_in(jax.random.key(0), step))[0]
+    sampler = rl_toy.Sampler(num_responses=options.rollout.num_responses, noise=0.0)
+    prompts = [rl_toy.prompt_of(index) for index in range(4)]
+    params = train_state.split_model(rl_toy.Table(rl_toy.first_table()))[1]
+    return prompts, sampler.prepare(params)(prompts, key)
+
+
+def test_several_updates_are_those_of_an_optimiser_by_hand():
+    options = rl_toy.options_of("", _SEVERAL | {"optim.clip_norm": None})
+    each = options.rollout.num_responses
+    _, drawn = _drawn(options)
+    table = rl_toy.first_table().astype(np.float64)
+    old = rl_toy.log_softmax(table)
+    totals = np.array([rl_toy.reward_of(s.text, s.ended).total for s in drawn.segments])
+    groups = totals.reshape(4, each)
+    spread = groups.std(1, ddof=1, keepdims=True) + 1e-6
+    advantages = ((groups - groups.mean(1, keepdims=True)) / spread).reshape(-1)
+    moments = [np.zeros_like(table), np.zeros_like(table)]
+    for count, part in enumerate([0, 1, 0, 1], start=1):
+        gradient, num_tokens = np.zeros_like(table), 0
+        logprobs = rl_toy.log_softmax(table)
+        for number in range(part * 2 * each, (part + 1) * 2 * each):
+            last = number // each + 1
+            for token in drawn.rollout.tokens[number, : drawn.rollout.lengths[number]]:
+                ratio = np.exp(logprobs[last, token] - old[last, token])
+                bound = np.clip(ratio, 0.8, 1.2)
+                num_tokens += 1
+                if advantages[number] * ratio <= advantages[number] * bound:
+                    own = -np.exp(logprobs[last])
+                    own[token] += 1
+                    gradient[last] -= advantages[number] * ratio * own
+                last = token
+        gradient /= num_tokens
+        moments[0] = 0.9 * moments[0] + 0.1 * gradient
+        moments[1] = 0.999 * moments[1] + 0.001 * gradient**2
+        first, second = moments[0] / (1 - 0.9**count), moments[1] / (1 - 0.999**count)
+        table -= 6.0 * first / (np.sqrt(second) + 1.0)
+    run = rl_toy.Run(options).take(1)
+    assert run.rows[0]["policy/clip_fraction"] > 0.05
+    np.testing.assert_allclose(run.table, table, atol=2e-5)
+
+
+def test_one_update_is_bit_for_bit_that_of_rows_with_advantages_and_asks_no_other_forward():
+    options = rl_toy.options_of("", {})
+    run = rl_toy.Run(options)
+    prompts, drawn = _drawn(options)
+    totals = np.float32([rl_toy.reward_of(s.text, s.ended).total for s in drawn.segments])
+    prompt_id = np.repeat(np.arange(4, dtype=np.int32), 4)
+    advantages = jax.jit(lambda r, p: advantage.grpo(r, p, num_groups=4, eps=1e-6))
+    batch = policy_rows.pack(
+        prompts, drawn, np.asarray(advantages(totals, prompt_id)), run.shape, run.model
+    )
+    update = policy_rows.make_update(
+        options.algorithm,
+        policy_rows.settings(options.train, options.rollout, options.model, rl_toy.devices()),
+        run.model,
+        run.optimizer,
+        rl_toy.START,
+        run.shape,
+    )
+    state, _ = update(run.state, batch, jax.random.key(0))
+    other = rl_toy.Run(options)
+    other.experience._logprobs = None  # would fail if it were called
+    other.take(1)
+    np.testing.assert_array_equal(other.table, np.asarray(state.params["logits"][...]))
+    assert other.rows[0]["policy/approx_kl"] == 0
+    assert other.rows[0]["policy/clip_fraction"] == 0
+
+
+def test_the_first_of_several_updates_has_ratio_one_and_skips_are_counted_once():
+    run = rl_toy.Run(rl_toy.options_of("", {"train.num_epochs": 2, "optim.peak": 1e-9})).take(2)
+    for row in run.rows:
+        assert abs(row["policy/approx_kl"]) < 1e-6
+        assert row["optim/skipped_updates"] == row["optim/skipped_in_row"] == 0
+    assert int(run.state.step) == 4
+
+
+def test_the_counts_of_skipped_updates_are_the_last_and_the_largest():
+    changes = {"train.num_epochs": 3, "reference.loss_coefficient": 1.0}
+    broken = np.full((rl_toy.NUM_TOKENS,) * 2, np.nan, np.float32)
+    run = rl_toy.Run(rl_toy.options_of("", changes), reference=broken).take(2)
+    counts = [(r["optim/skipped_updates"], r["optim/skipped_in_row"]) for r in run.rows]
+    assert counts == [(3, 3), (6, 6)]
+
+
+def test_released_means_are_those_of_each_row_weighted_by_its_responses():
+    options = rl_toy.options_of("", {"algorithm.aggregation": "official"})
+    run = rl_toy.Run(options, table=rl_toy.first_table())
+    _, drawn = _drawn(options)
+    lengths = drawn.rollout.lengths
+    places = policy_batch.lay(
+        [rl_toy.prompt_of(index) for index in range(4)],
+        [
+            Continuation(prompt=number // 4, tokens=drawn.rollout.tokens[number, :length])
+            for number, length in enumerate(lengths)
+        ],
+        [drawn.rollout.logprobs[number, :length] for number, length in enumerate(lengths)],
+        run.shape,
+        run.model.config,
+    ).places
+    rows = np.array([place.row for place in places])
+    assert len(set(rows)) > 1
+    totals = np.float32([rl_toy.reward_of(s.text, s.ended).total for s in drawn.segments])
+    prompt_id = jnp.repeat(jnp.arange(4), 4)
+    values = np.asarray(advantage.grpo(jnp.asarray(totals), prompt_id, num_groups=4, eps=1e-6))
+    expected = 0.0
+    for row in set(rows):
+        own = rows == row
+        mean = -(values * lengths)[own].sum() / lengths[own].sum()
+        expected += mean * own.sum() / len(rows)
+    np.testing.assert_allclose(run.take(1).rows[0]["policy/loss"], expected, rtol=1e-4)
+
+
+def _group(accuracies, *, step=1, index=0):
+    rewards = [score.Reward(total=a, accuracy=a, format=1.0, reason="correct") for a in accuracies]
+    found = tuple(
+        rlvr_groups.Response(tokens=None, logprobs=None, segments=None, reward=reward)
+        for reward in rewards
+    )
+    return rlvr_groups.Group(index=index, row=None, prompt=None, responses=found, step=step)
+
+
+def _refill(**changes):
+    usual = {
+        "keep": "accuracy",
+        "generation_prompts": 3,
+        "max_generations": 3,
+        "when_short": "error",
+        "surplus_steps": 1,
+    }
+    return rlvr_config.Groups(**(usual | changes))
+
+
+def test_a_step_is_filled_with_groups_that_vary_the_oldest_first():
+    def draw(number):
+        first = 10 * (number + 1)
+        return [
+            _group([0, 1], step=2, index=first),
+            _group([1, 1], step=2, index=first + 1),
+            _group([1, 0], step=2, index=first + 2),
+        ]
+
+    kept = [_group([0, 1], step=1, index=1)]
+    filled = rlvr_groups.fill(kept, draw, _refill(), num_prompts=4, step=2)
+    assert [group.index for group in filled.groups] == [1, 10, 12, 20]
+    assert [group.index for group in filled.surplus] == [22]
+    assert (filled.num_drawn, filled.num_varying, filled.num_generations) == (6, 4, 2)
+    thrown = rlvr_groups.fill(kept, draw, _refill(surplus_steps=0), num_prompts=4, step=2)
+    assert thrown.surplus == []
+    # Groups of step 1 may be used until step 2, those of step 2 until step 3.
+    old = [_group([0, 1], step=1, index=index) for index in range(3)]
+    filled = rlvr_groups.fill(old, draw, _refill(), num_prompts=2, step=2)
+    assert [group.index for group in filled.groups] == [0, 1] and filled.surplus == []
+    assert filled.num_generations == 0
+
+
+def test_too_few_groups_that_vary_stop_the_run_or_make_a_smaller_step():
+    def draw(number):
+        return [_group([1, 1]), _group([0, 1], index=number)]
+
+    with pytest.raises(errors.InputError, match=r"step 7: .* 3 prompts of 6 .* 4 are needed"):
+        rlvr_groups.fill([], draw, _refill(), num_prompts=4, step=7)
+    filled = rlvr_groups.fill([], draw, _refill(when_short="train"), num_prompts=4, step=7)
+    assert [group.index for group in filled.groups] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("num_minibatches", [1, 2])
+def test_a_step_without_any_group_that_varies_moves_nothing(num_minibatches):
+    # Every response begins with b: nothing varies, and no mini-batch has a response.
+    table = np.full((rl_toy.NUM_TOKENS,) * 2, -20.0, np.float32)
+    table[:, 2] = 20.0
+    changes = _REFILL | {"train.num_minibatches": num_minibatches}
+    run = rl_toy.Run(rl_toy.options_of("", changes), table=table).take(2)
+    np.testing.assert_array_equal(run.table, table)
+    assert run.rows[0]["rollout/trained_prompts"] == 0
+    assert run.rows[0]["rollout/generations"] == 2
+
+
+def test_surplus_and_coefficient_are_saved_so_that_a_run_goes_on_bit_for_bit():
+    changes = _REFILL_MORE | _ADAPTED | _BUFFER | {"train.num_minibatches": 2}
+    options = rl_toy.options_of("", changes)
+    reference = rl_toy.first_table(seed=1)
+    whole = rl_toy.Run(options, noise=0.2, reference=reference).take(2)
+    assert whole.rows[1]["rollout/older_prompts_fraction"] > 0
+    saved = json.loads(json.dumps(whole.feed.get_state()))
+    table, opt_state = whole.table, jax.tree.map(np.array, whole.state.opt_state)
+    surplus = len(whole.feed.surplus)
+    whole.take(3)
+    later = rl_toy.Run(options, noise=0.2, table=table, reference=reference)
+    later.state = dataclasses.replace(later.state, step=later.state.step + 4, opt_state=opt_state)
+    later.feed.set_state(saved)
+    assert len(later.feed.surplus) == surplus
+    later.rows = [{}, {}]
+    later.take(3)
+    np.testing.assert_array_equal(later.table, whole.table)
+    names = [name for name in whole.rows[4] if not name.startswith("time/")]
+    for row, expected in zip(later.rows[2:], whole.rows[2:], strict=True):
+        assert [row.get(name) for name in names] == [expected.get(name) for name in names]
+
+
+def test_some_step_of_that_run_begins_with_surplus():
+    options = rl_toy.options_of("", _REFILL_MORE)
+    run = rl_toy.Run(options)
+    sizes = []
+    for _ in range(4):
+        run.take(1)
+        sizes.append(len(json.loads(json.dumps(run.feed.get_state()))["surplus"]))
+    assert max(sizes) > 0
+
+
+def test_a_saved_group_has_every_bit_of_its_responses():
+    options = rl_toy.options_of("", _REFILL_MORE)
+    run = rl_toy.Run(options, noise=0.3)
+    while not run.feed.surplus:
+        run.take(1)
+    for group in run.feed.surplus:
+        again = rl_toy.decode(json.loads(json.dumps(rlvr_groups.encode(group))))
+        assert (again.index, again.step) == (group.index, group.step)
+        for one, other in zip(group.responses, again.responses, strict=True):
+            np.testing.assert_array_equal(one.tokens, other.tokens)
+            np.testing.assert_array_equal(one.logprobs, other.logprobs)
+            assert (one.segments, one.reward) == (other.segments, other.reward)
+
+
+def test_without_a_coefficient_no_reference_is_loaded_and_the_loss_has_no_term():
+    options = rl_toy.options_of("", {}).reference
+    assert rlvr_reference.open_reference(options, None, None, None) is None
+    assert set(policy_update.coefficients(options.loss)) == {policy_update.TERM}
+    run = rl_toy.Run(rl_toy.options_of("", {}))
+    parts, _ = run.experience(run.state, next(run.feed), jax.random.key(0))
+    assert [(part.reference_logprobs, part.old_logprobs) for part in parts] == [(None, None)]
+
+
+def test_against_the_policy_itself_both_kls_are_zero_and_change_nothing_but_rounding():
+    plain = rl_toy.Run(rl_toy.options_of("", {})).take(1)
+    changes = _LOSS_KL | {"reference.reward_coefficient": 1.0}
+    run = rl_toy.Run(rl_toy.options_of("", changes), reference=rl_toy.first_table()).take(1)
+    assert abs(run.rows[0]["policy/reference_kl"]) < 1e-6
+    assert abs(run.rows[0]["reward/reference_kl"]) < 1e-6
+    np.testing.assert_allclose(run.table, plain.table, atol=1e-3)
+
+
+def test_the_kl_in_the_reward_is_taken_off_token_by_token():
+    options = rl_toy.options_of("", _ADAPTED)
+    old = np.log(np.float32([[0.5, 0.25, 1.0], [0.5, 1.0, 1.0], [0.25, 0.5, 0.5]]))
+    reference = np.log(np.float32([[0.25, 0.25, 1.0], [0.25, 1.0, 1.0], [0.25, 0.5, 0.25]]))
+    lengths = np.int32([2, 1, 3])
+    compare = rlvr_rewards.Comparison(
+        dataclasses.replace(options.advantage, kind="dr_grpo", eps=None), options.reference
+    )
+    found, coefficient, told = compare(
+        np.float32([1.0, 0.0, 0.5]),
+        np.int32([0, 0, 0]),
+        lengths,
+        num_groups=1,
+        max_response_tokens=3,
+        distance=rlvr_rewards.Distance(
+            old_logprobs=old, reference_logprobs=reference, coefficient=0.5
+        ),
+    )
+    log2 = np.log(2.0)
+    penalised = np.array([1.0 - 0.5 * log2, -0.5 * log2, 0.5 - 0.5 * log2])
+    np.testing.assert_allclose(found, penalised - penalised.mean(), atol=1e-6)
+    mean_kl = (log2 / 2 + log2 + log2 / 3) / 3
+    assert told["reward/reference_kl"].value == pytest.approx(mean_kl, rel=1e-5)
+    # mean_kl / 0.01 - 1 is clipped at 0.2; three responses of a horizon of 20.
+    assert coefficient == pytest.approx(0.5 * (1 + 0.2 * 3 / 20), rel=1e-6)
+
+
+def test_reinforce_plus_plus_has_one_advantage_a_response_without_discount():
+    options = rl_toy.options_of("reinforce++", {})
+    compare = rlvr_rewards.Comparison(options.advantage, options.reference)
+    found, _, _ = compare(
+        np.float32([1.0, 0.0]),
+        np.int32([0, 1]),
+        np.int32([1, 3]),
+        num_groups=2,
+        max_response_tokens=3,
+        distance=None,
+    )
+    # Over four tokens: mean 0.25, variance with ddof 1 is 0.25.
+    np.testing.assert_allclose(found, [[1.5, 0, 0], [-0.5, -0.5, -0.5]], atol=1e-5)
+
+
+def test_filtered_responses_teach_nothing_but_are_compared():
+    changes = {"overlong.is_filtered": True}
+    run = rl_toy.Run(rl_toy.options_of("", changes))
+    (part,), told = run.experience(run.state, next(run.feed), jax.random.key(1))
+    plain = rl_toy.Run(rl_toy.options_of("", {}))
+    (whole,), _ = plain.experience(plain.state, next(plain.feed), jax.random.key(1))
+    is_kept, is_there = np.asarray(part.lengths) > 0, np.asarray(whole.lengths) > 0
+    share = 1 - is_kept.sum() / is_there.sum()
+    assert 0 < share < 1
+    assert told["rollout/filtered_fraction"].value == pytest.approx(share)
+    np.testing.assert_array_equal(np.asarray(part.advantages), np.asarray(whole.advantages))
+    np.testing.assert_array_equal(
+        np.asarray(part.lengths)[is_kept], np.asarray(whole.lengths)[is_kept]
+    )
+
+
+def test_a_resumed_run_refuses_another_reference_policy():
+    def feed(reference):
+        return rlvr_groups.Feed(
+            rl_toy.Prompts(4),
+            num_prompts=4,
+            is_refilled=False,
+            coefficient=None,
+            reference=reference,
+            decode=rl_toy.decode,
+        )
+
+    saved = feed("a").get_state()
+    feed("a").set_state(saved)
+    for other in ("b", None):
+        with pytest.raises(errors.InputError, match="the reference policy was a"):
+            feed(other).set_state(saved)
+
+
+@pytest.mark.parametrize(
+    ("arg", "changes", "told"),
+    [
+        ("rloo", {"train.num_epochs": 2}, "must have a ratio"),
+        ("", {"train.num_minibatches": 3}, "must divide into train.num_minibatches = 3"),
+        ("", {"groups.keep": "accuracy"}, "generation_prompts must be None exactly when"),
+        ("", {"groups.surplus_steps": 1}, "surplus_steps must be None exactly when"),
+        ("", {"overlong.buffer_tokens": 2}, "both or none must be given"),
+        ("", _BUFFER | {"overlong.buffer_tokens": 5}, "overlong.buffer_tokens must be <="),
+        ("", {"reference.folder": "x"}, "folder must be None without a coefficient"),
+        ("", {"reference.reward_target": 0.1}, "reward_target and reward_horizon"),
+        ("", {"advantage.discount": 1.0}, "discount must be given for reinforce"),
+        ("", {"algorithm.sampler_high": 2.0}, "sampler_high must be given for"),
+        ("", {"algorithm.sampler_low": 0.5}, "sampler_low must be given for"),
+        ("", {"algorithm.dual_clip": 1.0}, "dual_clip must be > 1"),
+        ("", _REFILL | {"rollout.num_responses": 1}, "num_responses must be >= 2"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(arg, changes, told):
+    with pytest.raises(errors.InputError, match=told):
+        rl_toy.options_of(arg, changes)
