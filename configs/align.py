@@ -70,6 +70,10 @@ def get_config(arg: str = "4b") -> ConfigDict:
             "max_skipped_in_row": 3,
         }
     )
+    config.honesty = common.honesty(
+        every_steps={"tiny": 2, "demo": 20}.get(size, 50),
+        num_pairs={"tiny": 2, "demo": 16}.get(size, 32),
+    )
     config.optim = common.optim(peak={"tiny": 1e-3, "demo": 2e-4, "small": 2e-5}.get(size, 1e-6))
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 50))

@@ -47,7 +47,7 @@ class Panel:
             lines.append(
                 f"{self.when}: {name}: {best} tells teacher from student in "
                 f"{parts.percent(found[best])} of pairs, the discriminator in "
-                f"{parts.percent(self.values[f'{name}_pair_accuracy'])}. Its scores may be nothing "
+                f"{parts.percent(self.values[f'{name}_pair_accuracy'])}. It may look at nothing "
                 "else."
             )
         return lines

@@ -44,6 +44,7 @@ from prism_jax.rewards import workers
 from prism_jax.stages import (
     align_config,
     align_feed,
+    align_honesty,
     align_segments,
     align_updates,
     policy_rows,
@@ -56,6 +57,7 @@ from prism_jax.stages import (
 # May change between a run and its continuation; the prompts themselves are compared.
 _MAY_DIFFER = (
     "discriminator.folder",
+    "honesty",
     "prompts.path",
     "prompts.image_root",
     "prompts.cache_dir",
@@ -159,6 +161,9 @@ class Experience:
         self._score = discriminator_update.make_scorer(
             judge.graphdef, align_updates.score_settings(options, devices)
         )
+        self._panel = align_honesty.Panel(
+            options, devices, judge, feed=feed, shapes=shapes, score=self._score
+        )
         self._advantages = align_segments.make_advantages(options)
         rule = options.discriminator.rule(judge)
         self._at = jax.jit(discriminator_update.at)
@@ -191,6 +196,7 @@ class Experience:
             columns["accuracy"] = accuracy
         self._dump.write(step + 1, asked.rows, drawn, columns)
         told = told | drawn.told() | told_of_advantages(advantages) | verified
+        told |= self._panel(step + 1, state["discriminator"].params, asked, drawn, scores)
         told["time/score_seconds"] = rollouts.mean([scored - begun])
         learned = align_updates.Learned(
             policy=None if rows is None else self._to_devices(rows),

@@ -6,7 +6,7 @@ from typing import Literal
 from prism_jax import configuration, discriminator_update, policy_update, segment_rows
 from prism_jax.losses import pairwise
 from prism_jax.rewards import tags
-from prism_jax.stages import evaluate, policy_rows, rollouts, sampled, segments, setup
+from prism_jax.stages import evaluate, honesty, policy_rows, rollouts, sampled, segments, setup
 
 Mode = Literal["align", "acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align"]
 # What each mode of the advantage reads besides weights and eps.
@@ -189,6 +189,7 @@ class Config(configuration.Section):
     algorithm: policy_update.Algorithm
     rows: rollouts.Rows
     train: policy_rows.Train
+    honesty: honesty.Options
     optim: configuration.Optim
     mesh: configuration.Mesh
     checkpoint: configuration.Checkpoint

@@ -17,7 +17,7 @@ from prism_jax import configuration
 from prism_jax.continuations import Continuation
 from prism_jax.stages import other_pictures, probes, router_use
 
-# A probe explains an accuracy when it is nearly as high and itself far from a coin's.
+# A probe explains an accuracy that is above a coin's when it is nearly as high, and high itself.
 _EXPLAINS_WITHIN = 0.02
 _EXPLAINS_FROM = 0.75
 # A table of more experts is not read by anyone.
@@ -154,14 +154,16 @@ def warnings(told: Mapping[str, float], segments: Sequence[str]) -> list[str]:
         lines.append(
             f"WARNING: {name}: the {best.replace('_', ' ')} alone tells teacher from student in "
             f"{100 * found[best]:.0f} % of pairs, the discriminator in "
-            f"{100 * told[f'honesty/{name}_pair_accuracy']:.0f} %: its scores may be nothing else"
+            f"{100 * told[f'honesty/{name}_pair_accuracy']:.0f} %: it may look at nothing else"
         )
     return lines
 
 
 def explains(probe_accuracy: float, accuracy: float) -> bool:
     """Tell whether a probe's accuracy alone explains the discriminator's."""
-    return probe_accuracy >= _EXPLAINS_FROM and probe_accuracy >= accuracy - _EXPLAINS_WITHIN
+    has_learnt = accuracy > 0.5
+    is_near = probe_accuracy >= accuracy - _EXPLAINS_WITHIN
+    return has_learnt and is_near and probe_accuracy >= _EXPLAINS_FROM
 
 
 def _of_segment(

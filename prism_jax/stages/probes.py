@@ -28,7 +28,7 @@ class Pairs:
 
     teacher_tokens: np.ndarray  # int[N]
     student_tokens: np.ndarray  # int[N]
-    teacher_last: np.ndarray  # int[N]  id of the scored token
+    teacher_last: np.ndarray  # int[N]  id of the scored token, -1 for an empty segment
     student_last: np.ndarray  # int[N]
     prompt: np.ndarray  # int[N]
 
@@ -43,8 +43,8 @@ class Pairs:
         return cls(
             teacher_tokens=np.array([len(one) for one in teacher], int),
             student_tokens=np.array([len(one) for one in student], int),
-            teacher_last=np.array([one[-1] for one in teacher], int),
-            student_last=np.array([one[-1] for one in student], int),
+            teacher_last=_last(teacher),
+            student_last=_last(student),
             prompt=np.array(prompts, int),
         )
 
@@ -106,6 +106,10 @@ def across_prompts(probe: Probe, pairs: Pairs) -> float | None:
         return None
     halves = [(pairs.at(is_odd), pairs.at(~is_odd)), (pairs.at(~is_odd), pairs.at(is_odd))]
     return accuracy(np.concatenate([probe(fitted, asked) for fitted, asked in halves]))
+
+
+def _last(segments: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([one[-1] if len(one) else -1 for one in segments], int)
 
 
 def _lengths(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:

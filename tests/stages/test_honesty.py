@@ -88,7 +88,7 @@ def test_a_discriminator_that_looks_at_lengths_alone_is_exposed():
     first, second = honesty.warnings(told, _SEGMENTS)
     assert first == (
         "WARNING: caption: the length alone tells teacher from student in 100 % of pairs, the "
-        "discriminator in 100 %: its scores may be nothing else"
+        "discriminator in 100 %: it may look at nothing else"
     )
     assert second.startswith("WARNING: cot: the length alone")
 
@@ -115,9 +115,10 @@ def test_what_no_probe_explains_is_not_warned_of():
         (0.74, 0.5, False),
         (0.99, 1.0, True),
         (0.8, 0.6, True),
+        (1.0, 0.5, False),
     ],
 )
-def test_a_probe_explains_what_is_hardly_better_and_no_coin(probe, accuracy, expected):
+def test_a_probe_explains_what_is_hardly_better_and_better_than_a_coin(probe, accuracy, expected):
     assert honesty.explains(probe, accuracy) == expected
 
 
@@ -221,6 +222,13 @@ def test_the_length_probe_finds_a_range_of_lengths_as_well_as_a_direction():
 
     found = probes.length(made(slice(0, 100)), made(slice(100, 200)))
     assert probes.accuracy(found) > 0.95
+
+
+def test_an_empty_segment_ends_with_a_token_of_its_own():
+    empty, full = np.zeros(0, np.int32), np.array([5], np.int32)
+    pairs = probes.Pairs.of([0, 1], [full, full], [empty, empty])
+    assert pairs.student_last.tolist() == [-1, -1]
+    assert probes.accuracy(probes.last_token(pairs, pairs)) == 1
 
 
 def test_equal_scores_count_as_half_right():

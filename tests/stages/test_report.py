@@ -151,7 +151,7 @@ def test_the_honesty_panel_is_shown_with_a_warning_where_a_probe_explains_a_segm
     lines = [panel["warnings"] for panel in told["honesty"]]
     expected = (
         "alignment, step 40: cot: length alone tells teacher from student in 80.0\u00a0% of pairs, "
-        "the discriminator in 77.5\u00a0%. Its scores may be nothing else."
+        "the discriminator in 77.5\u00a0%. It may look at nothing else."
     )
     assert lines == [[], [], [expected]]
     assert text.count('<p class="warning">') == 1 and expected in text
