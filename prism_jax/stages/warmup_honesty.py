@@ -33,8 +33,11 @@ def beside(
     Probes are fitted on pairs that are learnt from and asked about held-out ones. Without held-out
     pairs nothing is measured.
     """
-    if evaluate is None or options.every_steps is None:
+    if options.every_steps is None:
         return evaluate
+    if evaluate is None:
+        setup.say("no pairs are held out: the honesty panel is not measured")
+        return None
     fitted: dict[str, probes.Pairs] = {}
 
     def both(state: Any, step: int) -> dict[str, float]:

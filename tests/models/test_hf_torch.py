@@ -124,6 +124,25 @@ def test_an_upcycled_model_loads_and_without_noise_computes_what_the_dense_one_d
     assert (other - expected).abs().max() > 1e-3 * scale
 
 
+def test_transformers_reads_past_what_a_discriminator_keeps_apart(tmp_path):
+    source = tmp_path / "dense"
+    hf_checkpoints.write(source, "dense", dtype=np.float32)
+    options = upcycle.Options(
+        num_experts=4,
+        num_experts_per_token=2,
+        noise_std=0.0,
+        noise="absolute",
+        router_std=0.02,
+        seed=0,
+        router="segment",
+        heads=2,
+    )
+    upcycle.upcycle(source, tmp_path / "moe", options, layout="4.57", max_shard_bytes=10**9)
+    apart = {"router": "segment", "heads": 2}
+    assert hf.read_config(tmp_path / "moe")["prism_discriminator"] == apart
+    assert _read_strictly(tmp_path / "moe", "moe").config.text_config.num_experts == 4
+
+
 def test_a_config_of_transformers_5_can_be_upcycled(tmp_path):
     source = tmp_path / "dense"
     hf_checkpoints.write_with_transformers(source, "dense", tied=False)

@@ -1,12 +1,14 @@
 """The honesty panel on constructed discriminators: what is a shortcut is shown as one."""
 
+import types
+
 import numpy as np
 import pytest
 
 from models import kinds
 from models.inputs import Example
 from prism_jax.continuations import Continuation
-from prism_jax.stages import honesty, other_pictures, probes, router_use
+from prism_jax.stages import honesty, other_pictures, probes, router_use, warmup_honesty
 from tests.models import cases
 
 _SEGMENTS = ("caption", "cot")
@@ -317,3 +319,66 @@ def test_the_panel_is_due_on_its_steps_and_at_the_end_and_never_when_off():
     assert [step for step in range(1, 11) if options.is_due(step, 10)] == [4, 8, 10]
     off = honesty.Options(every_steps=None, num_pairs=1)
     assert not off.is_due(10, 10)
+
+
+class _Feed:
+    """A feed whose held-out pairs are told apart by their length."""
+
+    names = _SEGMENTS
+
+    def __init__(self):
+        self.asked = []
+
+    def held_out_pairs(self, num_rows):
+        self.asked.append(("held out", num_rows))
+        return _pairs(longer=1)
+
+    def learnt_for_probes(self, num_rows):
+        self.asked.append(("learnt from", num_rows))
+        pairs = _pairs(longer=1)
+        return {name: pairs.at(pairs.of(name)).probed() for name in _SEGMENTS}
+
+
+class _Asker:
+    def judge(self, params):
+        assert params == "params"
+        return _judge(_length)
+
+
+def _beside(feed, *, evaluate_every_steps, every_steps, evaluate=lambda state, step: {"eval/x": 1}):
+    return warmup_honesty.beside(
+        evaluate,
+        feed,
+        _Asker(),
+        honesty.Options(every_steps=every_steps, num_pairs=5),
+        evaluate_every_steps=evaluate_every_steps,
+        num_steps=10,
+    )
+
+
+def test_the_warm_up_evaluates_and_measures_each_after_its_own_steps(capsys):
+    feed, state = _Feed(), types.SimpleNamespace(params="params")
+    both = _beside(feed, evaluate_every_steps=4, every_steps=6)
+    assert warmup_honesty.every_steps(4, 6) == 2
+    found = {step: both(state, step) for step in (2, 4, 6, 8, 10)}
+    assert [step for step, told in found.items() if "eval/x" in told] == [4, 8, 10]
+    assert [step for step, told in found.items() if "honesty/num_pairs" in told] == [6, 10]
+    # Probes are fitted once, on pairs that are learnt from; num_pairs are asked about.
+    assert [what for what, _ in feed.asked] == ["learnt from", "held out", "held out"]
+    assert feed.asked[1] == ("held out", 5) and found[6]["honesty/num_pairs"] == 5
+    assert capsys.readouterr().err.count("WARNING: caption: the length alone") == 2
+
+
+def test_a_panel_that_is_off_reads_nothing_and_leaves_the_evaluation_as_it_is(capsys):
+    feed = _Feed()
+
+    def evaluate(state, step):
+        return {}
+
+    off = _beside(feed, evaluate_every_steps=4, every_steps=None, evaluate=evaluate)
+    assert off is evaluate and feed.asked == []
+    assert warmup_honesty.every_steps(4, None) == 4
+    assert warmup_honesty.every_steps(None, 6) == 6
+    assert warmup_honesty.every_steps(None, None) is None
+    assert _beside(feed, evaluate_every_steps=4, every_steps=6, evaluate=None) is None
+    assert "no pairs are held out" in capsys.readouterr().err
