@@ -290,7 +290,9 @@ class Run:
             dump=rollouts.Dump(pathlib.Path(), None),
         )
         self.feed = feed_of(options)
-        self.state = train_state.from_params(_params_of(values), self.optimizer, shardings=None)
+        state = train_state.from_params(_params_of(values), self.optimizer, shardings=None)
+        # Where an update leaves it: a step is compiled once.
+        self.state = jax.device_put(state, devices().replicated)
         self.rows: list[dict[str, float]] = []
 
     @property
