@@ -7,12 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from models import config as config_lib
 from models import discriminator, inputs, kinds, moe, qwen3_vl, sharding
+from prism_jax import batches
+from prism_jax import mesh as mesh_lib
 from tests.models import cases
 
 _EXAMPLES = [*cases.ROWS["rows_of_different_length"], cases.ROWS["one_image"][0]]
+_REPLICATED = sharding.REPLICATED
 # Of the first row of two sequences, and the second.
 _KINDS = [[kinds.CAPTION, kinds.COT], [kinds.WHOLE, kinds.COT]]
 
@@ -22,13 +26,15 @@ def _config_json(router: str, heads: int, name: str = "moe_untied") -> dict:
 
 
 @functools.cache
-def _model(router: str, heads: int, implementation: str = "dense"):
+def _model(
+    router: str, heads: int, implementation: str = "dense", rules: sharding.Rules = _REPLICATED
+):
     config = config_lib.from_hf(_config_json(router, heads))
     graphdef, abstract = qwen3_vl.abstract(
         lambda: discriminator.Discriminator(
             config,
             moe_implementation=implementation,
-            rules=sharding.REPLICATED,
+            rules=rules,
             dtype=jnp.float32,
             param_dtype=jnp.float32,
             rngs=nnx.Rngs(0),
@@ -41,13 +47,10 @@ def _model(router: str, heads: int, implementation: str = "dense"):
     return config, graphdef, nnx.from_flat_state(filled)
 
 
-def _inputs(config, rows: list[list[inputs.Example]], row_tokens: int):
-    text = inputs.pack_text(
-        rows, config=config, row_tokens=row_tokens, max_segments=6, num_vision_rows=1
-    )
-    vision = inputs.pack_vision(
-        rows, config=config, row_patches=128, max_segments=12, num_vision_rows=1
-    )
+def _inputs(config, rows: list[list[inputs.Example]], row_tokens: int, *, num_vision_rows: int = 1):
+    shared = {"config": config, "num_vision_rows": num_vision_rows}
+    text = inputs.pack_text(rows, row_tokens=row_tokens, max_segments=6, **shared)
+    vision = inputs.pack_vision(rows, row_patches=128, max_segments=12, **shared)
     last = np.zeros((len(rows), 2), np.int32)
     for number, row in enumerate(rows):
         last[number, : len(row)] = np.cumsum([len(e.tokens) for e in row]) - 1
@@ -81,9 +84,9 @@ def _alone(router: str, heads: int, kind: int, number: int) -> float:
 
 
 @functools.cache
-def _gradients(router: str, heads: int) -> dict[int, dict[tuple, np.ndarray]]:
+def _gradients(router: str) -> dict[int, dict[tuple, np.ndarray]]:
     """Return the gradient of the first caption's and the first cot's score, in a row together."""
-    config, graphdef, params = _model(router, heads)
+    config, graphdef, params = _model(router, 2)
     given = jax.tree.map(jnp.asarray, _inputs(config, [_EXAMPLES[:2]], 64))
     kind = jnp.array(_KINDS[:1], jnp.int32)
 
@@ -115,7 +118,7 @@ def test_without_the_key_and_with_its_first_choices_the_model_is_the_same_bit_fo
 
 
 def test_with_a_segment_router_no_gradient_reaches_the_experts_of_the_other_kind():
-    gradients = _gradients("segment", 1)
+    gradients = _gradients("segment")
     own = {kinds.CAPTION: slice(0, 2), kinds.COT: slice(2, 4)}
     for kind, of_score in gradients.items():
         for name in ("gate", "up", "down"):
@@ -130,14 +133,14 @@ def test_with_a_segment_router_no_gradient_reaches_the_experts_of_the_other_kind
 
 
 def test_with_a_token_router_gradients_reach_the_experts_of_both_kinds():
-    for of_score in _gradients("token", 1).values():
+    for of_score in _gradients("token").values():
         experts = of_score["trunk", "text", "layers", "moe", "down"]
         assert (np.abs(experts).max((0, 2, 3)) > 0).all()
 
 
 @pytest.mark.parametrize("router", kinds.ROUTERS)
 def test_with_two_heads_no_gradient_reaches_the_head_of_the_other_kind(router):
-    gradients = _gradients(router, 2)
+    gradients = _gradients(router)
     for kind, of_score in gradients.items():
         head = of_score["score", "kernel"]  # [D, 2]
         assert (head[:, kinds.COT - kind] == 0).all()
@@ -182,6 +185,33 @@ def test_sorted_experts_answer_as_all_of_them_do():
     dense, _ = _packed("segment", 2)
     ragged, _ = _packed("segment", 2, implementation="ragged")
     np.testing.assert_allclose(dense, ragged, atol=2e-5)
+
+
+@pytest.mark.parametrize("implementation", ["dense", "ragged"])
+def test_experts_on_devices_of_their_own_answer_as_on_one(implementation):
+    expected, expected_stats = _packed("segment", 2, implementation=implementation)
+    rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
+    config, graphdef, params = _model("segment", 2, implementation, rules)
+    mesh = mesh_lib.make({"data": 1, "fsdp": 2, "tensor": 1, "expert": 4})
+    text, vision, last = _inputs(config, [_EXAMPLES[:2], _EXAMPLES[2:]], 64, num_vision_rows=2)
+    places = batches.shardings((text, vision, last, last), mesh, rules)
+
+    def without_microbatches(place):
+        return NamedSharding(mesh, PartitionSpec(*place.spec[1:]))
+
+    places = jax.tree.map(without_microbatches, places)
+    given = jax.device_put((text, vision, last, np.array(_KINDS, np.int32)), places)
+    params = jax.device_put(params, mesh_lib.param_shardings(params, mesh, rules))
+
+    @jax.jit
+    def run(params, text, vision, last, kind):
+        built = nnx.merge(graphdef, params)
+        return built(text, vision, last, implementation="xla", remat="none", kind=kind)
+
+    with jax.set_mesh(mesh):
+        found, stats = run(params, *given)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    np.testing.assert_array_equal(stats.by_kind.choices, expected_stats.by_kind.choices)
 
 
 def test_a_segment_routers_balance_is_that_of_each_kind_averaged_over_tokens():
