@@ -94,9 +94,7 @@ class Experience:
         told: list[metrics.Metrics] = []
 
         def draw(number: int) -> list[Group]:
-            # The groups that were left over may have been enough until now.
-            is_first = number == 0 and asked.first is not None
-            prompts = asked.first if is_first else asked.feed.more()
+            prompts = asked.first if number == 0 else asked.feed.more()
             own_key = key if options.keep == "all" else jax.random.fold_in(key, number)
             groups, own = self._draw(prepare(), prompts, own_key, step)
             told.append(own)

@@ -166,7 +166,7 @@ def _varies(group: Group, keep: str) -> bool:
 class Asked:
     """Hold what a step begins with."""
 
-    first: Prompts | None  # None: the groups that are left over are enough
+    first: Prompts | None  # None: the groups that are left over are enough, nothing is drawn
     feed: "Feed"
 
 
@@ -235,7 +235,8 @@ class Feed:
             )
         self.surplus = [self._decode(group) for group in state.get("surplus", ())]
         if self.coefficient is not None:
-            self.coefficient = state["kl_coefficient"]
+            # Absent where a run of another configuration is continued on purpose.
+            self.coefficient = state.get("kl_coefficient", self.coefficient)
 
 
 def encode(group: Group) -> dict[str, Json]:
