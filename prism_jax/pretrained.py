@@ -63,6 +63,15 @@ def config_of(folder: str | pathlib.Path) -> tuple[dict[str, Any], config_lib.Qw
         ) from error
 
 
+def check_policy(folder: str | pathlib.Path, config: config_lib.Qwen3VLConfig) -> None:
+    """Raise InputError for a model that does not run without the kinds of its sequences."""
+    if config.text.moe is not None and config.text.moe.router == "segment":
+        raise errors.InputError(
+            f"{folder}: config.json says that experts are chosen by segment; such a model is a "
+            "discriminator's trunk and no policy"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
     """Say in which form a folder holds parameters, and where."""
@@ -281,6 +290,7 @@ def load(
     """
     source = Source.of(folder, role="policy", step=step)
     _, config = config_of(source.files)
+    check_policy(folder, config)
     stored = jnp.dtype(source.dtype)
     graphdef, params = abstract(
         config,

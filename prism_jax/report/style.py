@@ -76,6 +76,7 @@ svg .bar.c { fill: var(--c); }
 svg .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
 svg .absent { fill: none; stroke: var(--soft); stroke-dasharray: 4 4; }
 .scroll { overflow-x: auto; }
+.scroll + .plots { margin-top: 12px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 7px 10px; border-bottom: 1px solid var(--edge); }
 th:first-child, td:first-child { text-align: left; }

@@ -1,5 +1,7 @@
 """The honesty panel in alignment, on a step's own pairs before they are learnt from."""
 
+import time
+
 import numpy as np
 from flax import nnx
 
@@ -63,6 +65,7 @@ class Panel:
         is_first = step == 1 and options.every_steps is not None
         if not (is_first or options.is_due(step, self._options.train.num_steps)):
             return {}
+        begun = time.monotonic()
         pairs, known = self._pairs(asked, drawn, scores)
         told = honesty.measure(
             pairs,
@@ -73,6 +76,7 @@ class Panel:
         )
         for line in honesty.warnings(told, pairs.segments):
             setup.say(line)
+        told["time/honesty_seconds"] = time.monotonic() - begun
         return {name: rollouts.mean([value]) for name, value in told.items()}
 
     def _pairs(

@@ -161,6 +161,8 @@ def open_model(
 ) -> Model:
     """Return the model of `files` (from `keep_files`), nothing of it in memory yet."""
     values, config = pretrained.config_of(files)
+    if not is_discriminator:
+        pretrained.check_policy(source.folder, config)
     build = builder(config, devices, is_discriminator=is_discriminator)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     return Model(

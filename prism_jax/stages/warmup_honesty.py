@@ -1,6 +1,7 @@
 """The honesty panel beside the warm-up's evaluation, on the same held-out pairs."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,6 +48,7 @@ def beside(
             told |= evaluate(state, step)
         if not options.is_due(step, num_steps):
             return told
+        begun = time.monotonic()
         if not fitted:
             fitted.update(feed.learnt_for_probes(_FITTED_PAIRS))
         panel = honesty.measure(
@@ -58,6 +60,7 @@ def beside(
         )
         for line in honesty.warnings(panel, feed.names):
             setup.say(line)
+        panel["time/honesty_seconds"] = time.monotonic() - begun
         return told | panel
 
     return both
