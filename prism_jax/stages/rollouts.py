@@ -313,7 +313,7 @@ class Dump:
         is_due = self._every_steps is not None and step % self._every_steps == 0
         if not is_due or jax.process_index() != 0:
             return
-        each = len(segments) // len(rows)
+        each = len(segments) // max(1, len(rows))
         lines = []
         for number, one in enumerate(segments):
             row = rows[number // each]

@@ -136,6 +136,20 @@ def test_a_named_reference_is_read_from_its_folder_and_none_without_a_coefficien
     assert not [name for name in rl_run.rows(tmp_path / "b")[0] if "reference" in name]
 
 
+def test_a_step_without_a_prompt_that_varies_goes_on_to_the_next_one(folder, tmp_path):
+    # The real judge: a new policy is never right.
+    overrides = (*_ALL, "--config.train.num_steps=2", "--config.rollout.dump_every_steps=1")
+    assert rl_run.run("rlvr", folder, tmp_path, *overrides) == 0
+    rows = rl_run.rows(tmp_path)
+    assert [row["rollout/trained_prompts"] for row in rows] == [0, 0]
+    assert [row["rollout/generations"] for row in rows] == [3, 3]
+    assert [row["optim/grad_norm"] for row in rows] == [0, 0]
+    told = rl_run.run(
+        "rlvr", folder, tmp_path / "b", *overrides, "--config.groups.when_short=error"
+    )
+    assert told == 2
+
+
 @pytest.mark.slow
 def test_eight_devices_take_the_updates_of_one(folder, whole, tmp_path):
     mesh = ("num_devices=8", "axes.data=2", "axes.fsdp=2", "axes.tensor=2")
