@@ -18,6 +18,8 @@ GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Op
 Where they disagree: the README names 500 steps, the script allows 1500 and saves every 500.
 """
 
+import copy
+
 from ml_collections import ConfigDict, config_dict
 
 from configs import common, sampled, sampled_training
@@ -52,7 +54,9 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.rollout = sampled_training.rollout(
         size, num_prompts=prompts, num_responses=responses, max_tokens=tokens
     )
-    config.rewards = sampled.rewards(is_official=False)
+    config.verifier = ConfigDict(
+        {"judge": "strict", "num_workers": 2, "deadline_seconds": 10.0, "memory_bytes": 2 << 30}
+    )
     config.advantage = _advantage(options)
     config.pace = ConfigDict(
         {"discriminator_updates": 1, "policy_every_steps": 1, "discriminator_warmup_steps": 0}
@@ -108,7 +112,7 @@ def _official(config: ConfigDict) -> None:
     own.all_invalid = "released"
     # workers/critic/dp_critic.py:389: tags may repeat, segments may be empty.
     config.gate = "official"
-    config.rewards.judge = "official"
+    config.verifier.judge = "official"
     # trainer/ppo/ray_trainer.py:1221-1231: the reward's format replaces the discriminator's where
     # a mode asks for accuracy; :1211: gated_align never gets one.
     if config.advantage.mode == "gated_align":
@@ -160,7 +164,8 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
         {
             "folder": "",
             "init": policy.init,
-            "sizes": policy.sizes,
+            # Of its own: with the policy's struct an override of one would change both.
+            "sizes": copy.deepcopy(policy.sizes),
             "remat": "full" if is_large else "none",
             "sees_images": not is_text_only,
             "min_pixels": config_dict.placeholder(int),

@@ -48,7 +48,6 @@ from prism_jax.stages import (
     align_segments,
     align_updates,
     policy_rows,
-    responses,
     rollouts,
     running,
     setup,
@@ -61,7 +60,7 @@ _MAY_DIFFER = (
     "prompts.path",
     "prompts.image_root",
     "prompts.cache_dir",
-    "rewards.num_workers",
+    "verifier.num_workers",
     "rollout.chunk_tokens",
     "rollout.dump_every_steps",
     "train.num_threads",
@@ -99,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
                 judge,
                 feed=feed,
                 shapes=shapes,
-                verifier=stack.enter_context(options.rewards.open_judge())
+                verifier=stack.enter_context(options.verifier.open_judge())
                 if options.advantage.asks_judge
                 else None,
                 dump=rollouts.Dump(folder, options.rollout.dump_every_steps),
@@ -182,7 +181,9 @@ class Experience:
         found = self._score(state["discriminator"].params, batch)
         scores = jax.device_get(self._at(found, places))
         scored = time.monotonic()
-        format_ok, accuracy, verified = self._verify(asked, drawn)
+        format_ok, accuracy, verified = align_segments.verify(
+            self._options, self._verifier, asked, drawn
+        )
         advantages = np.asarray(self._advantages(scores, format_ok, accuracy))
         pulls, told = self._pulls(found, places)
         step = int(state["policy"].step)
@@ -204,31 +205,6 @@ class Experience:
             places=places,
         )
         return learned, told
-
-    def _verify(
-        self, asked: align_feed.Asked, drawn: rollouts.Drawn
-    ) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
-        """Return whose format counts as right, the accuracy that the advantage reads, metrics."""
-        format_ok = np.array([one.format_ok for one in drawn.segments])
-        if self._verifier is None:
-            is_read = self._options.advantage.accuracy == "nobody"
-            return format_ok, np.ones(len(format_ok), np.float32) if is_read else None, {}
-        begun = time.monotonic()
-        each = self._options.rollout.num_responses
-        rewards = self._verifier.grade(
-            responses.tasks(asked.rows, drawn.segments, num_responses=each)
-        )
-        accuracy = np.array([reward.accuracy for reward in rewards], np.float32)
-        if self._options.advantage.format_of == "judge":
-            format_ok = np.array([reward.format > 0 for reward in rewards])
-        return (
-            format_ok,
-            accuracy,
-            {
-                "reward/accuracy_mean": rollouts.mean(accuracy),
-                "time/judge_seconds": rollouts.mean([time.monotonic() - begun]),
-            },
-        )
 
     def _to_devices(self, batch: Any) -> Any:
         return batches.to_devices(batch, self._devices.mesh, self._devices.rules)

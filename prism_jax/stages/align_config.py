@@ -5,8 +5,8 @@ from typing import Literal
 
 from prism_jax import configuration, discriminator_update, policy_update, segment_rows
 from prism_jax.losses import pairwise
-from prism_jax.rewards import tags
-from prism_jax.stages import evaluate, honesty, policy_rows, rollouts, sampled, segments, setup
+from prism_jax.rewards import score, tags, workers
+from prism_jax.stages import honesty, policy_rows, rollouts, sampled, segments, setup
 
 Mode = Literal["align", "acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align"]
 # What each mode of the advantage reads besides weights and eps.
@@ -155,6 +155,29 @@ class Advantage(configuration.Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Verifier(configuration.Section):
+    """Say how answers are judged; see `rewards.score.Rule` and `rewards.workers.JudgePool`."""
+
+    judge: score.Judge
+    num_workers: int
+    deadline_seconds: float
+    memory_bytes: int  # of a worker
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.at_least(self, 1, "num_workers", "memory_bytes")
+
+    def open_judge(self) -> workers.JudgePool:
+        """Start the judging processes; only accuracy and format of a reward are read here."""
+        return workers.JudgePool(
+            score.Rule(judge=self.judge, accuracy_weight=1.0, format_weight=0.0),
+            num_workers=self.num_workers,
+            deadline_seconds=self.deadline_seconds,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace(configuration.Section):
     """Say how often each model learns."""
 
@@ -183,7 +206,7 @@ class Config(configuration.Section):
     prompts: sampled.Prompts
     gate: tags.Gate  # the format that a response must have
     rollout: rollouts.Rollout
-    rewards: evaluate.Rewards  # read where `advantage.accuracy` asks the judge
+    verifier: Verifier  # read where `advantage.accuracy` asks the judge
     advantage: Advantage
     pace: Pace
     algorithm: policy_update.Algorithm

@@ -1,6 +1,7 @@
 """Alignment's segments: into rows to be scored, their places by name, and advantages."""
 
 import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prism_jax import discriminator_update, segment_rows
+from prism_jax import discriminator_update, metrics, segment_rows
 from prism_jax.continuations import RowShape
 from prism_jax.losses import advantage, pairwise
-from prism_jax.stages import align_config, align_feed, rollouts, segments, setup
+from prism_jax.rewards import workers
+from prism_jax.stages import align_config, align_feed, responses, rollouts, segments, setup
 
 Places = dict[str, discriminator_update.Scores]
 
@@ -133,6 +135,32 @@ def chosen(
     if options.mode == "rlvr_v2":
         return functools.partial(advantage.rlvr_v2, **shared, **penalties)
     return functools.partial(advantage.sign_align, **shared, **penalties)
+
+
+def verify(
+    options: align_config.Config,
+    verifier: workers.JudgePool | None,
+    asked: align_feed.Asked,
+    drawn: rollouts.Drawn,
+) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
+    """Return whose format counts as right, the accuracy that the advantage reads, and metrics."""
+    own = options.advantage
+    format_ok = np.array([one.format_ok for one in drawn.segments])
+    if own.accuracy == "off":
+        return format_ok, None, {}
+    if own.accuracy == "nobody":
+        return format_ok, np.ones(len(format_ok), np.float32), {}
+    begun = time.monotonic()
+    tasks = responses.tasks(asked.rows, drawn.segments, num_responses=options.rollout.num_responses)
+    rewards = verifier.grade(tasks)
+    accuracy = np.array([reward.accuracy for reward in rewards], np.float32)
+    if own.format_of == "judge":
+        format_ok = np.array([reward.format > 0 for reward in rewards])
+    told = {
+        "reward/accuracy_mean": rollouts.mean(accuracy),
+        "time/judge_seconds": rollouts.mean([time.monotonic() - begun]),
+    }
+    return format_ok, accuracy, told
 
 
 def columns(

@@ -4,24 +4,15 @@ import json
 import os
 import signal
 
-import jax
 import numpy as np
 import pytest
-import tokenizers
 
 from prism_jax import metric_writers, train_step
 from prism_jax.rewards import tags
-from prism_jax.rollout import engine
 from prism_jax.stages import responses
 from tests import make_tokenizer
-from tests.stages import rl_run, sft_run
+from tests.stages import align_run, rl_run, sft_run
 
-_TEXTS = (
-    "<caption>a one</caption>\n<think>1</think>\n<answer>1</answer>",
-    "<caption>\nthe digits are there\n</caption><think>so it is 2</think><answer>2</answer>",
-    "<caption>x</caption>\n<think>The digits of the row.</think>\n<answer>12</answer>",
-    "<caption>no end",
-)
 _SCRIPTED = (
     "--config.train.num_steps=10",
     "--config.rollout.num_responses=4",
@@ -40,27 +31,7 @@ def folder(tmp_path_factory):
 
 def _scripted(folder, workdir, *overrides):
     """Run with responses from a script instead of the engine: a new policy writes no tags."""
-    words = tokenizers.Tokenizer.from_file(str(folder / "tok" / "tokenizer.json"))
-    end = words.token_to_id("<|im_end|>")
-
-    def generate(self, params, prompts, sampling, key, *, num_responses, on_chunk=None):
-        del self, params, on_chunk
-        size = len(prompts) * num_responses
-        chosen = np.asarray(jax.random.randint(key, (size,), 0, len(_TEXTS)))
-        rollout = engine.Rollout(
-            tokens=np.zeros((size, sampling.max_tokens), np.int32),
-            logprobs=np.zeros((size, sampling.max_tokens), np.float32),
-            lengths=np.zeros(size, np.int32),
-            ended=chosen != len(_TEXTS) - 1,
-        )
-        for row, text in enumerate(chosen):
-            ids = words.encode(_TEXTS[text]).ids + [end] * bool(rollout.ended[row])
-            rollout.tokens[row, : len(ids)] = ids
-            rollout.lengths[row] = len(ids)
-        return rollout
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Engine, "generate", generate)
+    with align_run.scripted(folder / "tok"):
         return rl_run.run("align", folder, workdir, *_SCRIPTED, *overrides)
 
 
@@ -84,6 +55,29 @@ def test_the_discriminator_learns_to_tell_teacher_from_policy(learned):
         gaps = [row[f"discriminator/{name}_gap"] for row in rows]
         assert sum(gaps[-2:]) > sum(gaps[:2]) + 0.1, gaps
         assert rows[-1][f"discriminator/{name}_pair_accuracy"] == 1
+
+
+def test_the_honesty_panel_asks_the_steps_own_pairs_before_they_are_learnt_from(learned):
+    rows = rl_run.rows(learned[0])
+    measured = [row["step"] for row in rows if "honesty/num_pairs" in row]
+    assert measured == [1, 2, 4, 6, 8, 10]
+    for row in rows:
+        if row["step"] not in measured:
+            assert not any(name.startswith("honesty/") for name in row)
+            continue
+        assert row["honesty/num_pairs"] == 8 * row["rollout/format_fraction"]
+        for name in ("caption", "cot"):
+            accuracy = row[f"discriminator/{name}_pair_accuracy"]
+            assert row[f"honesty/{name}_pair_accuracy"] == pytest.approx(accuracy)
+            assert row[f"honesty/{name}_teacher_cut_fraction"] == 0
+        # One head and no experts: nothing depends on the kind.
+        assert row["honesty/cot_swapped_change"] == 0
+        assert row["honesty/caption_replaced_image_change"] > 0
+        assert "honesty/router_information_bits_mean" not in row
+    # The script's captions are shorter than any teacher's.
+    last = rows[-1]
+    assert last["honesty/caption_length_probe_accuracy"] == last["honesty/caption_pair_accuracy"]
+    assert last["honesty/caption_probe_explains"] == 1
 
 
 def test_both_steps_are_compiled_once(learned):

@@ -49,7 +49,7 @@ _OFFICIAL = {
     "discriminator.all_invalid": "released",
     "discriminator.optim.no_decay": (),
     "gate": "official",
-    "rewards.judge": "official",
+    "verifier.judge": "official",
     "algorithm.aggregation": "official",
     "optim.no_decay": (),
 }

@@ -1,0 +1,338 @@
+"""What parts of alignment and warm-up make of a configuration, without training.
+
+A probe takes (options, folder of `rl_run.write`) and, where it opens files, an empty `workdir`.
+"""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import align, warmup
+from prism_jax import configuration, discriminator_update
+from prism_jax.rewards import score
+from prism_jax.rollout import engine, serving
+from prism_jax.stages import (
+    align_config,
+    align_feed,
+    align_segments,
+    align_updates,
+    pair_feed,
+    responses,
+    rollouts,
+    setup,
+)
+from prism_jax.stages import warmup as warmup_stage
+from tests.stages import align_run, rl_run
+
+_TEXTS = (*align_run.TEXTS[:3], "<caption></caption><think>so</think><answer>2</answer>")
+_BASES = {"align": "tiny,new,rlvr_v2", "warmup": "tiny,new"}
+STRUCTS = {"align": align_config.Config, "warmup": warmup_stage.Config}
+
+
+def options(stage, folder, changes):
+    """Return a stage's configuration of small new models, with some fields changed."""
+    config = {"align": align, "warmup": warmup}[stage].get_config(_BASES[stage])
+    own = {f"model.sizes.{name}": value for name, value in rl_run.SMALL.items()}
+    own |= {"mesh.num_devices": 1, "model.folder": str(folder / "tok")}
+    if stage == "align":
+        own |= {f"discriminator.sizes.{name}": value for name, value in rl_run.SMALL.items()}
+        own |= {
+            "prompts.path": str(folder / "corpus" / "align" / "train.parquet"),
+            "discriminator.folder": str(folder / "tok"),
+            "rollout.num_responses": 4,
+            "rollout.max_response_tokens": 96,
+        }
+    else:
+        own["data.train"] = (str(folder / "pairs" / "pairs.jsonl"),)
+    with config.unlocked():
+        config.update_from_flattened_dict(own | changes)
+    return configuration.parse(STRUCTS[stage], config)
+
+
+def _numbers(is_pair):
+    """Return fixed scores of two prompts with four responses each."""
+    draws = 4 * np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
+    return {
+        name: discriminator_update.Scores(
+            teacher=draw[:2],
+            student=np.where(is_pair, draw[2:], 0).astype(np.float32),
+            is_pair=np.array(is_pair, bool),
+            teacher_tokens=np.array([5, 30]),
+            student_tokens=np.arange(8) * 7,
+        )
+        for name, draw in zip(("caption", "cot", "response"), draws, strict=True)
+    }
+
+
+def advantages(options, folder):
+    """Return the advantages of fixed scores."""
+    del folder
+    ok = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
+    found = {name: _numbers(ok)[name] for name in options.advantage.weights}
+    right = np.array([1, 0, 1, 1, 1, 1, 1, 1], np.float32)
+    return np.asarray(align_segments.make_advantages(options)(found, ok, right))
+
+
+def _rule(options):
+    own = options.discriminator if isinstance(options, align_config.Config) else options.pairs
+    experts = types.SimpleNamespace(config=types.SimpleNamespace(text=types.SimpleNamespace(moe=1)))
+    return own.rule(experts)
+
+
+def pulls(options, folder, is_pair=(1, 1, 1, 0, 1, 0, 0, 0)):
+    del folder
+    found = {name: _numbers(np.array(is_pair, bool))[name] for name in ("caption", "cot")}
+    gradients, told = discriminator_update.score_gradients(found, _rule(options))
+    return [(one.teacher, one.student) for one in gradients.values()], told
+
+
+def pulls_without_a_pair(options, folder):
+    """Return the same of a step without a well-formed response."""
+    return pulls(options, folder, is_pair=(0,) * 8)
+
+
+def coefficients(options, folder):
+    """Return the factors of the discriminator's terms."""
+    del folder
+    return _rule(options).coefficients(["caption", "cot"], of_segment=1.0)
+
+
+def dropout(options, folder):
+    """Return how the discriminator computes its scores while it learns."""
+    del folder
+    devices = setup.open_devices(options.mesh, options.model)
+    if isinstance(options, align_config.Config):
+        return align_updates.score_settings(options, devices)
+    model = types.SimpleNamespace(config=types.SimpleNamespace(text=types.SimpleNamespace(moe=1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warmup_stage, "make_update", lambda rule, names, settings, *_: settings)
+        patch.setattr(warmup_stage, "make_evaluation", lambda *_, **__: None)
+        stage = warmup_stage.make_stage(
+            options, devices, model, None, None, None, None, num_steps=1
+        )
+    return stage.update
+
+
+def verified(options, folder):
+    """Ask a judge whose format is looser than the gate, and who calls every answer wrong."""
+    del folder
+
+    class Judge:
+        def grade(self, tasks):
+            reason = score.Reason.WRONG
+            return [score.Reward(total=0.2, accuracy=0.0, format=1.0, reason=reason) for _ in tasks]
+
+    row = types.SimpleNamespace(id="a", ground_truth="1", equivalent_answers=(), data_source=None)
+    one = types.SimpleNamespace(text="", ended=True, format_ok=False)
+    asked = types.SimpleNamespace(rows=[row] * 2)
+    drawn = types.SimpleNamespace(segments=[one] * 8)
+    return align_segments.verify(options, Judge(), asked, drawn)[:2]
+
+
+def judged(options, folder):
+    """Return what the judge says of an answer in another unit."""
+    del folder
+    with options.verifier.open_judge() as judge:
+        return judge.grade(
+            [
+                score.Task(
+                    response="<caption>c</caption><think>t</think><answer>5 kg</answer>",
+                    ended=True,
+                    ground_truth="5 lb",
+                    equivalent_answers=(),
+                    data_source="",
+                )
+            ]
+        )
+
+
+def paces(options, folder):
+    """Count the updates of both models over four steps."""
+    del folder
+    counts = {"policy": 0, "discriminator": 0}
+
+    def learn(name):
+        def one(state, batch, key):
+            del batch, key
+            counts[name] += 1
+            return state, {"loss/total": 0}
+
+        return one
+
+    updates = align_updates.Updates(
+        policy=learn("policy"),
+        discriminator=learn("discriminator"),
+        refresh=lambda params, batch, places, key: batch,
+        is_always_fresh=False,
+    )
+    of_step = []
+    for step in range(4):
+        known = types.SimpleNamespace(num_skipped_in_row=jnp.zeros(()))
+        state = {name: _State(step=step, opt_state=known) for name in counts}
+        has_policy = options.pace.has_policy_update(step)
+        learned = align_updates.Learned(
+            policy=1 if has_policy else None, discriminator=None, places={}
+        )
+        align_updates.update(updates, options.pace, state, learned, jax.random.key(0))
+        of_step.append(dict(counts))
+    return of_step
+
+
+@dataclasses.dataclass
+class _State:
+    step: int
+    opt_state: object
+    params: object = None
+
+
+def _open_align(options, folder, workdir):
+    devices = setup.open_devices(options.mesh, options.model)
+    source = options.discriminator.model(options.model)
+    files = setup.keep_files(options.model, workdir)
+    own_files = setup.keep_files(source, workdir, name="discriminator")
+    policy = setup.open_model(options.model, devices, files=files, is_discriminator=False)
+    judge = setup.open_model(source, devices, files=own_files, is_discriminator=True)
+    feed = align_feed.Feed(options, policy, judge, files=files, own_files=own_files)
+    return devices, policy, judge, feed
+
+
+def read(options, folder, workdir):
+    """Return what both models are given in the first step, with the shapes of the rows."""
+    devices, policy, judge, feed = _open_align(options, folder, workdir)
+    shapes = feed.shapes(devices)
+    asked = next(feed.train())
+    reader = responses.Reader.of(
+        feed.words, vocab_tokens=policy.config.text.vocab_size, gate=options.gate
+    )
+    size = len(asked.rows) * options.rollout.num_responses
+    tokens = np.zeros((size, 96), np.int32)
+    lengths = np.zeros(size, np.int32)
+    for row in range(size):
+        ids = feed.words.tokenizer.encode(_TEXTS[row % len(_TEXTS)])
+        ids.append(feed.words.tokenizer.eos_token_id)
+        tokens[row, : len(ids)], lengths[row] = ids, len(ids)
+    rollout = engine.Rollout(
+        tokens=tokens,
+        logprobs=np.zeros(tokens.shape, np.float32),
+        lengths=lengths,
+        ended=np.ones(size, bool),
+    )
+    drawn = rollouts.Drawn(
+        rollout=rollout, segments=reader.read(rollout), num_prompts=len(asked.rows), seconds=0.0
+    )
+    packed, places = align_segments.pack(asked, drawn, feed, shapes.discriminator, judge)
+    seen = [(x.tokens, x.pixels) for x in (*asked.prompts, *asked.judged)]
+    return shapes, seen, packed.batch, places, len(feed.sizes)
+
+
+def drawn_with(options, folder, workdir):
+    """Return what the engine is asked."""
+    devices, policy, _, feed = _open_align(options, folder, workdir)
+    found = []
+
+    def generate(self, params, prompts, sampling, key, *, num_responses):
+        found.append((self.chunk_tokens, sampling, num_responses))
+        empty = np.zeros((0, 1))
+        return engine.Rollout(tokens=empty, logprobs=empty, lengths=empty[:, 0], ended=empty[:, 0])
+
+    sampler = rollouts.Sampler(
+        options.rollout, policy, devices, words=feed.words, sizes=feed.sizes, gate=options.gate
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Engine, "generate", generate)
+        patch.setattr(serving, "prepare", lambda graphdef, params, **_: (graphdef, params))
+        sampler(None, [], jax.random.key(0))
+    return found
+
+
+def read_pairs(options, folder, workdir):
+    """Return the first batch of the warm-up, its shape, length and held-out pairs."""
+    devices = setup.open_devices(options.mesh, options.model)
+    files = setup.keep_files(options.model, workdir)
+    model = setup.open_model(options.model, devices, files=files, is_discriminator=True)
+    feed = pair_feed.Feed(
+        options.data,
+        model,
+        files=files,
+        num_pairs=options.train.num_pairs,
+        seed=options.seed,
+        folder=workdir,
+    )
+    shape = options.rows.shape(feed.largest(), devices, place="config.rows")
+    scored = []
+
+    def scorer(params, batch):
+        scored.append(batch.is_segment)
+        return jnp.zeros(batch.is_segment.shape)
+
+    with jax.set_mesh(devices.mesh):
+        evaluate = feed.evaluation(scorer, shape, devices, num_batches=options.evaluate.num_batches)
+        if evaluate is not None:
+            evaluate(types.SimpleNamespace(params=None), 1)
+    num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
+    return shape, next(feed.train(shape, num_steps=num_steps)), num_steps, len(scored)
+
+
+def _moved(optim):
+    """Take four steps of an optimiser on two parameters."""
+    params = nnx.State(
+        {"a": {"scale": nnx.Param(jnp.ones(3))}, "b": {"kernel": nnx.Param(jnp.ones(3))}}
+    )
+    optimizer = setup.make_optimizer(optim, params, num_steps=4)
+    trainable, frozen = optimizer.split(params)
+    state = optimizer.init(trainable)
+    for step in range(4):
+        size = jnp.array([3.0, 1e-4, -1.0]) * (step + 1)
+        grads = jax.tree.map(lambda x, size=size: x * size, trainable)
+        trainable, state, _ = optimizer.update(
+            grads, state, trainable, step=jnp.int32(step), is_finite=jnp.array(True)
+        )
+    return trainable, state.adam, len(nnx.to_flat_state(frozen))
+
+
+def policy_optimizer(options, folder):
+    """Return where the policy's optimiser goes."""
+    del folder
+    return _moved(options.optim)
+
+
+def discriminator_optimizer(options, folder):
+    """Return where the discriminator's optimiser goes."""
+    del folder
+    return _moved(options.discriminator.optim)
+
+
+def devices(options, folder):
+    """Return how everything is computed."""
+    del folder
+    devices = setup.open_devices(options.mesh, options.model)
+    shape = sorted(devices.mesh.shape.items())
+    return shape, devices.mesh.size, devices.dtype, devices.param_dtype, devices.rules
+
+
+def policy_model(options, folder, workdir):
+    """Return the policy's configuration and shapes."""
+    return _model(options.model, options, workdir, is_discriminator=False)
+
+
+def discriminator_model(options, folder, workdir):
+    """Return the same of alignment's discriminator."""
+    source = options.discriminator.model(options.model)
+    return _model(source, options, workdir, is_discriminator=True)
+
+
+def warmed_model(options, folder, workdir):
+    """Return the same of warm-up's discriminator."""
+    return _model(options.model, options, workdir, is_discriminator=True)
+
+
+def _model(source, options, workdir, *, is_discriminator):
+    devices = setup.open_devices(options.mesh, options.model)
+    files = setup.keep_files(source, workdir)
+    model = setup.open_model(source, devices, files=files, is_discriminator=is_discriminator)
+    return model.config, jax.tree.map(lambda x: (x.shape, str(x.dtype)), model.params)
