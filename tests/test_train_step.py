@@ -78,6 +78,24 @@ def test_rows_without_a_kept_token_add_nothing_and_no_nan():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+def test_a_loss_that_measures_nothing_learns_from_several_microbatches():
+    graphdef, params = train_state.abstract_params(toy_run.Toy, param_dtype=jnp.float32)
+    silent = train_step.make_train_step(
+        graphdef,
+        lambda model, batch, key: (toy_run.loss_fn(model, batch, key)[0], {}),
+        toy_run.make_optimizer(params),
+        weights_fn=toy_run.weights_fn,
+        coefficients={"token": 1.0, "row": 0.1},
+        num_microbatches=2,
+        shardings=None,
+    )
+    batch = toy_run.make_batch(0, num_rows=8)
+    _, make_state, _ = toy_run.setup(num_microbatches=2)
+    _, told = silent(make_state(), train_step.split_rows(batch, 2), KEY)
+    _, expected = _step_once(batch, num_microbatches=2)
+    assert metrics.read(told)["loss/total"] == expected["loss/total"]
+
+
 def test_three_steps_compile_once_and_donate_the_state():
     _, make_state, step = toy_run.setup(num_microbatches=2)
     state = first = make_state()
