@@ -8,7 +8,7 @@ import pytest
 from models import kinds
 from prism_jax import main, model_files, pretrained
 from tests import hf_checkpoints, tiny_checkpoint
-from tests.stages import rl_run, sft_run
+from tests.stages import align_run, rl_run, sft_run
 
 _KEY = {"router": "segment", "heads": 2}
 _WARMUP = (
@@ -69,6 +69,39 @@ def test_the_warm_up_measures_the_panel_of_a_mixture_that_keeps_kinds_apart(root
         assert row[f"honesty/{name}_pair_accuracy"] == row[f"eval/{name}_pair_accuracy"]
 
 
+@pytest.mark.slow
+def test_an_alignment_reads_the_choices_and_its_discriminator_is_exported_with_them(root, tmp_path):
+    with align_run.scripted(root / "dense"):
+        given = [
+            "align",
+            "--config=configs/align.py:tiny",
+            "--config.mesh.num_devices=1",
+            "--config.train.num_steps=1",
+            "--config.rollout.num_responses=2",
+            "--config.rollout.max_response_tokens=96",
+            "--config.prompts.max_prompt_tokens=1024",
+            "--config.rows.row_tokens=1024",
+            "--config.discriminator.rows.row_tokens=1024",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.model.folder={root / 'dense'}",
+            f"--config.discriminator.folder={root / 'run'}",
+            f"--config.prompts.path={root / 'corpus' / 'align' / 'train.parquet'}",
+        ]
+        assert rl_run.run_arguments(given) == 0
+    for row in rl_run.rows(tmp_path / "run"):
+        assert row["honesty/router_information_bits_mean"] == pytest.approx(1)
+        assert row["honesty/cot_expert_0_load"] == 0
+        assert row["honesty/caption_swapped_change"] > 0
+    out = ["export", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'hf'}"]
+    assert main.main([*out, "--item=discriminator"]) == 0
+    assert _config(tmp_path / "hf")[kinds.KEY] == _KEY
+    assert hf_checkpoints.read(tmp_path / "hf")["v_head.1.weight"].shape == (2, 48)
+    assert (
+        main.main(["export", f"--workdir={tmp_path / 'run'}", f"--to={tmp_path / 'policy'}"]) == 0
+    )
+    assert kinds.KEY not in _config(tmp_path / "policy")
+
+
 def test_without_the_choices_a_folder_says_nothing_of_them(root, tmp_path):
     made = ["upcycle", f"--from={root / 'dense'}", f"--to={tmp_path / 'moe'}"]
     assert main.main(made) == 0
@@ -95,6 +128,22 @@ def test_convert_keeps_the_choices_and_every_bit(root, tmp_path):
     assert _config(tmp_path / "back") == _config(root / "hf")
     before, after = hf_checkpoints.read(root / "hf"), hf_checkpoints.read(tmp_path / "back")
     assert {k: v.tobytes() for k, v in before.items()} == {k: v.tobytes() for k, v in after.items()}
+
+
+@pytest.mark.parametrize("command", ["generate", "align"])
+def test_a_mixture_that_routes_by_segment_is_refused_as_a_policy(root, tmp_path, capsys, command):
+    given = {
+        "generate": [f"--model={root / 'moe'}", "--prompt=x"],
+        "align": [
+            "--config=configs/align.py:tiny",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.model.folder={root / 'moe'}",
+            f"--config.discriminator.folder={root / 'run'}",
+            f"--config.prompts.path={root / 'corpus' / 'align' / 'train.parquet'}",
+        ],
+    }
+    assert rl_run.run_arguments([command, *given[command]]) == 2
+    assert "a discriminator's trunk and no policy" in capsys.readouterr().err
 
 
 def test_a_head_of_another_size_than_config_json_says_is_refused(root, tmp_path, capsys):
