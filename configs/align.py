@@ -9,6 +9,7 @@ GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Op
 
   new        tiny, demo, small: new models; both folders then name their tokenizer
   text_only  the discriminator reads without pictures, its vision tower frozen
+  text_trunk the discriminator is a Qwen3 without a tower, warmed up as such
   whole      it scores the whole response (GAD); both: caption, cot and the whole
   acc_gating, gated_align, rlvr, rlvr_v2, sign_align
              another advantage, which asks the judge: see prism_jax/losses/advantage.py
@@ -30,7 +31,9 @@ _VIEWS = ("whole", "both")
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("new", "text_only", "official", *_VIEWS, *_MODES))
+    size, options = common.arguments(
+        arg, ("new", "text_only", "text_trunk", "official", *_VIEWS, *_MODES)
+    )
     for alternatives in (_VIEWS, _MODES):
         if len(options & set(alternatives)) > 1:
             raise ValueError(f"options: one of {', '.join(alternatives)} must be chosen at most")
@@ -160,6 +163,7 @@ def _advantage(options: set[str]) -> ConfigDict:
 def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDict:
     is_large = size in ("4b", "8b")
     is_text_only = "text_only" in options
+    has_tower = "text_trunk" not in options
     chosen = ConfigDict(
         {
             "folder": "",
@@ -167,7 +171,7 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
             # Of its own: with the policy's struct an override of one would change both.
             "sizes": copy.deepcopy(policy.sizes),
             "remat": "full" if is_large else "none",
-            "sees_images": not is_text_only,
+            "sees_images": has_tower and not is_text_only,
             "min_pixels": config_dict.placeholder(int),
             # As in warm-up. The released run shows it pictures of any size here, but of at most
             # 560 x 560 pixels there.
@@ -195,6 +199,9 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
     for view in _VIEWS:
         if view in options:
             chosen.view = view
+    if not has_tower:
+        # It has no bias.
+        chosen.optim.no_decay = (".*/scale",)
     if is_text_only:
         chosen.optim.frozen = ("trunk/vision/.*",)
     return chosen

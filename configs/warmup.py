@@ -11,6 +11,7 @@ Options:
   new        tiny, demo, small: a new dense model; model.folder then names its tokenizer
   text_only  without pictures, the vision tower frozen (the paper's ablation). For the dense
              ablation name a dense folder.
+  text_trunk the trunk is a Qwen3, which has no tower; data.words then names the policy's folder
   whole      whole responses in place of captions and cots (GAD); both: all three
   official   the released run with its errors, see `_official`
 
@@ -24,7 +25,9 @@ from configs import common, sampled_training
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("new", "text_only", "official", "whole", "both"))
+    size, options = common.arguments(
+        arg, ("new", "text_only", "text_trunk", "official", "whole", "both")
+    )
     if {"whole", "both"} <= options:
         raise ValueError("options: one of whole, both must be chosen at most")
     is_large = size in ("4b", "8b")
@@ -69,9 +72,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.optim.schedule = "cosine"
     config.optim.end_factor = 0.0
     config.optim.warmup_fraction = 0.1
-    if "text_only" in options:
-        config.data.sees_images = False
-        config.optim.frozen = ("trunk/vision/.*",)
+    _without_pictures(config, options)
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 100))
     config.resume = common.resume()
@@ -79,6 +80,17 @@ def get_config(arg: str = "4b") -> ConfigDict:
     if "official" in options:
         _official(config)
     return config
+
+
+def _without_pictures(config: ConfigDict, options: set[str]) -> None:
+    """Read texts alone, where an option says so."""
+    if "text_only" in options:
+        config.data.sees_images = False
+        config.optim.frozen = ("trunk/vision/.*",)
+    if "text_trunk" in options:
+        config.data.sees_images = False
+        # It has no bias.
+        config.optim.no_decay = (".*/scale",)
 
 
 def _official(config: ConfigDict) -> None:
@@ -131,6 +143,7 @@ def _data(size: str, options: set[str]) -> ConfigDict:
             # the released discriminator; here both stages have this limit.
             "max_pixels": 560 * 560 if is_large else config_dict.placeholder(int),
             "sees_images": True,
+            "words": "",
             "view": next(iter(options & {"whole", "both"}), "caption_cot"),
             "scored_token": "last",
             "gate": "strict",

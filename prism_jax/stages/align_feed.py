@@ -62,9 +62,15 @@ class Feed:
         self.words = rollouts.processor_of(
             files, min_pixels=prompts.min_pixels, max_pixels=prompts.max_pixels
         )
-        own_words = rollouts.processor_of(
-            own_files, min_pixels=own.min_pixels, max_pixels=own.max_pixels
-        )
+        own_words = self.words
+        if judge.config.vision is not None:
+            own_words = rollouts.processor_of(
+                own_files, min_pixels=own.min_pixels, max_pixels=own.max_pixels
+            )
+        elif own.sees_images:
+            raise errors.InputError(
+                "config.discriminator.sees_images must be False for a model without vision"
+            )
         if not segments.same_words(self.words, own_words):
             raise errors.InputError(
                 "config.discriminator.folder: policy and discriminator must have the same tokens"

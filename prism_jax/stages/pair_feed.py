@@ -31,6 +31,9 @@ class Data(configuration.Section):
     min_pixels: int | None  # of a picture, others are scaled; None: as the model's folder says
     max_pixels: int | None
     sees_images: bool  # False: prompts are read without their pictures
+    # Folder of tokenizer and chat template; empty: the model's. A text-only trunk needs that of the
+    # policy, whose texts it is to score.
+    words: str
     view: segments.View  # which segments there are
     scored_token: Literal["last", "newline"]  # where a segment is scored, see `segments`
     gate: tags.Gate  # the format that a response must have
@@ -78,8 +81,16 @@ class Feed:
         Raises:
           InputError: for wrong data, or fewer pairs than a step takes.
         """
+        if model.config.vision is None and (options.sees_images or not options.words):
+            raise errors.InputError(
+                "config.data: sees_images must be False and words a folder with the policy's "
+                f"tokenizer for a model without vision, got {options.sees_images} and "
+                f"{options.words!r}"
+            )
         words = rollouts.processor_of(
-            files, min_pixels=options.min_pixels, max_pixels=options.max_pixels
+            pathlib.Path(options.words or files),
+            min_pixels=options.min_pixels,
+            max_pixels=options.max_pixels,
         )
         self._options, self._model, self._seed, self._num_pairs = options, model, seed, num_pairs
         self._reader = segments.Reader(

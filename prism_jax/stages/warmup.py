@@ -49,6 +49,7 @@ from prism_jax.stages import (
 _MAY_DIFFER = (
     "data.train",
     "data.image_root",
+    "data.words",
     "data.cache_dir",
     "data.num_threads",
     "evaluate",

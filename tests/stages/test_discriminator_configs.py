@@ -93,6 +93,14 @@ def test_views_name_their_segments_and_weigh_them():
     assert _warmup("4b,whole").data.form.names == ("response",)
 
 
+def test_a_text_trunk_sees_no_picture_and_decays_what_it_has():
+    for one in (_warmup("4b,text_trunk").data, _align("4b,text_trunk").discriminator):
+        assert not one.sees_images
+    for optim in (_warmup("4b,text_trunk").optim, _align("4b,text_trunk").discriminator.optim):
+        assert optim.no_decay == (".*/scale",)
+        assert optim.frozen == ()
+
+
 @pytest.mark.parametrize(
     ("arg", "changes", "told"),
     [

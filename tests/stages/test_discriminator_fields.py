@@ -272,7 +272,7 @@ _ELSEWHERE = {
         *("log.line_every_steps", "log.wandb_project"),
     ),
     "tests/test_cli.py, tests/stages/test_warmup.py: where a model comes from": (
-        *("model.folder", "model.init", "discriminator.folder", "discriminator.init"),
+        *("model.folder", "model.init", "discriminator.folder", "discriminator.init", "data.words"),
     ),
     "tests/models/test_equivalence.py: the same result, computed otherwise": (
         *("model.attention", "model.remat", "discriminator.remat"),

@@ -12,7 +12,7 @@ from PIL import Image
 from prism_jax import metric_writers, train_step
 from prism_jax.data import processor, records
 from prism_jax.stages import segments
-from tests import tiny_checkpoint
+from tests import hf_checkpoints, tiny_checkpoint
 from tests.models import cases
 from tests.stages import rl_run, sft_run
 
@@ -135,6 +135,26 @@ def test_a_text_only_discriminator_reads_no_picture(folder, tmp_path):
         assert rl_run.run("warmup", folder, copied / "run", *blind, data, held) == 0
         found.append(rl_run.rows(copied / "run"))
     assert found[0] == found[1]
+
+
+def test_a_text_only_trunk_reads_prompts_with_the_tokenizer_of_the_policy(folder, tmp_path, capsys):
+    policy = _with_config(folder)
+    vocabulary = json.loads((policy / "config.json").read_text())["text_config"]["vocab_size"]
+    config = hf_checkpoints.config_json(
+        "text", tied=True, vocab_size=vocabulary, num_hidden_layers=1
+    )
+    shapes = hf_checkpoints.shapes(config, layout="4.57")
+    tensors = {name: cases.weight(name, shape) for name, shape in shapes.items()}
+    trunk = hf_checkpoints.write_tensors(tmp_path / "qwen3", config, tensors, num_files=1)
+    chosen = (f"--config.data.words={policy}", "--config.optim.no_decay=('.*/scale',)")
+    blind = "--config.data.sees_images=False"
+    assert _warm_up(folder, trunk, tmp_path / "run", *chosen, blind) == 0
+    (row,) = rl_run.rows(tmp_path / "run")
+    assert row["discriminator/caption_loss"] > 0
+    assert sft_run.saved(tmp_path / "run")["score/kernel"].shape == (config["hidden_size"], 1)
+    capsys.readouterr()
+    assert _warm_up(folder, trunk, tmp_path / "seeing", *chosen) == 2
+    assert "sees_images must be False" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
