@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Train the base checkpoint of the demo: a Qwen3-VL of 2.5 million parameters that reads the digits
+# of `numerals` and answers without tags. Writes runs/demo_base/, and the model to launch/demo_base.
+#   bash launch/make_demo_base.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
+make_environment .
+
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+work=runs/demo_base
+[ -f "$work/tokenizer/tokenizer.json" ] ||
+  .venv/bin/python -m prism_jax data tokenizer --level=tiny --out="$work/tokenizer"
+.venv/bin/python -m prism_jax data numerals --level=tiny --out="$work/corpus" --rows=base=20000 \
+  --rows=public=0 --rows=teacher=0 --rows=align=0 --rows=rl_train=0 --rows=rl_test=0
+.venv/bin/python -m prism_jax sft --config=configs/sft.py:demo,new --workdir="$work/sft" \
+  --config.model.folder="$work/tokenizer" \
+  --config.data.train="$work/corpus/sft/dataset_info.json#numerals_base" \
+  --config.train.num_rows=64 --config.train.num_steps=1000 --config.optim.peak=5e-4 \
+  --config.evaluate.every_steps=None
+rm -rf "$work/model"
+.venv/bin/python -m prism_jax export --workdir="$work/sft" --to="$work/model" --dtype=bfloat16
+cp "$work/model"/* launch/demo_base/
