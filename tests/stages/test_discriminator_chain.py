@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import align
-from prism_jax import configuration, main, metric_writers, model_files, tree_paths
+from prism_jax import configuration, main, metric_writers, model_files, train_step, tree_paths
 from prism_jax.stages import align_config, setup, warmup
 from tests import hf_checkpoints
 from tests.stages import align_run, rl_run, sft_run
@@ -43,13 +43,13 @@ def _run(arguments, *models):
     return rl_run.run_arguments(arguments)
 
 
-def _warm_up(root, model, workdir, *overrides, option="official"):
+def _warm_up(root, model, workdir, *overrides, option="official,both"):
     shared = ("--config.train.num_steps=1", "--config.evaluate.every_steps=1", *overrides)
     arguments = _arguments("warmup", root, workdir, option, shared)
     return _run(arguments, *([] if model is None else [("model", model)]))
 
 
-def _align(root, models, workdir, *overrides, option="official,rlvr_v2"):
+def _align(root, models, workdir, *overrides, option="official,rlvr_v2,both"):
     shared = (
         "--config.train.num_steps=4",
         "--config.rollout.num_responses=4",
@@ -68,8 +68,18 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("chain")
     with rl_run.compiled_once(tmp_path_factory.mktemp("compiled")):
         rl_run.write(root)
-        assert _warm_up(root, None, root / "warmed") == 0
-        assert _align(root, {"discriminator": root / "warmed"}, root / "aligned") == 0
+        held_out = "--config.data.held_out_fraction=0.3"
+        assert _warm_up(root, None, root / "warmed", held_out) == 0
+        made = []
+        make = train_step.make_train_step
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                train_step,
+                "make_train_step",
+                lambda *a, **k: made.append(make(*a, **k)) or made[-1],
+            )
+            assert _align(root, {"discriminator": root / "warmed"}, root / "aligned") == 0
+        assert [step._cache_size() for step in made] == [1, 1]
         yield root
 
 
@@ -87,6 +97,15 @@ def test_the_released_run_works_and_the_policy_stands_still_at_first(root):
     after = sft_run.saved(root / "aligned", "discriminator.params")
     moved = [name for name, value in before.items() if np.abs(after[name] - value).max() > 0]
     assert {"score/kernel", "trunk/text/embed/embedding"} <= set(moved), moved
+
+
+def test_all_three_segments_are_in_warm_up_its_evaluation_and_alignment(root):
+    for stage, areas in (("warmed", ("eval", "discriminator")), ("aligned", ("discriminator",))):
+        row = rl_run.rows(root / stage)[-1]
+        for area in areas:
+            ends = [name.split("/")[1] for name in row if name.startswith(f"{area}/")]
+            found = [name.removesuffix("_gap") for name in ends if name.endswith("_gap")]
+            assert sorted(found) == ["caption", "cot", "response"]
 
 
 def test_a_stopped_run_with_dropout_and_several_updates_goes_on_bit_for_bit(root, tmp_path):
@@ -144,15 +163,3 @@ def test_a_warm_up_from_an_alignment_keeps_the_files_of_its_discriminator(root, 
     assert _warm_up(root, root / "aligned", tmp_path / "run") == 0
     kept = (tmp_path / "run" / "model" / "config.json").read_bytes()
     assert kept == (root / "aligned" / "discriminator" / "config.json").read_bytes()
-
-
-def test_all_three_segments_run_through_warm_up_its_evaluation_and_alignment(root, tmp_path):
-    assert _warm_up(root, None, tmp_path / "warmed", option="both") == 0
-    judge = {"discriminator": tmp_path / "warmed"}
-    short = "--config.train.num_steps=1"
-    assert _align(root, judge, tmp_path / "aligned", short, option="both") == 0
-    (warmed,), (aligned,) = (rl_run.rows(tmp_path / name) for name in ("warmed", "aligned"))
-    for row, area in ((warmed, "eval"), (aligned, "discriminator")):
-        found = [name.split("/")[1] for name in row if name.startswith(f"{area}/")]
-        found = [name.removesuffix("_gap") for name in found if name.endswith("_gap")]
-        assert sorted(found) == ["caption", "cot", "response"]
