@@ -9,13 +9,14 @@ scored at the same kind of token. A view says which segments there are:
     whole         response                  GAD: nothing is cut
     both          caption, cot, response
 
-The released stages end segments in three other ways, which `Form` names:
+The released stages end segments in two other ways. `Form.scored_token` names all three:
 
-    scored_token      segment                                       scored at
-    last (ours)       tokens in their place, the cot with <|im_end|>  </caption>, <|im_end|>
-    newline           its text by itself, <|im_end|>, \\n             the line break, both sides
-    pad               teacher's: its text by itself, <|endoftext|>    <|endoftext|>
-                      student's: as in `last`                         </caption>, <|im_end|>
+    last      tokens as they lie in the response; a caption is scored where `</caption>` completes,
+              a cot at <|im_end|>
+    newline   the text of a segment by itself, then <|im_end|> and the template's line break, which
+              is scored on both sides
+    pad       a teacher's text by itself, then <|endoftext|>, which is scored; a student's segment
+              as in `last`
 
 Source: PRISM verl/verl/workers/critic/dp_critic.py:489,513; moe/train_moe_vl_warmup_fast.py:224-237
 (newline); verl/verl/utils/dataset/rl_dataset.py:393-430 and vllm_rollout_spmd.py:474,504,526 (pad,
