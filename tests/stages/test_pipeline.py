@@ -268,7 +268,7 @@ def test_every_step_is_a_command_whose_configuration_takes_its_arguments(size, t
     options = _options(
         size, **{"seed": seed, "base.folder": "", "base.tokenizer": "TOK", "trunk": "sft"}
     )
-    kinds = {"sft": "sft_config", "align": "align_config"}
+    kinds = {"sft": "sft_config", "align": "align_config", "rlvr": "rlvr_config"}
     for step in pipeline_steps.plan(options):
         command, *arguments = step.command(tmp_path)
         assert command in main.COMMANDS
