@@ -66,6 +66,7 @@ class Engine:
         key: jax.Array,
         *,
         num_responses: int,
+        first_prompt: int = 0,
         on_chunk: Callable[[int, int], None] | None = None,
     ) -> Rollout:
         """Draw `num_responses` responses to each prompt, read once each.
@@ -73,6 +74,8 @@ class Engine:
         Args:
           key: the same key gives a prompt at the same place among the prompts the same responses,
             whatever the other prompts are.
+          first_prompt: the place of the first of these prompts among all that the key is for: drawn
+            in parts, prompts get the responses that they get together.
           on_chunk: told after each chunk how many tokens a response may have and how many
             responses have ended.
         """
@@ -83,7 +86,8 @@ class Engine:
             )
         text, vision = self._pack(prompts)
         rows = text.tokens.shape[0]
-        numbers = np.arange(rows * num_responses, dtype=np.uint32)
+        first = first_prompt * num_responses
+        numbers = np.arange(first, first + rows * num_responses, dtype=np.uint32)
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
         text, vision, keys = self._to_devices(text, vision, keys)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):

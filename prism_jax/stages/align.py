@@ -61,6 +61,7 @@ _MAY_DIFFER = (
     "prompts.image_root",
     "prompts.cache_dir",
     "verifier.num_workers",
+    "rollout.batch_responses",
     "rollout.chunk_tokens",
     "rollout.dump_every_steps",
     "train.num_threads",

@@ -44,6 +44,7 @@ _MAY_DIFFER = (
     "prompts.cache_dir",
     "reference.folder",
     "rewards.num_workers",
+    "rollout.batch_responses",
     "rollout.chunk_tokens",
     "rollout.dump_every_steps",
     "train.num_threads",

@@ -5,6 +5,7 @@ responses to each from the policy as it is, and lays all of them into packed row
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ class Rollout(configuration.Section):
 
     num_prompts: int
     num_responses: int  # to each prompt
+    batch_responses: int | None  # most that are decoded at a time, over all devices; None: all
     max_response_tokens: int
     temperature: float
     top_k: int | None
@@ -52,6 +54,11 @@ class Rollout(configuration.Section):
             self, 1, "num_prompts", "num_responses", "max_response_tokens", "chunk_tokens",
             "dump_every_steps",
         )  # fmt: skip
+        if self.batch_responses is not None and self.batch_responses < self.num_responses:
+            found.append(
+                f"batch_responses must be >= num_responses = {self.num_responses} or None, got "
+                f"{self.batch_responses}"
+            )
         if not self.temperature > 0:
             found.append(f"temperature must be > 0 to learn from samples, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -59,6 +66,22 @@ class Rollout(configuration.Section):
         if self.top_p is not None and not 0 < self.top_p <= 1:
             found.append(f"top_p must be in (0, 1] or None, got {self.top_p}")
         return found
+
+    def batch_prompts(self, devices: setup.Devices) -> int:
+        """Return how many prompts are asked at a time.
+
+        Raises:
+          InputError: the responses to them do not divide over the devices.
+        """
+        if self.batch_responses is None:
+            return self.num_prompts
+        parts = devices.row_parts()
+        if self.batch_responses % (self.num_responses * parts):
+            raise errors.InputError(
+                f"config.rollout.batch_responses must be a multiple of {self.num_responses} "
+                f"responses x {parts} parts of the mesh, or None, got {self.batch_responses}"
+            )
+        return min(self.num_prompts, self.batch_responses // self.num_responses)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,7 +245,8 @@ class Sampler:
         gate: tags.Gate,
     ):
         """Fix the shapes to those of the largest prompts, so that one program is compiled."""
-        each = -(-options.num_prompts // devices.row_parts())
+        self._batch_prompts = options.batch_prompts(devices)
+        each = -(-self._batch_prompts // devices.row_parts())
         self._options, self._devices = options, devices
         self._graphdef = model.graphdef
         self._sampling = Sampling(
@@ -268,9 +292,7 @@ class Sampler:
 
         def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> Drawn:
             begun = time.monotonic()
-            rollout = sampler.generate(
-                prepared, prompts, self._sampling, key, num_responses=self._options.num_responses
-            )
+            rollout = self._in_batches(functools.partial(sampler.generate, prepared), prompts, key)
             return Drawn(
                 rollout=rollout,
                 segments=self.reader.read(rollout),
@@ -279,6 +301,25 @@ class Sampler:
             )
 
         return draw
+
+    def _in_batches(
+        self,
+        generate: Callable[..., engine.Rollout],
+        prompts: Sequence[inputs.Example],
+        key: jax.Array,
+    ) -> engine.Rollout:
+        """Ask the engine for as many prompts at a time as memory takes; the last are filled up."""
+        size, each = self._batch_prompts, self._options.num_responses
+        found = []
+        for first in range(0, len(prompts), size):
+            batch = prompts[first : first + size]
+            filled = [*batch, *[batch[-1]] * (size - len(batch))]
+            rollout = generate(filled, self._sampling, key, num_responses=each, first_prompt=first)
+            found.append(vars(rollout))
+        wanted = len(prompts) * each
+        return engine.Rollout(
+            **{name: np.concatenate([one[name] for one in found])[:wanted] for name in found[0]}
+        )
 
 
 class Dump:

@@ -103,6 +103,28 @@ def test_a_response_does_not_depend_on_the_prompts_beside_it():
     np.testing.assert_array_equal(alone.tokens, together.tokens[:2])
 
 
+def test_prompts_drawn_in_parts_get_the_responses_that_they_get_together():
+    together = _generate(num_responses=3)
+    built, params = _engine("dense_tied_2_levels_head64")
+    parts = [
+        built.generate(
+            params,
+            _PROMPTS[first : first + 1],
+            _sampling(),
+            jax.random.key(0),
+            num_responses=3,
+            first_prompt=first,
+        )
+        for first in range(len(_PROMPTS))
+    ]
+    assert len({part.tokens.tobytes() for part in parts}) == len(parts)
+    for name in ("tokens", "lengths", "ended"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(together, name))
+    logprobs = np.concatenate([part.logprobs for part in parts])
+    np.testing.assert_allclose(logprobs, together.logprobs, atol=1e-5)
+
+
 # Four devices for two kv heads: attention's maps stay apart.
 @pytest.mark.parametrize("sizes", [(2, 2, 2, 1), (1, 2, 4, 1)])
 def test_eight_devices_give_the_responses_of_one(sizes):

@@ -25,8 +25,10 @@ def scripted(tokenizer: pathlib.Path, texts: tuple[str, ...] = TEXTS) -> Iterato
     words = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     end = words.token_to_id("<|im_end|>")
 
-    def generate(self, params, prompts, sampling, key, *, num_responses, on_chunk=None):
-        del self, params, on_chunk
+    def generate(
+        self, params, prompts, sampling, key, *, num_responses, first_prompt=0, on_chunk=None
+    ):
+        del self, params, first_prompt, on_chunk
         size = len(prompts) * num_responses
         chosen = np.asarray(jax.random.randint(key, (size,), 0, len(texts)))
         rollout = engine.Rollout(

@@ -235,8 +235,8 @@ def drawn_with(options, folder, workdir):
     devices, policy, _, feed = _open_align(options, folder, workdir)
     found = []
 
-    def generate(self, params, prompts, sampling, key, *, num_responses):
-        found.append((self.chunk_tokens, sampling, num_responses))
+    def generate(self, params, prompts, sampling, key, *, num_responses, first_prompt):
+        found.append((self.chunk_tokens, sampling, num_responses, len(prompts), first_prompt))
         empty = np.zeros((0, 1))
         return engine.Rollout(tokens=empty, logprobs=empty, lengths=empty[:, 0], ended=empty[:, 0])
 
@@ -246,7 +246,7 @@ def drawn_with(options, folder, workdir):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Engine, "generate", generate)
         patch.setattr(serving, "prepare", lambda graphdef, params, **_: (graphdef, params))
-        sampler(None, [], jax.random.key(0))
+        sampler(None, [None] * options.rollout.num_prompts, jax.random.key(0))
     return found
 
 

@@ -175,6 +175,7 @@ _ALIGN = {
             "rollout.top_k": 5,
             "rollout.top_p": 0.5,
             "rollout.chunk_tokens": 8,
+            "rollout.batch_responses": 4,
         }
     ),
     probes.policy_optimizer: _optim("optim.", _at("optim.", _GENTLE)),

@@ -1,0 +1,97 @@
+"""Responses drawn in batches: those that one call gives, at any size of a batch."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from prism_jax import configuration, errors
+from prism_jax.rollout import decode, engine
+from prism_jax.stages import rlvr, rlvr_config, rollouts, setup
+from tests.stages import rl_run
+
+_NUM_PROMPTS, _NUM_RESPONSES = 5, 2
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """Open a narrow new policy and five prompts."""
+    folder = rl_run.write(tmp_path_factory.mktemp("rollouts"))
+    options = _options(folder, {})
+    devices = setup.open_devices(options.mesh, options.model)
+    files = setup.keep_files(options.model, folder)
+    model = setup.open_model(options.model, devices, files=files, is_discriminator=False)
+    optimizer = setup.make_optimizer(options.optim, model.params, num_steps=1)
+    start = setup.start_of(model, optimizer, devices, key=jax.random.key(0))
+    with jax.set_mesh(devices.mesh):
+        return folder, files, devices, model, start.make().params
+
+
+def _options(folder, changes):
+    config = importlib.import_module("configs.rlvr").get_config("tiny,new")
+    own = {f"model.sizes.{name}": value for name, value in rl_run.SMALL.items()} | {
+        "mesh.num_devices": 1,
+        "model.folder": str(folder / "tok"),
+        "prompts.path": str(folder / "corpus" / "rl" / "train.parquet"),
+        "rollout.num_prompts": _NUM_PROMPTS,
+        "rollout.num_responses": _NUM_RESPONSES,
+        "rollout.max_response_tokens": 24,
+    }
+    with config.ignore_type():
+        config.update_from_flattened_dict(own | changes)
+    return configuration.parse(rlvr_config.Config, config)
+
+
+def _draw(opened, changes) -> tuple[engine.Rollout, list[int]]:
+    """Return the responses, and how many programs each part of decoding was compiled to."""
+    folder, files, devices, model, params = opened
+    options = _options(folder, changes)
+    words, asked = rlvr.open_prompts(options, files)
+    sampler = rlvr.open_sampler(options, model, devices, words, asked)
+    prompts = rollouts.encode_prompts([asked.rows[n] for n in range(_NUM_PROMPTS)], words)
+    compiled = (decode.start, decode.advance("cpu"))
+    before = [one._cache_size() for one in compiled]
+    with jax.set_mesh(devices.mesh):
+        drawn = sampler(params, prompts, jax.random.key(3))
+    assert drawn.num_prompts == _NUM_PROMPTS
+    assert len(drawn.segments) == _NUM_PROMPTS * _NUM_RESPONSES
+    after = [one._cache_size() for one in compiled]
+    return drawn.rollout, [new - old for new, old in zip(after, before, strict=True)]
+
+
+def test_batches_give_what_one_call_gives_and_compile_one_program(opened):
+    whole, _ = _draw(opened, {})
+    # Two, two and one prompt: the last batch is filled up.
+    batches, compiled = _draw(opened, {"rollout.batch_responses": 2 * _NUM_RESPONSES})
+    assert compiled == [1, 1]
+    for name in ("tokens", "lengths", "ended"):
+        np.testing.assert_array_equal(getattr(batches, name), getattr(whole, name), err_msg=name)
+    np.testing.assert_allclose(batches.logprobs, whole.logprobs, atol=1e-5)
+    assert len({row.tobytes() for row in whole.tokens}) == _NUM_PROMPTS * _NUM_RESPONSES
+
+
+def test_more_than_a_step_draws_is_one_call(opened):
+    options = _options(opened[0], {"rollout.batch_responses": 64})
+    assert options.rollout.batch_prompts(opened[2]) == _NUM_PROMPTS
+
+
+def test_a_batch_that_holds_no_prompt_or_does_not_divide_is_refused(opened):
+    with pytest.raises(errors.InputError, match="batch_responses must be >= num_responses = 2"):
+        _options(opened[0], {"rollout.batch_responses": 1})
+    options = _options(
+        opened[0],
+        {"rollout.batch_responses": 6, "mesh.num_devices": 2, "prompts.max_rows": 1},
+    )
+    devices = setup.open_devices(options.mesh, options.model)
+    with pytest.raises(errors.InputError, match=r"2 responses x 2 parts of the mesh.*got 6"):
+        options.rollout.batch_prompts(devices)
+
+
+def test_the_published_sizes_draw_one_prompt_a_device_at_a_time():
+    for size in ("4b", "8b"):
+        for algorithm in ("grpo", "dapo"):
+            drawn = (
+                importlib.import_module("configs.rlvr").get_config(f"{size},{algorithm}").rollout
+            )
+            assert drawn.batch_responses == 8 * drawn.num_responses
