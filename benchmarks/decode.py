@@ -19,22 +19,18 @@ Needs the packages of models/ and prism_jax/rollout/ alone: JAX, Flax, NumPy and
 """
 
 import argparse
-import collections
 import dataclasses
 import json
 import pathlib
-import re
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks import sizes
+from benchmarks import kernel_times, sizes
 from models import attention, decoder_layer, qwen3_vl, sharding
 from models.config import Qwen3VLConfig
 from models.text import Cache
@@ -46,7 +42,6 @@ _RATED_TERABYTES = 2.9  # what a copy reached on an H100 80GB HBM3
 _ABLATIONS = ("apart", "greedy", "counted", "layers", "attention", "head", "draw")
 _USUAL_ABLATIONS = ("apart", "greedy", "attention", "draw")
 _TOP_KERNELS = 25
-# Kernel groups by a part of the name; the first that fits.
 _GROUPS = (
     ("attention", r"cudnn|fmha|flash|sdpa"),
     ("matmul", r"gemm|nvjet|cutlass|cublas|splitk|wgmma|_dot"),
@@ -69,11 +64,6 @@ class Case:
     chunk_tokens: int
     implementation: attention.Implementation
     sampling: Sampling
-
-
-def say(text: str) -> None:
-    """Tell the user how far it is."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def random_model(config: Qwen3VLConfig) -> tuple[nnx.GraphDef, nnx.State]:
@@ -240,7 +230,7 @@ def measure(program: str, case: Case, *, num_chunks: int, copy_rate: float) -> d
         "temporary_megabytes": compiled.memory_analysis().temp_size_in_bytes / 1e6,
         "compile_seconds": compile_seconds,
     }
-    say(json.dumps(result))
+    kernel_times.report(result)
     return result
 
 
@@ -259,57 +249,16 @@ def copy_bandwidth(gigabytes: float) -> float:
     return float(np.median(rates))
 
 
-def group_of(kernel: str) -> str:
-    """Return the group that a kernel belongs to, by its name."""
-    for group, pattern in _GROUPS:
-        if re.search(pattern, kernel, re.IGNORECASE):
-            return group
-    return "other"
-
-
-def summarize(events: Iterable[tuple[str, float]], num_steps: int) -> dict:
-    """Add up kernels (name, microseconds) by name without its number, and by group."""
-    total, count, groups = (collections.Counter() for _ in range(3))
-    for name, microseconds in events:
-        short = re.sub(r"([._]\d+)+$", "", name)[:100]
-        total[short] += microseconds
-        count[short] += 1
-        groups[group_of(short)] += microseconds
-    return {
-        "steps": num_steps,
-        "busy_microseconds_a_step": sum(total.values()) / num_steps,
-        "kernels_a_step": sum(count.values()) / num_steps,
-        "groups_microseconds_a_step": {k: v / num_steps for k, v in groups.most_common()},
-        "kernels": [
-            {"name": name, "total_microseconds": time, "count": count[name]}
-            for name, time in total.most_common(_TOP_KERNELS)
-        ],
-    }
-
-
 def profile(case: Case) -> dict:
     """Trace a warm chunk kernel by kernel, without command buffers, which would hide them."""
-    on_gpu = jax.default_backend() == "gpu"
-    options = {"xla_gpu_enable_command_buffer": ""} if on_gpu else {}
+    options = kernel_times.NO_COMMAND_BUFFERS if jax.default_backend() == "gpu" else {}
     compiled = lower("engine", case).compile(options)
     state = jax.block_until_ready(compiled(case.params, random_state(case)))
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            begun = time.perf_counter()
-            jax.block_until_ready(compiled(case.params, state))
-            seconds = time.perf_counter() - begun
-        [trace] = pathlib.Path(folder).rglob("*.xplane.pb")
-        read = jax.profiler.ProfileData.from_file(str(trace))
-        events = [
-            (event.name, event.duration_ns / 1e3)
-            for plane in read.planes
-            for line in plane.lines
-            if (("GPU" in plane.name and "Stream" in line.name) if on_gpu else "XLA" in line.name)
-            for event in line.events
-            if not event.name.startswith(("while", "command_buffer", "end: ", "Threadpool"))
-        ]
+    seconds, events = kernel_times.trace(lambda: compiled(case.params, state))
     traced = {"milliseconds_a_step_traced": seconds * 1e3 / case.chunk_tokens}
-    return traced | summarize(events, case.chunk_tokens)
+    return traced | kernel_times.summarize(
+        events, case.chunk_tokens, groups=_GROUPS, num_kernels=_TOP_KERNELS
+    )
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -351,7 +300,7 @@ def run(args: argparse.Namespace) -> dict:
         found.append(measure("engine", many, num_chunks=all_chunks, copy_rate=rate))
     if args.profile:
         result["profile"] = profile(dataclasses.replace(case, chunk_tokens=args.chunk_tokens // 8))
-        say(json.dumps(result["profile"]))
+        kernel_times.report(result["profile"])
     for program in args.programs:
         changed = case
         if program == "apart":

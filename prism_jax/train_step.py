@@ -35,6 +35,7 @@ def make_train_step(
     coefficients: Mapping[str, float],
     num_microbatches: int,
     shardings: Tree | None,
+    compiler_options: Mapping[str, bool | int | str] | None = None,
 ) -> TrainStep:
     """Return the jitted `(state, batch, key) -> (state, metrics)`; it donates the state.
 
@@ -50,6 +51,7 @@ def make_train_step(
       coefficients: factor of each term in the loss; its keys are exactly the terms.
       num_microbatches: M, the leading size of every leaf of a batch (`split_rows` makes it).
       shardings: of the state, so that it never changes its layout; None for one device.
+      compiler_options: of XLA, by their names without `--`; None leaves its own.
     """
 
     def step(state, batch, key):
@@ -83,7 +85,12 @@ def make_train_step(
         )
         return state, _join(told, _own_metrics(loss, update, opt_state))
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=None if compiler_options is None else dict(compiler_options),
+    )
 
 
 def split_rows(batch: Tree, num_microbatches: int) -> Tree:

@@ -197,3 +197,19 @@ def test_terms_without_a_coefficient_are_refused():
     state = train_state.init(toy_run.Toy, optimizer, KEY, param_dtype=None, shardings=None)
     with pytest.raises(ValueError, match=r"\['row', 'token'\], coefficients has \['token'\]"):
         step(state, train_step.split_rows(toy_run.make_batch(0, num_rows=8), 1), KEY)
+
+
+def test_compiler_options_reach_the_compiler_and_leave_the_step_alone():
+    graphdef, params = train_state.abstract_params(toy_run.Toy, param_dtype=None)
+    optimizer = toy_run.make_optimizer(params)
+    batch = train_step.split_rows(toy_run.make_batch(0, num_rows=4), 1)
+
+    def loss_with(options):
+        step = _make_step(graphdef, optimizer, num_microbatches=1, compiler_options=options)
+        state = train_state.init(toy_run.Toy, optimizer, KEY, param_dtype=None, shardings=None)
+        return metrics.read(step(state, batch, KEY)[1])["loss/total"]
+
+    options = {"xla_cpu_enable_fast_math": False, "xla_gpu_autotune_level": 0}
+    np.testing.assert_allclose(loss_with(options), loss_with(None), rtol=1e-6)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        loss_with({"no_such_option": True})
