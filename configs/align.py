@@ -51,7 +51,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.gate = "strict"
     prompts, responses, tokens = {
         "tiny": (2, 2, 16),
-        "demo": (4, 8, 96),
+        "demo": (4, 6, 96),
         "small": (8, 8, 320),
     }.get(size, (4, 16, 6144))
     config.rollout = sampled_training.rollout(
@@ -68,11 +68,11 @@ def get_config(arg: str = "4b") -> ConfigDict:
     )
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")
     config.rows = sampled_training.rows(
-        *{"tiny": (256, 2, 2), "demo": (256, 2, 8), "small": (1024, 4, 8)}.get(size, (8192, 16, 8))
+        *{"tiny": (256, 2, 2), "demo": (384, 2, 8), "small": (1024, 4, 8)}.get(size, (8192, 16, 8))
     )
     config.train = ConfigDict(
         {
-            "num_steps": {"tiny": 2, "demo": 60, "small": 200}.get(size, 500),
+            "num_steps": {"tiny": 2, "demo": 20, "small": 200}.get(size, 500),
             "head_chunk_tokens": 1024 if is_large else 2048,
             "has_entropy": True,
             "num_threads": 2,
@@ -83,9 +83,9 @@ def get_config(arg: str = "4b") -> ConfigDict:
         every_steps={"tiny": 2, "demo": 20}.get(size, 50),
         num_pairs={"tiny": 2, "demo": 16}.get(size, 32),
     )
-    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 2e-4, "small": 2e-5}.get(size, 1e-6))
+    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 5e-5, "small": 2e-5}.get(size, 1e-6))
     config.mesh = common.mesh()
-    config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 50))
+    config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 10}.get(size, 50))
     config.resume = common.resume()
     config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 1))
     if "official" in options:
@@ -191,7 +191,7 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
             "microbatch_pairs": config_dict.placeholder(int),
             "all_invalid": "none",
             "rows": sampled_training.rows(
-                *{"tiny": (256, 2, 2), "demo": (256, 2, 8), "small": (1024, 4, 8)}.get(
+                *{"tiny": (256, 2, 2), "demo": (384, 2, 8), "small": (1024, 4, 8)}.get(
                     size, (8192, 16, 8)
                 )
             ),

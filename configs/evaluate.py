@@ -32,8 +32,8 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.num_samples = 4 if "samples" in options else 1 if is_official else 0
     config.sampling = sampled.sampling(top_p=0.7 if is_official else None)
     # 4b, 8b: the limit of RLVR; the published evaluations allow 8192 to 49152, by benchmark.
-    config.max_tokens = {"tiny": 16, "demo": 256, "small": 512}.get(size, 8192)
-    config.batch_responses = {"tiny": 4, "demo": 64, "small": 256}.get(size, 64)
+    config.max_tokens = {"tiny": 16, "demo": 112, "small": 512}.get(size, 8192)
+    config.batch_responses = {"tiny": 4, "demo": 128, "small": 256}.get(size, 64)
     config.rewards = sampled.rewards(is_official=is_official)
     config.line_every_steps = 1
     return config

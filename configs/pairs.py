@@ -28,9 +28,12 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.prompts = sampled.prompts(size)
     config.mesh = sampled.mesh()
     config.sampling = sampled.sampling(top_p=None)
+    if size == "demo":
+        # As in its alignment.
+        config.sampling.temperature = 0.7
     config.num_responses = 1
-    config.max_tokens = {"tiny": 16, "demo": 256, "small": 512}.get(size, 6144)
-    config.batch_responses = {"tiny": 4, "demo": 64, "small": 256}.get(size, 64)
+    config.max_tokens = {"tiny": 16, "demo": 112, "small": 512}.get(size, 6144)
+    config.batch_responses = {"tiny": 4, "demo": 128, "small": 256}.get(size, 64)
     config.has_equal_segments = "equal" in options
     config.line_every_steps = 1
     return config

@@ -23,7 +23,7 @@ _SIZES = ("tiny", "demo", "small")
 # The parts of the corpus that are not those of its level.
 _ROWS = {
     "tiny": ("public=16", "teacher=8", "align=8", "rl_train=8", "rl_test=8", "base=16"),
-    "demo": (),
+    "demo": ("public=2400", "teacher=1600", "align=800", "rl_train=1500", "rl_test=400"),
     "small": (),
 }
 
@@ -60,4 +60,6 @@ def _arguments(size: str) -> ConfigDict:
             "--config.rows.row_tokens=1024",
             "--config.discriminator.rows.row_tokens=1024",
         )
+    if size == "demo":
+        found["pairs"] = ("--config.prompts.max_rows=384",)
     return ConfigDict(found)

@@ -70,7 +70,7 @@ def _base(size: str) -> ConfigDict:
         config.prompts.overlong = "filter"
     prompts, responses, tokens = {
         "tiny": (2, 2, 16),
-        "demo": (16, 8, 96),
+        "demo": (12, 8, 96),
         "small": (32, 8, 320),
     }.get(size, (32, 16, 8192))
     config.rollout = sampled_training.rollout(
@@ -92,13 +92,13 @@ def _base(size: str) -> ConfigDict:
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")
     _add_what_is_off(config, is_large=is_large)
     config.rows = sampled_training.rows(
-        *{"tiny": (256, 2, 2), "demo": (256, 2, 8), "small": (1024, 4, 8)}.get(
+        *{"tiny": (256, 2, 2), "demo": (384, 2, 8), "small": (1024, 4, 8)}.get(
             size, (10_240, 16, 8)
         )
     )
     config.train = ConfigDict(
         {
-            "num_steps": {"tiny": 2, "demo": 100, "small": 200}.get(size, 1500),
+            "num_steps": {"tiny": 2, "demo": 50, "small": 200}.get(size, 1500),
             # Source: ppo_mini_batch_size = train_batch_size in every script, ppo_epochs 1.
             "num_minibatches": 1,
             "num_epochs": 1,
@@ -108,7 +108,7 @@ def _base(size: str) -> ConfigDict:
             "max_skipped_in_row": 3,
         }
     )
-    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 3e-4, "small": 3e-5}.get(size, 1e-6))
+    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 2e-4, "small": 3e-5}.get(size, 1e-6))
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 50))
     config.resume = common.resume()

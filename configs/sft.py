@@ -36,7 +36,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
             "num_epochs": config_dict.placeholder(int),
             # Packed rows of a microbatch over all devices. The README's "global batch 2" is almost
             # surely 2 sequences on each of 8 devices; a packed row holds several.
-            "num_rows": {"tiny": 2, "demo": 16, "small": 16}.get(size, 8),
+            "num_rows": {"tiny": 2, "demo": 8, "small": 16}.get(size, 8),
             "num_microbatches": 1,
             "head_chunk_tokens": 1024 if is_large else 2048,
             "head": "fused",
@@ -48,7 +48,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     if is_large:
         config.train.num_epochs = 1
     else:
-        config.train.num_steps = {"tiny": 2, "demo": 300, "small": 2000}[size]
+        config.train.num_steps = {"tiny": 2, "demo": 450, "small": 2000}[size]
     config.optim = _optim(size)
     if is_large and "train_vision" not in options:
         # Source: LLaMA-Factory freeze_vision_tower and freeze_multi_modal_projector, both on
@@ -72,9 +72,10 @@ def get_config(arg: str = "4b") -> ConfigDict:
 def _data(size: str) -> ConfigDict:
     rows = {  # tokens, examples, sizes of vision rows, images
         "tiny": (128, 4, (32,), 4),
-        # Short rows: attention by XLA computes whole rows, whatever they are packed with.
-        "demo": (256, 4, (64,), 4),
-        "small": (2048, 16, (512, 1024), 16),
+        # Short rows, of two examples: attention by XLA computes whole rows, whatever they are
+        # packed with.
+        "demo": (352, 2, (32,), 2),
+        "small": (2048, 16, (2048,), 16),
     }
     # An image of 768 x 768 pixels has 2304 patches and 576 tokens.
     tokens, examples, patches, images = rows.get(size, (8192, 32, (8192, 16_384), 32))
@@ -105,7 +106,7 @@ def _data(size: str) -> ConfigDict:
 
 
 def _optim(size: str) -> ConfigDict:
-    optim = common.optim(peak={"tiny": 1e-3, "demo": 1e-3, "small": 3e-4}.get(size, 1e-5))
+    optim = common.optim(peak={"tiny": 1e-3, "demo": 7e-4, "small": 3e-4}.get(size, 1e-5))
     optim.schedule = "cosine"
     optim.end_factor = 0.0
     optim.warmup_fraction = 0.1

@@ -41,7 +41,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.data = _data(size, options)
     config.pairs = _pairs()
     config.rows = sampled_training.rows(
-        *{"tiny": (512, 4, 2), "demo": (512, 4, 8), "small": (2048, 8, 8)}.get(
+        *{"tiny": (512, 4, 2), "demo": (384, 4, 6), "small": (2048, 8, 8)}.get(
             size, (16_384, 16, 8)
         )
     )
@@ -50,23 +50,23 @@ def get_config(arg: str = "4b") -> ConfigDict:
             "num_steps": config_dict.placeholder(int),
             "num_epochs": config_dict.placeholder(int),
             # Published: 4 pairs of segments x 4 accumulations x 8 devices = 128, two a line.
-            "num_pairs": {"tiny": 2, "demo": 8, "small": 32}.get(size, 64),
+            "num_pairs": {"tiny": 2, "demo": 4, "small": 32}.get(size, 64),
             "max_skipped_in_row": 3,
         }
     )
     if is_large:
         config.train.num_epochs = 1
     else:
-        config.train.num_steps = {"tiny": 2, "demo": 60, "small": 300}[size]
+        config.train.num_steps = {"tiny": 2, "demo": 40, "small": 300}[size]
     config.evaluate = ConfigDict(
         {
-            "every_steps": {"tiny": 1, "demo": 30}.get(size, 100),
+            "every_steps": {"tiny": 1, "demo": 40}.get(size, 100),
             "num_batches": {"tiny": 2, "demo": 8}.get(size, 16),
         }
     )
     config.honesty = common.honesty(
-        every_steps={"tiny": 2, "demo": 30}.get(size, 100),
-        num_pairs={"tiny": 4, "demo": 32, "small": 64}.get(size, 128),
+        every_steps={"tiny": 2, "demo": 40}.get(size, 100),
+        num_pairs={"tiny": 4, "demo": 16, "small": 64}.get(size, 128),
     )
     config.optim = common.optim(peak={"tiny": 1e-3, "demo": 5e-4, "small": 1e-4}.get(size, 1e-5))
     config.optim.schedule = "cosine"

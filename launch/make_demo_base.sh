@@ -17,8 +17,9 @@ work=runs/demo_base
 .venv/bin/python -m prism_jax sft --config=configs/sft.py:demo,new --workdir="$work/sft" \
   --config.model.folder="$work/tokenizer" \
   --config.data.train="$work/corpus/sft/dataset_info.json#numerals_base" \
-  --config.train.num_rows=64 --config.train.num_steps=1000 --config.optim.peak=5e-4 \
-  --config.evaluate.every_steps=None
+  --config.data.row_tokens=256 --config.data.row_examples=4 --config.data.row_images=4 \
+  --config.data.row_patches="(64,)" --config.train.num_rows=64 --config.train.num_steps=1000 \
+  --config.optim.peak=5e-4 --config.evaluate.every_steps=None
 rm -rf "$work/model"
 .venv/bin/python -m prism_jax export --workdir="$work/sft" --to="$work/model" --dtype=bfloat16
 cp "$work/model"/* launch/demo_base/
