@@ -249,6 +249,8 @@ def _official(config: ConfigDict, name: str) -> None:
     if name not in ("grpo", "dapo", "gspo"):
         raise ValueError(f"{name} has no released run: the option official is of grpo, dapo, gspo")
     config.rewards = sampled.rewards(is_official=True)
+    # workers/fsdp_workers.py: AdamW over all parameters: norms and biases decay as well.
+    config.optim.no_decay = ()
     if name == "grpo":
         config.algorithm.dual_clip = 3.0
     if name == "gspo":

@@ -81,7 +81,7 @@ def test_an_algorithm_is_grpo_and_the_few_lines_that_differ():
 
 
 def test_official_is_what_the_scripts_did():
-    judge = {"rewards.judge": "official"}
+    judge = {"rewards.judge": "official", "optim.no_decay": ()}
     means = {"algorithm.aggregation": "official"}
     assert _differences(_options("4b"), _options("4b,official")) == judge | means | {
         "algorithm.dual_clip": 3.0
