@@ -33,7 +33,10 @@ def place(tokens: Float[Array, "G Q D"], slots: Int[Array, "B T"]) -> Float[Arra
 
     Rows b of text and b * G // B of tokens belong together.
     """
-    groups = tokens.shape[0]
+    groups, num_tokens = tokens.shape[:2]
     flat = slots.reshape(groups, -1)  # [G, B / G * T]
-    found = jnp.take_along_axis(tokens, jnp.maximum(flat, 0)[..., None], axis=1)
-    return jnp.where(flat[..., None] >= 0, found, 0).reshape(*slots.shape, -1)
+    # Text reads beyond the end. From a token of its own the gradient's scatter would add the zeros
+    # of all text to one address, and a GPU does such additions one by one.
+    flat = jnp.where(flat < 0, num_tokens, flat)
+    found = jnp.take_along_axis(tokens, flat[..., None], axis=1, mode="fill", fill_value=0)
+    return found.reshape(*slots.shape, -1)
