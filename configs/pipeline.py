@@ -60,6 +60,10 @@ def _arguments(size: str) -> ConfigDict:
             "--config.rows.row_tokens=1024",
             "--config.discriminator.rows.row_tokens=1024",
         )
+    if size == "small":
+        # Without the system prompt 15 rows of the corpus fill 2048 tokens: 98 % of them, with 93 %
+        # of these patches. SFT's rows of 2048 patches are 97 % and 85 % full.
+        found["base"] = ("--config.data.row_patches=(3072,)",)
     if size == "demo":
         found["pairs"] = ("--config.prompts.max_rows=384",)
     return ConfigDict(found)
