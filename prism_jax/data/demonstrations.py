@@ -29,15 +29,20 @@ class Encoded:
         return sum(array.nbytes for array in (*arrays, *self.example.pixels))
 
 
-def counter(words: processor.Processor, limits: packing.Limits) -> Callable[[records.SFTRow], int]:
-    """Return the function for `validate.Rules.count_tokens` that also refuses too many patches."""
+def counter(
+    words: processor.Processor, limits: packing.Limits
+) -> Callable[[records.SFTRow], tuple[int, int, int]]:
+    """Return the function for `validate.Rules.count_tokens` that also refuses too many patches.
 
-    def count(row: records.SFTRow) -> int:
+    It returns tokens, patches and images, which `Demonstrations` need not measure again then.
+    """
+
+    def count(row: records.SFTRow) -> tuple[int, int, int]:
         size = encode.measure(row.messages, row.images, words, add_generation_prompt=False)
         misfit = limits.misfit(size)
         if misfit is not None:
             raise records.RowError("overlong", misfit)
-        return size.tokens
+        return size.tokens, size.patches, size.images
 
     return count
 
@@ -52,13 +57,15 @@ class Demonstrations:
         *,
         cache_bytes: int,
         num_threads: int,
+        sizes: Sequence[tuple[int, int, int]] | None = None,
     ):
-        """Measure every row.
+        """Measure every row, unless that was done.
 
         Args:
           parts: names and rows.
           cache_bytes: encoded demonstrations are kept until they take so much memory.
           num_threads: rows measured at a time.
+          sizes: what `counter` told of every row, in order; None: rows are read and measured.
         """
         if not parts:
             raise errors.InputError("data.train must name at least one source")
@@ -71,9 +78,12 @@ class Demonstrations:
         self._bytes_left = cache_bytes
         self._cache: dict[int, Encoded] = {}
         self._lock = threading.Lock()
-        with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-            found = list(pool.map(self._measure, range(sum(self.lengths))))
-        self.sizes = np.array(found, np.int64).reshape(-1, 3)  # tokens, patches, images
+        if sizes is None:
+            with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
+                sizes = list(pool.map(self._measure, range(sum(self.lengths))))
+        if len(sizes) != sum(self.lengths):
+            raise ValueError(f"sizes of {len(sizes)} rows were given for {sum(self.lengths)}")
+        self.sizes = np.array(sizes, np.int64).reshape(-1, 3)  # tokens, patches, images
 
     def __getitem__(self, number: int) -> Encoded:
         known = self._cache.get(number)

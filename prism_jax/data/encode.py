@@ -81,7 +81,7 @@ def measure(
             name=f"image {picture.path or 'of the row'}",
         )
         num_patches += (height // settings.patch_size) * (width // settings.patch_size)
-    num_tokens = len(words.tokenizer(text)["input_ids"])
+    num_tokens = len(words.token_ids(text))
     # Each picture has one placeholder in the text.
     num_tokens += num_patches // settings.merge_size**2 - len(pictures)
     return Size(tokens=num_tokens, patches=num_patches, images=len(pictures))

@@ -285,7 +285,7 @@ def _patchify(frames: np.ndarray, settings: image_settings.ImageSettings) -> Pat
     """
     step, merge, patch = settings.temporal_patch_size, settings.merge_size, settings.patch_size
     num_frames, height, width, channels = frames.shape
-    frames = np.pad(frames, ((0, -num_frames % step), (0, 0), (0, 0), (0, 0)), mode="edge")
+    frames = np.concatenate([frames, *[frames[-1:]] * (-num_frames % step)])
     t, h, w = len(frames) // step, height // patch, width // patch
     blocks = frames.reshape(t, step, h // merge, merge, patch, w // merge, merge, patch, channels)
     blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)

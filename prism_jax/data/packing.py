@@ -28,7 +28,7 @@ class Limits:
     def misfit(self, size: encode.Size) -> str | None:
         """Return why a sequence does not fit a row of its own; None when it does."""
         for name in ("tokens", "patches", "images"):
-            has, limit = dataclasses.asdict(size)[name], dataclasses.asdict(self)[name]
+            has, limit = vars(size)[name], vars(self)[name]
             if has > limit:
                 return f"{has} {name}, the limit is {limit}"
         return None

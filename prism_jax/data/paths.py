@@ -1,10 +1,11 @@
 """Open local and `gs://` files, and keep a dataset's image paths inside its root."""
 
 import contextlib
+import functools
 import os
-import pathlib
 import posixpath
 import re
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -75,10 +76,31 @@ def inside(root: str, path: str) -> str:
         raise records.RowError(
             "unsafe_path", f"image path must be a file, not a URL: {path[:100]!r}"
         )
-    real_root = os.path.realpath(root)
-    full = os.path.realpath(os.path.join(real_root, path))
-    if not pathlib.PurePath(full).is_relative_to(real_root):
+    real_root = _real_folder(root if os.path.isabs(root) else os.path.join(os.getcwd(), root))
+    full = _real_path(real_root, path)
+    if full != real_root and not full.startswith(real_root.rstrip(os.sep) + os.sep):
         raise records.RowError("unsafe_path", f"image path leads out of {root}: {path!r}")
+    return full
+
+
+@functools.lru_cache
+def _real_folder(absolute: str) -> str:
+    """Return a dataset's folder with its links resolved, looked up once."""
+    return os.path.realpath(absolute)
+
+
+def _real_path(real_root: str, path: str) -> str:
+    """Return a path below a resolved folder with all links resolved.
+
+    A plain path is looked at name by name, and not again from the root of the file system: every
+    look gives way to other threads, and data sets have many small files.
+    """
+    names = path.split(os.sep)
+    full = real_root
+    for name in names:
+        full = f"{full.rstrip(os.sep)}{os.sep}{name}"
+        if name in ("", ".", "..") or os.path.islink(full):
+            return os.path.realpath(os.path.join(real_root, path))
     return full
 
 
@@ -101,17 +123,31 @@ def read_image(root: str, path: str, *, limit_bytes: int) -> bytes:
     full = inside(root, path)
     with explain(full):
         try:
-            # Not epath's is_file: it holds for a pipe, and opening one blocks for ever.
-            is_file = epath.Path(full).exists() if is_remote(full) else os.path.isfile(full)
-            if not is_file:
+            num_bytes = _file_bytes(full)
+            if num_bytes is None:
                 raise records.RowError("image_missing", f"no image file at {path!r} below {root}")
-            num_bytes = epath.Path(full).stat().length
             if num_bytes > limit_bytes:
                 raise records.RowError(
                     "image_too_big", f"{path!r} has {num_bytes} bytes, the limit is {limit_bytes}"
                 )
-            return epath.Path(full).read_bytes()
+            if is_remote(full):
+                return epath.Path(full).read_bytes()
+            with open(full, "rb", buffering=0) as file:
+                return file.readall()
         except OSError as error:
             raise records.RowError(
                 "image_missing", f"cannot read {path!r} below {root}: {error.strerror or error}"
             ) from error
+
+
+def _file_bytes(full: str) -> int | None:
+    """Return the size of a file; None where there is none that can be read to its end."""
+    if is_remote(full):
+        found = epath.Path(full)
+        return found.stat().length if found.exists() else None
+    try:
+        status = os.stat(full)
+    except (OSError, ValueError):
+        return None
+    # Opening a pipe would block for ever.
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

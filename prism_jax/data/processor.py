@@ -135,8 +135,17 @@ class Processor:
             patches.append(cut)
             # The merger makes one token of merge_size**2 patches; images and videos share it.
             repeats += [len(cut.pixels) // self.image_settings.merge_size**2 // steps] * steps
-        tokens = np.asarray(self.tokenizer("".join(pieces))["input_ids"], np.int32)
+        tokens = np.asarray(self.token_ids("".join(pieces)), np.int32)
         return self._assemble(tokens, repeats, patches, media)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Return the ids of a text, those that a call of the tokenizer gives.
+
+        Other threads run while it works, and no time goes into the call's options and the tokens'
+        places in the text.
+        """
+        (encoded,) = self.tokenizer.backend_tokenizer.encode_batch_fast([text])
+        return encoded.ids
 
     def _cut(
         self, kind: str, given: Image.Image | vision.Video, name: str
@@ -195,10 +204,21 @@ def _load_tokenizer(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBas
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise errors.InputError(f"{folder}: no tokenizer.json and no vocab.json")
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     # The tokenizers library raises bare Exception for a file that it cannot read.
     except Exception as error:
         raise errors.InputError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
+        raise errors.InputError(
+            f"{folder}: the tokenizer must be one of the tokenizers library, got "
+            f"{type(tokenizer).__name__}"
+        )
+    # What the file says of cutting and padding does not count in transformers either, unless asked.
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return tokenizer
 
 
 def _special_ids(

@@ -18,6 +18,9 @@ from prism_jax.data import images, paths, records
 
 _SHOWN_ROWS = 10
 
+# Tokens of a row, or a tuple that begins with them.
+Counted = int | tuple[int, ...]
+
 # Added tokens of the tokenizer: in a row's text they would forge turns or pictures.
 # Source: Qwen3-VL tokenizer_config.json, added_tokens_decoder.
 _SPECIAL_TOKEN = re.compile(
@@ -33,7 +36,8 @@ class Rules:
 
     Attributes:
       max_bad_rows: wrong rows that may be left out; one more is an error.
-      count_tokens: the length of a validated row as the stage will feed it; None: any length.
+      count_tokens: the length of a validated row as the stage will feed it, alone or with what else
+        is to be remembered of the row behind it, see `Report.counted`; None: any length.
       max_tokens: the longest row, given exactly when `count_tokens` is.
       overlong: "error" counts a longer row as wrong, "filter" leaves it out and reports it.
       need_teacher: a prompt needs teacher_caption and teacher_cot.
@@ -44,7 +48,7 @@ class Rules:
     """
 
     max_bad_rows: int = 0
-    count_tokens: Callable[[records.Row], int] | None = None
+    count_tokens: Callable[[records.Row], Counted] | None = None
     max_tokens: int | None = None
     overlong: Literal["error", "filter"] = "error"
     need_teacher: bool = False
@@ -91,12 +95,23 @@ class Dropped:
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
-    """What was read, kept and left out of one source."""
+    """What was read, kept and left out of one source.
+
+    `counted` holds what `Rules.count_tokens` said of each row that was kept, in order; it is empty
+    without such a rule.
+    """
 
     name: str
     num_read: int = 0
     num_kept: int = 0
     dropped: list[Dropped] = dataclasses.field(default_factory=list)
+    counted: list[Counted] = dataclasses.field(default_factory=list)
+
+    def keep(self, counted: Counted | None) -> None:
+        """Enter a row that is kept."""
+        self.num_kept += 1
+        if counted is not None:
+            self.counted.append(counted)
 
     def drop(
         self, place: records.Place, row_id: str | None, error: records.RowError, rules: Rules
@@ -164,19 +179,21 @@ def check(
     """
     seen: dict[str, records.Place] = {}
 
-    def work(candidate: Candidate) -> records.Row | tuple[str | None, records.RowError]:
+    def work(candidate: Candidate) -> _Right | _Wrong:
         return _check_one(candidate, rules)
 
     for candidate, found in _ordered_map(work, candidates, rules.num_threads):
         report.num_read += 1
-        if not isinstance(found, tuple):
-            first = seen.setdefault(found.id, candidate.place)
+        if isinstance(found, _Right):
+            row = found.row
+            first = seen.setdefault(row.id, candidate.place)
             if first is candidate.place:
-                report.num_kept += 1
-                yield candidate, found
+                report.keep(found.counted)
+                yield candidate, row
                 continue
-            found = found.id, records.RowError("duplicate_id", f"{first} has the same id")
-        report.drop(candidate.place, *found, rules)
+            error = records.RowError("duplicate_id", f"{first} has the same id")
+            found = _Wrong(row_id=row.id, error=error)
+        report.drop(candidate.place, found.row_id, found.error, rules)
     report.finish(rules.max_bad_rows)
 
 
@@ -186,24 +203,25 @@ def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: 
     That is their length, and for prompts the teacher's texts and the ground truth.
     """
 
-    def work(index: int) -> tuple[str, records.RowError | None]:
+    def work(index: int) -> _Right | _Wrong:
         row = rows[index]
         try:
             if isinstance(row, records.PromptRow):
                 _check_needs(row, rules)
-            check_length(row, rules)
+            counted = check_length(row, rules)
         except records.RowError as error:
-            return row.id, error
-        return row.id, None
+            return _Wrong(row_id=row.id, error=error)
+        return _Right(row=row, counted=counted)
 
     kept = []
-    for index, (row_id, error) in _ordered_map(work, range(len(rows)), rules.num_threads):
+    for index, found in _ordered_map(work, range(len(rows)), rules.num_threads):
         report.num_read += 1
-        if error is None:
-            report.num_kept += 1
+        if isinstance(found, _Right):
+            report.keep(found.counted)
             kept.append(index)
         else:
-            report.drop(records.Place(file=file, row=index + 1), row_id, error, rules)
+            place = records.Place(file=file, row=index + 1)
+            report.drop(place, found.row_id, found.error, rules)
     report.finish(rules.max_bad_rows)
     return kept
 
@@ -221,9 +239,19 @@ def _ordered_map(function, items: Iterable, num_threads: int) -> Iterator[tuple[
             yield item, future.result()
 
 
-def _check_one(
-    candidate: Candidate, rules: Rules
-) -> records.Row | tuple[str | None, records.RowError]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Right:
+    row: records.Row
+    counted: Counted | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Wrong:
+    row_id: str | None
+    error: records.RowError
+
+
+def _check_one(candidate: Candidate, rules: Rules) -> _Right | _Wrong:
     """Return the row with its images, or its id (where it has one) and what is wrong."""
     row_id = None
     try:
@@ -235,10 +263,10 @@ def _check_one(
         row_id = row.id
         check_row(row, rules)
         row = load_images(row, candidate.image_root, rules)
-        check_length(row, rules)
+        counted = check_length(row, rules)
     except records.RowError as error:
-        return row_id, error
-    return row
+        return _Wrong(row_id=row_id, error=error)
+    return _Right(row=row, counted=counted)
 
 
 def check_row(row: records.Row, rules: Rules) -> None:
@@ -336,18 +364,20 @@ def read_bytes(image: records.Image, root: str, rules: Rules) -> bytes:
     return image.data
 
 
-def check_length(row: records.Row, rules: Rules) -> None:
-    """Count a validated row's tokens where the rules say how."""
+def check_length(row: records.Row, rules: Rules) -> Counted | None:
+    """Count a validated row's tokens where the rules say how; return what was counted."""
     if rules.count_tokens is None:
-        return
+        return None
     try:
-        num_tokens = rules.count_tokens(row)
+        counted = rules.count_tokens(row)
     except records.RowError:
         raise
     except errors.InputError as error:
         raise records.RowError("unprocessable", str(error)) from error
+    num_tokens = counted[0] if isinstance(counted, tuple) else counted
     if num_tokens > rules.max_tokens:
         raise records.RowError("overlong", f"{num_tokens} tokens, the limit is {rules.max_tokens}")
+    return counted
 
 
 def require_batch(num_rows: int, batch_rows: int, *, name: str) -> None:

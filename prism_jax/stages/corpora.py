@@ -28,7 +28,7 @@ def open_all(
     image_root: str,
     cache_dir: str,
     dropped: pathlib.Path | None,
-) -> list[tuple[str, sources.Rows]]:
+) -> list[tuple[str, sources.Opened]]:
     """Open data sets; return each with its name.
 
     Args:
@@ -47,7 +47,7 @@ def open_all(
         counts = ", ".join(f"{reason} {count}" for reason, count in report.counts().items())
         setup.say(told + (f"; left out: {counts}" if counts else ""))
         lines += report.lines()
-        opened.append((chosen.label(), found.rows))
+        opened.append((chosen.label(), found))
     if dropped is not None and jax.process_index() == 0:
         dropped.write_text(lines, encoding="utf-8")
     return opened

@@ -113,7 +113,8 @@ class Feed:
         )
         self._train: list[tuple[sources.Rows, int]] = []
         self._held_out: list[tuple[sources.Rows, int]] = []
-        for _, rows in parts:
+        for _, opened in parts:
+            rows = opened.rows
             for index in range(len(rows)):
                 known = self._measured[_key(rows[index])]
                 (self._held_out if known.is_held_out else self._train).append((rows, index))

@@ -133,10 +133,11 @@ class Feed:
             dropped=dropped,
         )
         return demonstrations.Demonstrations(
-            parts,
+            [(name, opened.rows) for name, opened in parts],
             self._words,
             cache_bytes=data.cache_mebibytes << 20,
             num_threads=data.num_threads,
+            sizes=[size for _, opened in parts for size in opened.report.counted],
         )
 
     def _planned(
