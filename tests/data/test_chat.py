@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from prism_jax import errors
-from prism_jax.data import chat
+from prism_jax.data import chat, tokenizer_files
 from tests import make_tokenizer
 
 
@@ -20,7 +20,7 @@ def tokenizer(tmp_path_factory):
 def render(tokenizer, messages, *, add_generation_prompt=False, template=None):
     return chat.render(
         tokenizer,
-        template or make_tokenizer.CHAT_TEMPLATE,
+        template or tokenizer_files.CHAT_TEMPLATE,
         messages,
         add_generation_prompt=add_generation_prompt,
     )
@@ -82,7 +82,7 @@ def test_a_reserved_token_in_a_text_is_refused(token, as_parts):
 
 
 def test_reserved_tokens_are_special_tokens_of_the_tokenizer():
-    assert set(chat.RESERVED_TOKENS) <= set(make_tokenizer.SPECIAL_TOKENS)
+    assert set(chat.RESERVED_TOKENS) <= set(tokenizer_files.SPECIAL_TOKENS)
 
 
 @pytest.mark.parametrize(

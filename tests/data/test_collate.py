@@ -196,6 +196,18 @@ def test_parts_of_a_step_have_the_shapes_of_the_whole_whoever_makes_them(words, 
         assert np.array_equal(whole[2][index], parts[index][2][0])
 
 
+def test_rows_that_were_counted_are_not_read_to_be_measured(words, config):
+    count, rows = demonstrations.counter(words, SHAPES.limits()), _Rows()
+    options = {"cache_bytes": 0, "num_threads": 1}
+    sizes = [count(row) for row in ROWS]
+    known = demonstrations.Demonstrations([("a", rows)], words, sizes=sizes, **options)
+    assert rows.num_read == 0
+    measured = demonstrations.Demonstrations([("a", _Rows())], words, **options)
+    np.testing.assert_array_equal(known.sizes, measured.sizes)
+    with pytest.raises(ValueError, match="sizes of 1 rows"):
+        demonstrations.Demonstrations([("a", rows)], words, sizes=sizes[:1], **options)
+
+
 def test_encoded_rows_are_kept_up_to_the_limit(words, config):
     kept, read = _Rows(), _Rows()
     for rows, num_bytes in ((kept, 1 << 20), (read, 0)):

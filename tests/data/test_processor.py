@@ -1,6 +1,7 @@
 """Chats to tokens and patches; transformers' processor without its video part is the reference."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -25,6 +26,32 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def ours(folder):
     return processor.Processor.from_folder(folder)
+
+
+_TEXTS = (
+    "",
+    " ",
+    "Hi there",
+    "Grüße, 世界! 👩‍👩‍👧 e\u0301",
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>1 + 1?<|im_end|>\n",
+    "a  b\n\n\tc<|im_end|>  <|endoftext|>d <|im_sta",
+    "word " * 3000,
+)
+
+
+def test_ids_of_a_text_are_those_that_a_call_of_the_tokenizer_gives(ours, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "cut")
+    path = tmp_path / "cut" / "tokenizer.json"
+    limits = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"truncation": limits, "padding": padding})
+    )
+    reference = transformers.AutoTokenizer.from_pretrained(folder)
+    for made in (ours, processor.Processor.from_folder(tmp_path / "cut")):
+        for text in _TEXTS:
+            assert made.token_ids(text) == reference(text)["input_ids"], text[:40]
 
 
 class ImageProcessor(transformers.Qwen3VLProcessor):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from prism_jax import errors
-from prism_jax.data import records, sources, validate
+from prism_jax.data import paths, records, sources, validate
 from tests import data_files
 
 USER = {"role": "user", "content": "<image>Q"}
@@ -271,6 +271,20 @@ def test_an_image_path_inside_the_root_is_read(tmp_path, path):
     assert reasons(tmp_path, [row]) == []
 
 
+def test_a_link_between_folders_inside_the_root_is_followed_and_the_root_may_be_relative(
+    tmp_path, monkeypatch
+):
+    data_files.write_images(tmp_path / "real" / "folder", 1)
+    tmp_path.joinpath("root").symlink_to("real")
+    tmp_path.joinpath("real", "linked").symlink_to("folder")
+    monkeypatch.chdir(tmp_path)
+    for root in ("root", str(tmp_path / "root")):
+        assert paths.read_image(root, "linked/0.png", limit_bytes=4000) == data_files.png(0)
+        # Links are resolved before what stands behind them.
+        path = paths.inside(root, "linked/../folder/0.png")
+        assert path == str(tmp_path.resolve() / "real" / "folder" / "0.png")
+
+
 def test_the_image_root_may_be_another_folder_than_the_files(tmp_path):
     data_files.write_images(tmp_path / "pictures", 1)
     path = data_files.write_lines(tmp_path / "texts" / "rows.jsonl", [data_files.sft_row(0)])
@@ -347,6 +361,27 @@ def test_an_overlong_row_is_wrong_or_filtered_as_asked_and_always_reported(tmp_p
     assert len(kept) == 1
     assert report.counts() == {"overlong": 1}
     assert not report.dropped[0].is_wrong
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_the_report_holds_what_was_counted_of_each_row_that_is_kept(tmp_path, num_threads):
+    rows = [{"prompt": text} for text in ("a b", "1 2 3 4 5", "a", "")]
+    rows += [{"id": "x", "prompt": "a b c"}, {"id": "x", "prompt": "a b c d"}]
+
+    def count(row):
+        return words(row), 7
+
+    kept, report = data_files.read_all(
+        source_of(tmp_path, rows, "prompts"),
+        count_tokens=count,
+        max_tokens=4,
+        overlong="filter",
+        max_bad_rows=2,
+        num_threads=num_threads,
+    )
+    assert report.counts() == {"duplicate_id": 1, "empty_prompt": 1, "overlong": 1}
+    assert report.counted == [(2, 7), (1, 7), (3, 7)]
+    assert [words(row) for row in kept] == [2, 1, 3]
 
 
 def test_a_row_that_the_counter_refuses_is_named(tmp_path):
