@@ -24,8 +24,10 @@ STAGES = ("base", "sft", "align", "rlvr")
 SEGMENTS = ("caption", "cot")
 STEPS_FOLDER = "steps"
 REPORT = "report"  # the step that reads the others; it is no part of its own account
-# Steps over which the discriminator's accuracy is averaged at either end of alignment.
+# Steps over which the discriminator's accuracy is averaged at either end of alignment: at most so
+# many, and a quarter of all, for a policy may match its teacher before the first half is over.
 _WINDOW_STEPS = 10
+_WINDOW_PARTS = 4
 # Arguments that need no quotes.
 _PLAIN = re.compile(r"(?:\$WORKDIR|[\w@%+=:,./-]|(?<!^)#)+")
 _SEED = re.compile(r"--(?:config\.)?seed=(\d+)")
@@ -181,7 +183,7 @@ def pair_accuracy(found: Results) -> dict[str, Json]:
     }
     rows = found.metrics["align"]
     last_step = rows[-1]["step"] if rows else 0
-    window = min(_WINDOW_STEPS, last_step // 2)
+    window = min(_WINDOW_STEPS, max(last_step // _WINDOW_PARTS, 1 if last_step > 1 else 0))
     if window:
         told["steps_averaged"] = window
     for name in SEGMENTS:
