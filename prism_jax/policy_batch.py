@@ -31,7 +31,7 @@ class PolicyBatch:
 
     text: Any  # TextInput [M, B, T]
     vision: Any  # VisionInput [M, B, P] or None
-    predictors: Any  # int32[M, B, K]  place in the row that predicts this response token
+    predictors: Any  # int32[M, B, K]  place that predicts this response token; T for none
     tokens: Any  # int32[M, B, K]  the response tokens
     sampler_logprobs: Any  # float32[M, B, K]  from when they were drawn
     offsets: Any  # int32[M, B, S]  first token of each response in K
@@ -103,7 +103,9 @@ def lay(
     packed = continuations.pack(prompts, [[response] for response in responses], shape, config)
     by_token = (shape.num_rows, shape.row_continued_tokens)
     by_response = (shape.num_rows, shape.row_sequences)
-    predictors, tokens = np.zeros(by_token, np.int32), np.zeros(by_token, np.int32)
+    # Beyond the row where there is no response token.
+    predictors = np.full(by_token, shape.row_tokens, np.int32)
+    tokens = np.zeros(by_token, np.int32)
     sampler_logprobs = np.zeros(by_token, np.float32)
     offsets, lengths = np.zeros(by_response, np.int32), np.zeros(by_response, np.int32)
     for number, place in enumerate(packed.places):

@@ -261,7 +261,11 @@ def response_logprobs(
             implementation=settings.implementation,
             remat=settings.remat,
         )
-        hidden = jnp.take_along_axis(hidden, batch.predictors[..., None], axis=1)
+        # Padding reads zeros from beyond the row: a place of its own would get the gradient of all
+        # of it, and a GPU adds to one address one by one.
+        hidden = jnp.take_along_axis(
+            hidden, batch.predictors[..., None], axis=1, mode="fill", fill_value=0
+        )
         found = logprob.token_logprobs(
             hidden.reshape(-1, hidden.shape[-1]),
             model.head(),
