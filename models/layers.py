@@ -1,7 +1,6 @@
 """Linear maps, norms and embeddings; every parameter carries the logical names of its axes."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
@@ -9,8 +8,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
-
-_BLOCK = 1024  # places whose equal rows are summed before they are added to a table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,41 +86,7 @@ class Embedding(nnx.Module):
         self.embedding = scope.normal((num_rows, features), axes)
 
     def __call__(self, rows: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
-        return look_up(self.embedding[...].astype(self.dtype), rows)
-
-
-@jax.custom_vjp
-def look_up(table: Float[Array, "V D"], rows: Int[Array, "*rows T"]) -> Float[Array, "*rows T D"]:
-    """Return rows of a table; its gradient sums equal rows of a block before it adds them.
-
-    A GPU adds to one address one by one, and thousands of places of a batch hold the same token:
-    padding, pictures, the commonest words. Sums inside a block are a matmul, accumulated in
-    float32.
-    """
-    return table[rows]
-
-
-def _look_up_forward(table: jax.Array, rows: jax.Array) -> tuple[jax.Array, tuple]:
-    return table[rows], (table, rows)
-
-
-def _look_up_backward(saved: tuple, d_out: jax.Array) -> tuple[jax.Array, None]:
-    table, rows = saved
-    places = rows.shape[-1]
-    block = places if places <= _BLOCK else math.gcd(places, _BLOCK)
-    rows = rows.reshape(*rows.shape[:-1], -1, block)
-    d_out = d_out.reshape(*rows.shape, -1)
-    is_same = rows[..., :, None] == rows[..., None, :]
-    summed = jnp.einsum(
-        "...ts,...sd->...td", is_same.astype(d_out.dtype), d_out, preferred_element_type=jnp.float32
-    )
-    # The first of equal rows brings their sum, the others nothing.
-    is_first = jnp.argmax(is_same, axis=-1) == jnp.arange(block)
-    places = jnp.where(is_first, rows, len(table))
-    return jnp.zeros_like(table).at[places].add(summed.astype(table.dtype), mode="drop"), None
-
-
-look_up.defvjp(_look_up_forward, _look_up_backward)
+        return self.embedding[...].astype(self.dtype)[rows]
 
 
 class RMSNorm(nnx.Module):

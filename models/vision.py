@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from models import attention, layers, rope, sharding
 from models.config import VisionConfig
@@ -143,7 +143,7 @@ class VisionTower(nnx.Module):
     def embed(self, vision: VisionInput) -> Float[Array, "B P D"]:
         """Embed the patches and add their interpolated positions."""
         table = self.pos_embed.embedding[...].astype(jnp.float32)
-        place = interpolate(table, vision.corners, vision.corner_weights)
+        place = jnp.einsum("bpcd,bpc->bpd", table[vision.corners], vision.corner_weights)
         x = self.patch_embed(normalise(vision.pixels))
         return x + place.astype(x.dtype)
 
@@ -178,34 +178,6 @@ class VisionTower(nnx.Module):
             return tokens, None
         mergers = layers.unstack(self.deepstack_mergers, len(tapped))
         return tokens, jnp.stack([merge(y) for merge, y in zip(mergers, tapped, strict=True)])
-
-
-@jax.custom_vjp
-def interpolate(
-    table: Float[Array, "S D"], corners: Int[Array, "B P 4"], weights: Float[Array, "B P 4"]
-) -> Float[Array, "B P D"]:
-    """Return the weighted sums of four rows of a table; its gradient alone is defined.
-
-    The gradient is a matmul: as a scatter it would add every patch of a batch to few addresses,
-    which a GPU does one by one.
-    """
-    return (table[corners] * weights[..., None]).sum(-2)
-
-
-def _interpolate_forward(
-    table: jax.Array, corners: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, tuple]:
-    return interpolate(table, corners, weights), (len(table), corners, weights)
-
-
-def _interpolate_backward(saved: tuple, d_out: jax.Array) -> tuple[jax.Array, None, None]:
-    num_rows, corners, weights = saved
-    rows = jnp.arange(num_rows)
-    whole = jnp.where(corners[..., None] == rows, weights[..., None], 0.0).sum(-2)  # [B, P, S]
-    return jnp.einsum("bps,bpd->sd", whole, d_out), None, None
-
-
-interpolate.defvjp(_interpolate_forward, _interpolate_backward)
 
 
 def normalise(pixels: jax.Array) -> jax.Array:
