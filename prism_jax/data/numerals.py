@@ -18,7 +18,7 @@ from prism_jax.data import numerals_files as files
 from prism_jax.data import prompts
 
 # Raised whenever the same arguments give another corpus.
-VERSION = 1
+VERSION = 2
 _SFT_STREAMS = ("base", "public", "teacher")
 _PARQUET_PATHS = {
     "align": "align/train.parquet",
@@ -150,7 +150,7 @@ def _write_json(path: pathlib.Path, value: dict) -> None:
 def sample_texts(level: str, seed: int, n: int) -> list[str]:
     """Return n texts that cover the level's language, for a tokenizer to be trained on.
 
-    The system prompt first, then in turn a question, a teacher's, a public and an untagged
+    The system prompt first, then in turn a question, a teacher's, a public and a terse untagged
     response.
     """
     slips = slips_of(level, {})
@@ -160,7 +160,7 @@ def sample_texts(level: str, seed: int, n: int) -> list[str]:
             prompts.user_turn(example.question.text),
             example.teacher.response,
             example.public(slips).response,
-            example.untagged().response,
+            example.untagged(is_detailed=False).response,
         ]
     return texts[:n]
 

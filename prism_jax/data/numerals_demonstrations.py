@@ -4,7 +4,8 @@ The teacher captions everything and reasons step by step, always right. A public
 terse and slips: it misreads digits or bars and miscalculates at stated rates, by accident or by
 habit, and is consistent with its own mistakes. Accidents average out in what a model learns from
 many demonstrations; habits, made more often than not, are learnt and must be unlearnt. An untagged
-demonstration is right but knows nothing of the response format; a base model is trained on those.
+demonstration is right but knows nothing of the response format; a base model is trained on those,
+terse ones and detailed ones, so that it can do both before anything teaches it when.
 """
 
 import dataclasses
@@ -133,11 +134,15 @@ def public(
     )
 
 
-def untagged(scene: scenes.Scene, question: questions.Question) -> Demonstration:
-    """Return a right and terse response without tags, as a base model gives it."""
+def untagged(
+    scene: scenes.Scene, question: questions.Question, *, is_detailed: bool
+) -> Demonstration:
+    """Return a right response without tags, terse or as detailed as the teacher's."""
     work = question.work(scene, questions.exact())
+    caption = detailed_caption(scene) if is_detailed else short_caption(scene)
+    reasoning = "\n".join(work.steps) if is_detailed else work.terse
     return Demonstration(
-        response=f"{short_caption(scene)}\n{work.terse}\nThe answer is {work.answer}.",
+        response=f"{caption}\n{reasoning}\nThe answer is {work.answer}.",
         answer=work.answer,
         is_misread=False,
         num_arithmetic_slips=0,

@@ -159,9 +159,9 @@ class Example:
             habit_rate=slips.habit,
         )
 
-    def untagged(self) -> demonstrations.Demonstration:
-        """Return the base model's demonstration."""
-        return demonstrations.untagged(self.scene, self.question)
+    def untagged(self, *, is_detailed: bool) -> demonstrations.Demonstration:
+        """Return a base model's demonstration."""
+        return demonstrations.untagged(self.scene, self.question, is_detailed=is_detailed)
 
     def picture(self) -> Image.Image:
         """Draw the scene with the handwriting of the example's split."""

@@ -71,25 +71,21 @@ _MESSAGES_ENTRY = {
         "system_tag": "system",
     },
 }
-_CONVERSATIONS_ENTRY = {
-    "formatting": "sharegpt",
-    "columns": {"messages": "conversations", "images": "images"},
-}
 _CONVERSATIONS_WITH_SYSTEM_ENTRY = {
     "formatting": "sharegpt",
     "columns": {"messages": "conversations", "images": "images", "system": "system"},
 }
 DATASET_ENTRIES = {
-    "base": _CONVERSATIONS_ENTRY,
+    "base": _CONVERSATIONS_WITH_SYSTEM_ENTRY,
     "public": _MESSAGES_ENTRY,
     "teacher": _CONVERSATIONS_WITH_SYSTEM_ENTRY,
 }
 
 
-def sharegpt_row(stream: str, question: str, response: str, image: str) -> dict:
+def sharegpt_row(example: examples.Example, response: str, image: str) -> dict:
     """Return one row of stage 1: `messages` for public, `conversations` for teacher and base."""
-    user = prompts.user_turn(question)
-    if stream == "public":
+    user = prompts.user_turn(example.question.text)
+    if example.stream == "public":
         messages = [
             {"role": "system", "content": prompts.SYSTEM_PROMPT},
             {"role": "user", "content": user},
@@ -98,15 +94,18 @@ def sharegpt_row(stream: str, question: str, response: str, image: str) -> dict:
         return {"messages": messages, "images": [image]}
     turns = [{"from": "human", "value": user}, {"from": "gpt", "value": response}]
     row = {"conversations": turns, "images": [image]}
-    if stream == "teacher":
-        row["system"] = prompts.SYSTEM_PROMPT
+    # Two of four base rows, a terse and a detailed one, have a system prompt to look past.
+    has_system_prompt = example.stream == "teacher" or example.index % 4 >= 2
+    row["system"] = prompts.SYSTEM_PROMPT if has_system_prompt else ""
     return row
 
 
 def _demonstrate(example: examples.Example, slips: examples.Slips) -> demonstrations.Demonstration:
     if example.stream == "public":
         return example.public(slips)
-    return example.untagged() if example.stream == "base" else example.teacher
+    if example.stream == "base":
+        return example.untagged(is_detailed=example.index % 2 == 1)
+    return example.teacher
 
 
 def write_sharegpt(
@@ -128,7 +127,7 @@ def write_sharegpt(
             path.write_bytes(png)
             told = _demonstrate(example, slips)
             image = path.relative_to(folder).as_posix()
-            row = sharegpt_row(stream, example.question.text, told.response, image)
+            row = sharegpt_row(example, told.response, image)
             file.write(",\n" if counts["rows"] else "")
             file.write(json.dumps(row, ensure_ascii=False))
             types[example.question.type] += 1

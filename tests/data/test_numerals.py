@@ -14,7 +14,7 @@ from prism_jax.data import numerals, prompts
 from prism_jax.data import numerals_demonstrations as demonstrations
 from prism_jax.data import numerals_pictures as pictures
 
-_FEW = {"base": 3, "public": 8, "teacher": 5, "align": 6, "rl_train": 7, "rl_test": 4}
+_FEW = {"base": 4, "public": 8, "teacher": 5, "align": 6, "rl_train": 7, "rl_test": 4}
 
 
 def _write(out, *, level="tiny", seed=3, **overrides):
@@ -85,10 +85,14 @@ def test_teacher_demonstrations_are_sharegpt_conversations_with_a_system_column(
         assert (corpus / "sft" / row["images"][0]).exists()
 
 
-def test_base_demonstrations_have_neither_system_prompt_nor_tags(corpus):
-    for row in json.loads((corpus / "sft/base.json").read_text()):
-        assert set(row) == {"conversations", "images"}
-        assert "<" not in row["conversations"][1]["value"]
+def test_base_demonstrations_have_no_tags_and_of_four_two_are_detailed_two_have_a_system_prompt(
+    corpus,
+):
+    rows = json.loads((corpus / "sft/base.json").read_text())
+    responses = [row["conversations"][1]["value"] for row in rows]
+    assert not any("<" in response for response in responses)
+    assert ["Style: " in response for response in responses] == [False, True, False, True]
+    assert [row["system"] for row in rows] == ["", "", prompts.SYSTEM_PROMPT, prompts.SYSTEM_PROMPT]
 
 
 def test_dataset_info_names_every_file_and_its_columns(corpus):
