@@ -15,11 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from prism_jax import errors
 from prism_jax.data import numerals_examples as examples
 from prism_jax.data import numerals_files as files
-from prism_jax.data import prompts
+from prism_jax.data import numerals_rows, prompts
 
 # Raised whenever the same arguments give another corpus.
 VERSION = 2
-_SFT_STREAMS = ("base", "public", "teacher")
 _PARQUET_PATHS = {
     "align": "align/train.parquet",
     "rl_train": "rl/train.parquet",
@@ -60,7 +59,13 @@ def stream(*, level: str, seed: int, name: str, rows: int) -> Iterator[examples.
 
 
 def write(
-    out: str | pathlib.Path, *, level: str, seed: int, rows: examples.Rows, slips: examples.Slips
+    out: str | pathlib.Path,
+    *,
+    level: str,
+    seed: int,
+    rows: examples.Rows,
+    slips: examples.Slips,
+    num_processes: int,
 ) -> dict:
     """Write the corpus into `out` and return its manifest; the same arguments give the same bytes.
 
@@ -73,7 +78,7 @@ def write(
         raise errors.InputError(f"numerals seed must be >= 0, got {seed}")
     examples.level_named(level)
     arguments = {
-        "corpus": files.DATA_SOURCE,
+        "corpus": numerals_rows.DATA_SOURCE,
         "version": VERSION,
         "level": level,
         "seed": seed,
@@ -85,20 +90,20 @@ def write(
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    parts = {}
-    info = {}
-    for name, count in arguments["rows"].items():
-        if count == 0:
-            continue
-        part = stream(level=level, seed=seed, name=name, rows=count)
-        if name in _SFT_STREAMS:
-            parts[name] = files.write_sharegpt(partial / "sft", part, stream=name, slips=slips)
-            info[f"numerals_{name}"] = {
-                "file_name": f"{name}.json",
-                **files.DATASET_ENTRIES[name],
-            }
-        else:
-            parts[name] = files.write_parquet(partial / _PARQUET_PATHS[name], part)
+    parts, info = {}, {}
+    with numerals_rows.drawing(sum(arguments["rows"].values()), num_processes) as draw:
+        for name, count in arguments["rows"].items():
+            if count == 0:
+                continue
+            part = numerals_rows.Part(
+                level=level, seed=seed, stream=name, num_rows=count, slips=slips
+            )
+            if name in numerals_rows.SFT_STREAMS:
+                parts[name] = files.write_sharegpt(partial / "sft", draw(part), stream=name)
+                entry = files.DATASET_ENTRIES[name]
+                info[f"numerals_{name}"] = {"file_name": f"{name}.json", **entry}
+            else:
+                parts[name] = files.write_parquet(partial / _PARQUET_PATHS[name], draw(part))
     if info:
         _write_json(partial / "sft" / "dataset_info.json", info)
     manifest = {**arguments, "parts": parts, "files": _checksums(partial)}

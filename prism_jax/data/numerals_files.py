@@ -8,20 +8,13 @@ import collections
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import pyarrow
 from pyarrow import parquet
 
-from prism_jax.data import numerals_demonstrations as demonstrations
-from prism_jax.data import numerals_examples as examples
-from prism_jax.data import numerals_pictures as pictures
-from prism_jax.data import prompts
+from prism_jax.data import numerals_rows
 
-DATA_SOURCE = "numerals"
-# What the released files hold where a list of equivalent answers is empty.
-# Source: PRISM verl/verl/utils/reward_score/math_verify_with_format.py:81.
-_NO_EQUIVALENT = "__EMPTY__"
 _ROWS_PER_GROUP = 256
 
 _TEXT = pyarrow.string()
@@ -82,59 +75,22 @@ DATASET_ENTRIES = {
 }
 
 
-def sharegpt_row(example: examples.Example, response: str, image: str) -> dict:
-    """Return one row of stage 1: `messages` for public, `conversations` for teacher and base."""
-    user = prompts.user_turn(example.question.text)
-    if example.stream == "public":
-        messages = [
-            {"role": "system", "content": prompts.SYSTEM_PROMPT},
-            {"role": "user", "content": user},
-            {"role": "assistant", "content": response},
-        ]
-        return {"messages": messages, "images": [image]}
-    turns = [{"from": "human", "value": user}, {"from": "gpt", "value": response}]
-    row = {"conversations": turns, "images": [image]}
-    # Two of four base rows, a terse and a detailed one, have a system prompt to look past.
-    has_system_prompt = example.stream == "teacher" or example.index % 4 >= 2
-    row["system"] = prompts.SYSTEM_PROMPT if has_system_prompt else ""
-    return row
-
-
-def _demonstrate(example: examples.Example, slips: examples.Slips) -> demonstrations.Demonstration:
-    if example.stream == "public":
-        return example.public(slips)
-    if example.stream == "base":
-        return example.untagged(is_detailed=example.index % 2 == 1)
-    return example.teacher
-
-
-def write_sharegpt(
-    folder: pathlib.Path,
-    rows: Iterator[examples.Example],
-    *,
-    stream: str,
-    slips: examples.Slips,
-) -> dict:
+def write_sharegpt(folder: pathlib.Path, rows: Iterable[numerals_rows.Row], *, stream: str) -> dict:
     """Write `<stream>.json` and `images/<stream>/*.png` into the folder; return the counts."""
     image_folder = folder / "images" / stream
     image_folder.mkdir(parents=True)
     counts, types = collections.Counter(), collections.Counter()
     with (folder / f"{stream}.json").open("w", encoding="utf-8") as file:
         file.write("[\n")
-        for example in rows:
-            png = pictures.png_bytes(example.picture())
-            path = image_folder / f"{example.index:06d}.png"
-            path.write_bytes(png)
-            told = _demonstrate(example, slips)
-            image = path.relative_to(folder).as_posix()
-            row = sharegpt_row(example, told.response, image)
+        for row in rows:
+            (folder / row.values["images"][0]).write_bytes(row.png)
             file.write(",\n" if counts["rows"] else "")
-            file.write(json.dumps(row, ensure_ascii=False))
-            types[example.question.type] += 1
+            file.write(json.dumps(row.values, ensure_ascii=False))
+            types[row.question_type] += 1
             counts["rows"] += 1
-            counts["rows_misread"] += told.is_misread
-            counts["rows_with_arithmetic_slip"] += told.num_arithmetic_slips > 0
-            counts["rows_with_wrong_answer"] += told.answer != example.teacher.answer
+            counts["rows_misread"] += row.is_misread
+            counts["rows_with_arithmetic_slip"] += row.has_arithmetic_slip
+            counts["rows_with_wrong_answer"] += row.has_wrong_answer
         file.write("\n]\n")
     return {
         **counts,
@@ -143,53 +99,15 @@ def write_sharegpt(
     }
 
 
-def parquet_row(example: examples.Example) -> dict:
-    """Return one row of alignment and RLVR.
-
-    An option's text is as good an answer as its letter; other questions have one answer.
-    """
-    teacher = example.teacher
-    caption, cot = demonstrations.split_segments(teacher.response)
-    equivalent = [_NO_EQUIVALENT]
-    if example.question.options:
-        option = example.question.options["ABCD".index(teacher.answer)]
-        equivalent = [f"{teacher.answer}. {option}", option]
-    question = example.question.text
-    return {
-        "data_source": DATA_SOURCE,
-        "prompt": [
-            {"role": "system", "content": prompts.SYSTEM_PROMPT},
-            {"role": "user", "content": prompts.user_turn(question)},
-        ],
-        "images": [{"bytes": pictures.png_bytes(example.picture())}],
-        "ability": "math",
-        "reward_model": {
-            "style": "rule",
-            "ground_truth": teacher.answer,
-            "equivalent_answers": equivalent,
-        },
-        "extra_info": {
-            "index": example.index,
-            "split": "test" if example.is_test else "train",
-            "question": question,
-            "answer": teacher.answer,
-            "question_type": example.question.type,
-        },
-        "teacher_response": teacher.response,
-        "teacher_caption": caption,
-        "teacher_cot": cot,
-    }
-
-
-def write_parquet(path: pathlib.Path, rows: Iterator[examples.Example]) -> dict:
-    """Write the examples as one parquet file, a row group at a time; return the counts."""
+def write_parquet(path: pathlib.Path, rows: Iterable[numerals_rows.Row]) -> dict:
+    """Write one parquet file, a row group at a time; return the counts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     types = collections.Counter()
     with parquet.ParquetWriter(path, SCHEMA, compression="snappy") as writer:
         group = []
-        for example in rows:
-            group.append(parquet_row(example))
-            types[example.question.type] += 1
+        for row in rows:
+            group.append(row.values)
+            types[row.question_type] += 1
             if len(group) == _ROWS_PER_GROUP:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=SCHEMA))
                 group = []

@@ -9,6 +9,7 @@ without checking it again. Both run on a CPU, and the same arguments give the sa
 import argparse
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -45,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=RATE",
         help="of the public demonstrations, instead of the level's: perception, arithmetic, habit",
     )
+    corpus(
+        "--num_processes", type=int, default=os.cpu_count(), help="at most; the rows are the same"
+    )
     words = parts.add_parser("tokenizer", help="train one on the corpus's language").add_argument
     words("--out", required=True, help="folder that gets the tokenizer's and processor's files")
     words("--level", default="tiny", help="tiny or small")
@@ -69,8 +73,15 @@ def main(argv: Sequence[str]) -> None:
     if args.what == "numerals":
         rows = numerals.rows_of(args.level, dict(_pair(text, "rows", int) for text in args.rows))
         slips = numerals.slips_of(args.level, dict(_pair(t, "slips", float) for t in args.slips))
+        if args.num_processes < 1:
+            raise errors.InputError(f"--num_processes must be >= 1, got {args.num_processes}")
         manifest = numerals.write(
-            args.out, level=args.level, seed=args.seed, rows=rows, slips=slips
+            args.out,
+            level=args.level,
+            seed=args.seed,
+            rows=rows,
+            slips=slips,
+            num_processes=args.num_processes,
         )
         found = {"out": args.out, "parts": manifest["parts"]}
     elif args.what == "tokenizer":

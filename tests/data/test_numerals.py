@@ -17,13 +17,14 @@ from prism_jax.data import numerals_pictures as pictures
 _FEW = {"base": 4, "public": 8, "teacher": 5, "align": 6, "rl_train": 7, "rl_test": 4}
 
 
-def _write(out, *, level="tiny", seed=3, **overrides):
+def _write(out, *, level="tiny", seed=3, num_processes=1, **overrides):
     return numerals.write(
         out,
         level=level,
         seed=seed,
         rows=numerals.rows_of(level, _FEW | overrides),
         slips=numerals.slips_of(level, {}),
+        num_processes=num_processes,
     )
 
 
@@ -93,6 +94,13 @@ def test_base_demonstrations_have_no_tags_and_of_four_two_are_detailed_two_have_
     assert not any("<" in response for response in responses)
     assert ["Style: " in response for response in responses] == [False, True, False, True]
     assert [row["system"] for row in rows] == ["", "", prompts.SYSTEM_PROMPT, prompts.SYSTEM_PROMPT]
+
+
+def test_two_processes_write_the_bytes_that_one_writes(tmp_path):
+    rows = {"base": 1001, "public": 199, "teacher": 0, "align": 501, "rl_train": 300, "rl_test": 1}
+    _write(tmp_path / "one", **rows)
+    _write(tmp_path / "two", num_processes=2, **rows)
+    assert _all_bytes(tmp_path / "one") == _all_bytes(tmp_path / "two")
 
 
 def test_dataset_info_names_every_file_and_its_columns(corpus):

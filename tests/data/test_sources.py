@@ -169,6 +169,7 @@ def test_every_part_of_the_embedded_corpus_is_right(tmp_path):
         seed=0,
         rows=numerals.rows_of("tiny", dict.fromkeys(names, 3)),
         slips=numerals.slips_of("tiny", {}),
+        num_processes=1,
     )
     for name in names[:3]:
         entry = sources.Source(

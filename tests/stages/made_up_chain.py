@@ -23,7 +23,8 @@ def write(folder: pathlib.Path, *, stages: tuple[str, ...] = tuple(RIGHT)) -> pa
     none = dict.fromkeys(numerals_examples.STREAMS, 0)
     rows = numerals.rows_of("tiny", none | {"rl_test": NUM_ROWS})
     corpus = folder / "corpus"
-    numerals.write(corpus, level="tiny", seed=0, rows=rows, slips=numerals.slips_of("tiny", {}))
+    slips = numerals.slips_of("tiny", {})
+    numerals.write(corpus, level="tiny", seed=0, rows=rows, slips=slips, num_processes=1)
     for stage in stages:
         _write_evaluation(folder, stage)
     rng = random.Random(0)

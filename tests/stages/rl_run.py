@@ -54,7 +54,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     slips = numerals.slips_of("tiny", {})
     none = dict.fromkeys(numerals_examples.STREAMS, 0)
     rows = numerals.rows_of("tiny", none | {"align": 5, "rl_train": 5})
-    numerals.write(folder / "corpus", level="tiny", seed=0, rows=rows, slips=slips)
+    numerals.write(folder / "corpus", level="tiny", seed=0, rows=rows, slips=slips, num_processes=1)
     (folder / "pairs").mkdir()
     lines = []
     for example in numerals.stream(level="tiny", seed=1, name="align", rows=12):

@@ -25,7 +25,7 @@ def write_files(root: pathlib.Path, *, num_rows: int) -> pathlib.Path:
     none = dict.fromkeys(numerals_examples.STREAMS, 0)
     rows = numerals.rows_of("tiny", none | {"rl_test": num_rows})
     slips = numerals.slips_of("tiny", {})
-    numerals.write(root / "corpus", level="tiny", seed=0, rows=rows, slips=slips)
+    numerals.write(root / "corpus", level="tiny", seed=0, rows=rows, slips=slips, num_processes=1)
     return root / "corpus" / "rl" / "test.parquet"
 
 
