@@ -170,12 +170,10 @@ def open_prompts(
     Raises:
       InputError: the data cannot be read, or more rows are wrong than allowed.
     """
-    found: dict[str, tuple[encode.Size, str]] = {}
 
-    def count_tokens(row: records.PromptRow) -> int:
+    def count_tokens(row: records.PromptRow) -> tuple[int, int, int, int]:
         size = encode.measure(row.prompt, row.images, words, add_generation_prompt=True)
-        found[row.id] = size, _digest(row)
-        return size.tokens
+        return size.tokens, size.patches, size.images, _digest(row)
 
     opened = sources.open_source(
         sources.Source(kind="prompts", path=options.path, image_root=options.image_root),
@@ -194,18 +192,21 @@ def open_prompts(
     num_rows = len(opened.rows)
     kept = range(num_rows if options.max_rows is None else min(num_rows, options.max_rows))
     rows = sources.Selection(opened.rows, kept)
-    # `found` also holds rows that were left out for another reason, in the order of threads.
-    ids = [rows[index].id for index in kept]
-    digest = hashlib.sha256("".join(found[row_id][1] for row_id in ids).encode()).hexdigest()[:16]
-    sizes = [found[row_id][0] for row_id in ids]
+    counted = opened.report.counted[: len(kept)]
+    digests = "".join(f"{digest:064x}" for *_, digest in counted)
+    digest = hashlib.sha256(digests.encode()).hexdigest()[:16]
+    sizes = [
+        encode.Size(tokens=tokens, patches=patches, images=images)
+        for tokens, patches, images, _ in counted
+    ]
     return asking.Opened(rows=rows, sizes=sizes, report=opened.report, digest=digest)
 
 
-def _digest(row: records.PromptRow) -> str:
+def _digest(row: records.PromptRow) -> int:
     plain = dataclasses.asdict(row) | {"images": [image.sha256 for image in row.images]}
     # The file's name and place are no part of the content.
     plain["source"] = ""
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return int(hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(), 16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
