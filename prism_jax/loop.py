@@ -9,6 +9,7 @@ Step numbers in logs and checkpoints count finished steps: row 1 and checkpoint 
 first step left.
 """
 
+import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
@@ -119,7 +120,9 @@ def run(
     same mesh: the keys depend on the step alone, the data position is saved with the state, and
     the rows of a checkpoint's steps are on disk before the checkpoint is.
 
-    Metrics are read one step late, while the devices work on the next step.
+    Metrics are read one step late, while the devices work on the next step. `time/step_seconds`
+    goes from the step's begin, or the end of the step before where that is later, to the end of
+    its update: it holds its data and its experience, but no evaluation and no saving.
 
     Raises:
       DivergedError: `limits.max_skipped_in_row` updates in a row were skipped.
@@ -127,8 +130,11 @@ def run(
       Preempted: SIGTERM came; the state is saved.
       InputError: the data ended too early.
     """
-    pending = _Pending(stage, limits, logs)
-    with preemption.watch(checkpointer.reached_preemption) as is_preempted:
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as watcher,
+        preemption.watch(checkpointer.reached_preemption) as is_preempted,
+    ):
+        pending = _Pending(stage, limits, logs, watcher)
         for step in range(first_step, limits.num_steps):
             begun = time.monotonic()
             experience_key, update_key = jax.random.split(jax.random.fold_in(key, step))
@@ -160,14 +166,18 @@ def run(
 class _Pending:
     """Hold the metrics of the last step, still on the devices, until the next one is under way."""
 
-    def __init__(self, stage: Stage, limits: Limits, logs: Logs):
+    def __init__(
+        self, stage: Stage, limits: Limits, logs: Logs, watcher: concurrent.futures.Executor
+    ):
         self._stage = stage
         self._limits = limits
         self._logs = logs
+        self._watcher = watcher
         self._step: int | None = None
         self._metrics: metrics.Metrics = {}
         self._values: dict[str, float] = {}
         self._begun = 0.0
+        self._done: concurrent.futures.Future[float] | None = None
         self._last_done = 0.0
 
     def put(
@@ -188,6 +198,8 @@ class _Pending:
                 leaf.copy_to_host_async()
         self._step, self._metrics, self._begun = step, seen | told, begun
         self._values = {"time/data_seconds": data_seconds}
+        # The loop itself looks later, after an evaluation or the next step's experience.
+        self._done = self._watcher.submit(_time_when_ready, self._metrics)
 
     def add(self, values: Mapping[str, float]) -> None:
         """Add values to the row of the step."""
@@ -200,7 +212,7 @@ class _Pending:
         step, self._step = self._step, None
         values = metrics.read(jax.device_get(self._metrics)) | self._values
         # A step is dispatched while the one before it still runs: its own time starts after that.
-        done = time.monotonic()
+        done = self._done.result()
         values["time/step_seconds"] = done - max(self._begun, self._last_done)
         self._last_done = done
         self._logs.writers.write(step, values)
@@ -211,6 +223,11 @@ class _Pending:
                     f"{name} is {values[name]:.0f} after step {step}: loss or gradients were not "
                     f"finite, and no update was taken, for that many steps in a row"
                 )
+
+
+def _time_when_ready(values: metrics.Metrics) -> float:
+    jax.block_until_ready(values)
+    return time.monotonic()
 
 
 def _next_batch(data: Data, step: int) -> Batch:

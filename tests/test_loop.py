@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -133,6 +134,32 @@ def test_evaluation_is_in_the_row_of_its_step_and_after_the_last(tmp_path):
     assert {row["step"]: row["eval/step"] for row in rows if "eval/step" in row} == {4: 4, 6: 6}
 
 
+def test_an_evaluation_is_in_the_time_of_no_step(tmp_path):
+    def evaluate(state, step):
+        del state
+        time.sleep(1.5)
+        return {"eval/step": step}
+
+    toy_run.run(tmp_path, num_steps=6, evaluate=evaluate)
+    rows = _rows(tmp_path)
+    assert [row["step"] for row in rows if "eval/step" in row] == [4, 6]
+    # The first step may compile.
+    assert max(row["time/step_seconds"] for row in rows[1:]) < 1.0
+
+
+def test_a_step_has_the_time_of_its_own_experience_and_data(tmp_path):
+    def experience(state, batch, key):
+        jax.block_until_ready(state)
+        time.sleep(0.2)
+        return loop.learn_from_data(state, batch, key)
+
+    toy_run.run(tmp_path, num_steps=7, sleep_seconds=0.1, experience=experience)
+    rows = _rows(tmp_path)
+    # Steps 3 and 6 are saved: everything before them is waited for.
+    assert min(row["time/step_seconds"] for row in rows) > 0.2
+    assert all(0.1 <= row["time/data_seconds"] < 0.3 for row in rows)
+
+
 def test_metrics_are_read_while_the_next_step_is_under_way(tmp_path):
     num_rows = []
 
@@ -176,7 +203,7 @@ def test_experience_and_update_may_not_measure_under_one_name(tmp_path):
     def update(state, batch, key):
         return state, {"loss/total": metrics.Sum(value=1.0)}
 
-    pending = loop._Pending(None, None, None)
+    pending = loop._Pending(None, None, None, None)
     told = update(None, None, None)[1]
     with pytest.raises(ValueError, match=r"\['loss/total'\]"):
         pending.put(1, told, told, begun=0.0, data_seconds=0.0)

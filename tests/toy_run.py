@@ -174,7 +174,16 @@ def setup(*, num_microbatches=2, **optimizer_changes):
     return train_state.abstract_state(params, optimizer), make_state, step
 
 
-def run(workdir, *, num_steps, sleep_seconds=0.0, evaluate=None, update=None, data=None):
+def run(
+    workdir,
+    *,
+    num_steps,
+    sleep_seconds=0.0,
+    experience=loop.learn_from_data,
+    evaluate=None,
+    update=None,
+    data=None,
+):
     """Run or continue the toy stage in `workdir`; return its last state."""
     workdir = pathlib.Path(workdir)
     begun = time.monotonic()
@@ -201,7 +210,7 @@ def run(workdir, *, num_steps, sleep_seconds=0.0, evaluate=None, update=None, da
         try:
             state = loop.run(
                 loop.Stage(
-                    experience=loop.learn_from_data,
+                    experience=experience,
                     update=update or step,
                     evaluate=evaluate,
                     skip_counters=("optim/skipped_in_row",),
