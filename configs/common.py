@@ -41,7 +41,10 @@ def model(size: str) -> ConfigDict:
             "dtype": "float32" if size in ("tiny", "demo") else "bfloat16",
             "param_dtype": "float32",
             "attention": "auto",
-            "remat": {"4b": "save_attention", "8b": "full"}[size] if is_large else "none",
+            # Also the fastest for small, on an H100: benchmarks/results/h100_train_small.json.
+            "remat": {"small": "save_attention", "4b": "save_attention", "8b": "full"}.get(
+                size, "none"
+            ),
         }
     )
 

@@ -28,7 +28,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.prompts = sampled.prompts(size)
     config.mesh = sampled.mesh()
     config.sampling = sampled.sampling(top_p=None)
-    if size == "demo":
+    if size in ("demo", "small"):
         # As in its alignment.
         config.sampling.temperature = 0.7
     config.num_responses = 1

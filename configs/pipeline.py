@@ -1,7 +1,7 @@
 """The whole method on the embedded corpus, from a small base model to a report.
 
     python -m prism_jax pipeline --config=configs/pipeline.py:small --workdir=runs/small \
-        --config.base.folder=BASE
+        --config.base.tokenizer=TOKENIZER
 
 Sizes: tiny (tests of the commands: a policy that learnt nothing gives no pairs, and the chain ends
 there), demo (a model of 2 million parameters, 2 CPU cores), small (107 million, one GPU). Every
@@ -10,9 +10,8 @@ step takes its own configuration of that size; `arguments` adds to them:
     --config.arguments.rlvr="('--config.train.num_steps=50',)"
 
 `base.folder` is a Hugging Face folder. With `base.tokenizer=DIR` instead, a new model is trained
-first, on right answers without tags (give the corpus some: `corpus.rows="('base=20000',)"`), and
-exported to `base_model`. `trunk` names what is upcycled: the base model, as published, or the
-policy of SFT.
+first, on the corpus's right answers without tags, its `base` rows, and exported to `base_model`.
+`trunk` names what is upcycled: the base model, as published, or the policy of SFT.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +23,10 @@ _SIZES = ("tiny", "demo", "small")
 _ROWS = {
     "tiny": ("public=16", "teacher=8", "align=8", "rl_train=8", "rl_test=8", "base=16"),
     "demo": ("public=2400", "teacher=1600", "align=800", "rl_train=1500", "rl_test=400"),
-    "small": (),
+    "small": (
+        *("base=16000", "public=4000", "teacher=1500", "align=1000"),
+        *("rl_train=2000", "rl_test=500"),
+    ),
 }
 
 
@@ -61,9 +63,12 @@ def _arguments(size: str) -> ConfigDict:
             "--config.discriminator.rows.row_tokens=1024",
         )
     if size == "small":
-        # Without the system prompt 15 rows of the corpus fill 2048 tokens: 98 % of them, with 93 %
-        # of these patches. SFT's rows of 2048 patches are 97 % and 85 % full.
-        found["base"] = ("--config.data.row_patches=(3072,)",)
+        # The pictures of all rows stay in memory: drawn once, they are read ten times.
+        found["base"] = (
+            *("--config.train.num_steps=1300", "--config.optim.peak=5e-4"),
+            *("--config.data.cache_mebibytes=8192", "--config.evaluate.every_steps=None"),
+        )
+        found["pairs"] = ("--config.prompts.max_rows=600",)
     if size == "demo":
         found["pairs"] = ("--config.prompts.max_rows=384",)
     return ConfigDict(found)

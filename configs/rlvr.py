@@ -98,7 +98,7 @@ def _base(size: str) -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "num_steps": {"tiny": 2, "demo": 50, "small": 200}.get(size, 1500),
+            "num_steps": {"tiny": 2, "demo": 40, "small": 40}.get(size, 1500),
             # Source: ppo_mini_batch_size = train_batch_size in every script, ppo_epochs 1.
             "num_minibatches": 1,
             "num_epochs": 1,
@@ -108,7 +108,7 @@ def _base(size: str) -> ConfigDict:
             "max_skipped_in_row": 3,
         }
     )
-    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 1e-4, "small": 3e-5}.get(size, 1e-6))
+    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 2e-5, "small": 1e-5}.get(size, 1e-6))
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 50))
     config.resume = common.resume()

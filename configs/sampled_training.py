@@ -6,7 +6,7 @@ from ml_collections import ConfigDict, config_dict
 def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int) -> ConfigDict:
     """Return drawing from the whole vocabulary, at temperature 1.
 
-    A model of 2 million parameters mixes up its words at 1: the demo draws at 0.7.
+    Models of 2 or 107 million parameters mix up their words at 1: demo and small draw at 0.7.
     Source: PRISM scripts/train/experiment: temperature 1.0, top_p 1.0 in every stage.
     """
     return ConfigDict(
@@ -15,7 +15,7 @@ def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int)
             "num_responses": num_responses,
             "batch_responses": config_dict.placeholder(int),
             "max_response_tokens": max_tokens,
-            "temperature": 0.7 if size == "demo" else 1.0,
+            "temperature": 0.7 if size in ("demo", "small") else 1.0,
             "top_k": config_dict.placeholder(int),
             "top_p": config_dict.placeholder(float),
             "chunk_tokens": 64,

@@ -48,7 +48,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     if is_large:
         config.train.num_epochs = 1
     else:
-        config.train.num_steps = {"tiny": 2, "demo": 450, "small": 2000}[size]
+        config.train.num_steps = {"tiny": 2, "demo": 300, "small": 250}[size]
     config.optim = _optim(size)
     if is_large and "train_vision" not in options:
         # Source: LLaMA-Factory freeze_vision_tower and freeze_multi_modal_projector, both on
@@ -56,13 +56,13 @@ def get_config(arg: str = "4b") -> ConfigDict:
         config.optim.frozen = ("vision/.*",)
     config.evaluate = ConfigDict(
         {
-            "every_steps": {"tiny": 1, "demo": 100, "small": 500}.get(size, 1000),
+            "every_steps": {"tiny": 1, "demo": 100, "small": 125}.get(size, 1000),
             "num_batches": config_dict.placeholder(int),
         }
     )
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(
-        every_steps={"tiny": 1, "demo": 50, "small": 250}.get(size, 500)
+        every_steps={"tiny": 1, "demo": 50, "small": 125}.get(size, 500)
     )
     config.resume = common.resume()
     config.log = common.log(every_steps={"tiny": 1, "demo": 20}.get(size, 10))
@@ -106,7 +106,7 @@ def _data(size: str) -> ConfigDict:
 
 
 def _optim(size: str) -> ConfigDict:
-    optim = common.optim(peak={"tiny": 1e-3, "demo": 7e-4, "small": 3e-4}.get(size, 1e-5))
+    optim = common.optim(peak={"tiny": 1e-3, "demo": 3e-4, "small": 2e-4}.get(size, 1e-5))
     optim.schedule = "cosine"
     optim.end_factor = 0.0
     optim.warmup_fraction = 0.1

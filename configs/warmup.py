@@ -57,7 +57,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     if is_large:
         config.train.num_epochs = 1
     else:
-        config.train.num_steps = {"tiny": 2, "demo": 40, "small": 300}[size]
+        config.train.num_steps = {"tiny": 2, "demo": 40, "small": 100}[size]
     config.evaluate = ConfigDict(
         {
             "every_steps": {"tiny": 1, "demo": 40}.get(size, 100),
