@@ -17,6 +17,7 @@ from models.config import Qwen3VLConfig
 from prism_jax import mesh as mesh_lib
 from prism_jax import metrics, optim, train_state, train_step
 from prism_jax.losses import logprob, reduce, sft
+from prism_jax.rollout import serving
 
 # forward: log-prob of every next token, or scores; gradient: of the loss; train: gradient and AdamW
 # in place; decode: one token a row with a cache.
@@ -147,10 +148,7 @@ def _maker(case: Case, rules: sharding.Rules) -> train_state.MakeModel:
     def make(rngs: nnx.Rngs) -> nnx.Module:
         if case.model == "discriminator":
             return discriminator.Discriminator(config, **common, rngs=rngs)
-        model = qwen3_vl.Qwen3VL(config, has_head=True, **common, rngs=rngs)
-        if case.program == "decode":
-            model.text.unstack()
-        return model
+        return qwen3_vl.Qwen3VL(config, has_head=True, **common, rngs=rngs)
 
     return make
 
@@ -161,7 +159,30 @@ def abstract_model(case: Case, mesh: Mesh, rules: sharding.Rules) -> tuple[nnx.G
     Gradients are of float32 parameters; what needs none reads bfloat16 ones.
     """
     dtype = jnp.float32 if case.program in ("gradient", "train") else jnp.bfloat16
-    graphdef, params = train_state.abstract_params(_maker(case, rules), param_dtype=dtype)
+    return _abstract(_maker(case, rules), dtype, mesh, rules)
+
+
+def abstract_sampler(
+    case: Case, mesh: Mesh, rules: sharding.Rules
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Return what `rollout.serving.prepare` makes of the model, as shapes with their shardings."""
+    make, num_kv_heads = _maker(case, rules), MODELS[case.model].text.num_kv_heads
+    stacked = abstract_model(case, mesh, rules)[1]["text"]["layers"]["attn"]
+    q, k = (stacked[name]["kernel"].get_value() for name in ("q", "k"))
+
+    def make_joined(rngs: nnx.Rngs) -> nnx.Module:
+        model = make(rngs)
+        model.text.unstack()
+        model.text.join(heads=serving.is_cut_between_heads(q, k, num_kv_heads))
+        return model
+
+    return _abstract(make_joined, jnp.bfloat16, mesh, rules)
+
+
+def _abstract(
+    make: train_state.MakeModel, dtype: Any, mesh: Mesh, rules: sharding.Rules
+) -> tuple[nnx.GraphDef, nnx.State]:
+    graphdef, params = train_state.abstract_params(make, param_dtype=dtype)
 
     def one(param: nnx.Variable) -> nnx.Variable:
         axes = param.get_metadata("axes")
@@ -212,7 +233,7 @@ def token_logprobs(built: nnx.Module, batch: Tree, chunk_tokens: int) -> jax.Arr
 
 def _decode_program(case: Case, mesh: Mesh, rules: sharding.Rules, rows: int) -> Program:
     """Return one step of greedy decoding, every row with a cache of `row_tokens` places."""
-    graphdef, params = abstract_model(case, mesh, rules)
+    graphdef, params = abstract_sampler(case, mesh, rules)
     array, c = placed(mesh, rules), MODELS[case.model].text
     shape = (rows, case.row_tokens, c.num_kv_heads, c.head_dim)
     keys = array(shape, jnp.bfloat16, "batch", "act_length", "act_kv_heads", None)

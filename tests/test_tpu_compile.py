@@ -7,9 +7,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
-from benchmarks import tpu_compile
+from benchmarks import tpu_compile, tpu_programs
+from models import qwen3_vl
+from prism_jax import mesh as mesh_lib
+from prism_jax.rollout import serving
 
 _ROOT = pathlib.Path(tpu_compile.__file__).parents[1]
 needs_libtpu = pytest.mark.skipif(
@@ -65,6 +71,55 @@ def test_a_mesh_that_splits_an_axis_of_the_torus_compiles():
     (result,) = _compile("v5e:4x4", "forward", "small_64", length=256, mesh="fsdp=-1,tensor=2")
     assert result["verdict"] == "fits"
     assert result["pallas_kernels"] >= 2
+
+
+@pytest.mark.tpu
+@pytest.mark.slow
+@needs_libtpu
+def test_a_step_of_decoding_compiles_with_joined_maps():
+    (result,) = _compile("v6e:2x4", "decode", "small_64", length=256, mesh="data=-1,tensor=2")
+    assert result["verdict"] == "fits"
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_decoding_is_compiled_of_the_parameters_that_the_sampler_reads(tensor):
+    case = tpu_programs.Case(
+        model="small_64",
+        topology="",
+        program="decode",
+        mesh="",
+        row_tokens=8,
+        row_patches=8,
+        rows=1,
+        chunk_tokens=4,
+        moe_implementation=None,
+    )
+    mesh = mesh_lib.make({"data": 1, "fsdp": 8 // tensor, "tensor": tensor, "expert": 1})
+    rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
+    _, (params, _, _) = tpu_programs.program(case, mesh)
+    compiled = dict(nnx.to_flat_state(params))
+
+    model = qwen3_vl.Qwen3VL(
+        tpu_programs.MODELS["small_64"],
+        has_head=True,
+        moe_implementation=None,
+        rules=rules,
+        dtype=jnp.bfloat16,
+        param_dtype=jnp.bfloat16,
+        rngs=nnx.Rngs(0),
+    )
+    graphdef, params = nnx.split(model)
+    spread = jax.device_put(params, mesh_lib.param_shardings(params, mesh, rules))
+    read = serving.prepare(graphdef, spread, dtype=jnp.bfloat16, donate=False)[1]
+    found = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(read)}
+
+    # Two kv heads cannot be cut in four.
+    assert (("text", "layers", 0, "attn", "qkv", "kernel") in found) == (tensor < 4)
+    assert set(compiled) == set(found)
+    for path, leaf in found.items():
+        shape = compiled[path].get_value()
+        assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype), path
+        assert shape.sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
 
 
 def test_collectives_are_read_from_the_compiled_text():

@@ -75,7 +75,7 @@ def _unstack(graphdef: nnx.GraphDef, params: nnx.State, values: dict, *, join: b
     model.text.unstack()
     if join:
         q, k = (values[(*_STACK, "attn", name, "kernel")] for name in ("q", "k"))
-        model.text.join(heads=_is_cut_between_heads(q, k, model.text.config.num_kv_heads))
+        model.text.join(heads=is_cut_between_heads(q, k, model.text.config.num_kv_heads))
     return model
 
 
@@ -104,13 +104,16 @@ def _joined(config: TextConfig) -> dict[tuple[str, ...], _Made]:
     }
 
 
-def _spec(stack: jax.Array) -> tuple:
+def _spec(stack: jax.Array | jax.ShapeDtypeStruct) -> tuple:
     """Return how each axis behind the stack lies on the mesh."""
     spec = tuple(stack.sharding.spec)
     return (spec + (None,) * (stack.ndim - len(spec)))[1:]
 
 
-def _is_cut_between_heads(q: jax.Array, k: jax.Array, num_kv_heads: int) -> bool:
+def is_cut_between_heads(
+    q: jax.Array | jax.ShapeDtypeStruct, k: jax.Array | jax.ShapeDtypeStruct, num_kv_heads: int
+) -> bool:
+    """Tell whether the mesh leaves kv heads whole, each with its queries; of stacked kernels."""
     if not isinstance(k.sharding, NamedSharding):
         return True
     axes = _spec(k)[-1]
