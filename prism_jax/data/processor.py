@@ -138,13 +138,15 @@ class Processor:
         tokens = np.asarray(self.token_ids("".join(pieces)), np.int32)
         return self._assemble(tokens, repeats, patches, media)
 
-    def token_ids(self, text: str) -> list[int]:
+    def token_ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the ids of a text, those that a call of the tokenizer gives.
 
         Other threads run while it works, and no time goes into the call's options and the tokens'
         places in the text.
         """
-        (encoded,) = self.tokenizer.backend_tokenizer.encode_batch_fast([text])
+        (encoded,) = self.tokenizer.backend_tokenizer.encode_batch_fast(
+            [text], add_special_tokens=add_special_tokens
+        )
         return encoded.ids
 
     def _cut(

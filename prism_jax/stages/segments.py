@@ -221,7 +221,7 @@ class Reader:
         return tokens, found
 
     def _tokens(self, text: str) -> list[int]:
-        return self._words.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._words.token_ids(text, add_special_tokens=False)
 
 
 def _slices(tokens: list[int], caption_tokens: int) -> dict[str, list[int]]:

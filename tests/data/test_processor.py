@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 from PIL import Image
 from transformers import processing_utils
@@ -52,6 +53,24 @@ def test_ids_of_a_text_are_those_that_a_call_of_the_tokenizer_gives(ours, folder
     for made in (ours, processor.Processor.from_folder(tmp_path / "cut")):
         for text in _TEXTS:
             assert made.token_ids(text) == reference(text)["input_ids"], text[:40]
+
+
+@pytest.mark.parametrize("add_special_tokens", [True, False])
+def test_a_token_in_front_of_every_text_is_added_as_a_call_of_the_tokenizer_does(
+    folder, add_special_tokens
+):
+    made = processor.Processor.from_folder(folder)
+    start = made.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    made.tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
+    )
+    for text in _TEXTS:
+        found = made.token_ids(text, add_special_tokens=add_special_tokens)
+        called = made.tokenizer(text, add_special_tokens=add_special_tokens)
+        assert found == called["input_ids"], text[:40]
+    assert (made.token_ids("", add_special_tokens=add_special_tokens) == [start]) == (
+        add_special_tokens
+    )
 
 
 class ImageProcessor(transformers.Qwen3VLProcessor):
