@@ -47,17 +47,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def implementations(
-    name: str, dtype: jnp.dtype
+    name: str, dtype: jnp.dtype, *, place: str = "--attention"
 ) -> tuple[attention.Implementation, attention.Implementation]:
-    """Return the implementations of prefill and decoding; "auto" goes by platform and type."""
+    """Return the implementations of prefill and decoding; "auto" goes by platform and type.
+
+    Raises:
+      InputError: `place` names one that this platform, type or JAX cannot run.
+    """
+    platform = jax.default_backend()
     if name == "auto":
-        platform = jax.default_backend()
         if platform == "tpu":
             name = "splash"
         elif platform == "gpu" and dtype != jnp.float32 and jax.__version_info__ >= (0, 11):
             name = "cudnn"
         else:
             name = "xla"
+    needed = None
+    if name == "splash" and platform != "tpu":
+        needed = f"a TPU, this is a {platform}"
+    elif name == "cudnn" and platform != "gpu":
+        needed = f"an NVIDIA GPU, this is a {platform}"
+    elif name == "cudnn" and dtype == jnp.float32:
+        needed = f"bfloat16, got {dtype}"
+    elif name == "cudnn" and jax.__version_info__ < (0, 11):
+        needed = f"JAX 0.11 or later, this is {jax.__version__}"
+    if needed is not None:
+        raise errors.InputError(f"{place} = {name!r} needs {needed}")
     return name, "xla" if name == "splash" else name
 
 
@@ -82,13 +97,14 @@ def main(argv: Sequence[str]) -> None:
         mesh = mesh_lib.make(sizes, jax.devices()[: args.tensor])
         rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
     dtype = None if args.dtype == "auto" else jnp.dtype(args.dtype)
+    stored = jnp.dtype(pretrained.Source.of(args.model, role="policy").dtype)
+    prefill, decode = implementations(args.attention, stored if dtype is None else dtype)
     model = pretrained.load(args.model, mesh=mesh, rules=rules, dtype=dtype, param_dtype=dtype)
     if model.dtype == jnp.float32:
         jax.config.update("jax_default_matmul_precision", "highest")
     graphdef, params = serving.prepare(model.graphdef, model.params, dtype=model.dtype, donate=True)
     jax.block_until_ready(params)
     loaded = time.perf_counter()
-    prefill, decode = implementations(args.attention, model.dtype)
     _say(
         f"loaded {args.model} in {loaded - start:.1f} s: {model.dtype.name} on "
         f"{jax.devices()[0].device_kind}, attention {prefill}, in decoding {decode}"

@@ -264,7 +264,7 @@ def begin(
         attention=policy.attention,
         remat="none",
     )
-    devices = setup.open_devices(mesh, model)
+    devices = setup.open_devices(mesh, model, section="policy")
     if jax.process_count() > 1:
         raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")
     facts = {

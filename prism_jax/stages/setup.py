@@ -99,11 +99,16 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def open_devices(mesh: configuration.Mesh, model: configuration.Model) -> Devices:
+def open_devices(
+    mesh: configuration.Mesh, model: configuration.Model, *, section: str = "model"
+) -> Devices:
     """Join the processes of the job, build the mesh and decide the implementations; tell them.
 
+    Args:
+      section: of the configuration that says type and attention, for messages.
+
     Raises:
-      InputError: the axes do not fit the devices.
+      InputError: the axes do not fit the devices, or the attention does not run on them.
     """
     if mesh.is_distributed:
         jax.distributed.initialize()
@@ -116,7 +121,9 @@ def open_devices(mesh: configuration.Mesh, model: configuration.Model) -> Device
         raise errors.InputError(
             f"config.mesh.num_devices = {mesh.num_devices}, but there are {len(found)} devices"
         )
-    prefill, decode = generate.implementations(model.attention, dtype)
+    prefill, decode = generate.implementations(
+        model.attention, dtype, place=f"config.{section}.attention"
+    )
     devices = Devices(
         mesh=mesh_lib.make(dataclasses.asdict(mesh.axes), found[: mesh.num_devices]),
         rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
