@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -86,13 +87,19 @@ def shards(tensors: Sequence[Planned], max_shard_bytes: int) -> list[list[Planne
 
 def check_target(target: pathlib.Path) -> str | None:
     """Return why a folder cannot be written to, None when it can."""
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        return f"{target} exists and is no folder"
-    if target.exists() and any(target.iterdir()):
-        return f"{target} is not empty; nothing is overwritten"
-    if not target.absolute().parent.is_dir():
-        return f"{target.absolute().parent} is not a folder"
-    return None
+    parent = target.absolute().parent
+    try:
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            return f"{target} exists and is no folder"
+        if target.exists() and any(target.iterdir()):
+            return f"{target} is not empty; nothing is overwritten"
+        if not parent.is_dir():
+            return f"{parent} is not a folder"
+        # Permissions do not tell: a file system may be read-only, and root may write anywhere else.
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=parent):
+            return None
+    except OSError as error:
+        return f"{target} cannot be written: {error}"
 
 
 def write_folder(

@@ -77,8 +77,8 @@ def main(argv: Sequence[str]) -> None:
             max_shard_bytes=_SHARD_BYTES,
             copy_from=args.base or source.files,
         )
-    except ValueError as error:
-        raise errors.InputError(f"--to: {error}") from error
+    except (ValueError, OSError) as error:
+        raise errors.InputError(f"--to: {args.target} cannot be written: {error}") from error
     kind = "discriminator" if source.is_discriminator else "policy"
     print(f"{kind} of step {source.step} of {args.workdir}", file=sys.stderr)
     print(args.target)

@@ -1,12 +1,14 @@
 """`export`: a run's checkpoint becomes a folder that transformers loads."""
 
+import errno
 import json
 import pathlib
 
 import numpy as np
 import pytest
 
-from prism_jax import main
+from models import hf_writer
+from prism_jax import main, pretrained
 from tests import hf_checkpoints, tiny_checkpoint, training_run
 
 
@@ -108,6 +110,43 @@ def test_what_cannot_be_exported_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
     assert told in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["file", "file/out", "long" * 80])
+def test_a_folder_that_cannot_be_made_is_one_line_before_anything_is_loaded(
+    folder, tmp_path, capsys, monkeypatch, name
+):
+    monkeypatch.setattr(pretrained.Source, "load", None)
+    (tmp_path / "file").write_text("mine")
+    assert _export(folder, tmp_path / name) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --to: {tmp_path}")
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_parent_that_may_not_be_written_to_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    # Permissions would not stop root, who may run these tests.
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(hf_writer.tempfile, "TemporaryDirectory", refuse)
+    assert _export(folder, tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --to: {tmp_path / 'out'} cannot be written: ")
+    assert "Permission denied" in err
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(folder, tmp_path, capsys, monkeypatch):
+    def fill(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(hf_writer, "_sync", fill)
+    assert _export(folder, tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: --to: {tmp_path / 'out'} cannot be written: ")
+    assert "No space left on device" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_overwritten(folder, tmp_path, capsys):
