@@ -3,6 +3,7 @@
 import importlib
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -222,6 +223,8 @@ def test_a_bad_image_is_one_line_and_exit_code_2(folder, capsys, make, told):
         ({"tokens": 0}, "max_new_tokens"),
         ({"extra": ["--seed=99999999999999999999"]}, "seed"),
         ({"extra": ["--temperature=nan"]}, "temperature"),
+        ({"extra": ["--attention=splash"]}, "--attention = 'splash' needs a TPU, this is a cpu"),
+        ({"extra": ["--attention=cudnn"]}, "--attention = 'cudnn' needs an NVIDIA GPU"),
         ({"prompt": "bad \udcff byte"}, "UTF-8"),
     ],
 )
@@ -244,6 +247,43 @@ def test_a_tokenizer_of_another_checkpoint_is_refused_naming_both_values(folder,
     assert str(was) in err
     assert str(was + 1) in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("splash", "a TPU, this is a cpu"), ("cudnn", "an NVIDIA GPU")]
+)
+def test_a_stage_refuses_an_attention_that_its_devices_cannot_run(
+    folder, tmp_path, capsys, name, told
+):
+    command = ["sft", "--config=configs/sft.py:tiny", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--config.model.folder={folder / 'dense'}", "--config.data.train=rows.json"]
+    assert _run(*command, f"--config.model.attention={name}") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: config.model.attention = {name!r} needs {told}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ range(10**9) }}", "OverflowError: Range too big"),
+        ("{{ 'a' * 10**13 }}", "MemoryError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ raise_exception('no\\nway') }}", "TemplateError: no way"),
+        ("{% if", "TemplateSyntaxError"),
+    ],
+)
+def test_a_template_that_fails_is_one_line_and_exit_code_2(
+    folder, tmp_path, capsys, template, told
+):
+    shutil.copytree(folder / "dense", tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(template)
+    assert _run("generate", f"--model={tmp_path / 'model'}", "--prompt=hi") == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("error: chat template: cannot render the messages: ")
+    assert told in err
 
 
 def test_a_missing_tensor_is_named(folder, capsys):

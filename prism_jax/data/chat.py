@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import transformers
 
 from prism_jax import errors
@@ -123,6 +122,9 @@ def render(
     """Return the text of a chat, one placeholder token for each image and video.
 
     No system turn is added. `add_generation_prompt` opens the assistant's turn at the end.
+
+    Raises:
+      InputError: the template cannot be read, or fails on these messages.
     """
     try:
         return tokenizer.apply_chat_template(
@@ -131,6 +133,8 @@ def render(
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
-    # A template for texts alone fails with TypeError on a list of parts.
-    except (jinja2.TemplateError, TypeError) as error:
-        raise errors.InputError(f"chat template: cannot render the messages: {error}") from error
+    # A template is a program of whoever wrote the checkpoint: it may raise anything.
+    except Exception as error:
+        raise errors.InputError(
+            f"chat template: cannot render the messages: {type(error).__name__}: {error}"
+        ) from error
