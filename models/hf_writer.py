@@ -96,10 +96,10 @@ def check_target(target: pathlib.Path) -> str | None:
         if not parent.is_dir():
             return f"{parent} is not a folder"
         # Permissions do not tell: a file system may be read-only, and root may write anywhere else.
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=parent):
-            return None
+        os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
     except OSError as error:
         return f"{target} cannot be written: {error}"
+    return None
 
 
 def write_folder(

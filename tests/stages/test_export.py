@@ -130,7 +130,7 @@ def test_a_parent_that_may_not_be_written_to_is_one_line(folder, tmp_path, capsy
     def refuse(**_):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
 
-    monkeypatch.setattr(hf_writer.tempfile, "TemporaryDirectory", refuse)
+    monkeypatch.setattr(hf_writer.tempfile, "mkdtemp", refuse)
     assert _export(folder, tmp_path / "out") == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: --to: {tmp_path / 'out'} cannot be written: ")
