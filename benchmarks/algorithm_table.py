@@ -79,23 +79,29 @@ def run(line: Run) -> dict[str, Json]:
         if status.returncode:
             end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
             raise RuntimeError(f"{line.name}: {command[0]} ended with {status.returncode}\n{end}")
+    found = result(line, seconds=time.monotonic() - begun)
+    print(line.name, json.dumps(found["accuracy"]), file=sys.stderr, flush=True)
+    return found
+
+
+def result(line: Run, *, seconds: float) -> dict[str, Json]:
+    """Return what a line's folders say, and how long its commands took."""
     told = _read(line.workdir / f"{line.name}_evaluation" / "summary.json")["greedy"]
-    steps = [
-        json.loads(text)
-        for text in (line.workdir / line.name / "metrics.jsonl").read_text().splitlines()
-    ]
-    found = {
+    metrics = (line.workdir / line.name / "metrics.jsonl").read_text(encoding="utf-8")
+    steps = [json.loads(text) for text in metrics.splitlines()]
+    # DAPO draws nothing in a step that enough groups were left over for.
+    drawn = [step for step in steps if "reward/accuracy_mean" in step]
+    return {
         "start": STARTS[line.start],
         "algorithm": line.algorithm,
         "accuracy": told["accuracy"],
         "format_valid": told["format_valid"],
         "response_tokens": told["response_tokens"],
-        "reward_by_step": [round(step["reward/total_mean"], 4) for step in steps],
-        "wall_seconds": round(time.monotonic() - begun, 1),
+        "num_steps": len(steps),
+        "sampled_accuracy_by_drawn_step": [round(s["reward/accuracy_mean"], 4) for s in drawn],
+        "wall_seconds": round(seconds, 1),
         "commands": [" ".join(("python -m prism_jax", *c)) for c in line.commands()],
     }
-    print(line.name, json.dumps(found["accuracy"]), file=sys.stderr, flush=True)
-    return found
 
 
 def _read(path: pathlib.Path) -> Json:
@@ -148,9 +154,13 @@ def main() -> None:
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         waiting = [pool.submit(run, line) for line in lines]
         for done in concurrent.futures.as_completed(waiting):
+            if done.exception() is not None:
+                continue
             table.append(done.result())
             found = {"size": args.size, "seed": args.seed, "jobs": args.jobs, "table": table}
             args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for done in waiting:
+        done.result()
 
 
 if __name__ == "__main__":

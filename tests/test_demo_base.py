@@ -24,8 +24,8 @@ FOLDER = pathlib.Path(__file__).parents[1] / "launch" / "demo_base"
 NUM_PICTURES = 64
 
 
-@pytest.fixture(scope="module")
-def answers() -> list[tuple[str, set[str]]]:
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "under a system prompt"])
+def answers(request) -> list[tuple[str, set[str]]]:
     """Return greedy answers on handwriting of the test split, and both right ones of each."""
     words = processor.Processor.from_folder(FOLDER)
     model = pretrained.load(
@@ -37,7 +37,7 @@ def answers() -> list[tuple[str, set[str]]]:
     sampler = engine.Engine(
         graphdef=graphdef,
         config=model.config,
-        shapes=engine.Shapes(prompt_tokens=64, row_patches=16 * NUM_PICTURES, row_images=64),
+        shapes=engine.Shapes(prompt_tokens=320, row_patches=16 * NUM_PICTURES, row_images=64),
         prefill_implementation="xla",
         decode_implementation="xla",
         chunk_tokens=64,
@@ -47,9 +47,11 @@ def answers() -> list[tuple[str, set[str]]]:
     rows = list(numerals.stream(level="tiny", seed=0, name="rl_test", rows=NUM_PICTURES))
     encoded = []
     for row in rows:
-        asked = records.Message(role="user", content=prompts.user_turn(row.question.text))
+        asked = [records.Message(role="user", content=prompts.user_turn(row.question.text))]
+        if request.param:
+            asked.insert(0, records.Message(role="system", content=prompts.SYSTEM_PROMPT))
         found = words.encode(
-            encode.messages([asked]), images=[row.picture()], add_generation_prompt=True
+            encode.messages(asked), images=[row.picture()], add_generation_prompt=True
         )
         encoded.append(examples.from_encoded(found, words))
     sampling = Sampling(
