@@ -16,6 +16,8 @@ from models.inputs import Example
 from prism_jax.rollout import decode
 from prism_jax.rollout.sampling import Sampling
 
+_SPLASH_ROW = 128  # of which splash attention reads multiples, see `models.attention`
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
@@ -31,7 +33,7 @@ class Rollout:
 class Shapes:
     """Round the sizes of a batch up, so that few shapes are compiled.
 
-    Give the largest sizes that can come to compile one shape only.
+    Give the largest sizes that can come to compile one shape only. Splash attention rounds further.
     """
 
     prompt_tokens: int  # the longest prompt is rounded up to a multiple
@@ -142,18 +144,23 @@ class Engine:
         text = inputs.pack_text(
             rows,
             config=self.config,
-            row_tokens=_round_up(max(len(e.tokens) for e in prompts), self.shapes.prompt_tokens),
+            row_tokens=self._row(max(len(e.tokens) for e in prompts), self.shapes.prompt_tokens),
             max_segments=2,
             num_vision_rows=parts,
         )
         vision = inputs.pack_vision(
             rows,
             config=self.config,
-            row_patches=_round_up(max(patches), self.shapes.row_patches),
+            row_patches=self._row(max(patches), self.shapes.row_patches),
             max_segments=_round_up(max(frames), self.shapes.row_images) + 1,
             num_vision_rows=parts,
         )
         return text, vision
+
+    def _row(self, size: int, multiple: int) -> int:
+        """Return the length of a row that attention in prefill can read."""
+        kernel = _SPLASH_ROW if self.prefill_implementation == "splash" else 1
+        return _round_up(_round_up(size, multiple), kernel)
 
     def _row_parts(self) -> int:
         """Return over how many parts of the mesh rows are spread."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models import inputs, sharding
+from models import attention, inputs, sharding
 from prism_jax import mesh as mesh_lib
 from prism_jax.rollout import decode, engine, serving
 from prism_jax.rollout.sampling import Sampling
@@ -75,6 +75,29 @@ def test_sampler_logprobs_equal_the_full_forward(case):
         expected = logprobs[n, start - 1 : start - 1 + length][np.arange(length), tokens]
         np.testing.assert_allclose(rollout.logprobs[n, :length], expected, atol=1e-4)
         assert not rollout.logprobs[n, length:].any()
+
+
+def test_prompts_of_any_length_are_read_by_splash_attention(monkeypatch):
+    lengths = set()
+
+    def stand_in(q, k, v, segments, *, causal, interpret):
+        del interpret
+        lengths.add(q.shape[1])
+        return attention._xla(q, k, v, segments.ids, causal=causal)
+
+    monkeypatch.setattr(attention, "splash", stand_in)
+    case = "dense_tied_2_levels_head64"
+    built, params = _engine(case)
+    # As stages ask: rows as long as the longest prompt, for all patches of a batch.
+    shapes = engine.Shapes(prompt_tokens=37, row_patches=100, row_images=4)
+    built = dataclasses.replace(built, shapes=shapes, prefill_implementation="splash")
+    sampling, key = _sampling(temperature=0.0), jax.random.key(0)
+    rollout = built.generate(params, _PROMPTS, sampling, key, num_responses=1)
+    assert lengths
+    assert all(length % 128 == 0 for length in lengths)
+    expected = _generate(case, temperature=0.0, num_responses=1)
+    np.testing.assert_array_equal(rollout.tokens, expected.tokens)
+    np.testing.assert_allclose(rollout.logprobs, expected.logprobs, atol=1e-4)
 
 
 def test_greedy_takes_the_most_likely_token_and_stops_at_an_end_token():
