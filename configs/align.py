@@ -72,7 +72,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "num_steps": {"tiny": 2, "demo": 20, "small": 40}.get(size, 500),
+            "num_steps": {"tiny": 2, "demo": 14, "small": 40}.get(size, 500),
             "head_chunk_tokens": 1024 if is_large else 2048,
             "has_entropy": True,
             "num_threads": 2,
@@ -80,12 +80,12 @@ def get_config(arg: str = "4b") -> ConfigDict:
         }
     )
     config.honesty = common.honesty(
-        every_steps={"tiny": 2, "demo": 20, "small": 20}.get(size, 50),
+        every_steps={"tiny": 2, "demo": 7, "small": 20}.get(size, 50),
         num_pairs={"tiny": 2, "demo": 16}.get(size, 32),
     )
     config.optim = common.optim(peak={"tiny": 1e-3, "demo": 2e-5, "small": 1e-5}.get(size, 1e-6))
     config.mesh = common.mesh()
-    config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 10}.get(size, 50))
+    config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 7}.get(size, 50))
     config.resume = common.resume()
     config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 1))
     if "official" in options:
