@@ -132,6 +132,10 @@ def main() -> None:
     parser.add_argument("--rlvr", action="append", default=[], help="further argument of rlvr")
     parser.add_argument("--evaluate", action="append", default=[], help="the same, of evaluate")
     args = parser.parse_args()
+    command = " ".join(("python -m benchmarks.algorithm_table", *sys.argv[1:]))
+    # In a process of its own, which does not hold the device's memory while others train.
+    asked = [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind)"]
+    device = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
     summary = _read(args.chain / "summary.json")
     args.workdir.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -157,7 +161,7 @@ def main() -> None:
             if done.exception() is not None:
                 continue
             table.append(done.result())
-            found = {"size": args.size, "seed": args.seed, "jobs": args.jobs, "table": table}
+            found = {"command": command, "device": device, "table": table}
             args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for done in waiting:
         done.result()

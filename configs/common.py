@@ -32,7 +32,6 @@ def mesh() -> ConfigDict:
 
 def model(size: str) -> ConfigDict:
     """Return a pretrained policy in bfloat16, tiny ones in float32; its folder is to be named."""
-    is_large = size in ("4b", "8b")
     return ConfigDict(
         {
             "folder": "",

@@ -131,7 +131,7 @@ def _data(size: str, options: set[str]) -> ConfigDict:
         {
             "train": (),
             # Not published: every pair was trained on there, and the accuracy was that of training.
-            "held_out_fraction": {"tiny": 0.3, "demo": 0.1}.get(size, 0.02),
+            "held_out_fraction": {"tiny": 0.3, "demo": 0.1, "small": 0.1}.get(size, 0.02),
             "image_root": "",
             "cache_dir": "",
             "max_bad_rows": 0,

@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/environment.sh
 source launch/environment.sh
-make_environment '.[test]' "$([ "${PRISM_TEST_TORCH:-1}" = 0 ] || echo torch)"
+make_environment '.[test,tpu]' "$([ "${PRISM_TEST_TORCH:-1}" = 0 ] || echo torch)"
 
 export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # Nothing here needs a TPU: libtpu must not look for one.
