@@ -1,6 +1,6 @@
 """Configurations: a file of `configs/` with overrides becomes frozen structs, checked once.
 
-    python -m prism_jax sft --config=configs/sft.py:4b,frozen_vision --config.optim.peak=2e-5
+    python -m prism_jax sft --config=configs/sft.py:4b,train_vision --config.optim.peak=2e-5
 
 The file gives a locked ConfigDict, so that an override of a field that does not exist is refused.
 `parse` turns it into the dataclass of a stage: every field must be there, nothing else may be, each
