@@ -10,6 +10,7 @@ has its type, and each struct says what is wrong with its values. All that is wr
 import dataclasses
 import functools
 import re
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from prism_jax import errors
+from prism_jax import config_usage, errors
 
 _NONE = re.compile(r"--config\.([\w.]+)=None")
 
@@ -202,7 +203,11 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
 
     Raises:
       InputError: an argument is unknown or missing, or the file cannot be read.
+      SystemExit: with code 0, help was asked for and is printed.
     """
+    if config_usage.is_asked(argv):
+        print(config_usage.of(command), end="", flush=True)
+        sys.exit(0)
     name = f"python -m prism_jax {command}"
     values = flags.FlagValues()
     emptied = [_NONE.fullmatch(argument) for argument in argv]

@@ -307,6 +307,44 @@ def test_the_program_lists_its_commands_and_refuses_others():
     assert "'cook'" in wrong.stderr
 
 
+def _told_by_help(capsys, command: str, flag: str = "--help") -> str:
+    """Return what a command prints when it is asked, in this process, which has imported JAX already."""
+    with pytest.raises(SystemExit) as ended:
+        _run(command, flag)
+    assert ended.value.code == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_every_command_tells_its_own_options_when_it_is_asked(capsys, command):
+    told = _told_by_help(capsys, command)
+    assert told.startswith(f"usage: python -m prism_jax {command} ")
+    assert told == _told_by_help(capsys, command, "-h")
+
+
+@pytest.mark.parametrize(
+    "command", ["evaluate", "pairs", "curate", "sft", "warmup", "align", "rlvr", "pipeline"]
+)
+def test_help_of_a_stage_is_the_head_of_its_configuration(capsys, command):
+    told = _told_by_help(capsys, command)
+    # As it stands in the file: the command goes over several lines.
+    _, head, _ = pathlib.Path(f"configs/{command}.py").read_text().split('"""', 2)
+    assert head.strip() in told
+    assert f"    python -m prism_jax {command} --config=configs/{command}.py:" in head
+    assert "--config.GROUP.FIELD=VALUE" in told
+
+
+def test_help_away_from_the_configurations_says_where_it_looked(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    told = _told_by_help(capsys, "sft")
+    assert f"configs/sft.py, which is not in {tmp_path}" in " ".join(told.split())
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "sft.py").write_text('"""My own sizes."""\n')
+    assert "\nMy own sizes.\n" in _told_by_help(capsys, "sft")
+
+
 def test_every_command_is_a_stage_with_a_main():
     for name in main.COMMANDS:
         assert callable(importlib.import_module(f"prism_jax.stages.{name}").main)
