@@ -215,6 +215,9 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     try:
+        unknown = config_usage.unknown_fields(argv)
+        if unknown:
+            raise errors.InputError(f"{command}: {'; '.join(unknown)}")
         rest = values(arguments)[1:]
         if rest:
             raise errors.InputError(f"{command}: unknown arguments {' '.join(rest)}")
@@ -230,7 +233,8 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
     except errors.InputError:
         raise
     except LookupError as error:
-        raise errors.InputError(f"{command}: the configuration has no field {error}") from error
+        kind = type(error).__name__
+        raise errors.InputError(f"{command}: cannot be read: {kind}: {error}") from error
     # What the flags and the configuration file itself raise for wrong names, values and types.
     except (flags.Error, OSError, ValueError, TypeError, AttributeError) as error:
         # An error inside the configuration file comes with its whole traceback; its end says it.

@@ -98,6 +98,47 @@ def test_what_a_configuration_has_not_is_refused_by_name(file, override, told):
         _parse(file, override)
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "--config.nope=1",
+            "--config.nope: config has no field 'nope'; it has inner, kind, names, pairs, rate",
+        ),
+        (
+            "--config.inner.cuont=1",
+            "--config.inner.cuont: config.inner has no field 'cuont', perhaps count is meant; "
+            "it has count, limit",
+        ),
+        (
+            "--config.nope.x=None",
+            "--config.nope.x: config has no field 'nope'; it has inner, kind, names, pairs, rate",
+        ),
+        ("--config.rate.x=1", "--config.rate.x: config.rate is no group, it has no field 'x'"),
+        (
+            "--config.inner.limit.x=1",
+            "--config.inner.limit.x: config.inner.limit is None, it has no field 'x'",
+        ),
+    ],
+)
+def test_a_misspelt_field_is_told_as_given_with_those_that_exist(file, override, told):
+    with pytest.raises(errors.InputError) as error:
+        _parse(file, "--config.rate=2", override)
+    assert str(error.value) == f"try: {told}"
+
+
+def test_all_misspelt_fields_are_told_at_once(file):
+    with pytest.raises(errors.InputError, match=r"rate is meant.*; --config\.inner\.x: "):
+        _parse(file, "--config.raet=1", "--config.inner.x", "1")
+
+
+def test_what_a_configuration_file_lacks_itself_is_no_misspelt_field(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text("def get_config(arg):\n    return {}[arg]\n")
+    with pytest.raises(errors.InputError, match=r"^try: cannot be read: KeyError: 'huge'$"):
+        configuration.read([f"--config={path}:huge", "--workdir=w"], command="try")
+
+
 def test_a_missing_argument_file_or_size_is_named(file, tmp_path):
     with pytest.raises(errors.InputError, match="--config"):
         configuration.read(["--workdir=w"], command="try")
@@ -105,6 +146,10 @@ def test_a_missing_argument_file_or_size_is_named(file, tmp_path):
         configuration.read([f"--config={file}"], command="try")
     with pytest.raises(errors.InputError, match=r"nowhere\.py"):
         configuration.read([f"--config={tmp_path}/nowhere.py", "--workdir=w"], command="try")
+    with pytest.raises(errors.InputError, match=r"nowhere\.py"):
+        configuration.read(
+            [f"--config={tmp_path}/nowhere.py", "--workdir=w", "--config.rate=1"], command="try"
+        )
     with pytest.raises(errors.InputError, match=r"size must be small, got 'huge'$"):
         _parse(file, arg=":huge")
 
