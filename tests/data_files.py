@@ -65,7 +65,7 @@ def prompt_row(i: int, **changes) -> dict:
         "reward_model": {
             "style": "rule",
             "ground_truth": str(i),
-            "equivalent_answers": [f"{i}.0", "__EMPTY__"],
+            "equivalent_answers": [f"{i}.0"],
         },
         "extra_info": {"index": i, "split": "train"},
     }

@@ -16,8 +16,9 @@ from typing import Any
 from prism_jax.data import fields, records
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-# The published files write this where a row has no equivalent answer.
-_NO_ANSWER = "__EMPTY__"
+# The published files write this where a row has no equivalent answer. In a list with others it
+# voids them too, as the released reward reads it.
+_VOID = "__EMPTY__"
 
 
 def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> records.PromptRow:
@@ -88,5 +89,7 @@ def _answers(row: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
         return ground_truth, ()
     if not isinstance(values, list):
         raise records.RowError("bad_type", f"equivalent_answers must be a list, got {values!r:.60}")
-    texts = (fields.check_text(v, f"equivalent_answers[{i}]") for i, v in enumerate(values))
-    return ground_truth, tuple(text for text in texts if text.strip() and text != _NO_ANSWER)
+    texts = [fields.check_text(v, f"equivalent_answers[{i}]") for i, v in enumerate(values)]
+    if _VOID in texts:
+        return ground_truth, ()
+    return ground_truth, tuple(text for text in texts if text.strip())

@@ -79,7 +79,7 @@ def test_an_image_may_be_bytes_or_a_path_in_any_wrapping(image, path, data, is_l
 @pytest.mark.parametrize(
     "row",
     [
-        {"reward_model": {"ground_truth": "5", "equivalent_answers": ["5.0", "__EMPTY__", ""]}},
+        {"reward_model": {"ground_truth": "5", "equivalent_answers": ["5.0", ""]}},
         {"reward_model": '{"ground_truth": "5", "equivalent_answers": ["5.0"]}'},
         {"reward_model": {"ground_truth": "5"}, "equivalent_answers": ["5.0"], "answer": "no"},
         {"ground_truth": "5", "equivalent_answers": ["5.0"]},
@@ -89,6 +89,13 @@ def test_an_image_may_be_bytes_or_a_path_in_any_wrapping(image, path, data, is_l
 def test_the_answer_may_stand_in_the_reward_model_or_in_a_column(row):
     found = parse({"prompt": "Q"} | row)
     assert (found.ground_truth, found.equivalent_answers) == ("5", ("5.0",))
+
+
+@pytest.mark.parametrize("values", [["__EMPTY__"], ["5.0", "__EMPTY__"], ["__EMPTY__", "5.0"]])
+def test_the_marker_anywhere_in_the_equivalent_answers_voids_them_all(values):
+    row = {"prompt": "Q", "reward_model": {"ground_truth": "5", "equivalent_answers": values}}
+    found = parse(row)
+    assert (found.ground_truth, found.equivalent_answers) == ("5", ())
 
 
 def test_what_is_not_given_is_none():

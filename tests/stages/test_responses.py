@@ -6,10 +6,11 @@ import pathlib
 import numpy as np
 import pytest
 
-from prism_jax.data import processor, records
+from prism_jax.data import build, processor, prompt_files, records, sources, validate
+from prism_jax.rewards import score, symbolic, tags
 from prism_jax.rollout import engine
 from prism_jax.stages import responses
-from tests import make_tokenizer
+from tests import data_files, make_tokenizer
 
 _TEXT = "<caption>\nA 7.\n</caption>\n<think>\n7\n</think>\n<answer>\n7\n</answer>"
 
@@ -111,3 +112,51 @@ def test_a_row_that_cannot_be_judged_is_named(words):
     found = _reader(words).read(_rollout(words, words.tokenizer.encode("a")))
     with pytest.raises(ValueError, match="'a'"):
         responses.tasks([_row(ground_truth=None)], found, num_responses=1)
+
+
+def _copy_of(source: sources.Source, how: str, folder: pathlib.Path) -> sources.Source:
+    """Return the source as it is, built into a folder, or read and written as parquet again."""
+    if how == "built":
+        build.build(source, str(folder / "built"), validate.Rules())
+        return dataclasses.replace(source, path=str(folder / "built"))
+    if how == "written":
+        rows, _ = data_files.read_all(source)
+        prompt_files.write(folder / "again.parquet", rows, infos=[row.extra_info for row in rows])
+        return dataclasses.replace(source, path=str(folder / "again.parquet"))
+    return source
+
+
+@pytest.mark.parametrize("how", ["file", "built", "written"])
+@pytest.mark.parametrize("judge", ["strict", "official"])
+def test_the_marker_in_a_file_voids_the_whole_list_of_equivalents(tmp_path, how, judge):
+    lists = (["1/2"], ["1/2", "__EMPTY__"], ["__EMPTY__", "1/2"], ["__EMPTY__"], None)
+    rows = [
+        data_files.prompt_row(
+            i,
+            data_source="math-77k",
+            reward_model={"style": "rule", "ground_truth": "7", "equivalent_answers": equivalents},
+        )
+        for i, equivalents in enumerate(lists)
+    ]
+    path = data_files.write_parquet(tmp_path / "rows.parquet", rows, group_rows=2)
+    source = _copy_of(sources.Source(kind="prompts", path=str(path)), how, tmp_path)
+    opened, _ = data_files.read_all(source)
+    rule = score.Rule(judge=judge, accuracy_weight=0.8, format_weight=0.2)
+
+    def accuracies(answer: str) -> list[float]:
+        text = _TEXT.replace("<answer>\n7", f"<answer>\n{answer}")
+        one = tags.Segments(
+            text=text,
+            format_ok=True,
+            ended=True,
+            caption_chars=0,
+            caption_tokens=0,
+            cot_tokens=0,
+            response_tokens=0,
+        )
+        asked = responses.tasks(opened, [one] * len(opened), num_responses=1)
+        return [score.grade(task, rule, symbolic.verify).accuracy for task in asked]
+
+    # Only the list without the marker says that one half is right too; seven always is.
+    assert accuracies("0.5") == [1, 0, 0, 0, 0]
+    assert accuracies("7") == [1] * 5
