@@ -13,8 +13,8 @@ _OVERRIDE = re.compile(r"(--?(?:no)?config)\.([^=]*)(?:=.*)?", re.DOTALL)
 
 _FIELDS = """\
 --config.FIELD=VALUE, after --config, overrides a field of the file, --config.GROUP.FIELD=VALUE one
-of a group. Given again it adds to a tuple; None empties a field. A field that does not exist is refused, with those
-that do.
+of a group. Given again it adds to a tuple; None empties a field. A field that
+does not exist is refused, with those that do.
 """
 
 
