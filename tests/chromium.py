@@ -6,12 +6,20 @@ import json
 import os
 import pathlib
 import select
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
 
-PROGRAM = pathlib.Path("/usr/bin/chromium")
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def find() -> str | None:
+    """Return the first of the programs that is on the path, None where there is none."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
 _DEADLINE_SECONDS = 60.0
 
 
@@ -100,14 +108,14 @@ class Browser:
 
 
 @contextlib.contextmanager
-def start(profile: pathlib.Path) -> Iterator[Browser]:
+def start(program: str, profile: pathlib.Path) -> Iterator[Browser]:
     """Yield a browser with a fresh profile; it ends with the context."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
 
     # Chromium reads commands from descriptor 3 and writes to 4; a shell puts the pipes there.
     command = (
-        f'exec "{PROGRAM}" --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage '
+        f'exec "{program}" --headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage '
         f'--no-first-run --user-data-dir="{profile}" --remote-debugging-pipe about:blank '
         f"3<&{to_read} 4>&{from_write}"
     )

@@ -1,12 +1,14 @@
 """The report in a browser: drawn, silent, asking for nothing, and no wider than a phone."""
 
+import pathlib
+
 import pytest
 
 from prism_jax import main
 from tests import chromium
 from tests.stages import made_up_chain
 
-pytestmark = pytest.mark.skipif(not chromium.PROGRAM.exists(), reason="there is no Chromium here")
+_PUBLISHED = pathlib.Path(__file__).parents[1] / "docs" / "small" / "report.html"
 
 _BOXES = """[...document.querySelectorAll("%s")].map(x => {
   const box = x.getBoundingClientRect();
@@ -59,7 +61,10 @@ def pages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with chromium.start(tmp_path_factory.mktemp("profile")) as found:
+    program = chromium.find()
+    if program is None:
+        pytest.skip(f"there is no browser here: none of {', '.join(chromium.NAMES)}")
+    with chromium.start(program, tmp_path_factory.mktemp("profile")) as found:
         yield found
 
 
@@ -84,6 +89,30 @@ def test_a_phone_scrolls_one_way_only_and_texts_are_legible(browser, pages, name
     browser.run("document.querySelectorAll('details').forEach(x => x.open = true)")
     assert browser.run("document.documentElement.scrollWidth") <= 390
     assert browser.run(_SMALLEST_TEXT) >= 10
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_published_report_is_drawn_silent_and_no_wider_than_its_window(browser, width):
+    browser.open(_PUBLISHED, width=width, height=844)
+    browser.run("document.querySelectorAll('details').forEach(x => x.open = true)")
+    plots, pictures = browser.run(_BOXES % "figure > svg"), browser.run(_BOXES % "img")
+    assert plots
+    assert pictures
+    assert all(w > 200 and h > 100 for w, h, _ in plots)
+    assert all(w > 60 and h > 20 and natural > 0 for w, h, natural in pictures)
+    assert all(count > 0 for count in browser.run(_MARKS))
+    assert browser.logged == []
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert browser.run(_SMALLEST_TEXT) >= 10
+
+
+@pytest.mark.parametrize("name", chromium.NAMES)
+def test_a_browser_is_found_by_any_of_its_names(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert chromium.find() is None
+    program = tmp_path / name
+    program.touch(mode=0o755)
+    assert chromium.find() == str(program)
 
 
 @pytest.mark.parametrize("is_dark", [False, True])
