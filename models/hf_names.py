@@ -30,7 +30,6 @@ EXPERT_LAYOUTS: tuple[ExpertLayout, ...] = ("4.57", "5")
 
 HEAD = "lm_head.weight"
 SCORE = "v_head.1.weight"
-VISION_PREFIX = "model.visual."
 
 # Module path -> name of the tensors without `.weight` or `.bias`; `{}` stands for the layer and
 # `{text}` for the decoder's prefix.

@@ -7,7 +7,6 @@ they are constrained. Rules come from the configuration; the mesh is the one of 
 import dataclasses
 
 import jax
-from flax import nnx
 from jax.sharding import PartitionSpec
 
 # Axes of parameters: `layers` is the stack that `lax.scan` walks over.
@@ -92,12 +91,3 @@ def constrain(x: jax.Array, rules: Rules, *axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(rules, *axes))
-
-
-def param_specs(state: nnx.State, rules: Rules) -> nnx.State:
-    """Return the state with the partition of each parameter in place of its value."""
-
-    def one(param: nnx.Variable) -> nnx.Variable:
-        return param.replace(spec(rules, *param.get_metadata("axes")))
-
-    return jax.tree.map(one, state, is_leaf=lambda x: isinstance(x, nnx.Variable))

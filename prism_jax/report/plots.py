@@ -15,7 +15,6 @@ from prism_jax.report import results
 _WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 14, 16, 34
 _INNER_WIDTH = _WIDTH - _LEFT - _RIGHT
-_INNER_HEIGHT = _HEIGHT - _TOP - _BOTTOM
 # Curves with more points are drawn faintly, under a moving mean.
 _MAX_BARE_POINTS = 30
 

@@ -42,7 +42,6 @@ _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ('"', '"'))
 _INNER_DOLLARS = re.compile(r"(?<!\\)\$([^$]+?)(?<!\\)\$")
 _INNER_PARENTHESES = re.compile(r"\\[()]")
-_OPENING = {"(": ")", "[": "]", "{": "}"}
 
 
 def clean(text: str) -> str:

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from models import hf, hf_names, hf_reader, hf_stream, sharding
+from prism_jax import mesh as mesh_lib
 from tests import hf_checkpoints
 from tests.models import hf_models
 
@@ -233,13 +234,12 @@ def test_each_device_holds_its_shard_whatever_axis_is_cut(
     stored = hf_checkpoints.random_tensors(hf_checkpoints.shapes(config, layout=layout))
     hf_checkpoints.write_tensors(tmp_path / "it", config, stored, num_files=2)
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
-    specs = sharding.param_specs(hf_models.abstract(tmp_path / "it"), RULES[rules])
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    shardings = mesh_lib.param_shardings(hf_models.abstract(tmp_path / "it"), mesh, RULES[rules])
     state = hf_models.load(tmp_path / "it", shardings=shardings)
     cut = 0
     for path, value in hf.values_by_path(state).items():
-        spec = hf.values_by_path(specs)[path]
-        assert value.sharding.is_equivalent_to(NamedSharding(mesh, spec), value.ndim), path
+        wanted = hf.values_by_path(shardings)[path]
+        assert value.sharding.is_equivalent_to(wanted, value.ndim), path
         cut += not value.sharding.is_fully_replicated
     assert cut >= 4
     hf_models.save(tmp_path / "back", state, tmp_path / "it", layout=layout)
@@ -252,8 +252,7 @@ def test_shardings_of_other_parameters_are_refused(tmp_path):
     hf_checkpoints.write(tmp_path / "it", "dense")
     hf_checkpoints.write(tmp_path / "other", "moe")
     mesh = Mesh(np.array(jax.devices()), ("a",))
-    specs = sharding.param_specs(hf_models.abstract(tmp_path / "other"), _rules())
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    shardings = mesh_lib.param_shardings(hf_models.abstract(tmp_path / "other"), mesh, _rules())
     with pytest.raises(ValueError, match=r"shardings and parameters differ in .*layers\.mlp\.down"):
         hf_models.load(tmp_path / "it", shardings=shardings)
 
@@ -275,8 +274,8 @@ def test_the_host_holds_one_tensor_at_most_and_pieces_of_it_where_rows_are_whole
     del stored
     mesh = Mesh(np.array(jax.devices()[:2]), ("a",))
     abstract = hf_models.abstract(tmp_path / "it")
-    specs = sharding.param_specs(abstract, _rules(**({cut_axis: "a"} if cut_axis else {})))
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+    rules = _rules(**({cut_axis: "a"} if cut_axis else {}))
+    shardings = mesh_lib.param_shardings(abstract, mesh, rules)
 
     # On the CPU JAX borrows NumPy's memory now and then; on a device it copies, as here.
     monkeypatch.setattr(

@@ -11,8 +11,9 @@ from tests import hf_checkpoints
 _PROCESS = """
 import pathlib, sys
 import jax, numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from models import hf, hf_stream, sharding
+from prism_jax import mesh as mesh_lib
 from tests.models import hf_models
 
 number, port, folder = int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3])
@@ -21,8 +22,7 @@ hf_stream.GROUP_BYTES = 5000
 axes = dict.fromkeys(sharding.PARAM_AXES) | {"embed": "a", "mlp": "b", "vision_heads": "b"}
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
 abstract = hf_models.abstract(folder / "it")
-specs = sharding.param_specs(abstract, sharding.Rules(tuple(axes.items())))
-shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+shardings = mesh_lib.param_shardings(abstract, mesh, sharding.Rules(tuple(axes.items())))
 state = hf.load(folder / "it", abstract, shardings=shardings, dtype=None)
 local = [d for d in jax.tree.leaves(state)[0].sharding.device_set if d.process_index == number]
 assert len(local) == 2, local
