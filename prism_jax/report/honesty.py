@@ -172,8 +172,9 @@ def _changed(measured: Sequence[Panel]) -> str:
     )
     note = (
         '<p class="note">How far a score moves on average, and how often the teacher is still '
-        "scored above the student. A discriminator that does not look at pictures, or does not "
-        f"tell the segments apart, moves by 0. Standard deviation of the scores: {deviations}.</p>"
+        "scored above the student. A discriminator that does not look at pictures moves by 0; "
+        "one that is not told which segment it reads is not asked about the other. "
+        f"Standard deviation of the scores: {deviations}.</p>"
     )
     head = ("change", "score moves by", "pairs told apart", "without the change")
     return note + parts.table(head, rows)

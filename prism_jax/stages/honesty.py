@@ -218,14 +218,15 @@ def _with_other_pictures(few: Pairs, judge: Judge, scores: np.ndarray) -> dict[s
 
 
 def _swapped(few: Pairs, judge: Judge, scores: np.ndarray) -> dict[str, float]:
-    """Return what changes when captions are scored as cots and cots as captions."""
+    """Return what changes when captions are scored as cots and cots as captions.
+
+    Nothing is returned where the discriminator is not told the kind: 0 would be no measurement.
+    """
     other = {kinds.CAPTION: kinds.COT, kinds.COT: kinds.CAPTION}
-    if not set(other) <= set(few.kinds):
+    if not judge.keeps_apart or not set(other) <= set(few.kinds):
         return {}
-    after = scores  # where the kind changes nothing
-    if judge.keeps_apart:
-        swapped = tuple(other.get(kind, kind) for kind in few.kinds)
-        after = judge.score(dataclasses.replace(few, kinds=swapped))
+    swapped = tuple(other.get(kind, kind) for kind in few.kinds)
+    after = judge.score(dataclasses.replace(few, kinds=swapped))
     told = {}
     for name, kind in zip(few.segments, few.kinds, strict=True):
         of_name = few.of(name)

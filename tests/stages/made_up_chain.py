@@ -116,7 +116,10 @@ def _sft_row(step: int, rng: random.Random) -> dict:
 
 def _warmup_row(step: int) -> dict:
     row = {"step": step, "eval/caption_pair_accuracy": 0.75, "eval/cot_pair_accuracy": 0.9}
-    return row | _honesty(caption=0.75, caption_length=0.74, cot=0.9, cot_length=0.875, bits=0.02)
+    panel = _honesty(caption=0.75, caption_length=0.74, cot=0.9, cot_length=0.875, bits=0.02)
+    # Asked here and not in alignment, as if the discriminator were told the kind here alone.
+    swapped = {"honesty/cot_swapped_change": 0.625, "honesty/cot_swapped_pair_accuracy": 0.5}
+    return row | panel | swapped
 
 
 def _honesty(
@@ -134,8 +137,6 @@ def _honesty(
             f"{name}_length_probe_accuracy": probe,
             f"{name}_last_token_probe_accuracy": 0.5,
             f"{name}_probe_explains": float(probe >= 0.75 and probe >= accuracy - 0.02),
-            f"{name}_swapped_change": 0.0,
-            f"{name}_swapped_pair_accuracy": accuracy,
         }
         for expert, load in enumerate((0.1, 0.2, 0.3, 0.4)):
             told[f"{name}_expert_{expert}_load"] = load

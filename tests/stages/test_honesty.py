@@ -159,8 +159,12 @@ def test_a_segment_scored_as_the_other_shows_whether_kinds_are_kept_apart():
     assert told["honesty/cot_swapped_pair_accuracy"] == 1
     lengths = [len(s.tokens) for u, n in zip(pairs.units, pairs.names, strict=True) if n for s in u]
     assert told["honesty/cot_swapped_change"] == pytest.approx(2 * np.mean(lengths))
-    plain = _measure(pairs, _judge(_length))
-    assert plain["honesty/caption_swapped_change"] == 0
+
+
+def test_a_discriminator_that_is_not_told_the_kind_has_no_such_number():
+    told = _measure(_pairs(longer=1), _judge(_length, keeps_apart=False))
+    assert "honesty/caption_pair_accuracy" in told
+    assert not [name for name in told if "_swapped_" in name]
 
 
 def test_scores_that_are_known_are_not_asked_for_again():

@@ -161,6 +161,9 @@ def test_the_honesty_panel_is_shown_with_a_warning_where_a_probe_explains_a_segm
     assert "discriminator from 0.897 at step 1 to 0.775 at step 40" in cot
     assert "10.0\u00a0% · 20.0\u00a0% · 30.0\u00a0% · 40.0\u00a0%" in text
     assert "another prompt's picture" in text
+    # Only the warm-up's panel has a segment that was scored as the other.
+    assert text.count("scored as the other segment") == 1
+    assert "cot: scored as the other segment</small></th><td>0.625</td>" in text
 
 
 def test_a_chain_without_the_panel_says_so_and_has_no_plot_of_it(partial, tmp_path):
