@@ -380,12 +380,15 @@ def check_length(row: records.Row, rules: Rules) -> Counted | None:
     return counted
 
 
-def require_batch(num_rows: int, batch_rows: int, *, name: str) -> None:
-    """Raise `InputError` when a data set has fewer rows than one batch."""
-    if batch_rows < 1:
-        raise errors.InputError(f"{name}: batch_rows must be >= 1, got {batch_rows}")
+def require_batch(num_rows: int, batch_rows: int, *, name: str, field: str) -> None:
+    """Raise `InputError` when a data set has fewer rows than one step takes.
+
+    Args:
+      name: what the data set is called.
+      field: the option that says how many rows a step takes.
+    """
     if num_rows < batch_rows:
         raise errors.InputError(
-            f"{name}: a data set must have at least one batch of rows, "
-            f"got {num_rows} rows for batches of {batch_rows}"
+            f"{name}: {field} must be at most the {num_rows} rows there are to learn from, "
+            f"got {batch_rows}"
         )

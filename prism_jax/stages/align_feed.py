@@ -55,7 +55,8 @@ class Feed:
           files: small files of the policy, `own_files` of the discriminator.
 
         Raises:
-          InputError: for wrong data, or models that read tokens as different texts.
+          InputError: for wrong data, fewer prompts than a step takes, or models that read tokens
+            as different texts.
         """
         own, prompts = options.discriminator, options.prompts
         self.options = options
@@ -85,6 +86,9 @@ class Feed:
             prompts, self.words, need_teacher=True, need_answer=options.advantage.asks_judge
         )
         self._opened, self._longest, self._own_sizes = self._measure(opened)
+        rollouts.require_prompts(
+            self._opened, options.rollout.num_prompts, field="rollout.num_prompts"
+        )
         self.sizes = self._opened.sizes
 
     def _measure(self, opened: asking.Opened):

@@ -116,11 +116,18 @@ def main(argv: Sequence[str]) -> None:
 def open_prompts(
     options: rlvr_config.Config, files: pathlib.Path
 ) -> tuple[processor.Processor, asking.Opened]:
-    """Return the processor and the validated prompts, each with a ground truth."""
+    """Return the processor and the validated prompts, each with a ground truth.
+
+    Raises:
+      InputError: for wrong data, or fewer prompts than a step takes.
+    """
     words = rollouts.processor_of(
         files, min_pixels=options.prompts.min_pixels, max_pixels=options.prompts.max_pixels
     )
-    return words, sampled.open_prompts(options.prompts, words, need_teacher=False, need_answer=True)
+    opened = sampled.open_prompts(options.prompts, words, need_teacher=False, need_answer=True)
+    rollouts.require_prompts(opened, options.rollout.num_prompts, field="rollout.num_prompts")
+    rollouts.require_prompts(opened, _drawn_prompts(options), field="groups.generation_prompts")
+    return words, opened
 
 
 def open_sampler(

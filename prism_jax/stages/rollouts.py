@@ -24,7 +24,7 @@ from prism_jax import (
     metrics,
 )
 from prism_jax.continuations import Continuation, Largest, RowShape
-from prism_jax.data import encode, packing, processor, records, steps
+from prism_jax.data import encode, packing, processor, records, steps, validate
 from prism_jax.rewards import tags
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
@@ -136,6 +136,16 @@ def processor_of(
     return dataclasses.replace(words, image_settings=settings)
 
 
+def require_prompts(opened: asking.Opened, num_prompts: int, *, field: str) -> None:
+    """Raise InputError when a step would have to take a prompt twice.
+
+    Args:
+      field: of the configuration, that says how many prompts a step takes.
+    """
+    name = opened.report.name
+    validate.require_batch(len(opened.rows), num_prompts, name=name, field=f"config.{field}")
+
+
 def prompt_steps(
     opened: asking.Opened,
     make: Callable[[Sequence[records.PromptRow]], Any],
@@ -146,6 +156,8 @@ def prompt_steps(
     num_threads: int,
 ) -> steps.Steps:
     """Return the steps' prompts, each row once an epoch; an epoch's end falls where it falls.
+
+    `require_prompts` says whether there are enough of them.
 
     Args:
       make: turns the rows of a step into what the stage reads; called in threads.

@@ -38,7 +38,8 @@ class Feed:
         """Open, validate and measure the demonstrations.
 
         Raises:
-          InputError: for wrong data, or rows that do not divide over the devices.
+          InputError: for wrong data, fewer demonstrations than rows in a step, or rows that do
+            not divide over the devices.
         """
         data = options.data
         self._options, self._devices, self._model, self._words = options, devices, model, words
@@ -51,6 +52,13 @@ class Feed:
         _check_shapes(options, devices)
         self._rows = batches.local_rows(options.train.num_rows, devices.mesh, devices.rules)
         self._demonstrations = self._open(data.train, folder / "dropped_train.jsonl")
+        # A row of a step may hold several demonstrations, but none may be left empty by design.
+        validate.require_batch(
+            sum(self._demonstrations.lengths),
+            options.train.num_rows * options.train.num_microbatches,
+            name=" + ".join(self._demonstrations.names),
+            field="config.train.num_rows x num_microbatches",
+        )
         self._plan = self._planned(
             self._demonstrations,
             weights=data.weights,

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from prism_jax import metric_writers, train_step
+from prism_jax import errors, metric_writers, train_step
+from prism_jax.stages import sft_feed
 from tests import tiny_checkpoint
 from tests.stages import sft_run
 
@@ -203,6 +204,28 @@ def test_rows_that_fit_no_packed_row_are_counted_or_refused(folder, tmp_path, ca
     assert 1 <= len(dropped) < 4
     assert f"{4 - len(dropped)} of 4 rows; left out: overlong {len(dropped)}" in told
     assert all(json.loads(line)["reason"] == "overlong" for line in dropped)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_enough"),
+    [
+        (("--config.train.num_rows=5",), False),
+        (("--config.train.num_rows=2", "--config.train.num_microbatches=4"), False),
+        (("--config.train.num_rows=2", "--config.train.num_microbatches=2"), True),
+    ],
+)
+def test_fewer_demonstrations_than_rows_in_a_step_are_refused(
+    folder, tmp_path, capsys, monkeypatch, overrides, is_enough
+):
+    def opened(*_, **__):
+        raise errors.InputError("the data is right")
+
+    monkeypatch.setattr(sft_feed.Feed, "train", opened)
+    assert sft_run.run(folder, tmp_path, *ONE_STEP, *overrides) == 2
+    told = capsys.readouterr().err
+    refused = "train: config.train.num_rows x num_microbatches must be at most the 4 rows"
+    assert (refused in told) != is_enough
+    assert ("the data is right" in told) == is_enough
 
 
 @pytest.mark.parametrize(
