@@ -5,10 +5,10 @@ opens it. Texts that a row does not have are stored empty.
 """
 
 import contextlib
+import io
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
@@ -244,8 +244,8 @@ def write(rows: Iterable[records.Row], *, kind: str, folder: str) -> str:
     An exception raised by `rows` passes through and leaves nothing readable behind.
     """
     builder = RowsBuilder(kind=kind, rows=rows, data_dir=folder)
-    # TFDS prints to stdout, which belongs to the command's own output.
-    with contextlib.redirect_stdout(sys.stderr):
+    # TFDS announces a download, which there is none of. What goes wrong is raised.
+    with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )

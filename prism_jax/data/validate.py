@@ -1,7 +1,7 @@
 """Check every row when a data set is built: nothing wrong goes on, nothing is lost silently.
 
 Each row that is left out is listed with its file, number, id, reason and message. More wrong rows
-than `Rules.max_bad_rows` end the build with an `InputError`.
+than `Rules.max_bad_rows` end the build with `WrongRows`, which holds that list.
 """
 
 import collections
@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 from prism_jax import errors
 from prism_jax.data import images, paths, records
-
-_SHOWN_ROWS = 10
 
 # Tokens of a row, or a tuple that begins with them.
 Counted = int | tuple[int, ...]
@@ -36,6 +34,7 @@ class Rules:
 
     Attributes:
       max_bad_rows: wrong rows that may be left out; one more is an error.
+      option: what a user calls `max_bad_rows`, for messages.
       count_tokens: the length of a validated row as the stage will feed it, alone or with what else
         is to be remembered of the row behind it, see `Report.counted`; None: any length.
       max_tokens: the longest row, given exactly when `count_tokens` is.
@@ -48,6 +47,7 @@ class Rules:
     """
 
     max_bad_rows: int = 0
+    option: str = "max_bad_rows"
     count_tokens: Callable[[records.Row], Counted] | None = None
     max_tokens: int | None = None
     overlong: Literal["error", "filter"] = "error"
@@ -59,7 +59,7 @@ class Rules:
 
     def __post_init__(self):
         if self.max_bad_rows < 0:
-            raise errors.InputError(f"data.max_bad_rows must be >= 0, got {self.max_bad_rows}")
+            raise errors.InputError(f"{self.option} must be >= 0, got {self.max_bad_rows}")
         if self.overlong not in ("error", "filter"):
             raise errors.InputError(f"data.overlong must be error or filter, got {self.overlong!r}")
         if (self.count_tokens is None) != (self.max_tokens is None):
@@ -148,25 +148,28 @@ class Report:
         rows = (json.dumps(dataclasses.asdict(row), ensure_ascii=True) for row in self.dropped)
         return "".join(f"{row}\n" for row in rows)
 
-    def finish(self, max_bad_rows: int) -> None:
-        """Raise `InputError` when more rows are wrong than allowed, or when none is left."""
+    def finish(self, rules: Rules) -> None:
+        """Raise `WrongRows` when more rows are wrong than allowed, or when none is left."""
         wrong = [row for row in self.dropped if row.is_wrong]
-        if len(wrong) > max_bad_rows:
-            raise errors.InputError(
-                f"{self.name}: {len(wrong)} of {self.num_read} rows are wrong, "
-                f"data.max_bad_rows is {max_bad_rows}; {self._listing(wrong)}"
-            )
+        if len(wrong) > rules.max_bad_rows:
+            told = f"{len(wrong)} of {self.num_read} rows are wrong, "
+            told += f"{rules.option} is {rules.max_bad_rows}"
+            raise WrongRows(f"{self.name}: {told}{self._listing(wrong)}", self)
         if self.num_kept == 0:
-            listing = f"; {self._listing(self.dropped)}" if self.dropped else ""
-            raise errors.InputError(
-                f"{self.name}: no rows: {self.num_read} read, {len(self.dropped)} dropped{listing}"
-            )
+            told = f"no rows: {self.num_read} read, {len(self.dropped)} dropped"
+            raise WrongRows(f"{self.name}: {told}{self._listing(self.dropped)}", self)
 
     def _listing(self, rows: list[Dropped]) -> str:
         counts = ", ".join(f"{reason} {count}" for reason, count in self.counts().items())
-        first = "".join(f"\n  {row}" for row in rows[:_SHOWN_ROWS])
-        rest = len(rows) - _SHOWN_ROWS
-        return f"{counts}:{first}" + (f"\n  … and {rest} more" if rest > 0 else "")
+        return f"; {counts}; first {rows[0]}" if rows else ""
+
+
+class WrongRows(errors.InputError):
+    """Refuse a data set for its rows; the message is short, `report` names every one."""
+
+    def __init__(self, message: str, report: Report):
+        super().__init__(message)
+        self.report = report
 
 
 def check(
@@ -194,7 +197,7 @@ def check(
             error = records.RowError("duplicate_id", f"{first} has the same id")
             found = _Wrong(row_id=row.id, error=error)
         report.drop(candidate.place, found.row_id, found.error, rules)
-    report.finish(rules.max_bad_rows)
+    report.finish(rules)
 
 
 def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: str) -> list[int]:
@@ -222,7 +225,7 @@ def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: 
         else:
             place = records.Place(file=file, row=index + 1)
             report.drop(place, found.row_id, found.error, rules)
-    report.finish(rules.max_bad_rows)
+    report.finish(rules)
     return kept
 
 

@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         identity = running.identity("align", config, [policy, judge], may_differ=_MAY_DIFFER)
         if running.is_finished(folder, identity):
             return
-        feed = align_feed.Feed(options, policy, judge, files=files, own_files=own_files)
+        feed = align_feed.Feed(options, policy, judge, folder, files=files, own_files=own_files)
         shapes = feed.shapes(devices)
         starts, updates = align_updates.open_updates(
             options, devices, policy, judge, shapes, key=keys.init

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from models.inputs import Example
 from prism_jax import errors
 from prism_jax.continuations import Largest, RowShape
-from prism_jax.data import records, sources, steps
+from prism_jax.data import encode, records, steps
 from prism_jax.stages import (
     align_config,
     asking,
@@ -45,6 +45,7 @@ class Feed:
         options: align_config.Config,
         policy: setup.Model,
         judge: setup.Model,
+        folder: pathlib.Path,
         *,
         files: pathlib.Path,
         own_files: pathlib.Path,
@@ -52,6 +53,7 @@ class Feed:
         """Open, validate and measure the prompts and the teacher's responses.
 
         Args:
+          folder: gets the list of the rows that are left out.
           files: small files of the policy, `own_files` of the discriminator.
 
         Raises:
@@ -82,46 +84,36 @@ class Feed:
             gate=options.gate,
             form=own.form,
         )
-        opened = sampled.open_prompts(
-            prompts, self.words, need_teacher=True, need_answer=options.advantage.asks_judge
+        self._opened = sampled.open_prompts(
+            prompts,
+            self.words,
+            need_teacher=True,
+            need_answer=options.advantage.asks_judge,
+            folder=folder,
+            check=self._check_teacher,
         )
-        self._opened, self._longest, self._own_sizes = self._measure(opened)
         rollouts.require_prompts(
             self._opened, options.rollout.num_prompts, field="rollout.num_prompts"
         )
         self.sizes = self._opened.sizes
+        self._longest, self._own_sizes = self._measure(self._opened)
 
-    def _measure(self, opened: asking.Opened):
-        """Leave out rows whose teacher is malformed; measure the others for the discriminator."""
-        kept, longest, sizes, wrong = [], 0, [], []
+    def _check_teacher(self, row: records.PromptRow) -> None:
+        """Raise RowError for a teacher's response that is malformed."""
+        self.reader.teacher(segments.teacher_text(row))
+
+    def _measure(self, opened: asking.Opened) -> tuple[int, list[encode.Size]]:
+        """Return the longest of the teacher's segments, and the prompts' sizes."""
+        longest, sizes = 0, []
         for index in range(len(opened.rows)):
             row = opened.rows[index]
-            try:
-                cut = self.reader.teacher(segments.teacher_text(row))
-            except records.RowError as error:
-                wrong.append(f"{row.id}: {error}")
-                continue
-            kept.append(index)
-            longest = max(longest, cut.longest)
+            longest = max(longest, self.reader.teacher(segments.teacher_text(row)).longest)
             sizes.append(
                 self.reader.measure(
                     row.prompt, row.images, sees_images=self.options.discriminator.sees_images
                 )
             )
-        limit = self.options.prompts.max_bad_rows
-        for line in wrong:
-            setup.say(f"left out: {line}")
-        if len(wrong) > limit or not kept:
-            raise errors.InputError(
-                f"config.prompts: {len(wrong)} teachers' responses are malformed, max_bad_rows is "
-                f"{limit}; the first is {wrong[0]}"
-            )
-        chosen = dataclasses.replace(
-            opened,
-            rows=sources.Selection(opened.rows, kept),
-            sizes=[opened.sizes[index] for index in kept],
-        )
-        return chosen, longest, sizes
+        return longest, sizes
 
     def shapes(self, devices: setup.Devices) -> Shapes:
         """Return the rows into which any step fits."""

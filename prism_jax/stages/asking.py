@@ -168,6 +168,11 @@ def recorded_step(workdir: pathlib.Path) -> int | None:
     return json.loads(path.read_text())["model_config"]["step"] if path.exists() else None
 
 
+def is_claimed(workdir: pathlib.Path) -> bool:
+    """Tell whether the folder is of a job already, be it this one."""
+    return (workdir / _IDENTITY).exists()
+
+
 def claim(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) -> None:
     """Write down what is asked of whom, or compare with what was written down before.
 

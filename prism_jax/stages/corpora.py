@@ -1,12 +1,13 @@
 """The data sets that a stage names: opened, validated, what was left out told and listed."""
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 
 import jax
 
 from prism_jax.data import sources, validate
-from prism_jax.stages import setup
+from prism_jax.stages import dropped_rows, setup
 
 
 def source(text: str, *, kind: str, image_root: str) -> sources.Source:
@@ -36,18 +37,22 @@ def open_all(
       dropped: JSON lines to write, one for each row that is left out; None to write none.
 
     Raises:
-      InputError: a source cannot be read, or holds more wrong rows than the rules allow.
+      InputError: a source cannot be read, or holds more wrong rows than the rules allow; every
+        one is named then.
     """
     opened, lines = [], ""
+    speaks = jax.process_index() == 0
     for text in texts:
         chosen = source(text, kind=kind, image_root=image_root)
-        found = sources.open_source(chosen, rules, cache_dir=cache_dir or None)
+        named = dropped_rows.named(dropped, earlier=lines) if speaks else contextlib.nullcontext()
+        with named:
+            found = sources.open_source(chosen, rules, cache_dir=cache_dir or None)
         report = found.report
         told = f"{text}: {report.num_kept} of {report.num_read} rows"
         counts = ", ".join(f"{reason} {count}" for reason, count in report.counts().items())
         setup.say(told + (f"; left out: {counts}" if counts else ""))
         lines += report.lines()
         opened.append((chosen.label(), found))
-    if dropped is not None and jax.process_index() == 0:
+    if dropped is not None and speaks:
         dropped.write_text(lines, encoding="utf-8")
     return opened

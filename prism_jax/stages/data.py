@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from prism_jax import errors
 from prism_jax.data import build, numerals, numerals_examples, records, tokenizer_files, validate
-from prism_jax.stages import corpora
+from prism_jax.stages import corpora, dropped_rows
 
 T = TypeVar("T", int, float)
 
@@ -56,7 +56,13 @@ def parser() -> argparse.ArgumentParser:
     words("--num_merges", type=int, default=1024, help="most merges; few words need fewer")
     words("--min_pixels", type=int, default=32 * 32, help="a smaller picture is scaled up")
     words("--max_pixels", type=int, default=512 * 512, help="a larger picture is scaled down")
-    built = parts.add_parser("build", help="validate files and write ArrayRecord").add_argument
+    built = parts.add_parser(
+        "build",
+        help="validate files and write ArrayRecord",
+        description="Validate every row of files and write the right ones as ArrayRecord. How many "
+        "tokens a row has depends on the model that reads it: rows that are too long are found "
+        "when a stage opens the data, see overlong in its configuration.",
+    ).add_argument
     built("--from", required=True, dest="source", help="PATH, or PATH#ENTRY of a dataset_info.json")
     built("--to", required=True, dest="target", help="new folder, local or gs://")
     built("--kind", required=True, choices=records.KINDS, help="what the rows are")
@@ -89,11 +95,13 @@ def main(argv: Sequence[str]) -> None:
     else:
         rules = validate.Rules(
             max_bad_rows=args.max_bad_rows,
+            option="--max_bad_rows",
             need_teacher=args.need_teacher,
             need_answer=args.need_answer,
         )
         source = corpora.source(args.source, kind=args.kind, image_root=args.image_root)
-        found = {"out": args.target} | build.build(source, args.target, rules).report
+        with dropped_rows.named(None):  # nothing is written then that could list them
+            found = {"out": args.target} | build.build(source, args.target, rules).report
     json.dump(found, sys.stdout, indent=1)
     sys.stdout.write("\n")
 

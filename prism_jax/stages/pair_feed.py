@@ -101,6 +101,7 @@ class Feed:
             options.train,
             validate.Rules(
                 max_bad_rows=options.max_bad_rows,
+                option="config.data.max_bad_rows",
                 count_tokens=self._count_tokens,
                 max_tokens=options.max_tokens,
                 overlong=options.overlong,

@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         identity = running.identity("rlvr", config, [model], may_differ=_MAY_DIFFER)
         if running.is_finished(folder, identity):
             return
-        words, opened = open_prompts(options, files)
+        words, opened = open_prompts(options, files, folder=folder)
         shape = rlvr_update.shape_of(options, opened.sizes, devices)
         num_updates = options.train.num_steps * options.train.num_updates
         optimizer = setup.make_optimizer(options.optim, model.params, num_steps=num_updates)
@@ -114,9 +114,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def open_prompts(
-    options: rlvr_config.Config, files: pathlib.Path
+    options: rlvr_config.Config, files: pathlib.Path, *, folder: pathlib.Path | None
 ) -> tuple[processor.Processor, asking.Opened]:
     """Return the processor and the validated prompts, each with a ground truth.
+
+    Args:
+      files: small files of the policy.
+      folder: gets the list of the prompts that are left out.
 
     Raises:
       InputError: for wrong data, or fewer prompts than a step takes.
@@ -124,7 +128,9 @@ def open_prompts(
     words = rollouts.processor_of(
         files, min_pixels=options.prompts.min_pixels, max_pixels=options.prompts.max_pixels
     )
-    opened = sampled.open_prompts(options.prompts, words, need_teacher=False, need_answer=True)
+    opened = sampled.open_prompts(
+        options.prompts, words, need_teacher=False, need_answer=True, folder=folder
+    )
     rollouts.require_prompts(opened, options.rollout.num_prompts, field="rollout.num_prompts")
     rollouts.require_prompts(opened, _drawn_prompts(options), field="groups.generation_prompts")
     return words, opened

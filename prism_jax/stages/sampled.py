@@ -27,9 +27,10 @@ from prism_jax import (
 from prism_jax.data import encode, processor, records, sources, validate
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout import sampling as sampling_lib
-from prism_jax.stages import asking, setup
+from prism_jax.stages import asking, corpora, dropped_rows, setup
 
 _CHUNK_TOKENS = 64
+_DROPPED = "dropped_prompts.jsonl"
 # Keys that may change when a killed job is started again: what they name is compared itself.
 _MAY_DIFFER = (
     "policy.folder",
@@ -163,32 +164,49 @@ class EngineSampler:
 
 
 def open_prompts(
-    options: Prompts, words: processor.Processor, *, need_teacher: bool, need_answer: bool
+    options: Prompts,
+    words: processor.Processor,
+    *,
+    need_teacher: bool,
+    need_answer: bool,
+    folder: pathlib.Path | None,
+    check: Callable[[records.PromptRow], None] | None = None,
 ) -> asking.Opened:
-    """Validate every row and measure its prompt; dropped rows are told on standard error.
+    """Validate every row and measure its prompt; rows that are left out are counted by reason.
+
+    Args:
+      need_teacher: rows need the teacher's caption and cot; for `need_answer` a ground truth.
+      folder: gets `dropped_prompts.jsonl`, which lists them; None: standard error does.
+      check: raises RowError for a row that is wrong in another way; called in threads.
 
     Raises:
       InputError: the data cannot be read, or more rows are wrong than allowed.
     """
 
     def count_tokens(row: records.PromptRow) -> tuple[int, int, int, int]:
+        if check is not None:
+            check(row)
         size = encode.measure(row.prompt, row.images, words, add_generation_prompt=True)
         return size.tokens, size.patches, size.images, _digest(row)
 
-    opened = sources.open_source(
-        sources.Source(kind="prompts", path=options.path, image_root=options.image_root),
+    ((_, opened),) = corpora.open_all(
+        [options.path],
         validate.Rules(
             max_bad_rows=options.max_bad_rows,
+            option="config.prompts.max_bad_rows",
             count_tokens=count_tokens,
             max_tokens=options.max_prompt_tokens,
             overlong=options.overlong,
             need_teacher=need_teacher,
             need_answer=need_answer,
         ),
-        cache_dir=options.cache_dir,
+        kind="prompts",
+        image_root=options.image_root or "",
+        cache_dir=options.cache_dir or "",
+        dropped=None if folder is None else folder / _DROPPED,
     )
-    for dropped in opened.report.dropped:
-        setup.say(f"left out: {dropped}")
+    if folder is None and jax.process_index() == 0:
+        dropped_rows.tell(opened.report, None)
     num_rows = len(opened.rows)
     kept = range(num_rows if options.max_rows is None else min(num_rows, options.max_rows))
     rows = sources.Selection(opened.rows, kept)
@@ -254,7 +272,14 @@ def begin(
     source = pretrained.Source.of(policy.folder, role="policy", step=step)
     _, sizes = pretrained.config_of(source.files)
     words = _with_limits(processor.Processor.from_folder(source.files), prompts)
-    opened = open_prompts(prompts, words, need_teacher=need_teacher, need_answer=need_answer)
+    opened = open_prompts(
+        prompts,
+        words,
+        need_teacher=need_teacher,
+        need_answer=need_answer,
+        # The list in a folder that may be of another job stays as it is.
+        folder=None if asking.is_claimed(workdir) else workdir,
+    )
     model = configuration.Model(
         folder=policy.folder,
         init="pretrained",

@@ -127,6 +127,7 @@ class Feed:
         limits = self._shapes.limits()
         rules = validate.Rules(
             max_bad_rows=data.max_bad_rows,
+            option="config.data.max_bad_rows",
             count_tokens=demonstrations.counter(self._words, limits),
             max_tokens=limits.tokens,
             overlong=data.overlong,

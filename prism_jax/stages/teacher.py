@@ -17,7 +17,7 @@ from typing import Any
 
 from prism_jax import errors, progress
 from prism_jax.data import prompt_files, records, sharegpt_files, sources, validate
-from prism_jax.stages import teacher_answers, teacher_config
+from prism_jax.stages import dropped_rows, teacher_answers, teacher_config
 
 Json = Any
 SFT_FILE = "teacher_sft.json"
@@ -40,10 +40,14 @@ def run(
       InputError: configuration or data are wrong, or the endpoint refuses every request.
     """
     key = options.endpoint.key()
-    rules = validate.Rules(max_bad_rows=options.max_bad_rows, need_answer=True)
-    opened = sources.open_source(rows_source, rules, cache_dir=options.rows_cache_dir)
-    for dropped in opened.report.dropped:
-        print(f"left out: {dropped}", file=sys.stderr, flush=True)
+    rules = validate.Rules(
+        max_bad_rows=options.max_bad_rows,
+        option="config.teacher.max_bad_rows",
+        need_answer=True,
+    )
+    with dropped_rows.named(None):
+        opened = sources.open_source(rows_source, rules, cache_dir=options.rows_cache_dir)
+    dropped_rows.tell(opened.report, None)
     count = len(opened.rows) if options.max_rows is None else options.max_rows
     rows = sources.Selection(opened.rows, range(min(count, len(opened.rows))))
     folder.mkdir(parents=True, exist_ok=True)

@@ -317,18 +317,19 @@ def test_the_second_row_with_an_id_is_wrong_and_names_the_first(tmp_path):
     ]
 
 
-def test_more_wrong_rows_than_allowed_are_counted_and_the_first_ten_listed(tmp_path):
+def test_more_wrong_rows_than_allowed_are_counted_and_the_error_holds_every_one(tmp_path):
     missing = [data_files.sft_row(0, id=f"m{i}", images=["none.png"]) for i in range(11)]
     silent = [data_files.sft_row(0, id="s", messages=turns("u"))]
     source = source_of(tmp_path, [data_files.sft_row(1), *missing, *silent])
-    with pytest.raises(errors.InputError) as caught:
-        data_files.read_all(source, max_bad_rows=11)
-    message = str(caught.value)
-    assert "rows: 12 of 13 rows are wrong, data.max_bad_rows is 11" in message
-    assert "image_missing 11, no_response 1" in message
-    assert message.count("\n") == 11
-    assert "rows.jsonl row 2 (id m0): image_missing: no image file at 'none.png'" in message
-    assert message.endswith("… and 2 more")
+    with pytest.raises(validate.WrongRows) as caught:
+        data_files.read_all(source, max_bad_rows=11, option="config.data.max_bad_rows")
+    assert str(caught.value) == (
+        "rows: 12 of 13 rows are wrong, config.data.max_bad_rows is 11; "
+        "image_missing 11, no_response 1; "
+        "first rows.jsonl row 2 (id m0): image_missing: no image file at 'none.png' "
+        f"below {tmp_path}"
+    )
+    assert [row.row for row in caught.value.report.dropped] == list(range(2, 14))
     kept, report = data_files.read_all(source, max_bad_rows=12)
     assert len(kept) == 1
     assert report.summary() == {

@@ -197,7 +197,7 @@ def _open_align(options, folder, workdir):
     own_files = setup.keep_files(source, workdir, name="discriminator")
     policy = setup.open_model(options.model, devices, files=files, is_discriminator=False)
     judge = setup.open_model(source, devices, files=own_files, is_discriminator=True)
-    feed = align_feed.Feed(options, policy, judge, files=files, own_files=own_files)
+    feed = align_feed.Feed(options, policy, judge, workdir, files=files, own_files=own_files)
     return devices, policy, judge, feed
 
 

@@ -55,10 +55,35 @@ def test_wrong_rows_are_named_and_nothing_is_written(tmp_path, capsys):
     source = data_files.write_lines(tmp_path / "rows.jsonl", rows)
     build = ["data", "build", f"--from={source}", f"--to={tmp_path / 'built'}", "--kind=sft"]
     assert main.main(build) == 2
-    assert "missing.png" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "missing.png" in told
+    assert "1 of 2 rows are wrong, --max_bad_rows is 0" in told
     assert not (tmp_path / "built").exists()
     assert main.main([*build, "--max_bad_rows=1"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows_dropped"] == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["rows_dropped"] == 1
+    assert told.err == ""  # TFDS announces a download to whoever lets it
+
+
+def test_every_wrong_row_has_a_line_of_its_own_and_the_error_is_short(tmp_path, capsys):
+    rows = [data_files.sft_row(i, images=[f"missing\n{i}.png"]) for i in range(130)]
+    source = data_files.write_lines(tmp_path / "rows.jsonl", rows)
+    build = ["data", "build", f"--from={source}", f"--to={tmp_path / 'built'}", "--kind=sft"]
+    assert main.main(build) == 2
+    *lines, error = capsys.readouterr().err.splitlines()
+    assert len(lines) == 130
+    for i, line in enumerate(lines):
+        assert line.startswith(f"left out: rows.jsonl row {i + 1} ")
+    assert error.startswith("error: rows: 130 of 130 rows are wrong, --max_bad_rows is 0; ")
+    assert len(error) < 300
+
+
+def test_the_help_of_a_build_says_where_long_rows_are_found(capsys):
+    with pytest.raises(SystemExit):
+        main.main(["data", "build", "--help"])
+    assert "rows that are too long are found when a stage opens the data" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_a_tokenizer_of_the_corpus_is_read_by_transformers_and_reads_its_words_whole(

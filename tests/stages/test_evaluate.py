@@ -157,7 +157,7 @@ def test_a_killed_job_goes_on_and_writes_what_an_uninterrupted_one_does(
     first, second = ((tmp_path / w / "responses.jsonl").read_bytes() for w in ("whole", "killed"))
     assert first == second
     names = {file.name for file in (tmp_path / "killed").iterdir()}
-    assert names == {"run.json", "responses.jsonl", "summary.json"}
+    assert names == {"run.json", "dropped_prompts.jsonl", "responses.jsonl", "summary.json"}
 
 
 def test_a_finished_job_is_not_asked_again(folder, path, rows, tmp_path, capsys):

@@ -171,7 +171,7 @@ def test_a_killed_job_writes_what_an_uninterrupted_one_does(folder, path, rows, 
     first, second = ((tmp_path / w / "pairs.jsonl").read_bytes() for w in ("whole", "killed"))
     assert first == second
     names = {file.name for file in (tmp_path / "killed").iterdir()}
-    assert names == {"run.json", "images", "pairs.jsonl", "summary.json"}
+    assert names == {"run.json", "dropped_prompts.jsonl", "images", "pairs.jsonl", "summary.json"}
 
 
 def test_another_seed_gives_other_students(folder, path, rows, tmp_path):

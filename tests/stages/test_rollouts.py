@@ -47,7 +47,7 @@ def _draw(opened, changes) -> tuple[engine.Rollout, list[int]]:
     """Return the responses, and how many programs each part of decoding was compiled to."""
     folder, files, devices, model, params = opened
     options = _options(folder, changes)
-    words, asked = rlvr.open_prompts(options, files)
+    words, asked = rlvr.open_prompts(options, files, folder=None)
     sampler = rlvr.open_sampler(options, model, devices, words, asked)
     prompts = rollouts.encode_prompts([asked.rows[n] for n in range(_NUM_PROMPTS)], words)
     compiled = (decode.start, decode.advance("cpu"))

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from prism_jax.data import encode, processor
+from prism_jax import errors
+from prism_jax.data import encode, processor, records
 from prism_jax.stages import sampled
 from tests import data_files, tiny_checkpoint
 
@@ -40,11 +41,13 @@ def _row(row_id, text, *images):
     return {"id": row_id, "prompt": text, "images": list(images), "answer": "7"}
 
 
-def _open(folder, words, rows, **changes):
+def _open(folder, words, rows, *, workdir=None, check=None, **changes):
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = sampled.Prompts(**(_OPTIONS | {"path": str(path)} | changes))
-    return sampled.open_prompts(options, words, need_teacher=False, need_answer=True)
+    return sampled.open_prompts(
+        options, words, need_teacher=False, need_answer=True, folder=workdir, check=check
+    )
 
 
 def test_a_row_keeps_its_size_when_one_of_the_same_id_is_left_out(folder, words):
@@ -65,6 +68,33 @@ def test_a_row_keeps_its_size_behind_longer_ones_that_are_left_out(folder, words
     first = _open(folder, words, [longer, *kept], max_rows=1)
     assert (len(first.rows), first.sizes) == (1, opened.sizes[:1])
     assert first.digest == _open(folder, words, kept[:1]).digest != opened.digest
+
+
+def test_rows_that_are_left_out_are_counted_and_listed(folder, words, tmp_path, capsys):
+    rows = [_row("a", "Q?"), _row("b", "very " * 200), _row("c", "")]
+    opened = _open(folder, words, rows, workdir=tmp_path)
+    assert len(opened.rows) == 1
+    told = capsys.readouterr().err
+    assert told.endswith("1 of 3 rows; left out: empty_prompt 1, overlong 1\n")
+    listed = [json.loads(line) for line in (tmp_path / "dropped_prompts.jsonl").open()]
+    assert [(row["id"], row["reason"]) for row in listed] == [
+        ("b", "overlong"),
+        ("c", "empty_prompt"),
+    ]
+    _open(folder, words, rows)  # no folder: they are told one by one
+    assert "left out: rows.jsonl row 3 (id c): empty_prompt" in capsys.readouterr().err
+
+
+def test_a_row_that_a_stage_refuses_is_a_wrong_row(folder, words, tmp_path, capsys):
+    def check(row):
+        if row.id == "b":
+            raise records.RowError("format", "b is not liked")
+
+    rows = [_row("a", "Q?"), _row("b", "Q?")]
+    assert len(_open(folder, words, rows, workdir=tmp_path, check=check).rows) == 1
+    with pytest.raises(errors.InputError, match=r"config\.prompts\.max_bad_rows is 0; format 1"):
+        _open(folder, words, rows, workdir=tmp_path, check=check, max_bad_rows=0)
+    assert "left out: rows.jsonl row 2 (id b): format: b is not liked" in capsys.readouterr().err
 
 
 def _assert_own_sizes(opened, words):

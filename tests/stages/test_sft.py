@@ -196,7 +196,7 @@ def test_rows_that_fit_no_packed_row_are_counted_or_refused(folder, tmp_path, ca
     short = ("--config.data.row_tokens=58", *ONE_STEP)
     assert sft_run.run(folder, tmp_path / "error", *short) == 2
     told = capsys.readouterr().err
-    assert "data.max_bad_rows is 0" in told
+    assert "config.data.max_bad_rows is 0" in told
     assert "tokens, the limit is 58" in told
     assert sft_run.run(folder, tmp_path / "filter", *short, "--config.data.overlong=filter") == 0
     told = capsys.readouterr().err
@@ -226,6 +226,26 @@ def test_fewer_demonstrations_than_rows_in_a_step_are_refused(
     refused = "train: config.train.num_rows x num_microbatches must be at most the 4 rows"
     assert (refused in told) != is_enough
     assert ("the data is right" in told) == is_enough
+
+
+def test_the_rows_of_a_refused_set_are_all_in_the_workdir(folder, tmp_path, capsys):
+    rows = json.loads((folder / "train.json").read_text())
+    many = [rows[0] | {"id": f"m{i}", "images": ["none.png"]} for i in range(105)]
+    (folder / "wrong.json").write_text(json.dumps([*rows, *many]))
+    train = f"--config.data.train=({str(folder / 'train.json')!r},{str(folder / 'wrong.json')!r})"
+    short = ("--config.data.row_tokens=58", "--config.data.overlong=filter")
+    assert sft_run.run(folder, tmp_path, *ONE_STEP, *short, train) == 2
+    *_, last_row, more, error = capsys.readouterr().err.splitlines()
+    listed = [json.loads(line) for line in (tmp_path / "dropped_train.jsonl").open()]
+    assert [row["id"] for row in listed[-105:]] == [f"m{i}" for i in range(105)]
+    # What was left out of the first set is there too, and was told before.
+    (first,) = {row["file"] for row in listed} - {"wrong.json"}
+    assert first == "train.json"
+    assert last_row.startswith("left out: wrong.json row ")
+    num_wrong = sum(row["file"] == "wrong.json" for row in listed)
+    assert more == f"left out: {num_wrong - 100} more; {tmp_path}/dropped_train.jsonl names all"
+    assert "105 of 109 rows are wrong, config.data.max_bad_rows is 0" in error
+    assert len(error) < 300
 
 
 @pytest.mark.parametrize(

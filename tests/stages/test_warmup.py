@@ -172,7 +172,8 @@ def test_a_malformed_side_is_a_wrong_row_that_is_named(
     (folder / "pairs" / "wrong.jsonl").write_text("\n".join([json.dumps(row), *text[1:]]) + "\n")
     wrong = f"--config.data.train={folder / 'pairs' / 'wrong.jsonl'}"
     assert rl_run.run("warmup", folder, tmp_path, wrong) == 2
-    assert f"1 of 12 rows are wrong, data.max_bad_rows is 0; {told} 1" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"1 of 12 rows are wrong, config.data.max_bad_rows is 0; {told} 1" in err
 
 
 def test_teacher_and_student_are_cut_and_scored_by_one_rule(folder):

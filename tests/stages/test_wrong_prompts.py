@@ -1,5 +1,8 @@
-"""Prompts that a stage cannot learn from: too few for a step."""
+"""Prompts that a stage cannot learn from: too few for a step, or wrong rows, each named."""
 
+import json
+
+import pyarrow.parquet
 import pytest
 
 from tests.stages import rl_run
@@ -41,3 +44,18 @@ def test_fewer_prompts_than_a_step_takes_are_refused(
     assert rl_run.run(stage, folder, tmp_path, *overrides) == 2
     told = f"train: config.{field} must be at most the {num_rows} rows there are to learn from"
     assert told in capsys.readouterr().err
+
+
+def test_a_malformed_teacher_is_a_wrong_row_that_is_listed(folder, tmp_path, capsys):
+    table = pyarrow.parquet.read_table(folder / "corpus" / "align" / "train.parquet")
+    rows = table.to_pylist()
+    rows[1]["teacher_cot"] = "<think>no answer</think>"
+    path = tmp_path / "wrong.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=table.schema), path)
+    workdir = tmp_path / "run"
+    assert rl_run.run("align", folder, workdir, f"--config.prompts.path={path}") == 2
+    told = capsys.readouterr().err
+    assert "1 of 5 rows are wrong, config.prompts.max_bad_rows is 0; format 1" in told
+    (listed,) = (json.loads(line) for line in (workdir / "dropped_prompts.jsonl").open())
+    assert (listed["row"], listed["reason"], listed["file"]) == (2, "format", "wrong.parquet")
+    assert "left out: wrong.parquet row 2" in told
