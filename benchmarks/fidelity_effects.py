@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import fidelity_models, fidelity_texts
+from benchmarks import fidelity_models, fidelity_texts, fidelity_updates
 from prism_jax import discriminator_update
 from prism_jax.data import images
 from prism_jax.losses import advantage, reduce
@@ -288,12 +288,18 @@ def main() -> None:
         "items_5_31_images": image_limits(),
         "item_6_padding_side": padding_side(),
         "item_11_upcycle_noise": fidelity_models.upcycle_noise(),
+        "item_12_head_bias": fidelity_updates.head_bias(),
         "item_18_invalid_group": invalid_group(),
         "item_19_format": formats(args.oracles),
         "item_22_pair_normalisation": pair_normalisation(),
+        "item_23_no_pair": fidelity_updates.no_pair(),
+        "item_24_nobody_judges": fidelity_updates.nobody_judges(),
+        "item_25_looser_format": fidelity_updates.looser_format(args.oracles),
         "item_36_token_mean": token_mean(),
+        "item_39_fruitful_steps": fidelity_updates.fruitful_steps(),
         "item_43_judge": judge(args.oracles),
         "equal_scores": equal_scores(),
+        "norm_decay": fidelity_updates.norm_decay(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
