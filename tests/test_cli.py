@@ -308,7 +308,7 @@ def test_the_program_lists_its_commands_and_refuses_others():
 
 
 def _told_by_help(capsys, command: str, flag: str = "--help") -> str:
-    """Return what a command prints when it is asked, in this process, which has imported JAX already."""
+    """Return what a command prints when it is asked, in this process, which has JAX already."""
     with pytest.raises(SystemExit) as ended:
         _run(command, flag)
     assert ended.value.code == 0

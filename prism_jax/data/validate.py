@@ -41,6 +41,8 @@ class Rules:
       overlong: "error" counts a longer row as wrong, "filter" leaves it out and reports it.
       need_teacher: a prompt needs teacher_caption and teacher_cot.
       need_answer: a prompt needs a ground truth.
+      answer_problem: why a ground truth cannot be judged against, None if it can; asked with
+        `need_answer`.
       limit_pixels: pixels of one image, read from its header before it is decoded.
       limit_image_bytes: size of one image file.
       num_threads: rows checked at a time.
@@ -53,6 +55,7 @@ class Rules:
     overlong: Literal["error", "filter"] = "error"
     need_teacher: bool = False
     need_answer: bool = False
+    answer_problem: Callable[[str], str | None] | None = None
     limit_pixels: int = images.LIMIT_PIXELS
     limit_image_bytes: int = 64 << 20
     num_threads: int = 4
@@ -324,8 +327,13 @@ def _check_turns(messages: tuple[records.Message, ...], *, last: str) -> None:
 def _check_needs(row: records.PromptRow, rules: Rules) -> None:
     if rules.need_teacher and row.teacher_caption is None:
         raise records.RowError("missing_segment", "teacher_caption and teacher_cot are missing")
-    if rules.need_answer and row.ground_truth is None:
+    if not rules.need_answer:
+        return
+    if row.ground_truth is None:
         raise records.RowError("empty_answer", "no ground truth")
+    problem = rules.answer_problem(row.ground_truth) if rules.answer_problem else None
+    if problem is not None:
+        raise records.RowError("bad_answer", problem)
 
 
 def load_images(row: records.Row, root: str, rules: Rules) -> records.Row:

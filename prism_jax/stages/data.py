@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from prism_jax import errors
 from prism_jax.data import build, numerals, numerals_examples, records, tokenizer_files, validate
+from prism_jax.rewards import answer
 from prism_jax.stages import corpora, dropped_rows
 
 T = TypeVar("T", int, float)
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     built("--image_root", default="", help="of relative image paths; the file's folder without")
     built("--max_bad_rows", type=int, default=0, help="wrong rows that may be left out")
     built("--need_teacher", action="store_true", help="prompts need the teacher's texts")
-    built("--need_answer", action="store_true", help="prompts need a ground truth")
+    built("--need_answer", action="store_true", help="prompts need an answer that can be judged")
     return options
 
 
@@ -98,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
             option="--max_bad_rows",
             need_teacher=args.need_teacher,
             need_answer=args.need_answer,
+            answer_problem=answer.check_ground_truth,
         )
         source = corpora.source(args.source, kind=args.kind, image_root=args.image_root)
         with dropped_rows.named(None):  # nothing is written then that could list them

@@ -78,6 +78,21 @@ def test_every_wrong_row_has_a_line_of_its_own_and_the_error_is_short(tmp_path, 
     assert len(error) < 300
 
 
+def test_an_answer_that_nothing_can_be_judged_against_is_a_wrong_row(tmp_path, capsys):
+    answers = ["\\frac{1}{2", "</answer>", "42"]
+    rows = [
+        data_files.prompt_row(i, reward_model={"style": "rule", "ground_truth": text})
+        for i, text in enumerate(answers)
+    ]
+    source = data_files.write_parquet(tmp_path / "rows.parquet", rows, group_rows=3)
+    build = ["data", "build", f"--from={source}", f"--to={tmp_path / 'built'}", "--kind=prompts"]
+    assert main.main([*build, "--need_answer", "--max_bad_rows=2"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["rows_kept"] == 1
+    assert main.main([*build[:-2], f"--to={tmp_path / 'all'}", "--kind=prompts"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows_kept"] == 3
+
+
 def test_the_help_of_a_build_says_where_long_rows_are_found(capsys):
     with pytest.raises(SystemExit):
         main.main(["data", "build", "--help"])
