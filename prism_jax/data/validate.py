@@ -389,17 +389,3 @@ def check_length(row: records.Row, rules: Rules) -> Counted | None:
     if num_tokens > rules.max_tokens:
         raise records.RowError("overlong", f"{num_tokens} tokens, the limit is {rules.max_tokens}")
     return counted
-
-
-def require_batch(num_rows: int, batch_rows: int, *, name: str, field: str) -> None:
-    """Raise `InputError` when a data set has fewer rows than one step takes.
-
-    Args:
-      name: what the data set is called.
-      field: the option that says how many rows a step takes.
-    """
-    if num_rows < batch_rows:
-        raise errors.InputError(
-            f"{name}: {field} must be at most the {num_rows} rows there are to learn from, "
-            f"got {batch_rows}"
-        )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
+from prism_jax import errors
 from prism_jax.data import sources, validate
 from prism_jax.stages import dropped_rows, setup
 
@@ -56,3 +57,17 @@ def open_all(
     if dropped is not None and speaks:
         dropped.write_text(lines, encoding="utf-8")
     return opened
+
+
+def require_batch(num_rows: int, batch_rows: int, *, name: str, field: str) -> None:
+    """Raise `InputError` when a data set has fewer rows than one step takes.
+
+    Args:
+      name: what the data set is called.
+      field: the option that says how many rows a step takes.
+    """
+    if num_rows < batch_rows:
+        raise errors.InputError(
+            f"{name}: {field} must be at most the {num_rows} rows there are to learn from, "
+            f"got {batch_rows}"
+        )

@@ -24,11 +24,11 @@ from prism_jax import (
     metrics,
 )
 from prism_jax.continuations import Continuation, Largest, RowShape
-from prism_jax.data import encode, packing, processor, records, steps, validate
+from prism_jax.data import encode, packing, processor, records, steps
 from prism_jax.rewards import tags
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
-from prism_jax.stages import asking, responses, setup
+from prism_jax.stages import asking, corpora, responses, setup
 
 Json = Any
 _FOLDER = "rollouts"
@@ -143,7 +143,7 @@ def require_prompts(opened: asking.Opened, num_prompts: int, *, field: str) -> N
       field: of the configuration, that says how many prompts a step takes.
     """
     name = opened.report.name
-    validate.require_batch(len(opened.rows), num_prompts, name=name, field=f"config.{field}")
+    corpora.require_batch(len(opened.rows), num_prompts, name=name, field=f"config.{field}")
 
 
 def prompt_steps(

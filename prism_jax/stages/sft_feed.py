@@ -53,7 +53,7 @@ class Feed:
         self._rows = batches.local_rows(options.train.num_rows, devices.mesh, devices.rules)
         self._demonstrations = self._open(data.train, folder / "dropped_train.jsonl")
         # A row of a step may hold several demonstrations, but none may be left empty by design.
-        validate.require_batch(
+        corpora.require_batch(
             sum(self._demonstrations.lengths),
             options.train.num_rows * options.train.num_microbatches,
             name=" + ".join(self._demonstrations.names),

@@ -407,13 +407,6 @@ def test_a_data_set_with_nothing_left_is_refused_even_when_bad_rows_are_allowed(
         data_files.read_all(source_of(tmp_path, [{}]), max_bad_rows=5)
 
 
-def test_a_data_set_smaller_than_a_batch_is_refused():
-    validate.require_batch(8, 8, name="train", field="num_rows")
-    told = "train: num_rows must be at most the 7 rows there are to learn from, got 8"
-    with pytest.raises(errors.InputError, match=told):
-        validate.require_batch(7, 8, name="train", field="num_rows")
-
-
 @pytest.mark.parametrize("rules", [{"max_bad_rows": -1}, {"overlong": "truncate"}])
 def test_wrong_rules_are_refused(rules):
     with pytest.raises(errors.InputError, match=next(iter(rules))):

@@ -5,6 +5,8 @@ import json
 import pyarrow.parquet
 import pytest
 
+from prism_jax import errors
+from prism_jax.stages import corpora
 from tests.stages import rl_run
 
 _REFILL = (
@@ -59,3 +61,10 @@ def test_a_malformed_teacher_is_a_wrong_row_that_is_listed(folder, tmp_path, cap
     (listed,) = (json.loads(line) for line in (workdir / "dropped_prompts.jsonl").open())
     assert (listed["row"], listed["reason"], listed["file"]) == (2, "format", "wrong.parquet")
     assert "left out: wrong.parquet row 2" in told
+
+
+def test_a_data_set_smaller_than_a_batch_is_refused():
+    corpora.require_batch(8, 8, name="train", field="num_rows")
+    told = "train: num_rows must be at most the 7 rows there are to learn from, got 8"
+    with pytest.raises(errors.InputError, match=told):
+        corpora.require_batch(7, 8, name="train", field="num_rows")
