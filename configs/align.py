@@ -72,7 +72,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "num_steps": {"tiny": 2, "demo": 14, "small": 40}.get(size, 500),
+            "num_steps": {"tiny": 2, "demo": 14, "small": 30}.get(size, 500),
             "head_chunk_tokens": 1024 if is_large else 2048,
             "has_entropy": True,
             "num_threads": 2,

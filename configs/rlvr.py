@@ -98,7 +98,7 @@ def _base(size: str) -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "num_steps": {"tiny": 2, "demo": 40, "small": 40}.get(size, 1500),
+            "num_steps": {"tiny": 2, "demo": 40, "small": 60}.get(size, 1500),
             # Source: ppo_mini_batch_size = train_batch_size in every script, ppo_epochs 1.
             "num_minibatches": 1,
             "num_epochs": 1,

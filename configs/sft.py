@@ -48,7 +48,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     if is_large:
         config.train.num_epochs = 1
     else:
-        config.train.num_steps = {"tiny": 2, "demo": 300, "small": 250}[size]
+        config.train.num_steps = {"tiny": 2, "demo": 300, "small": 100}[size]
     config.optim = _optim(size)
     if is_large and "train_vision" not in options:
         # Source: LLaMA-Factory freeze_vision_tower and freeze_multi_modal_projector, both on
@@ -56,13 +56,13 @@ def get_config(arg: str = "4b") -> ConfigDict:
         config.optim.frozen = ("vision/.*",)
     config.evaluate = ConfigDict(
         {
-            "every_steps": {"tiny": 1, "demo": 100, "small": 125}.get(size, 1000),
+            "every_steps": {"tiny": 1, "demo": 100, "small": 50}.get(size, 1000),
             "num_batches": config_dict.placeholder(int),
         }
     )
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(
-        every_steps={"tiny": 1, "demo": 50, "small": 125}.get(size, 500)
+        every_steps={"tiny": 1, "demo": 50, "small": 50}.get(size, 500)
     )
     config.resume = common.resume()
     config.log = common.log(every_steps={"tiny": 1, "demo": 20}.get(size, 10))
@@ -99,7 +99,7 @@ def _data(size: str) -> ConfigDict:
             "row_patches": patches,
             "row_images": images,
             "num_open_rows": 64 if is_large else 16,
-            "num_threads": 8 if is_large else 2,
+            "num_threads": {"tiny": 2, "demo": 2}.get(size, 8),
             "cache_mebibytes": 0 if is_large else 1024,
         }
     )
