@@ -14,7 +14,7 @@ import pathlib
 import re
 from typing import Any
 
-from pyarrow import parquet
+from prism_jax.data import parquet_tables
 
 Json = Any
 STAGES = ("sft", "align", "rlvr")
@@ -74,9 +74,8 @@ def main() -> None:
     parser.add_argument("--chain", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
-    file = parquet.read_table(args.chain / "corpus/rl/test.parquet", columns=["teacher_caption"])
-    captions = file["teacher_caption"].to_pylist()
-    truths = {f"test.parquet:{row}": caption for row, caption in enumerate(captions, start=1)}
+    rows = parquet_tables.ParquetTable(str(args.chain / "corpus/rl/test.parquet")).scan()
+    truths = {f"test.parquet:{number}": row["teacher_caption"] for number, row in rows}
     found = {}
     for stage in STAGES:
         text = (args.chain / f"evaluate_{stage}/responses.jsonl").read_text(encoding="utf-8")
