@@ -1,9 +1,12 @@
 """The one program: `python -m prism_jax COMMAND …`.
 
-Exit codes: 0 done; 1 unexpected; 2 the input is wrong, one line says how; 143 preempted and saved.
+Exit codes: 0 done; 1 unexpected, or a full disk, which one line says; 2 the input is wrong, one
+line says how; 143 preempted and saved.
 """
 
+import errno
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -55,4 +58,25 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:
         # The reader of standard output has gone (`… | head`): nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        full = _full_disk(error)
+        if full is None:
+            raise
+        # Orbax's other writes, which failed too, would be told at exit, screens of them.
+        logging.getLogger("asyncio").disabled = True
+        sys.unraisablehook = lambda _: None
+        sys.stderr.write(f"error: the disk is full, what was complete before stays: {full}\n")
+        return 1
     return 0
+
+
+def _full_disk(error: BaseException) -> str | None:
+    """Return the message that says so, of an error or of what it came from; else None."""
+    told = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+    seen: BaseException | None = error
+    while seen is not None:
+        # TensorStore raises a ValueError with the system's words in it.
+        if any(text in str(seen) for text in told):
+            return " ".join(str(seen).split())
+        seen = seen.__cause__ or seen.__context__
+    return None

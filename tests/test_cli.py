@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import pathlib
 import shutil
 import subprocess
@@ -348,3 +349,33 @@ def test_help_away_from_the_configurations_says_where_it_looked(capsys, monkeypa
 def test_every_command_is_a_stage_with_a_main():
     for name in main.COMMANDS:
         assert callable(importlib.import_module(f"prism_jax.stages.{name}").main)
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a file that is full")
+def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
+    def fill(argv):
+        del argv
+        try:
+            with open("/dev/full", "wb") as file:
+                file.write(b"x")
+        except OSError as error:
+            # As a library tells it: with words of its own around the system's.
+            raise ValueError("could not write the arrays") from error
+
+    # Both are set for the rest of the process, which otherwise ends there.
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", False)
+    monkeypatch.setattr(importlib.import_module("prism_jax.stages.convert"), "main", fill)
+    assert _run("convert") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: the disk is full") and "No space left on device" in told
+    assert told.count("\n") == 1
+
+
+def test_another_unexpected_error_keeps_its_traceback(monkeypatch):
+    def fail(argv):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(importlib.import_module("prism_jax.stages.convert"), "main", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        _run("convert")
