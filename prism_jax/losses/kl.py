@@ -23,7 +23,7 @@ def estimate(
     k2   d² / 2                    biased; its gradient is the unbiased one
     k3   exp(−d) + d − 1           unbiased, never negative; d is clamped to ±20 and the value to
                                    ±10, where the gradient is 0
-    abs  |d|
+    abs  |d|                       its gradient is 0 at d = 0
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:1639.
     """
     difference = logprobs - reference_logprobs
@@ -35,7 +35,8 @@ def estimate(
         reverse = jnp.clip(-difference, -20.0, 20.0)
         return jnp.clip(jnp.exp(reverse) - reverse - 1.0, -10.0, 10.0)
     if estimator == "abs":
-        return jnp.abs(difference)
+        # jnp.abs has the gradient 1 at 0, where the policy stands before its first update.
+        return difference * jax.lax.stop_gradient(jnp.sign(difference))
     raise ValueError(f"estimator must be one of {Estimator.__args__}, got {estimator!r}")
 
 

@@ -117,6 +117,7 @@ def run(
         need_teacher=False,
         need_answer=True,
         may_differ=("judge.num_workers", *_THRESHOLDS),
+        place="config.difficulty",
     )
     thresholds = {name: dataclasses.asdict(options)[name] for name in _THRESHOLDS}
     summary = asking.finished(folder)

@@ -171,6 +171,7 @@ def open_prompts(
     need_answer: bool,
     folder: pathlib.Path | None,
     check: Callable[[records.PromptRow], None] | None = None,
+    place: str = "config",
 ) -> asking.Opened:
     """Validate every row and measure its prompt; rows that are left out are counted by reason.
 
@@ -178,6 +179,7 @@ def open_prompts(
       need_teacher: rows need the teacher's caption and cot; for `need_answer` a ground truth.
       folder: gets `dropped_prompts.jsonl`, which lists them; None: standard error does.
       check: raises RowError for a row that is wrong in another way; called in threads.
+      place: what holds the section `prompts`, for messages.
 
     Raises:
       InputError: the data cannot be read, or more rows are wrong than allowed.
@@ -193,7 +195,7 @@ def open_prompts(
         [options.path],
         validate.Rules(
             max_bad_rows=options.max_bad_rows,
-            option="config.prompts.max_bad_rows",
+            option=f"{place}.prompts.max_bad_rows",
             count_tokens=count_tokens,
             max_tokens=options.max_prompt_tokens,
             overlong=options.overlong,
@@ -253,25 +255,29 @@ def begin(
     need_teacher: bool,
     need_answer: bool,
     may_differ: Sequence[str],
+    place: str = "config",
 ) -> Job:
     """Open the prompts, find the policy, and claim the folder; nothing is loaded yet.
 
     A job that is continued asks the step of a training run that it began with, however far that
     run has come since.
 
+    Args:
+      place: what holds the sections `policy`, `prompts` and `mesh`, for messages.
+
     Raises:
       InputError: policy or data cannot be read, or the folder is of another job.
     """
     if not model_files.is_run(policy.folder) and policy.step is not None:
         raise errors.InputError(
-            f"config.policy.step = {policy.step}: {policy.folder} is not the workdir of a stage"
+            f"{place}.policy.step = {policy.step}: {policy.folder} is not the workdir of a stage"
         )
     step = policy.step
     if step is None and model_files.is_run(policy.folder):
         step = asking.recorded_step(workdir)
     source = pretrained.Source.of(policy.folder, role="policy", step=step)
     _, sizes = pretrained.config_of(source.files)
-    words = _with_limits(processor.Processor.from_folder(source.files), prompts)
+    words = _with_limits(processor.Processor.from_folder(source.files), prompts, place=place)
     opened = open_prompts(
         prompts,
         words,
@@ -279,6 +285,7 @@ def begin(
         need_answer=need_answer,
         # The list in a folder that may be of another job stays as it is.
         folder=None if asking.is_claimed(workdir) else workdir,
+        place=place,
     )
     model = configuration.Model(
         folder=policy.folder,
@@ -289,7 +296,7 @@ def begin(
         attention=policy.attention,
         remat="none",
     )
-    devices = setup.open_devices(mesh, model, section="policy")
+    devices = setup.open_devices(mesh, model, section="policy", place=place)
     if jax.process_count() > 1:
         raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")
     facts = {
@@ -317,14 +324,16 @@ def begin(
     )
 
 
-def _with_limits(words: processor.Processor, prompts: Prompts) -> processor.Processor:
+def _with_limits(
+    words: processor.Processor, prompts: Prompts, *, place: str
+) -> processor.Processor:
     """Return the processor with the limits on the size of a picture."""
     own = words.image_settings
     least = own.min_pixels if prompts.min_pixels is None else prompts.min_pixels
     most = own.max_pixels if prompts.max_pixels is None else prompts.max_pixels
     if least > most:
         raise errors.InputError(
-            f"config.prompts.min_pixels must be <= max_pixels, got {least} and {most} with those "
+            f"{place}.prompts.min_pixels must be <= max_pixels, got {least} and {most} with those "
             "of the checkpoint's image settings"
         )
     settings = dataclasses.replace(own, min_pixels=least, max_pixels=most)

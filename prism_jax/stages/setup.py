@@ -100,12 +100,17 @@ def say(line: str) -> None:
 
 
 def open_devices(
-    mesh: configuration.Mesh, model: configuration.Model, *, section: str = "model"
+    mesh: configuration.Mesh,
+    model: configuration.Model,
+    *,
+    section: str = "model",
+    place: str = "config",
 ) -> Devices:
     """Join the processes of the job, build the mesh and decide the implementations; tell them.
 
     Args:
       section: of the configuration that says type and attention, for messages.
+      place: what holds it and the section `mesh`, for messages.
 
     Raises:
       InputError: the axes do not fit the devices, or the attention does not run on them.
@@ -119,10 +124,10 @@ def open_devices(
     found = jax.devices()
     if mesh.num_devices is not None and mesh.num_devices > len(found):
         raise errors.InputError(
-            f"config.mesh.num_devices = {mesh.num_devices}, but there are {len(found)} devices"
+            f"{place}.mesh.num_devices = {mesh.num_devices}, but there are {len(found)} devices"
         )
     prefill, decode = generate.implementations(
-        model.attention, dtype, place=f"config.{section}.attention"
+        model.attention, dtype, place=f"{place}.{section}.attention"
     )
     devices = Devices(
         mesh=mesh_lib.make(dataclasses.asdict(mesh.axes), found[: mesh.num_devices]),

@@ -232,6 +232,10 @@ def test_every_configuration_is_whole(size, option):
         ({"difficulty.sampling.temperature": 0.0}, "num_samples"),
         ({"difficulty.num_samples": 0}, "num_samples"),
         ({"difficulty.judge.num_workers": 0}, "num_workers"),
+        ({"difficulty.policy.step": 3}, "policy.step = 3"),
+        ({"difficulty.prompts.max_prompt_tokens": 1}, "prompts.max_bad_rows is 0"),
+        ({"difficulty.prompts.min_pixels": 10**9}, "prompts.min_pixels"),
+        ({"difficulty.mesh.num_devices": 99}, "mesh.num_devices = 99"),
     ],
 )
 def test_wrong_values_are_named(folder, path, rows, tmp_path, changes, told):
