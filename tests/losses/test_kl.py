@@ -21,6 +21,17 @@ def test_every_oracle_case_gives_value_and_gradient_of_each_estimator(oracle):
             np.testing.assert_allclose(gradient, expected["grad_logprob"], **close)
 
 
+def test_a_policy_equal_to_its_reference_is_pushed_by_k1_alone():
+    logprobs = jnp.array([-1.5, 0.0])
+    for estimator in kl.Estimator.__args__:
+        value, pull = jax.vjp(
+            lambda x, e=estimator: kl.estimate(x, logprobs, estimator=e), logprobs
+        )
+        (gradient,) = pull(jnp.ones_like(value))
+        assert not value.any()
+        np.testing.assert_array_equal(gradient, [float(estimator == "k1")] * 2)
+
+
 def test_the_loss_ignores_masked_tokens_whatever_stands_there():
     logprobs = jnp.array([[-1.0, jnp.nan], [-2.0, -1.0]])
     reference = jnp.array([[-2.0, jnp.inf], [-2.0, -4.0]])
