@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from configs import align, warmup
-from prism_jax import configuration, discriminator_update
+from prism_jax import discriminator_update
 from prism_jax.rewards import score
 from prism_jax.rollout import engine, serving
 from prism_jax.stages import (
@@ -27,7 +26,7 @@ from prism_jax.stages import (
     setup,
 )
 from prism_jax.stages import warmup as warmup_stage
-from tests.stages import align_run, rl_run
+from tests.stages import align_run, field_tables, rl_run
 
 _TEXTS = (*align_run.TEXTS[:3], "<caption></caption><think>so</think><answer>2</answer>")
 _BASES = {"align": "tiny,new,rlvr_v2", "warmup": "tiny,new"}
@@ -49,9 +48,7 @@ def options(stage, folder, changes):
         }
     else:
         own["data.train"] = (str(folder / "pairs" / "pairs.jsonl"),)
-    with config.unlocked():
-        config.update_from_flattened_dict(own | changes)
-    return configuration.parse(STRUCTS[stage], config)
+    return field_tables.parsed(STRUCTS[stage], config, own | changes)
 
 
 def _numbers(is_pair):
@@ -278,41 +275,22 @@ def read_pairs(options, folder, workdir):
     return shape, next(feed.train(shape, num_steps=num_steps)), num_steps, len(scored)
 
 
-def _moved(optim):
-    """Take four steps of an optimiser on two parameters."""
-    params = nnx.State(
-        {"a": {"scale": nnx.Param(jnp.ones(3))}, "b": {"kernel": nnx.Param(jnp.ones(3))}}
-    )
-    optimizer = setup.make_optimizer(optim, params, num_steps=4)
-    trainable, frozen = optimizer.split(params)
-    state = optimizer.init(trainable)
-    for step in range(4):
-        size = jnp.array([3.0, 1e-4, -1.0]) * (step + 1)
-        grads = jax.tree.map(lambda x, size=size: x * size, trainable)
-        trainable, state, _ = optimizer.update(
-            grads, state, trainable, step=jnp.int32(step), is_finite=jnp.array(True)
-        )
-    return trainable, state.adam, len(nnx.to_flat_state(frozen))
-
-
 def policy_optimizer(options, folder):
     """Return where the policy's optimiser goes."""
     del folder
-    return _moved(options.optim)
+    return field_tables.moved(options.optim)
 
 
 def discriminator_optimizer(options, folder):
     """Return where the discriminator's optimiser goes."""
     del folder
-    return _moved(options.discriminator.optim)
+    return field_tables.moved(options.discriminator.optim)
 
 
 def devices(options, folder):
     """Return how everything is computed."""
     del folder
-    devices = setup.open_devices(options.mesh, options.model)
-    shape = sorted(devices.mesh.shape.items())
-    return shape, devices.mesh.size, devices.dtype, devices.param_dtype, devices.rules
+    return field_tables.placed(setup.open_devices(options.mesh, options.model))
 
 
 def policy_model(options, folder, workdir):
@@ -335,4 +313,4 @@ def _model(source, options, workdir, *, is_discriminator):
     devices = setup.open_devices(options.mesh, options.model)
     files = setup.keep_files(source, workdir)
     model = setup.open_model(source, devices, files=files, is_discriminator=is_discriminator)
-    return model.config, jax.tree.map(lambda x: (x.shape, str(x.dtype)), model.params)
+    return field_tables.shapes(model)

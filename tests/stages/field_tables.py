@@ -1,0 +1,200 @@
+"""What the tests of a stage's fields share: tables of changes, what probes see, and a few probes.
+
+A table says which probe sees which field: {probe: {field: (changes before, changes after)}}.
+"""
+
+import dataclasses
+import pathlib
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from flax import nnx
+
+from prism_jax import configuration, errors
+from prism_jax.stages import setup
+
+Changes = Mapping[str, Any]
+Fields = dict[str, tuple[Changes, Changes]]
+Table = Mapping[Callable, Fields]
+
+_OPTIM = {
+    "schedule": {"schedule": "linear", "end_factor": 0.5},
+    "peak": {"peak": 0.5},
+    "warmup_steps": {"warmup_steps": 2, "warmup_fraction": None},
+    "warmup_fraction": {"warmup_fraction": 0.5},
+    "end_factor": ({"schedule": "linear", "end_factor": 0.5}, {"end_factor": 0.1}),
+    "b1": {"b1": 0.5},
+    "b2": {"b2": 0.5},
+    "eps": {"eps": 0.1},
+    "weight_decay": {"weight_decay": 0.5},
+    "no_decay": {"no_decay": ()},
+    "frozen": {"frozen": ("a/.*",)},
+    "factors": {"factors": (("a/.*", 0.1),)},
+    "clip_norm": {"clip_norm": 0.1},
+    "mu_dtype": {"mu_dtype": "bfloat16"},
+    "nu_dtype": {"nu_dtype": "bfloat16"},
+}
+# An optimiser in which each of these shows on the parameters of `moved`.
+_GENTLE = {"no_decay": (".*/scale",), "peak": 0.01, "weight_decay": 0.1, "schedule": "constant"}
+_GENTLE |= {"end_factor": 1.0, "warmup_fraction": 0.0}
+_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 32,
+    "rope_theta": 5e5,
+    "tie_word_embeddings": False,
+    "vision_hidden_size": 64,
+    "vision_intermediate_size": 32,
+    "vision_num_layers": 2,
+    "vision_num_heads": 2,
+    "vision_num_position_embeddings": 64,
+    "vision_deepstack_layers": (),
+    "initializer_range": 0.1,
+}
+
+
+def at(prefix: str, changes: Changes) -> dict[str, Any]:
+    """Return changes of the fields of a section."""
+    return {prefix + name: value for name, value in changes.items()}
+
+
+def each(changes: Changes, *, before: Changes | None = None) -> Fields:
+    """Return every one of these changes by itself, all after the same ones."""
+    start = dict(before or {})
+    return {name: (start, start | {name: value}) for name, value in changes.items()}
+
+
+def optim(prefix: str) -> Fields:
+    """Return the fields of an optimiser, for `moved`."""
+    found = {}
+    for name, change in _OPTIM.items():
+        before, after = change if isinstance(change, tuple) else ({}, change)
+        start = at(prefix, _GENTLE | before)
+        found[prefix + name] = (start, start | at(prefix, after))
+    return found
+
+
+def sizes(prefix: str) -> Fields:
+    """Return the fields of the sizes of a new model, for `shapes`."""
+    return each(at(prefix, _SIZES))
+
+
+def mesh() -> Fields:
+    """Return the fields of the mesh that one process can show, for `placed`."""
+    two = {"mesh.num_devices": 2, "mesh.axes.data": 1, "mesh.axes.fsdp": -1}
+    others = ("data", "tensor", "expert")
+    found = each({f"mesh.axes.{name}": 2 for name in others}, before=two)
+    rest = {"mesh.num_devices": 2, "mesh.axes.data": -1, "mesh.axes.fsdp": 1}
+    found |= each({"mesh.axes.fsdp": 2}, before=rest)
+    return found | each({"mesh.num_devices": 2, "mesh.rules": (("mlp", None),)})
+
+
+def model_types() -> Fields:
+    """Return the fields of a trained model that say how it is computed, for `placed`."""
+    found = each({"model.dtype": "bfloat16"})
+    return found | each({"model.param_dtype": "bfloat16"}, before={"model.dtype": "bfloat16"})
+
+
+def moved(options: configuration.Optim) -> Any:
+    """Return where four steps of an optimiser take two parameters."""
+    params = nnx.State(
+        {"a": {"scale": nnx.Param(jnp.ones(3))}, "b": {"kernel": nnx.Param(jnp.ones(3))}}
+    )
+    optimizer = setup.make_optimizer(options, params, num_steps=4)
+    trainable, frozen = optimizer.split(params)
+    state = optimizer.init(trainable)
+    for step in range(4):
+        size = jnp.array([3.0, 1e-4, -1.0]) * (step + 1)
+        grads = jax.tree.map(lambda x, size=size: x * size, trainable)
+        trainable, state, _ = optimizer.update(
+            grads, state, trainable, step=jnp.int32(step), is_finite=jnp.array(True)
+        )
+    return trainable, state.adam, len(nnx.to_flat_state(frozen))
+
+
+def placed(devices: setup.Devices) -> Any:
+    """Return how everything is computed on devices."""
+    shape = sorted(devices.mesh.shape.items())
+    return shape, devices.mesh.size, devices.dtype, devices.param_dtype, devices.rules
+
+
+def shapes(model: setup.Model) -> Any:
+    """Return the configuration and the shapes of a model."""
+    return model.config, jax.tree.map(lambda x: (x.shape, str(x.dtype)), model.params)
+
+
+def parsed(
+    kind: type[configuration.Section], config: ml_collections.ConfigDict, changes: Changes
+) -> configuration.Section:
+    """Change fields of a configuration, those of another type included, and return its struct."""
+    with config.unlocked(), config.ignore_type():
+        config.update_from_flattened_dict(dict(changes))
+    return configuration.parse(kind, config)
+
+
+def outcome(look: Callable[[], Any], workdir: pathlib.Path) -> Any:
+    """Return what a probe sees, in a form that is compared bit for bit; a refusal is its text.
+
+    Args:
+      workdir: of the probe, another one each time: no part of what a refusal says.
+    """
+    try:
+        found = look()
+    except errors.InputError as error:
+        return str(error).replace(str(workdir), "WORKDIR")
+    leaves, structure = jax.tree.flatten(found)
+    told = [
+        (str(leaf.dtype), leaf.shape, np.asarray(leaf).tobytes())
+        if isinstance(leaf, np.ndarray | jax.Array)
+        else repr(leaf)
+        for leaf in leaves
+    ]
+    return told, str(structure)
+
+
+def fields(kind: type[configuration.Section], prefix: str = "") -> set[str]:
+    """Return the paths of all fields, those of sections that may be absent included."""
+    found = set()
+    for field in dataclasses.fields(kind):
+        options = [field.type, *typing.get_args(field.type)]
+        section = [x for x in options if isinstance(x, type) and dataclasses.is_dataclass(x)]
+        path = prefix + field.name
+        found |= fields(section[0], f"{path}.") if section else {path}
+    return found
+
+
+def cases(table: Table, *, prefix: str = "") -> list:
+    """Return a test case for each field of a table: probe, before, after."""
+    return [
+        pytest.param(probe, *states, id=prefix + field)
+        for probe, seen in table.items()
+        for field, states in seen.items()
+    ]
+
+
+def seen(table: Table) -> set[str]:
+    """Return the fields of a table."""
+    return {field for own in table.values() for field in own}
+
+
+def named(elsewhere: Mapping[str, tuple[str, ...]]) -> set[str]:
+    """Return the fields that other tests see, each named once."""
+    found = [field for own in elsewhere.values() for field in own]
+    assert len(found) == len(set(found)), "a field is named twice"
+    return set(found)
+
+
+def assert_differs(base: Any, found: Any, *, may_refuse: bool) -> None:
+    """Fail where a change shows nothing, or where a refusal is what shows by mistake."""
+    assert found != base
+    assert may_refuse or not isinstance(base, str), base
+    assert may_refuse or not isinstance(found, str), found
