@@ -6,7 +6,7 @@ A table says which probe sees which field: {probe: {field: (changes before, chan
 import dataclasses
 import pathlib
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import pytest
 from flax import nnx
 
 from prism_jax import configuration, errors
-from prism_jax.stages import setup
+from prism_jax.stages import running, setup
 
 Changes = Mapping[str, Any]
 Fields = dict[str, tuple[Changes, Changes]]
@@ -198,3 +198,99 @@ def assert_differs(base: Any, found: Any, *, may_refuse: bool) -> None:
     assert found != base
     assert may_refuse or not isinstance(base, str), base
     assert may_refuse or not isinstance(found, str), found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """Hold what a probe looks at."""
+
+    config: ml_collections.ConfigDict
+    options: Any  # the same, as the struct of the stage
+    folder: pathlib.Path  # of the module's files
+    workdir: pathlib.Path  # empty
+
+
+def asked_of_the_loop(main: Callable[[list[str]], None], given: Given) -> dict[str, Any]:
+    """Return what the command of a training stage asks of `running.run`, which is left out."""
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        read = (given.config, str(given.workdir))
+        patch.setattr(configuration, "read", lambda argv, command: read)
+        patch.setattr(running, "run", lambda run, *_, **__: asked.append(run))
+        main([])
+    (run,) = asked
+    # The identity repeats the whole configuration, so it would differ whatever a stage does.
+    told = {name: value for name, value in vars(run).items() if name not in _OF_EVERY_RUN}
+    return told | {"key": np.asarray(jax.random.key_data(run.key))}
+
+
+_OF_EVERY_RUN = ("identity", "workdir", "begun")
+# What `asked_of_the_loop` sees; what the loop makes of it is in tests/test_loop.py,
+# test_checkpoint.py, test_progress.py and test_metric_writers.py.
+OF_THE_LOOP = each(
+    {
+        "seed": 1,
+        "train.num_steps": 3,
+        "train.max_skipped_in_row": 7,
+        "checkpoint.save_every_steps": 5,
+        "checkpoint.num_kept": 9,
+        "resume.step": 1,
+        "resume.allow_mismatch": True,
+        "log.line_every_steps": 4,
+        "log.wandb_project": "a project",
+    }
+)
+
+
+class Seen:
+    """Compare what a probe sees before and after a change; what it saw before is remembered."""
+
+    def __init__(
+        self,
+        kind: type[configuration.Section],
+        configure: Callable[[pathlib.Path], ml_collections.ConfigDict],
+        folder: pathlib.Path,
+        *,
+        refusing: Collection[str],
+    ):
+        """Look at the configurations that `configure` makes of a folder, with changes.
+
+        Args:
+          refusing: fields that may show by what is refused.
+        """
+        self._kind, self._configure, self._folder = kind, configure, folder
+        self._refusing = frozenset(refusing)
+        self._known: dict[Any, Any] = {}
+        self._num_looks = 0
+
+    def look(self, probe: Callable[[Given], Any], changes: Changes) -> Any:
+        """Return what a probe sees; a text that begins with "@" is a path in the folder."""
+        workdir = self._folder / "looks" / str(self._num_looks)
+        self._num_looks += 1
+        workdir.mkdir(parents=True)
+        config = self._configure(self._folder)
+        changes = {name: self._placed(value) for name, value in changes.items()}
+        options = parsed(self._kind, config, changes)
+        given = Given(config=config, options=options, folder=self._folder, workdir=workdir)
+        return outcome(lambda: probe(given), workdir)
+
+    def base(self, probe: Callable[[Given], Any], changes: Changes) -> Any:
+        """Return what a probe sees, from memory where it saw it before."""
+        known = probe, repr(sorted(changes.items()))
+        if known not in self._known:
+            self._known[known] = self.look(probe, changes)
+        return self._known[known]
+
+    def assert_change_shows(
+        self, probe: Callable[[Given], Any], before: Changes, after: Changes
+    ) -> None:
+        """Fail when the change shows nothing, or shows as a refusal of something else."""
+        may_refuse = bool(self._refusing & {*before, *after})
+        base, found = self.base(probe, before), self.look(probe, after)
+        assert_differs(base, found, may_refuse=may_refuse)
+
+    def _placed(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self._placed(one) for one in value)
+        is_path = isinstance(value, str) and value.startswith("@")
+        return str(self._folder / value[1:]) if is_path else value
