@@ -23,7 +23,7 @@ import copy
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import common, sampled, sampled_training
+from configs import common, sampled_training
 
 _MODES = ("acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align")
 _VIEWS = ("whole", "both")
@@ -44,7 +44,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.seed = 0
     config.model = common.new_model(size) if "new" in options else common.model(size)
     config.discriminator = _discriminator(size, options, config.model)
-    config.prompts = sampled.prompts(size)
+    config.prompts = sampled_training.prompts(size)
     if is_large:
         # Source: filter_overlong_prompts; every row that is left out is named.
         config.prompts.overlong = "filter"

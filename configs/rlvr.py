@@ -64,7 +64,7 @@ def _base(size: str) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = common.model(size)
-    config.prompts = sampled.prompts(size)
+    config.prompts = sampled_training.prompts(size)
     if is_large:
         # Source: filter_overlong_prompts; every row that is left out is named.
         config.prompts.overlong = "filter"

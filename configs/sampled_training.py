@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict, config_dict
 
+from configs import sampled
+
 
 def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int) -> ConfigDict:
     """Return drawing from the whole vocabulary, at temperature 1.
@@ -22,6 +24,18 @@ def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int)
             "dump_every_steps": {"tiny": 1, "demo": 10}.get(size, 25),
         }
     )
+
+
+def prompts(size: str) -> ConfigDict:
+    """Return every row of the data sets that are to be named; a wrong or too long one is an error.
+
+    Several data sets: --config.prompts.path=A --config.prompts.path=B, every row once an epoch;
+    with --config.prompts.weights="(0.7, 0.3)" an epoch is shared out so.
+    """
+    chosen = sampled.prompts(size)
+    del chosen.path
+    chosen.path, chosen.weights = (), ()
+    return chosen
 
 
 def rows(row_tokens: int, row_sequences: int, num_rows: int) -> ConfigDict:

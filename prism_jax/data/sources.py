@@ -169,6 +169,22 @@ class Selection:
         return self._rows[self._kept[int(index)]]
 
 
+class Joined:
+    """The rows of several data sets, which count on from each other."""
+
+    def __init__(self, parts: Sequence[Rows]):
+        self._parts = parts
+        self._ends = list(itertools.accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: SupportsIndex) -> records.Row:
+        number = range(len(self))[index]
+        part = bisect.bisect_right(self._ends, number)
+        return self._parts[part][number - (self._ends[part] - len(self._parts[part]))]
+
+
 def open_source(source: Source, rules: validate.Rules, *, cache_dir: str | None) -> Opened:
     """Open a data set for training; files are validated now, a built folder was when it was built.
 

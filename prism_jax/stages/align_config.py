@@ -6,7 +6,14 @@ from typing import Literal
 from prism_jax import configuration, discriminator_update, policy_update, segment_rows
 from prism_jax.losses import pairwise
 from prism_jax.rewards import score, tags, workers
-from prism_jax.stages import honesty, policy_rows, rollouts, sampled, segments, setup
+from prism_jax.stages import (
+    honesty,
+    policy_rows,
+    prompt_mixture,
+    rollouts,
+    segments,
+    setup,
+)
 
 Mode = Literal["align", "acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align"]
 # What each mode of the advantage reads besides weights and eps.
@@ -203,7 +210,7 @@ class Config(configuration.Section):
     seed: int
     model: configuration.Model  # the policy
     discriminator: Discriminator
-    prompts: sampled.Prompts
+    prompts: prompt_mixture.Prompts
     gate: tags.Gate  # the format that a response must have
     rollout: rollouts.Rollout
     verifier: Verifier  # read where `advantage.accuracy` asks the judge

@@ -12,6 +12,7 @@ from prism_jax.stages import (
     align_config,
     asking,
     policy_rows,
+    prompt_mixture,
     rollouts,
     sampled,
     segments,
@@ -85,6 +86,7 @@ class Feed:
             form=own.form,
         )
         self._opened = sampled.open_prompts(
+            prompts.path,
             prompts,
             self.words,
             need_teacher=True,
@@ -92,7 +94,7 @@ class Feed:
             folder=folder,
             check=self._check_teacher,
         )
-        rollouts.require_prompts(
+        prompt_mixture.require(
             self._opened, options.rollout.num_prompts, field="rollout.num_prompts"
         )
         self.sizes = self._opened.sizes
@@ -141,9 +143,10 @@ class Feed:
     def train(self) -> steps.Steps:
         """Return the prompts of the run, step by step."""
         options = self.options
-        return rollouts.prompt_steps(
+        return prompt_mixture.prompt_steps(
             self._opened,
             self._ask,
+            weights=options.prompts.weights,
             num_prompts=options.rollout.num_prompts,
             num_steps=options.train.num_steps,
             seed=options.seed,

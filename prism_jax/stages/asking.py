@@ -48,6 +48,7 @@ class Opened:
     """Hold the rows to ask, the size of each prompt, and what was left out."""
 
     rows: sources.Rows
+    lengths: Sequence[int]  # rows of each data set
     sizes: Sequence[encode.Size]
     report: validate.Report
     digest: str  # of everything that the rows hold

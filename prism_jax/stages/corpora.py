@@ -59,6 +59,19 @@ def open_all(
     return opened
 
 
+def joined(reports: Sequence[validate.Report]) -> validate.Report:
+    """Return one report of all rows of several data sets."""
+    if len(reports) == 1:
+        return reports[0]
+    return validate.Report(
+        name=" + ".join(report.name for report in reports),
+        num_read=sum(report.num_read for report in reports),
+        num_kept=sum(report.num_kept for report in reports),
+        dropped=[row for report in reports for row in report.dropped],
+        counted=[one for report in reports for one in report.counted],
+    )
+
+
 def require_batch(num_rows: int, batch_rows: int, *, name: str, field: str) -> None:
     """Raise `InputError` when a data set has fewer rows than one step takes.
 

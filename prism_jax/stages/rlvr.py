@@ -25,6 +25,7 @@ from prism_jax import configuration, loop
 from prism_jax.data import processor
 from prism_jax.stages import (
     asking,
+    prompt_mixture,
     responses,
     rlvr_config,
     rlvr_experience,
@@ -129,10 +130,15 @@ def open_prompts(
         files, min_pixels=options.prompts.min_pixels, max_pixels=options.prompts.max_pixels
     )
     opened = sampled.open_prompts(
-        options.prompts, words, need_teacher=False, need_answer=True, folder=folder
+        options.prompts.path,
+        options.prompts,
+        words,
+        need_teacher=False,
+        need_answer=True,
+        folder=folder,
     )
-    rollouts.require_prompts(opened, options.rollout.num_prompts, field="rollout.num_prompts")
-    rollouts.require_prompts(opened, _drawn_prompts(options), field="groups.generation_prompts")
+    prompt_mixture.require(opened, options.rollout.num_prompts, field="rollout.num_prompts")
+    prompt_mixture.require(opened, _drawn_prompts(options), field="groups.generation_prompts")
     return words, opened
 
 
@@ -173,9 +179,10 @@ def open_feed(
     num_generations = options.groups.max_generations if is_refilled else 1
     is_adapted = options.reference.reward_target is not None
     return rlvr_groups.Feed(
-        rollouts.index_steps(
+        prompt_mixture.index_steps(
             opened,
             ask,
+            weights=options.prompts.weights,
             num_prompts=_drawn_prompts(options),
             num_steps=options.train.num_steps * num_generations,
             seed=options.seed,

@@ -13,7 +13,7 @@ from typing import Literal
 
 from prism_jax import configuration, policy_update
 from prism_jax.losses import kl
-from prism_jax.stages import evaluate, policy_rows, rollouts, sampled
+from prism_jax.stages import evaluate, policy_rows, prompt_mixture, rollouts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ class Config(configuration.Section):
 
     seed: int
     model: configuration.Model
-    prompts: sampled.Prompts
+    prompts: prompt_mixture.Prompts
     rollout: rollouts.Rollout
     groups: Groups
     rewards: evaluate.Rewards

@@ -1,6 +1,6 @@
 """What alignment and RLVR share: a step's prompts, the policy's responses to them, rows to learn.
 
-A step takes `num_prompts` prompts, in an order that the seed alone decides, draws `num_responses`
+A step takes `num_prompts` prompts (`prompt_mixture` says which), draws `num_responses`
 responses to each from the policy as it is, and lays all of them into packed rows for one update.
 """
 
@@ -24,11 +24,11 @@ from prism_jax import (
     metrics,
 )
 from prism_jax.continuations import Continuation, Largest, RowShape
-from prism_jax.data import encode, packing, processor, records, steps
+from prism_jax.data import encode, processor, records
 from prism_jax.rewards import tags
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
-from prism_jax.stages import asking, corpora, responses, setup
+from prism_jax.stages import responses, setup
 
 Json = Any
 _FOLDER = "rollouts"
@@ -134,69 +134,6 @@ def processor_of(
             f"{settings.max_pixels} with those of {files}"
         )
     return dataclasses.replace(words, image_settings=settings)
-
-
-def require_prompts(opened: asking.Opened, num_prompts: int, *, field: str) -> None:
-    """Raise InputError when a step would have to take a prompt twice.
-
-    Args:
-      field: of the configuration, that says how many prompts a step takes.
-    """
-    name = opened.report.name
-    corpora.require_batch(len(opened.rows), num_prompts, name=name, field=f"config.{field}")
-
-
-def prompt_steps(
-    opened: asking.Opened,
-    make: Callable[[Sequence[records.PromptRow]], Any],
-    *,
-    num_prompts: int,
-    num_steps: int,
-    seed: int,
-    num_threads: int,
-) -> steps.Steps:
-    """Return the steps' prompts, each row once an epoch; an epoch's end falls where it falls.
-
-    `require_prompts` says whether there are enough of them.
-
-    Args:
-      make: turns the rows of a step into what the stage reads; called in threads.
-    """
-    return index_steps(
-        opened,
-        lambda indices: make([opened.rows[index] for index in indices]),
-        num_prompts=num_prompts,
-        num_steps=num_steps,
-        seed=seed,
-        num_threads=num_threads,
-    )
-
-
-def index_steps(
-    opened: asking.Opened,
-    make: Callable[[Sequence[int]], Any],
-    *,
-    num_prompts: int,
-    num_steps: int,
-    seed: int,
-    num_threads: int,
-) -> steps.Steps:
-    """Return the steps' prompts as `prompt_steps`; `make` is told the numbers of their rows."""
-    length = len(opened.rows)
-
-    def step(number: int) -> Any:
-        chosen = []
-        for place in range(number * num_prompts, (number + 1) * num_prompts):
-            epoch, within = divmod(place, length)
-            chosen.append(int(_order(length, seed, epoch)[within]))
-        return make(chosen)
-
-    identity = {"rows": opened.digest, "num_prompts": num_prompts, "seed": seed}
-    return steps.Steps(step, num_steps=num_steps, identity=identity, num_threads=num_threads)
-
-
-def _order(length: int, seed: int, epoch: int) -> np.ndarray:
-    return packing.epoch_order([length], [], seed=seed, epoch=epoch)
 
 
 def encode_prompts(

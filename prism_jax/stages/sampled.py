@@ -56,25 +56,32 @@ class Policy(configuration.Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompts(configuration.Section):
-    """Say what is asked: RL parquet, JSON lines, or a folder that `data build` wrote."""
+class Rules(configuration.Section):
+    """Say how data sets of prompts are read, and which of their rows are taken."""
 
-    path: str
     image_root: str | None  # of pictures given by path; None: the folder of the file
     cache_dir: str | None  # where a folder on gs:// is copied to
-    max_rows: int | None  # the first so many; None: all
+    max_rows: int | None  # the first so many of a data set; None: all
     max_prompt_tokens: int  # image tokens included
     overlong: Literal["error", "filter"]  # what happens to longer prompts
-    max_bad_rows: int
+    max_bad_rows: int  # of a data set
     min_pixels: int | None  # of a picture, others are scaled; None: the checkpoint's own limits
     max_pixels: int | None
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.not_empty(self, "path")
-        return found + configuration.at_least(
-            self, 1, "max_rows", "max_prompt_tokens", "min_pixels"
-        )
+        return configuration.at_least(self, 1, "max_rows", "max_prompt_tokens", "min_pixels")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts(Rules):
+    """Say what is asked: RL parquet, JSON lines, or a folder that `data build` wrote."""
+
+    path: str
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.not_empty(self, "path") + super().problems()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +171,8 @@ class EngineSampler:
 
 
 def open_prompts(
-    options: Prompts,
+    texts: Sequence[str],
+    options: Rules,
     words: processor.Processor,
     *,
     need_teacher: bool,
@@ -176,6 +184,7 @@ def open_prompts(
     """Validate every row and measure its prompt; rows that are left out are counted by reason.
 
     Args:
+      texts: the data sets, as a configuration names them; their rows count on from each other.
       need_teacher: rows need the teacher's caption and cot; for `need_answer` a ground truth.
       folder: gets `dropped_prompts.jsonl`, which lists them; None: standard error does.
       check: raises RowError for a row that is wrong in another way; called in threads.
@@ -191,8 +200,8 @@ def open_prompts(
         size = encode.measure(row.prompt, row.images, words, add_generation_prompt=True)
         return size.tokens, size.patches, size.images, _digest(row)
 
-    ((_, opened),) = corpora.open_all(
-        [options.path],
+    found = corpora.open_all(
+        texts,
         validate.Rules(
             max_bad_rows=options.max_bad_rows,
             option=f"{place}.prompts.max_bad_rows",
@@ -207,19 +216,32 @@ def open_prompts(
         cache_dir=options.cache_dir or "",
         dropped=None if folder is None else folder / _DROPPED,
     )
-    if folder is None and jax.process_index() == 0:
-        dropped_rows.tell(opened.report, None)
-    num_rows = len(opened.rows)
-    kept = range(num_rows if options.max_rows is None else min(num_rows, options.max_rows))
-    rows = sources.Selection(opened.rows, kept)
-    counted = opened.report.counted[: len(kept)]
-    digests = "".join(f"{digest:064x}" for *_, digest in counted)
-    digest = hashlib.sha256(digests.encode()).hexdigest()[:16]
-    sizes = [
-        encode.Size(tokens=tokens, patches=patches, images=images)
-        for tokens, patches, images, _ in counted
+    kept = []
+    for _, opened in found:
+        if folder is None and jax.process_index() == 0:
+            dropped_rows.tell(opened.report, None)
+        kept.append(range(len(opened.rows))[: options.max_rows])
+    counted = [
+        one
+        for (_, opened), taken in zip(found, kept, strict=True)
+        for one in opened.report.counted[: len(taken)]
     ]
-    return asking.Opened(rows=rows, sizes=sizes, report=opened.report, digest=digest)
+    digests = "".join(f"{digest:064x}" for *_, digest in counted)
+    return asking.Opened(
+        rows=sources.Joined(
+            [
+                sources.Selection(opened.rows, taken)
+                for (_, opened), taken in zip(found, kept, strict=True)
+            ]
+        ),
+        lengths=tuple(len(taken) for taken in kept),
+        sizes=[
+            encode.Size(tokens=tokens, patches=patches, images=images)
+            for tokens, patches, images, _ in counted
+        ],
+        report=corpora.joined([opened.report for _, opened in found]),
+        digest=hashlib.sha256(digests.encode()).hexdigest()[:16],
+    )
 
 
 def _digest(row: records.PromptRow) -> int:
@@ -279,6 +301,7 @@ def begin(
     _, sizes = pretrained.config_of(source.files)
     words = _with_limits(processor.Processor.from_folder(source.files), prompts, place=place)
     opened = open_prompts(
+        [prompts.path],
         prompts,
         words,
         need_teacher=need_teacher,

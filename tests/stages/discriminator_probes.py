@@ -41,7 +41,7 @@ def options(stage, folder, changes):
     if stage == "align":
         own |= {f"discriminator.sizes.{name}": value for name, value in rl_run.SMALL.items()}
         own |= {
-            "prompts.path": str(folder / "corpus" / "align" / "train.parquet"),
+            "prompts.path": (str(folder / "corpus" / "align" / "train.parquet"),),
             "discriminator.folder": str(folder / "tok"),
             "rollout.num_responses": 4,
             "rollout.max_response_tokens": 96,

@@ -67,7 +67,7 @@ def options_of(
 ) -> rlvr_config.Config:
     """Return the tiny configuration of an algorithm on the closed problem."""
     config = importlib.import_module("configs.rlvr").get_config(f"tiny,{arg}" if arg else "tiny")
-    config.model.folder, config.prompts.path = "none", "none"
+    config.model.folder, config.prompts.path = "none", ("none",)
     with config.ignore_type():
         config.update_from_flattened_dict({**usual, **changes})
     return configuration.parse(rlvr_config.Config, config)

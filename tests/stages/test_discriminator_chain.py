@@ -128,7 +128,7 @@ def _opened(root, folder, workdir):
     """Return the parameters with which an alignment and a warm-up from a folder begin."""
     config = align.get_config("tiny,new")
     config.mesh.num_devices = 1
-    config.model.folder, config.prompts.path = str(root / "tok"), "prompts.parquet"
+    config.model.folder, config.prompts.path = str(root / "tok"), ("prompts.parquet",)
     config.discriminator.folder, config.discriminator.init = str(folder), "pretrained"
     config.discriminator.sizes = None
     options = configuration.parse(align_config.Config, config)

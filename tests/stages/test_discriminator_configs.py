@@ -13,7 +13,7 @@ from prism_jax.stages import warmup as warmup_stage
 def _align(arg, changes=()):
     config = align.get_config(arg)
     config.model.folder = config.discriminator.folder = "model"
-    config.prompts.path = "prompts.parquet"
+    config.prompts.path = ("prompts.parquet",)
     config.update_from_flattened_dict(dict(changes))
     return configuration.parse(align_config.Config, config)
 

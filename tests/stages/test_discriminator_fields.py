@@ -78,7 +78,7 @@ _ALIGN = {
             "rows.row_sequences": 1,
             "rows.num_rows": 4,
             "rollout.num_prompts": 3,
-            "prompts.path": "broken.parquet",
+            "prompts.path": ("broken.parquet",),
             "prompts.max_rows": 2,
             "prompts.max_prompt_tokens": 20,
             "prompts.min_pixels": 64 * 64,
@@ -100,8 +100,12 @@ _ALIGN = {
             {"prompts.max_prompt_tokens": 20, "prompts.overlong": "filter"},
         ),
         "prompts.max_bad_rows": (
-            {"prompts.path": "broken.parquet"},
-            {"prompts.path": "broken.parquet", "prompts.max_bad_rows": 1},
+            {"prompts.path": ("broken.parquet",)},
+            {"prompts.path": ("broken.parquet",), "prompts.max_bad_rows": 1},
+        ),
+        "prompts.weights": (
+            {"prompts.path": ("train.parquet", "train.parquet")},
+            {"prompts.path": ("train.parquet", "train.parquet"), "prompts.weights": (0.9, 0.1)},
         ),
     },
     probes.drawn_with: field_tables.each(
@@ -235,6 +239,7 @@ def _write_broken(folder):
 
 
 _FILES = {
+    "train.parquet": "corpus/align/train.parquet",
     "broken.parquet": "corpus/align/broken.parquet",
     "loose.jsonl": "pairs/loose.jsonl",
     "few.jsonl": "pairs/few.jsonl",

@@ -22,7 +22,7 @@ def _options(stage: str, arg: str):
     if stage == "warmup":
         config.data.train = ("pairs.jsonl",)
     else:
-        config.prompts.path = "prompts.parquet"
+        config.prompts.path = ("prompts.parquet",)
     if stage == "align":
         config.discriminator.folder = "discriminator"
     return configuration.parse(_STRUCTS[stage], config)

@@ -33,7 +33,7 @@ def _options(folder, changes):
     own = {f"model.sizes.{name}": value for name, value in rl_run.SMALL.items()} | {
         "mesh.num_devices": 1,
         "model.folder": str(folder / "tok"),
-        "prompts.path": str(folder / "corpus" / "rl" / "train.parquet"),
+        "prompts.path": (str(folder / "corpus" / "rl" / "train.parquet"),),
         "rollout.num_prompts": _NUM_PROMPTS,
         "rollout.num_responses": _NUM_RESPONSES,
         "rollout.max_response_tokens": 24,

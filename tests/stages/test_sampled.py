@@ -46,7 +46,13 @@ def _open(folder, words, rows, *, workdir=None, check=None, **changes):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = sampled.Prompts(**(_OPTIONS | {"path": str(path)} | changes))
     return sampled.open_prompts(
-        options, words, need_teacher=False, need_answer=True, folder=workdir, check=check
+        [options.path],
+        options,
+        words,
+        need_teacher=False,
+        need_answer=True,
+        folder=workdir,
+        check=check,
     )
 
 
