@@ -14,7 +14,7 @@ import pytest
 from configs import align, warmup
 from prism_jax import discriminator_update
 from prism_jax.rewards import score
-from prism_jax.rollout import engine, serving
+from prism_jax.rollout import engine
 from prism_jax.stages import (
     align_config,
     align_feed,
@@ -230,21 +230,10 @@ def read(options, folder, workdir):
 def drawn_with(options, folder, workdir):
     """Return what the engine is asked."""
     devices, policy, _, feed = _open_align(options, folder, workdir)
-    found = []
-
-    def generate(self, params, prompts, sampling, key, *, num_responses, first_prompt):
-        found.append((self.chunk_tokens, sampling, num_responses, len(prompts), first_prompt))
-        empty = np.zeros((0, 1))
-        return engine.Rollout(tokens=empty, logprobs=empty, lengths=empty[:, 0], ended=empty[:, 0])
-
     sampler = rollouts.Sampler(
         options.rollout, policy, devices, words=feed.words, sizes=feed.sizes, gate=options.gate
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Engine, "generate", generate)
-        patch.setattr(serving, "prepare", lambda graphdef, params, **_: (graphdef, params))
-        sampler(None, [None] * options.rollout.num_prompts, jax.random.key(0))
-    return found
+    return field_tables.asked_of_the_engine(sampler, options.rollout.num_prompts)
 
 
 def read_pairs(options, folder, workdir):

@@ -3,10 +3,13 @@
 A table says which probe sees which field: {probe: {field: (changes before, changes after)}}.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+import subprocess
+import tempfile
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +20,10 @@ import pytest
 from flax import nnx
 
 from prism_jax import configuration, errors
-from prism_jax.stages import running, setup
+from prism_jax.data import paths, steps
+from prism_jax.rewards import score, workers
+from prism_jax.rollout import engine, serving
+from prism_jax.stages import rollouts, running, setup
 
 Changes = Mapping[str, Any]
 Fields = dict[str, tuple[Changes, Changes]]
@@ -242,6 +248,60 @@ OF_THE_LOOP = each(
 )
 
 
+@contextlib.contextmanager
+def a_store(folder: pathlib.Path) -> Iterator[None]:
+    """Let the folder `store` play an object store, from which rows are not read in place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "is_remote", lambda name: name == str(folder / "store"))
+        yield
+
+
+def asked_of_the_engine(sampler: rollouts.Sampler, num_prompts: int) -> Any:
+    """Return what a step of a sampler asks of the engine."""
+    found = []
+
+    def generate(self, params, prompts, sampling, key, *, num_responses, first_prompt):
+        found.append((self.chunk_tokens, sampling, num_responses, len(prompts), first_prompt))
+        empty = np.zeros((0, 1))
+        return engine.Rollout(tokens=empty, logprobs=empty, lengths=empty[:, 0], ended=empty[:, 0])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.Engine, "generate", generate)
+        patch.setattr(serving, "prepare", lambda graphdef, params, **_: (graphdef, params))
+        sampler(None, [None] * num_prompts, jax.random.key(0))
+    return found
+
+
+def judged(open_judge: Callable[[], workers.JudgePool], tasks: Sequence[score.Task]) -> Any:
+    """Return what a judge says of tasks that need no mathematics, and the processes it starts."""
+    started = []
+    start = subprocess.Popen
+
+    def popen(command, **options):
+        started.append(command[-2:])  # seconds and bytes
+        return start(command, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", popen)
+        with open_judge() as judge:
+            return judge.grade(tasks), started
+
+
+def threads_ahead(look: Callable[[], Any]) -> list[int]:
+    """Return how many threads make the steps ahead that are opened meanwhile."""
+    found = []
+    make = steps.Steps
+
+    def opened(*args, num_threads, **options):
+        found.append(num_threads)
+        return make(*args, num_threads=num_threads, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "Steps", opened)
+        look()
+    return found
+
+
 class Seen:
     """Compare what a probe sees before and after a change; what it saw before is remembered."""
 
@@ -261,13 +321,10 @@ class Seen:
         self._kind, self._configure, self._folder = kind, configure, folder
         self._refusing = frozenset(refusing)
         self._known: dict[Any, Any] = {}
-        self._num_looks = 0
 
     def look(self, probe: Callable[[Given], Any], changes: Changes) -> Any:
         """Return what a probe sees; a text that begins with "@" is a path in the folder."""
-        workdir = self._folder / "looks" / str(self._num_looks)
-        self._num_looks += 1
-        workdir.mkdir(parents=True)
+        workdir = pathlib.Path(tempfile.mkdtemp(dir=self._folder))
         config = self._configure(self._folder)
         changes = {name: self._placed(value) for name, value in changes.items()}
         options = parsed(self._kind, config, changes)

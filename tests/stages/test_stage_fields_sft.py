@@ -11,7 +11,7 @@ from flax import nnx
 
 from configs import sft as config_file
 from prism_jax import train_state
-from prism_jax.data import build, encode, paths, sources, steps, validate
+from prism_jax.data import build, encode, sources, validate
 from prism_jax.losses import reduce
 from prism_jax.stages import setup, sft, sft_config, sft_feed
 from tests import data_files
@@ -64,9 +64,8 @@ def packed(given):
 
 
 def from_store(given):
-    """Return the first batch of rows that lie in an object store, played by a local folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "is_remote", lambda name: name == str(given.folder / "store"))
+    """Return the first batch of rows that lie in an object store."""
+    with field_tables.a_store(given.folder):
         return next(_open(given)[2].train(1))
 
 
@@ -101,23 +100,20 @@ def program(given):
 def effort(given):
     """Return the threads that work ahead, and how often a step made twice is encoded."""
     _, _, feed = _open(given)
-    threads, encoded = [], []
-    real_steps, real_example = steps.Steps, encode.example
-
-    def make(*args, num_threads, **options):
-        threads.append(num_threads)
-        return real_steps(*args, num_threads=num_threads, **options)
+    encoded = []
+    real = encode.example
 
     def example(*args, **options):
         encoded.append(1)
-        return real_example(*args, **options)
+        return real(*args, **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "Steps", make)
-        patch.setattr(encode, "example", example)
+    def make_twice():
         for _ in range(2):
             next(feed.train(1))
-    return threads, len(encoded)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "example", example)
+        return field_tables.threads_ahead(make_twice), len(encoded)
 
 
 def factors(given):
