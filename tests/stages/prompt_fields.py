@@ -106,7 +106,7 @@ def read(*, prefix: str = "", is_mixture: bool = False) -> field_tables.Fields:
 
 def judge(section: str) -> field_tables.Fields:
     """Return the fields of what judging may take, for `field_tables.judged`."""
-    numbers = {"num_workers": 1, "deadline_seconds": 3.0, "memory_bytes": 1 << 30}
+    numbers = {"num_workers": 3, "deadline_seconds": 3.0, "memory_bytes": 1 << 30}
     return field_tables.each(field_tables.at(section, numbers))
 
 
