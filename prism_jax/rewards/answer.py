@@ -18,26 +18,40 @@ Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:361 (1024 characters
 
 import re
 
-from prism_jax.rewards import answer_official, choices, notation, quantities, structure, tags, units
+from prism_jax.rewards import (
+    answer_official,
+    choices,
+    notation,
+    quantities,
+    structure,
+    tags,
+    times,
+    units,
+)
 
 MAX_CHARS = 1024
 # Nested tuples beyond this are no answer.
 _MAX_DEPTH = 4
 
-_TIME = re.compile(
-    r"(?P<h>\d{1,2})(?::(?P<m>[0-5]\d)(?::(?P<s>[0-5]\d))?|\s*o'?clock)\s*(?P<half>[ap]\.?m\.?)?",
-    re.IGNORECASE,
-)
-_RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+")
 _YES_NO = re.compile(r"(yes|no|true|false)(?:\s*[,.;:!-]+\s*(?P<rest>.*))?", re.I | re.DOTALL)
 # Each alternative starts with another character, so that a mismatch costs no backtracking.
 _NAME = re.compile(r"(?:\\?[A-Za-zα-ω∠△°' |]|_\d*|\{\w+\}|\([A-Za-z, ]+\))+")
+_STATEMENT = (
+    r"(?:=\s*|(?:my |the )?(?:final |correct |right )?(?:answer|option|choice)"
+    r"\s*(?:is\s*[:=]?|[:=])\s*"
+    r"|(?:it is|it's|there (?:is|are)|this is|that is|they are|we (?:get|have)|in|on|at)\s+"
+    r"|(?:答案|选项|应?选)\s*[是为:]?\s*|[A-Za-z]{3,20}(?: [A-Za-z]{3,20}){0,3}:\s+)"
+)
 _LEAD_IN = re.compile(
-    r"(?:(?:so|thus|hence|therefore)[, ]+)?"
-    r"(?:=\s*|(?:my |the )?(?:final |correct |right )?answer\s*(?::|=|is:?)\s*"
-    r"|(?:it is|it's|there (?:is|are)|this is|that is|they are|we (?:get|have))\s+)",
+    rf"(?:(?:so|thus|hence|therefore)[, ]+|故|所以){_STATEMENT}?|{_STATEMENT}", re.IGNORECASE
+)
+# A value said twice: `1/2 (0.5)`, `0.5 or 50%`. Both must be right.
+_TWICE = re.compile(
+    r"(?P<once>[^()]+?)\s*(?:\(\s*(?:or|i\.e\.,?|that is,?|=)?\s*(?P<inside>[^()]+)\)"
+    r"|,?\s+or\s+(?P<behind>.+))",
     re.IGNORECASE,
 )
+_ROUNDED = re.compile(r"approx(?:\.|imate(?:ly)?)?|rounded|exact(?:ly)?", re.IGNORECASE)
 _COPULA = re.compile(
     r"(?P<left>[^=<>,;:\d]{1,120}?)\s(?:is|are|equals|was|were)\s+(?:equal to\s+)?(?P<right>.+)",
     re.IGNORECASE | re.DOTALL,
@@ -72,30 +86,40 @@ def is_correct(answer: str, truth: str, mathematics: answer_official.Mathematics
         return False
     if given == wanted:
         return True
+    shorter = _without_lead_in(given)
     several = choices.letters(wanted)
-    if len(several) > 1 and choices.letters(given) == several:
+    if len(several) > 1 and several in (choices.letters(given), choices.letters(shorter)):
         return True
     letter, option = choices.truth(wanted)
     if letter:
-        chosen = choices.letter(given)
+        chosen = choices.letter(given) or choices.letter(shorter)
         if chosen or not option:
             return chosen == letter
         wanted = notation.clean(option)
     if _same(given, wanted, mathematics, depth=0):
         return True
-    shorter = _without_lead_in(given)
-    return shorter != given and _same(shorter, wanted, mathematics, depth=0)
+    if shorter != given and _same(shorter, wanted, mathematics, depth=0):
+        return True
+    return _same_said_twice(shorter, wanted, mathematics)
 
 
 def _without_lead_in(text: str) -> str:
     """Return what a sentence such as `The area is 12` states; the text itself without one."""
     found = _LEAD_IN.match(text)
-    if found:
+    if found and not _DOUBT.search(found.group()):
         text = notation.clean(text[found.end() :])
     found = _COPULA.fullmatch(text)
     if found and not _DOUBT.search(found["left"]):
         text = notation.clean(found["right"])
     return text
+
+
+def _same_said_twice(answer: str, truth: str, mathematics: answer_official.Mathematics) -> bool:
+    said = _TWICE.fullmatch(answer)
+    if said is None or not _same(said["once"], truth, mathematics, depth=0):
+        return False
+    again = (said["inside"] or said["behind"]).strip()
+    return bool(_ROUNDED.fullmatch(again)) or _same(again, truth, mathematics, depth=0)
 
 
 def _same(answer: str, truth: str, mathematics: answer_official.Mathematics, depth: int) -> bool:
@@ -107,6 +131,9 @@ def _same(answer: str, truth: str, mathematics: answer_official.Mathematics, dep
     by_yes_no = _same_yes_no(answer, truth)
     if by_yes_no is not None:
         return by_yes_no
+    dates = times.date(answer), times.date(truth)
+    if any(dates):
+        return dates[0] == dates[1]
     if not re.search(r"\d", answer + truth) and notation.words(answer) == notation.words(truth):
         return True
     answer, truth = _unwrapped(answer), _unwrapped(truth)
@@ -187,10 +214,9 @@ def _same_in_any_order(
 
 def _same_value(answer: str, truth: str, mathematics: answer_official.Mathematics) -> bool:
     """Compare two texts that are not lists."""
-    if ":" in answer or ":" in truth or "clock" in answer + truth:
-        decided = _same_time_or_ratio(answer, truth)
-        if decided is not None:
-            return decided
+    decided = times.same(answer, truth)
+    if decided is not None:
+        return decided
     given, wanted = quantities.parse(answer), quantities.parse(truth)
     if given is not None and wanted is not None:
         return quantities.equal(given, wanted)
@@ -199,36 +225,6 @@ def _same_value(answer: str, truth: str, mathematics: answer_official.Mathematic
     if notation.words(answer) == notation.words(truth):
         return True
     return _same_expression(answer, truth, mathematics)
-
-
-def _same_time_or_ratio(answer: str, truth: str) -> bool | None:
-    times = [_TIME.fullmatch(text) for text in (answer, truth)]
-    if all(times):
-        return _same_time(*times)
-    ratios = [_RATIO.fullmatch(text) for text in (answer, truth)]
-    if all(ratios):
-        a, t = ([quantities.parse(n.strip()).value for n in text.split(":")]
-                for text in (answer, truth))  # fmt: skip
-        return len(a) == len(t) and all(
-            a[0] * other == t[0] * one for one, other in zip(a, t, strict=True)
-        )
-    # A time or a ratio beside something else; a colon in a phrase is no business of this rule.
-    return False if any(times) or any(ratios) else None
-
-
-def _same_time(answer: re.Match, truth: re.Match) -> bool:
-    clock = [
-        (int(one["h"]), int(one["m"] or 0), int(one["s"] or 0), (one["half"] or "")[:1].lower())
-        for one in (answer, truth)
-    ]
-    if bool(clock[0][3]) == bool(clock[1][3]) or not any(one[0] > 12 for one in clock):
-        # Where one side does not say am or pm, that is forgiven as a missing unit is.
-        return clock[0][:3] == clock[1][:3] and clock[0][3] in ("", clock[1][3] or clock[0][3])
-    of_day = [
-        ((hours % 12 + 12 * (half == "p")) if half else hours, minutes, seconds)
-        for hours, minutes, seconds, half in clock
-    ]
-    return of_day[0] == of_day[1]
 
 
 def _name_and_value(text: str) -> tuple[str, str]:

@@ -12,12 +12,13 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    rf"(?:[(\[]\s*({_LETTER})\s*[)\]]\s*[:.,-]?\s*|({_LETTER})\s*[.):]\s*|([A-J])(?:,| -)\s+)"
+    rf"(?:[(\[]\s*({_LETTER})\s*[)\]]\s*[:.,-]?\s*|({_LETTER})\s*[.):]\s*"
+    r"|([A-J])(?:(?:[,;]| -)\s+|\s*\n|\s+(?=[(\[][^()\[\]]*[)\]]$)))"
     r"(?P<text>\S.*)",
     re.DOTALL,
 )
 _PHRASE = re.compile(
-    r"\b(?:answer|option|choice|choose|pick|select|it is|it's|so)\s*(?:is|would be|:|=)?\s*"
+    r"\b(?:answer|option|choice|choose|pick|select|it is|it's|so)\s*(?:is|would be)?\s*[:=]?\s*"
     r"(?:option|choice)?\s*(?:\(\s*([A-Ja-j])\s*\)|([A-J]))(?![\w'])",
     re.IGNORECASE,
 )
@@ -25,11 +26,16 @@ _STATED = re.compile(
     rf"\(?({_LETTER})\)?\s+is\s+(?:the\s+)?"
     r"(?:(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|answer)"
 )
+# The start of a remark that takes a letter back; "Not enough information" is an option's text.
+_REJECTION = re.compile(
+    r"(?:is |are )?(?:not (?:\(?[A-J]\b|it\b|sure|correct|right|true|the )|isn't|wrong|nor|unsure"
+    r"|maybe)"
+)
 _NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure|maybe)\b", re.I)
 _HEDGE = re.compile(
     r"^\W*[A-Ja-j]\W*(?:$|[,;])|^\W*(?:or|and|/|,|&|\+|not)\W*[A-Ja-j]\b(?![a-z'])"
     r"|\bor\s+(?:option\s+)?\(?[A-J]\)?(?![\w'])"
-    r"|(?:^|\s)\([A-Ja-j]\)(?!\w)|(?:^|\s)[A-J][.)](?:\s|$)"
+    r"|(?:^|\s)\([A-Ja-j]\)(?!\w)|(?:^|\s)[A-J][.)](?:\s|$)|\n\s*[A-J]\s*(?:\n|$)"
 )
 _TRUTH_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)\s*|([A-J])[.:)]\s+)(?P<text>\S.*)", re.DOTALL)
 
@@ -46,7 +52,7 @@ def truth(text: str) -> tuple[str, str]:
 
 def letter(text: str) -> str:
     """Return the one letter that an answer chooses, in upper case; "" when there is not one."""
-    text = text.strip()
+    text = text.strip("*' \n")
     alone = _ALONE.fullmatch(text) or _STATED.fullmatch(text)
     if alone:
         return alone.group(1).upper()
@@ -54,7 +60,7 @@ def letter(text: str) -> str:
     if found:
         named = "".join(group for group in found.groups()[:3] if group).upper()
         said = _phrase_letters(found["text"])
-        if _HEDGE.search(found["text"]) or said - {named} or _NEGATION.match(found["text"]):
+        if _HEDGE.search(found["text"]) or said - {named} or _REJECTION.match(found["text"]):
             return ""
         return named
     said = _phrase_letters(text)
@@ -66,6 +72,8 @@ def letter(text: str) -> str:
 
 def letters(text: str) -> frozenset[str]:
     """Return the letters of an answer that chooses several options: `A, C`, `(A) and (C)`, `AC`."""
+    if re.fullmatch(r"\([^()]*\)", text):
+        return frozenset()  # a pair, whose order counts
     parts = [part for part in re.split(r"\s*[,;&]\s*(?:and\s+)?|\s+and\s+|\s+", text) if part]
     if len(parts) == 1 and re.fullmatch("[A-J]{2,10}", text):
         parts = list(text) if sorted(set(text)) == list(text) else []
