@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 import subprocess
 import tempfile
+import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,11 +20,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from prism_jax import configuration, errors
+from prism_jax import checkpoint, configuration, errors, loop, metric_writers, progress
 from prism_jax.data import paths, steps
 from prism_jax.rewards import score, workers
 from prism_jax.rollout import engine, serving
-from prism_jax.stages import rollouts, running, setup
+from prism_jax.stages import rollouts, setup
 
 Changes = Mapping[str, Any]
 Fields = dict[str, tuple[Changes, Changes]]
@@ -216,23 +217,44 @@ class Given:
     workdir: pathlib.Path  # empty
 
 
-def asked_of_the_loop(main: Callable[[list[str]], None], given: Given) -> dict[str, Any]:
-    """Return what the command of a training stage asks of `running.run`, which is left out."""
+def asked_of_the_loop(main: Callable[[list[str]], None], given: Given) -> list[Any]:
+    """Return what the command of a training stage asks of checkpoints, logs and the loop.
+
+    These are left out; what they make of it is in tests/test_checkpoint.py, test_loop.py,
+    test_progress.py and test_metric_writers.py.
+    """
     asked = []
+
+    def told(name, result=None):
+        def tell(*_, **options):
+            # An identity repeats the whole configuration: it would differ whatever a stage does.
+            rest = {key: value for key, value in options.items() if key in _ASKED}
+            asked.append((name, sorted(rest.items())))
+            return result
+
+        return tell
+
+    saver = types.SimpleNamespace(finish=lambda summary: None)
+    writer = types.SimpleNamespace(close=lambda: None)
     with pytest.MonkeyPatch.context() as patch:
         read = (given.config, str(given.workdir))
         patch.setattr(configuration, "read", lambda argv, command: read)
-        patch.setattr(running, "run", lambda run, *_, **__: asked.append(run))
+        opened = told("save", contextlib.nullcontext(saver))
+        patch.setattr(checkpoint, "Checkpointer", opened)
+        patch.setattr(loop, "restore_or_make", told("restore", (None, 0)))
+        patch.setattr(metric_writers, "WeightsAndBiases", told("publish", writer))
+        patch.setattr(progress, "Progress", told("show", writer))
+        patch.setattr(
+            loop,
+            "run",
+            lambda *_, key, limits, **__: asked.append((limits, jax.random.key_data(key))),
+        )
         main([])
-    (run,) = asked
-    # The identity repeats the whole configuration, so it would differ whatever a stage does.
-    told = {name: value for name, value in vars(run).items() if name not in _OF_EVERY_RUN}
-    return told | {"key": np.asarray(jax.random.key_data(run.key))}
+    return asked
 
 
-_OF_EVERY_RUN = ("identity", "workdir", "begun")
-# What `asked_of_the_loop` sees; what the loop makes of it is in tests/test_loop.py,
-# test_checkpoint.py, test_progress.py and test_metric_writers.py.
+_ASKED = ("seed", "save_every_steps", "num_kept", "allow_mismatch", "step", "project", "num_steps")
+_ASKED += ("line_every_steps",)
 OF_THE_LOOP = each(
     {
         "seed": 1,
