@@ -35,7 +35,8 @@ class _Sampler:
 
     def open(self, source, policy, devices) -> "_Sampler":
         """Stand for the loading of a policy."""
-        self.opened.append((source.folder, source.step, policy.dtype, field_tables.placed(devices)))
+        del policy
+        self.opened.append((source.folder, source.step, field_tables.placed(devices)))
         return self
 
     def __call__(self, prompts, sampling, key, *, num_responses, shapes) -> engine.Rollout:
