@@ -33,22 +33,27 @@ _BASES = {"align": "tiny,new,rlvr_v2", "warmup": "tiny,new"}
 STRUCTS = {"align": align_config.Config, "warmup": warmup_stage.Config}
 
 
-def options(stage, folder, changes):
-    """Return a stage's configuration of small new models, with some fields changed."""
+def configure(stage, folder):
+    """Return a stage's configuration of small new models."""
     config = {"align": align, "warmup": warmup}[stage].get_config(_BASES[stage])
-    own = {f"model.sizes.{name}": value for name, value in rl_run.SMALL.items()}
-    own |= {"mesh.num_devices": 1, "model.folder": str(folder / "tok")}
+    config.update_from_flattened_dict(field_tables.at("model.sizes.", rl_run.SMALL))
+    config.mesh.num_devices = 1
+    config.model.folder = str(folder / "tok")
     if stage == "align":
-        own |= {f"discriminator.sizes.{name}": value for name, value in rl_run.SMALL.items()}
-        own |= {
-            "prompts.path": (str(folder / "corpus" / "align" / "train.parquet"),),
-            "discriminator.folder": str(folder / "tok"),
-            "rollout.num_responses": 4,
-            "rollout.max_response_tokens": 96,
-        }
+        sizes = field_tables.at("discriminator.sizes.", rl_run.SMALL)
+        config.update_from_flattened_dict(sizes)
+        config.discriminator.folder = str(folder / "tok")
+        config.prompts.path = (str(folder / "corpus" / "align" / "train.parquet"),)
+        config.rollout.num_responses = 4
+        config.rollout.max_response_tokens = 96
     else:
-        own["data.train"] = (str(folder / "pairs" / "pairs.jsonl"),)
-    return field_tables.parsed(STRUCTS[stage], config, own | changes)
+        config.data.train = (str(folder / "pairs" / "pairs.jsonl"),)
+    return config
+
+
+def options(stage, folder, changes):
+    """Return the same with some fields changed."""
+    return field_tables.parsed(STRUCTS[stage], configure(stage, folder), changes)
 
 
 def _numbers(is_pair):
@@ -132,20 +137,16 @@ def verified(options, folder):
 
 
 def judged(options, folder):
-    """Return what the judge says of an answer in another unit."""
+    """Return what the judge says of an answer in another unit, and the processes it starts."""
     del folder
-    with options.verifier.open_judge() as judge:
-        return judge.grade(
-            [
-                score.Task(
-                    response="<caption>c</caption><think>t</think><answer>5 kg</answer>",
-                    ended=True,
-                    ground_truth="5 lb",
-                    equivalent_answers=(),
-                    data_source="",
-                )
-            ]
-        )
+    task = score.Task(
+        response="<caption>c</caption><think>t</think><answer>5 kg</answer>",
+        ended=True,
+        ground_truth="5 lb",
+        equivalent_answers=(),
+        data_source="",
+    )
+    return field_tables.judged(options.verifier.open_judge, [task])
 
 
 def paces(options, folder):
@@ -262,6 +263,12 @@ def read_pairs(options, folder, workdir):
             evaluate(types.SimpleNamespace(params=None), 1)
     num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
     return shape, next(feed.train(shape, num_steps=num_steps)), num_steps, len(scored)
+
+
+def threads(options, folder, workdir):
+    """Return how many threads make steps ahead."""
+    look = read if isinstance(options, align_config.Config) else read_pairs
+    return field_tables.threads_ahead(lambda: look(options, folder, workdir))
 
 
 def policy_optimizer(options, folder):

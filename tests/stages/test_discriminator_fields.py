@@ -10,6 +10,7 @@ import json
 import pyarrow.parquet
 import pytest
 
+from prism_jax.stages import align, warmup
 from tests.stages import discriminator_probes as probes
 from tests.stages import field_tables, rl_run
 
@@ -53,7 +54,15 @@ _ALIGN = {
     probes.verified: field_tables.each(
         {"advantage.accuracy": "nobody", "advantage.format_of": "judge"}
     ),
-    probes.judged: field_tables.each({"verifier.judge": "official"}),
+    probes.judged: field_tables.each(
+        {
+            "verifier.judge": "official",
+            "verifier.num_workers": 3,
+            "verifier.deadline_seconds": 3.0,
+            "verifier.memory_bytes": 1 << 30,
+        }
+    ),
+    probes.threads: field_tables.each({"train.num_threads": 3}),
     probes.paces: field_tables.each(
         {
             "pace.discriminator_updates": 2,
@@ -124,7 +133,11 @@ _ALIGN = {
     probes.policy_model: field_tables.sizes("model.sizes."),
     probes.discriminator_model: field_tables.sizes("discriminator.sizes."),
 }
-_SHARED = {probes.devices: field_tables.mesh() | field_tables.model_types()}
+_SHARED = {
+    probes.devices: field_tables.mesh()
+    | field_tables.model_types()
+    | field_tables.each({"model.attention": "splash"})
+}
 _WARMUP = {
     probes.pulls: field_tables.each({"pairs.score_clip": 0.5, "pairs.regulariser": 0.5})
     | {"pairs.length_beta": ({}, {"pairs.length_beta": (("cot", 0.5),)})},
@@ -166,40 +179,36 @@ _WARMUP = {
             {"train.num_steps": None, "train.num_epochs": 2},
         ),
     },
+    probes.threads: field_tables.each({"data.num_threads": 3}),
     probes.policy_optimizer: field_tables.optim("optim."),
     probes.warmed_model: field_tables.sizes("model.sizes."),
 }
 _REFUSING = {
     *("prompts.path", "prompts.max_prompt_tokens", "data.max_tokens", "data.train"),
-    *("rows.row_sequences",),
+    *("rows.row_sequences", "model.attention"),
+}
+# What the commands ask of checkpoints, logs and the loop; the honesty panel is every second step.
+_MAINS = {"align": align.main, "warmup": warmup.main}
+_OF_THE_LOOP = {
+    "align": field_tables.OF_THE_LOOP,
+    "warmup": field_tables.OF_THE_LOOP | field_tables.each({"evaluate.every_steps": 4}),
+}
+_ASKED = {
+    stage: functools.partial(field_tables.asked_of_the_loop, main) for stage, main in _MAINS.items()
 }
 # Fields that change what a run costs, keeps or says, or that only a file system decides about.
 _ELSEWHERE = {
-    "tests/test_loop.py, tests/test_checkpoint.py": (
-        *("checkpoint.save_every_steps", "checkpoint.num_kept"),
-        *("resume.step", "resume.allow_mismatch"),
-    ),
-    "tests/test_loop.py: how far a run goes, and when it looks at held-out rows": (
-        *("train.num_steps", "train.max_skipped_in_row", "evaluate.every_steps"),
-    ),
-    "tests/test_progress.py, tests/test_metric_writers.py": (
-        *("log.line_every_steps", "log.wandb_project"),
-    ),
     "tests/test_cli.py, tests/stages/test_warmup.py: where a model comes from": (
         *("model.folder", "model.init", "discriminator.folder", "discriminator.init", "data.words"),
     ),
     "tests/models/test_equivalence.py: the same result, computed otherwise": (
-        *("model.attention", "model.remat", "discriminator.remat"),
-        *("train.head_chunk_tokens", "train.num_threads", "data.num_threads"),
+        *("model.remat", "discriminator.remat", "train.head_chunk_tokens"),
     ),
     "tests/test_policy_update.py": (
         *("algorithm.loss", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip"),
         *("algorithm.aggregation", "algorithm.norm_tokens", "algorithm.sampler_weights"),
         *("algorithm.sampler_level", "algorithm.sampler_low", "algorithm.sampler_high"),
         *("train.has_entropy",),
-    ),
-    "tests/rewards/test_workers.py": (
-        *("verifier.num_workers", "verifier.deadline_seconds", "verifier.memory_bytes"),
     ),
     "tests/data/test_sources.py": (
         *("prompts.image_root", "prompts.cache_dir", "data.image_root", "data.cache_dir"),
@@ -218,7 +227,7 @@ _CASES = [
 
 @pytest.mark.parametrize("stage", probes.STRUCTS)
 def test_every_field_is_in_the_table_or_named_with_the_test_that_sees_it(stage):
-    seen = field_tables.seen(_TABLES[stage])
+    seen = field_tables.seen(_TABLES[stage]) | _OF_THE_LOOP[stage].keys()
     named = field_tables.named(_ELSEWHERE)
     assert not seen & named
     assert field_tables.fields(probes.STRUCTS[stage]) - named == seen
@@ -277,3 +286,30 @@ def test_every_field_changes_the_result(folder, tmp_path, stage, probe, before, 
     # A refusal is a result where the field says what is refused, and nowhere else.
     may_refuse = bool(_REFUSING & (set(before) | set(after)))
     field_tables.assert_differs(base, found, may_refuse=may_refuse)
+
+
+@pytest.fixture(scope="module")
+def commands(folder):
+    return {
+        stage: field_tables.Seen(
+            kind, functools.partial(probes.configure, stage), folder, refusing=()
+        )
+        for stage, kind in probes.STRUCTS.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "after"),
+    [
+        pytest.param(stage, *states, id=f"{stage}:{field}")
+        for stage, fields in _OF_THE_LOOP.items()
+        for field, states in fields.items()
+    ],
+)
+def test_what_is_asked_of_the_loop_follows_from_its_fields(commands, stage, before, after):
+    commands[stage].assert_change_shows(_ASKED[stage], before, after)
+
+
+@pytest.mark.parametrize("stage", _MAINS)
+def test_the_same_is_asked_of_the_loop_twice(commands, stage):
+    assert commands[stage].look(_ASKED[stage], {}) == commands[stage].base(_ASKED[stage], {})
