@@ -35,11 +35,12 @@ _MAX_DEPTH = 4
 
 _YES_NO = re.compile(r"(yes|no|true|false)(?:\s*[,.;:!-]+\s*(?P<rest>.*))?", re.I | re.DOTALL)
 # Each alternative starts with another character, so that a mismatch costs no backtracking.
-_NAME = re.compile(r"(?:\\?[A-Za-zα-ω∠△°' |]|_\d*|\{\w+\}|\([A-Za-z, ]+\))+")
+_NAME = re.compile(r"(?:\\?[A-Za-zα-ω∠△°' |]|_\d*|\{\w+\}|\([A-Za-z\d, ]+\)|\\angle ?\d)+")
 _STATEMENT = (
     r"(?:=\s*|(?:my |the )?(?:final |correct |right )?(?:answer|option|choice)"
     r"\s*(?:is\s*[:=]?|[:=])\s*"
-    r"|(?:it is|it's|there (?:is|are)|this is|that is|they are|we (?:get|have)|in|on|at)\s+"
+    r"|(?:it is|it's|there (?:is|are)|this is|that is|they are|we (?:get|have)"
+    r"|(?:in )?(?:the )?year|in|on|at)\s+"
     r"|(?:答案|选项|应?选)\s*[是为:]?\s*|[A-Za-z]{3,20}(?: [A-Za-z]{3,20}){0,3}:\s+)"
 )
 _LEAD_IN = re.compile(
@@ -69,7 +70,15 @@ _SHORT_WORDS = {
     "no", "on", "is", "in", "of", "to", "at", "or", "an", "as", "if", "do", "go", "he", "it", "me",
     "my", "so", "up", "us", "we", "am", "be", "by",
 }  # fmt: skip
-_OPERATOR = re.compile(r"[\d+\-*/^\\|!<>=]")
+_OPERATOR = re.compile(r"[\d+\-*/^\\|!<>=]|\b(?:sin|cos|tan|log|ln|exp|sqrt)\b")
+_POINT = re.compile(
+    r"(?P<name>[A-Z]'?|[a-z](?= ?=)|\\(?:vec|overrightarrow) ?\{[A-Za-z]+\})"
+    r"(?: ?=? ?(?=\([^()]*[,;][^()]*\)$)| ?= ?(?=\\?\{[^{}]*\}$))"
+)
+_SEGMENT = re.compile(r"(?<![A-Za-z\\])([A-Z])([A-Z])(?![A-Za-z])")
+_TRIGONOMETRY = re.compile(r"sin|cos|tan|cot|sec|csc")
+# The order of letters in the name of an angle or a triangle counts; in a product it does not.
+_GEOMETRY = re.compile(r"\\(?:angle|triangle) ?[A-Z]{2}|\\(?:perp|parallel)(?![A-Za-z])")
 _RANGE_OR_DATE = re.compile(r"\d+\s*-\s*\d+(?:\s*-\s*\d+)?")
 _RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|subset)(?![A-Za-z])|[<>]")
 
@@ -136,6 +145,10 @@ def _same(answer: str, truth: str, mathematics: answer_official.Mathematics, dep
         return dates[0] == dates[1]
     if not re.search(r"\d", answer + truth) and notation.words(answer) == notation.words(truth):
         return True
+    answer, truth = _without_names(answer, truth)
+    by_interval = _same_interval(answer, truth, mathematics)
+    if by_interval is not None:
+        return by_interval
     answer, truth = _unwrapped(answer), _unwrapped(truth)
     given, wanted = structure.readings(answer), structure.readings(truth)
     if any(_same_parts(a, t, mathematics, depth) for a in given for t in wanted):
@@ -150,6 +163,32 @@ def _unwrapped(text: str) -> str:
     text = re.sub(r"^[A-Za-z]\s*\\in\b\s*(?=[(\[{\\])", "", text)
     inner, brackets = structure.unwrap(text)
     return inner if brackets in ("()", "{}", "[]") and not re.search(r"[,;]", inner) else text
+
+
+def _without_names(answer: str, truth: str) -> tuple[str, str]:
+    """Drop the name of a point, `A(2,3)`, unless the two differ; write `f(x) =` as `y =`."""
+    texts = [re.sub(r"^f ?\(x\) ?=(?!.*=)", "y =", text) for text in (answer, truth)]
+    points = [_POINT.match(text) for text in texts]
+    if all(points) and points[0]["name"] != points[1]["name"]:
+        return answer, truth
+    given, wanted = (
+        text[point.end() :] if point else text for text, point in zip(texts, points, strict=True)
+    )
+    return given, wanted
+
+
+def _same_interval(
+    answer: str, truth: str, mathematics: answer_official.Mathematics
+) -> bool | None:
+    """Compare where one side is an inequality and the other one as well, or an interval."""
+    given, wanted = structure.interval(answer), structure.interval(truth)
+    if given and wanted:
+        same_name = given[0] == wanted[0]
+        return same_name and _same(given[1], wanted[1], mathematics, 1)
+    other = truth if given else answer
+    if not (given or wanted) or other[:1] not in ("(", "[") or other[-1:] not in (")", "]"):
+        return None
+    return _same((given or wanted)[1], other, mathematics, 1)
 
 
 def _only_parts(text: str, found: list[structure.Parts]) -> bool:
@@ -220,7 +259,7 @@ def _same_value(answer: str, truth: str, mathematics: answer_official.Mathematic
     given, wanted = quantities.parse(answer), quantities.parse(truth)
     if given is not None and wanted is not None:
         return quantities.equal(given, wanted)
-    if "=" in answer or "=" in truth:
+    if re.search(r"=|\w\s*\\approx", answer) or "=" in truth:
         return _same_equation(answer, truth, mathematics)
     if notation.words(answer) == notation.words(truth):
         return True
@@ -236,7 +275,7 @@ def _name_and_value(text: str) -> tuple[str, str]:
         sides.reverse()
     if not _NAME.fullmatch(sides[0]) or not all(sides):
         return "", text
-    name = re.sub(r"\\angle|\\triangle|\\overline|\\|[∠{}\s]|\bm(?=\\angle)", "", sides[0])
+    name = re.sub(r"\\angle|\\triangle|\\overline|\\|[∠_{}\s]|\bm(?=\\angle)", "", sides[0])
     return name.lower(), "=".join(sides[1:])
 
 
@@ -250,7 +289,7 @@ def _same_equation(answer: str, truth: str, mathematics: answer_official.Mathema
     if given_name and wanted_name and given_name != wanted_name:
         return False
     if given_name or wanted_name:
-        if "=" in wanted:
+        if "=" in wanted or (wanted_name and "=" in given and re.search("[A-Za-z]", wanted)):
             return "=" in answer and _same_expression(answer, truth, mathematics)
         return all(_same(side.strip(), wanted, mathematics, 1) for side in given.split("="))
     if "=" in given and "=" in wanted:
@@ -263,9 +302,14 @@ def _same_equation(answer: str, truth: str, mathematics: answer_official.Mathema
 def _same_expression(answer: str, truth: str, mathematics: answer_official.Mathematics) -> bool:
     if not is_expression(answer) or not is_expression(truth):
         return False
+    if not _TRIGONOMETRY.search(answer + truth) and ("°" in answer) != ("°" in truth):
+        answer, truth = answer.replace("°", ""), truth.replace("°", "")
     (given, given_unit), (wanted, wanted_unit) = map(_split_unit, (answer, truth))
     if given_unit and wanted_unit and units.parse(given_unit) != units.parse(wanted_unit):
         return False
+    if min(len(_SEGMENT.findall(text)) for text in (given, wanted)) > 1:
+        # Two lengths, not four letters: AB * CD is not AC * BD.
+        given, wanted = (_SEGMENT.sub(r"{\1_{\2}}", text) for text in (given, wanted))
     if quantities.parse(wanted) is not None and _has_prose(given):
         return False  # read as a product of letters, `not 0` would be 0
     related = [bool(_RELATION.search(text)) for text in (given, wanted)]
@@ -286,10 +330,11 @@ def _split_unit(text: str) -> tuple[str, str]:
     for num_words in (3, 2, 1):
         body, *tail = text.rsplit(" ", num_words)
         unit = " ".join(tail)
-        if len(tail) == num_words and len(unit) > 1 and units.is_known(unit):
+        is_unit = units.is_known(unit) or units.is_generic(unit)
+        if len(tail) == num_words and len(unit) > 1 and is_unit:
             return body.strip(), unit
     for sign in ("°", "%"):
-        if text.endswith(sign):
+        if text.endswith(sign) and not _TRIGONOMETRY.search(text):
             return text[:-1].strip(), sign
     return text, ""
 
@@ -298,7 +343,7 @@ def is_expression(text: str) -> bool:
     """Say whether a text is mathematics and nothing else: no prose, no time, no date, no name."""
     if not _OPERATOR.search(text) or _RANGE_OR_DATE.fullmatch(text) or ":" in text:
         return False
-    if re.search(r"\d[eE][-+]?\d{4}", text):
+    if re.search(r"\d[eE][-+]?\d{4}", text) or _GEOMETRY.search(text):
         return False
     body, _ = _split_unit(text)
     body = re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+", " ", body)
@@ -315,7 +360,10 @@ def latex(text: str) -> str:
     text = text.replace("**", "^")
     text = re.sub(r"(?:\\?\bsqrt|√)\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}", text)
-    text = re.sub(r"(?<=\d)\s*°", r"\\cdot\\frac{\\pi}{180}", text)
+    text = (
+        re.sub(r"∛\s*(\d+)", r"\\sqrt[3]{\1}", text).replace("μ", "\\mu ").replace("Ω", "\\Omega ")
+    )
+    text = re.sub(r"(\d+(?:\.\d+)?)\s*°", r"\\frac{\1\\pi}{180}", text)
     text = re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)
     text = re.sub(r"\^\s*(-?\d{2,})", r"^{\1}", text)
     text = re.sub(r"\\(le|ge|ne)(?=[\s\d])", r"\\\1 ", text)

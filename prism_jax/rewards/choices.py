@@ -8,12 +8,13 @@ import re
 
 _LETTER = "[A-Ja-j]"
 _ALONE = re.compile(
-    rf"(?:option|choice|letter|point|vertex)?\s*[(\[{{]?\s*({_LETTER})\s*[)\]}}]?[.:)]?",
+    r"(?:option|choice|letter|point|vertex|figure|image|picture|graph|diagram)?\s*"
+    rf"[(\[{{]?\s*({_LETTER})\s*[)\]}}]?[.:)]?",
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
     rf"(?:[(\[]\s*({_LETTER})\s*[)\]]\s*[:.,-]?\s*|({_LETTER})\s*[.):]\s*"
-    r"|([A-J])(?:(?:[,;]| -)\s+|\s*\n|\s+(?=[(\[][^()\[\]]*[)\]]$)))"
+    r"|([A-J])(?:(?:[,;]| -)\s+|\s*\n|\s+(?=because\b|since\b|[(\[][^()\[\]]*[)\]]$)))"
     r"(?P<text>\S.*)",
     re.DOTALL,
 )
@@ -28,8 +29,8 @@ _STATED = re.compile(
 )
 # The start of a remark that takes a letter back; "Not enough information" is an option's text.
 _REJECTION = re.compile(
-    r"(?:is |are )?(?:not (?:\(?[A-J]\b|it\b|sure|correct|right|true|the )|isn't|wrong|nor|unsure"
-    r"|maybe)"
+    r"(?:is |are )?(?:not (?:\(?[A-J]\b|it\b|sure|correct|right|true|the )|isn't|wrong(?! \w)"
+    r"|nor|unsure|maybe)"
 )
 _NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure|maybe)\b", re.I)
 _HEDGE = re.compile(

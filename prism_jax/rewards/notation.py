@@ -17,12 +17,15 @@ _CHARACTERS = {
     "“": '"', "”": '"', "‘": "'", "’": "'", "′": "'", "µ": "μ", "º": "°", "˚": "°", "⟨": "<",
     "⟩": ">", "∙": "*", "÷": "/", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ",
     "π": "\\pi ", "∞": "\\infty ", "∠": "\\angle ", "△": "\\triangle ", "∪": "\\cup ",
-    "∩": "\\cap ", "∈": "\\in ", "±": "\\pm ",
+    "∩": "\\cap ", "∈": "\\in ", "±": "\\pm ", ">=": "\\ge ", "<=": "\\le ", "!=": "\\ne ",
+    "∥": "\\parallel ", "⊥": "\\perp ", "∅": "\\emptyset ", "∴": "", "Δ": "\\Delta ",
+    "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "θ": "\\theta ", "λ": "\\lambda ",
+    "φ": "\\phi ", "ω": "\\omega ",
 } | _MULTIPLY  # fmt: skip
 _COMMANDS = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])"), ""),
-    (re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mathsf|operatorname|mbox)"
+    (re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mathsf|operatorname|mbox|ce)"
                 r"\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![A-Za-z])"), "° "),
     (re.compile(r"\{,\}"), ","),
@@ -34,12 +37,24 @@ _COMMANDS = (
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\(leq|geq|neq|leqslant|geqslant)(?![A-Za-z])"),
      lambda found: "\\" + found.group(1)[:2]),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
+    (re.compile(r"\\therefore(?![A-Za-z])"), ""),
+    (re.compile(r"\\Delta\s*(?=[A-Z]{3})"), r"\\triangle "),
+    (re.compile(r"(?<=[A-Z]) ?\|\| ?(?=[A-Z])"), r" \\parallel "),
+    # Units first: `\mu F`. `answer.latex` turns the letters back.
+    (re.compile(r"\\mu(?![A-Za-z])\s*"), "μ"),
+    (re.compile(r"\\Omega(?![A-Za-z])"), "Ω"),
+    (re.compile(r"\\overline\s*\{([A-Z']+)\}"), r"\1"),
     (re.compile(r"\\(?:langle)(?![A-Za-z])"), "<"),
     (re.compile(r"\\(?:rangle)(?![A-Za-z])"), ">"),
     (re.compile(r"\*\*(?=[^*\s])(.+?)(?<=[^*\s])\*\*"), r"\1"),
 )  # fmt: skip
+_MATRIX = re.compile(
+    r"(?:^|(?<==)) ?\\begin\{(?P<kind>[pb]matrix)\}(?P<cells>[^,]*?)\\end\{(?P=kind)\}$"
+)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ('"', '"'))
+_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ('"', '"'),
+               ("'", "'"))  # fmt: skip
 _INNER_DOLLARS = re.compile(r"(?<!\\)\$([^$]+?)(?<!\\)\$")
 _INNER_PARENTHESES = re.compile(r"\\[()]")
 
@@ -55,6 +70,8 @@ def clean(text: str) -> str:
     )
     for character, plain in _CHARACTERS.items():
         text = text.replace(character, plain) if character in text else text
+    text = re.sub("[₀-₉]+", lambda found: "_" + unicodedata.normalize("NFKC", found.group()), text)
+    text = re.sub("[①-⑨]", lambda found: f"({ord(found.group()) - ord('①') + 1}) ", text)
     text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
     text = _without_wrapping(text)
     for pattern, plain in _COMMANDS:
@@ -63,7 +80,14 @@ def clean(text: str) -> str:
     text = _INNER_DOLLARS.sub(r"\1", text)
     text = _INNER_PARENTHESES.sub(" ", text)
     text = re.sub(r"[ \t\r\f\v\xa0]+", " ", text)
+    text = _MATRIX.sub(_rows, text)
     return re.sub(r" (?=\^)", "", text).strip()
+
+
+def _rows(found: re.Match) -> str:
+    """Write a matrix in brackets or parentheses as `[[1,2],[3,4]]`."""
+    rows = [row.split("&") for row in found["cells"].split("\\\\") if row.strip()]
+    return "[" + ",".join("[" + ",".join(map(str.strip, row)) + "]" for row in rows) + "]"
 
 
 def _without_wrapping(text: str) -> str:
@@ -120,11 +144,13 @@ def is_balanced(text: str) -> bool:
 def words(text: str) -> str:
     """Return the text as lower-case words for the comparison of names and phrases.
 
-    Quotes, end punctuation, hyphens inside words and a leading article do not count; signs,
+    Quotes, end punctuation, hyphens inside words, the points of abbreviations, the lowering of
+    indices and a leading article do not count; signs,
     decimal points and anything else between digits or single letters do.
     """
     text = re.sub(r"\"|(?<=[^\d\s])[,;:](?=\s|$)", "", text.lower())
-    text = re.sub(r"(?<=[a-z]{2})-(?=[a-z]{2})", " ", text)
+    text = re.sub(r"(?<=[a-z]{2})-(?=[a-z]{2})|(?<=\b[a-z])-(?=[a-z]{3})", " ", text)
+    text = re.sub(r"(?<=[a-z])\.|(?<=[a-z)])_(?=\{?\d)", "", text)
     text = re.sub(r"\s+", " ", text).strip(" .,;:")
     text = re.sub(r"(?<=\w\w)[!?]+$", "", text)
     return re.sub(r"^(?:an?|the) (?=\S)", "", text)

@@ -26,10 +26,13 @@ _NUMBER = re.compile(
 _POWER_OF_TEN = re.compile(r"(?P<sign>[-+]\s*)?10\s*\^\s*\{?\s*(?P<power>[-+]?\d+)\s*\}?")
 _SPACED = re.compile(r"\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _CURRENCY = re.compile(
-    r"(?P<sign>[-+]?)\s*(?P<symbol>\\?\$|US\$|USD|[€£¥₹]|Rs\.?)\s*(?P<rest>[\d.].*)"
+    r"(?P<sign>[-+]?)\s*(?P<symbol>\\?\$|US\$|USD|[€£¥₹]|Rs\.?)\s*(?P<rest>[-+]?[\d.].*)"
 )
 _APPROXIMATE = re.compile(r"(?:\\approx|~|about|approximately|approx\.?|around|roughly)\s*(?=\S)")
-_EXTENT = re.compile(r"\s+(?:long|wide|tall|high|deep|thick|old|apart|away|in total)$")
+_EXTENT = re.compile(
+    r"\s+(?:long|wide|tall|high|deep|thick|old|apart|away|altogether"
+    r"|in (?:total|all|length|width|height|area|volume|perimeter|diameter))$"
+)
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
 _DIGIT_WORDS = {
@@ -48,6 +51,16 @@ _NUMBER_WORD = re.compile(
     rf"({'|'.join(_DIGIT_WORDS)})(?:[- ]({'|'.join(list(_DIGIT_WORDS)[1:10])}))?(?![A-Za-z-])",
     re.IGNORECASE,
 )
+_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8,
+          "tenth": 10}  # fmt: skip
+_FRACTION_WORD = re.compile(
+    rf"(?:(?P<n>an?|{'|'.join(_DIGIT_WORDS)})[- ](?P<d>{'|'.join(_PARTS)}|halve)s?|(?P<half>half))"
+    r"(?![A-Za-z-])",
+    re.IGNORECASE,
+)
+_REPEATING = re.compile(r"(-?\d*)\.(\d*)\\overline ?\{(\d{1,9})\}")
+# "1990s" are years, "1990 s" seconds.
+_DECADE = re.compile(r"(?:19|20)\d0'?s$")
 _COMPOUND = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)(?:\s*,?\s*(?:and\s+)?|$)")
 
 
@@ -80,7 +93,12 @@ def parse(text: str) -> Quantity | None:
         value, rest = value * 10 ** _SCALES[scale.group(1).lower()], rest[scale.end() :]
     if not rest.strip():
         return Quantity(value, None)
-    rest = _EXTENT.sub("", re.sub(r"^\s*(?:-\s*(?=[A-Za-z])|of\s+)", "", rest))
+    rest = _EXTENT.sub("", rest)
+    if not rest:
+        return Quantity(value, None)
+    if re.fullmatch(r"'?s", rest) and _DECADE.match(text):
+        return None
+    rest = re.sub(r"^\s*(?:-\s*(?=[A-Za-z])|of\s+)", "", rest)
     # "2abc" is a product of letters, "2 ants" and "2boxes" are things.
     if re.fullmatch("[A-Za-z]{1,3}", rest) and not units.is_known(rest):
         return None
@@ -90,7 +108,14 @@ def parse(text: str) -> Quantity | None:
 
 def _leading_number(text: str) -> tuple[Fraction, str] | None:
     """Return the value of the number that a text starts with, and the rest behind it."""
+    text = re.sub(r"^(\d+) out of (\d+)$", r"\1/\2", text)
     found = _POWER_OF_TEN.match(text) or _NUMBER.match(text)
+    repeating = _REPEATING.fullmatch(text)
+    if repeating:
+        return _repeating(*repeating.groups()), ""
+    part = _FRACTION_WORD.match(text)
+    if part:
+        return _part(part), text[part.end() :]
     if found is None:
         word = _NUMBER_WORD.match(text)
         if word is None:
@@ -105,6 +130,21 @@ def _leading_number(text: str) -> tuple[Fraction, str] | None:
         return None
     value = _value({name: part for name, part in found.groupdict().items() if part})
     return None if value is None else (value, rest)
+
+
+def _repeating(whole: str, digits: str, period: str) -> Fraction:
+    """Return `0.1\\overline{6}` as 1/6."""
+    tail = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(digits))
+    head = Fraction(Decimal(f"{whole or 0}.{digits or 0}"))
+    return head - tail if whole.startswith("-") else head + tail
+
+
+def _part(found: re.Match) -> Fraction:
+    """Return `two thirds`, `a quarter`, `half`."""
+    if found["half"]:
+        return Fraction(1, 2)
+    parts = _PARTS.get(found["d"].lower(), 2)
+    return Fraction(_DIGIT_WORDS.get(found["n"].lower(), 1), parts)
 
 
 def _value(parts: dict[str, str]) -> Fraction | None:

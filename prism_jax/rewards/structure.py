@@ -5,14 +5,18 @@ import re
 
 from prism_jax.rewards import notation
 
-_NUMBERED = re.compile(r"(?:^|(?<=[\s,;.]))(?:\((?:\d|[a-h]|i{1,3}|iv|v)\)|[1-9]\))\s*(?=\S)")
+_NUMBERED = re.compile(
+    r"(?:^|(?<=[\s,;.]))(?:\((?:\d|[a-h]|i{1,3}|iv|v)\)|[1-9]\))\s*(?=\S)|(?<=\d)\([1-9]\)(?=\S)"
+)
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _SPACED = re.compile(r"[-+]?\d+(?:\.\d+)?(?: [-+]?\d+(?:\.\d+)?)+")
 _CONJUNCTION = re.compile(r",?\s+(?:and|&)\s+|\s*\n+\s*", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r",?\s+(?:or|\\(?:text|mbox)\{\s*or\s*\})\s+", re.IGNORECASE)
-_PLUS_MINUS = re.compile(
-    r"(?P<before>[^\\=]*=\s*|)(?:\\pm\s*|\+/-\s*|\+-\s*)(?P<value>[^\\]\S*|\\.+)"
-)
+_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])\s*|\+/-\s*|\+-\s*")
+_RELATION = re.compile(r"\s*(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>)\s*")
+_MIRRORED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+_LEAST, _MOST = "-\\infty", "\\infty"
+_VARIABLE = re.compile(r"[A-Za-z]|\\(?:alpha|beta|theta|phi|lambda)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,9 @@ def _numbered(text: str) -> Parts | None:
     marks = list(_NUMBERED.finditer(text))
     if len(marks) < 2 or marks[0].start() > 0:
         return None
+    if [mark.group()[:2] for mark in marks][:2] != ["(1", "(2"]:
+        # Not in a row: `2(3)` is a product.
+        marks = [mark for mark in marks if not text[: mark.start()][-1:].isdigit()]
     stops = [mark.start() for mark in marks[1:]] + [len(text)]
     items = tuple(
         re.sub(r"[\s,;.]*(?:\band)?\s*$", "", text[mark.end() : stop])
@@ -61,7 +68,9 @@ def _bracketed(text: str) -> Parts | None:
     inner, brackets = unwrap(text)
     if not brackets:
         return None
-    items = _split(inner, {","})
+    items = _split(inner, {";"})
+    if len(items) < 2:
+        items = _split(inner, {","})
     if len(items) < 2:
         return None
     return Parts(items, brackets, ordered=brackets != "{}")
@@ -81,11 +90,34 @@ def unwrap(text: str) -> tuple[str, str]:
 
 
 def _plus_minus(text: str) -> Parts | None:
-    found = _PLUS_MINUS.fullmatch(text)
-    if found is None:
+    if len(_PLUS_MINUS.findall(text)) != 1 or re.search("[,;]| or | and ", text):
         return None
-    value = found["value"].strip()
-    return Parts((found["before"] + value, found["before"] + "-" + value), "", ordered=False)
+    upper, lower = _PLUS_MINUS.sub("+", text), _PLUS_MINUS.sub("-", text)
+    upper = re.sub(r"(^|[({=]\s*)\+", r"\1", upper)
+    return Parts((upper.strip(), lower.strip()), "{}", ordered=False)
+
+
+def interval(text: str) -> tuple[str, str] | None:
+    """Read `x > 2` or `1 \\le x < 5` as a variable and an interval: `(2,\\infty)`, `[1,5)`."""
+    sides = _RELATION.split(text)
+    if len(sides) == 3:
+        left, relation, right = sides
+        if _VARIABLE.fullmatch(left):
+            left, relation, right = right, _MIRRORED[relation], left
+        sides = [left, relation, right, relation, ""]
+    if len(sides) != 5 or not _VARIABLE.fullmatch(sides[2]):
+        return None
+    low, opens, name, closes, high = sides
+    falls = opens in (">", "\\ge")
+    if falls != (closes in (">", "\\ge")) or not (low or high):
+        return None
+    if falls:
+        low, opens, closes, high = high, closes, opens, low
+    if any(re.search(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", end) for end in (low, high)):
+        return None
+    left = "[" if low and len(opens) > 1 else "("
+    right = "]" if high and len(closes) > 1 else ")"
+    return name, f"{left}{low or _LEAST},{high or _MOST}{right}"
 
 
 def _bare_list(text: str, *, protect_thousands: bool) -> Parts | None:

@@ -126,12 +126,23 @@ def _name_table() -> dict[str, Unit]:
 _SYMBOLS = _symbol_table()
 _NAMES = _name_table()
 # A unit that says only that there is one.
-_GENERIC = {"unit", "units", "square units", "sq units", "cubic units", "units squared"}
+_GENERIC = {
+    "unit",
+    "units",
+    "square units",
+    "sq units",
+    "cubic units",
+    "units squared",
+    "units^2",
+    "units^3",
+}
 _POWER_WORDS = (
     (re.compile(r"\b(?:square|sq\.?)\s+([A-Za-z]+)"), r"\1^2"),
     (re.compile(r"\b(?:cubic|cu\.?)\s+([A-Za-z]+)"), r"\1^3"),
     (re.compile(r"\b([A-Za-z]+)\s+squared\b"), r"\1^2"),
     (re.compile(r"\b([A-Za-z]+)\s+cubed\b"), r"\1^3"),
+    (re.compile(r"\bms(?=\^\{?-[12])"), "m s"),
+    (re.compile(r"\bper cent\b", re.IGNORECASE), "percent"),
     (re.compile(r"\bdegrees?\s+(?=celsius|fahrenheit)", re.IGNORECASE), ""),
     (re.compile(r"°\s+(?=[CF]\b)"), "°"),
 )
@@ -155,7 +166,7 @@ def parse(text: str) -> Unit | None:
     where nothing is written that way (`KG`). A generic `units` is the number one.
     """
     text = text.strip().rstrip(".").strip()
-    if text.lower() in _GENERIC:
+    if is_generic(text.replace("{2}", "2")):
         return _make(1)
     return _known(text) or _counted_thing(text)
 
@@ -163,6 +174,11 @@ def parse(text: str) -> Unit | None:
 def is_known(text: str) -> bool:
     """Say whether a text is a unit of measure from the tables."""
     return _known(text.strip()) is not None
+
+
+def is_generic(text: str) -> bool:
+    """Say whether a text says only that there is a unit."""
+    return text.strip().lower() in _GENERIC
 
 
 def _known(text: str) -> Unit | None:

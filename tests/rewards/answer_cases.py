@@ -85,9 +85,34 @@ RIGHT = [
     ("It is 7", "7"), ("Therefore, the answer is 5.", "5"), ("The sum of the row is 9", "9"),
     ("Final answer: 8", "8"), ("Therefore, x = 7", "7"), ("Total: 7", "7"), ("答案是7", "7"),
     # a value said twice
-    ("1/2 (0.5)", "0.5"), ("\\frac{1}{2} or 0.5", "1/2"), ("7 (seven)", "7"), ("5 cm (50 mm)", "5 cm"),
-    ("3.14 (approximately)", "3.14"),
+    ("1/2 (0.5)", "0.5"), ("\\frac{1}{2} or 0.5", "1/2"), ("7 (seven)", "7"),
+    ("5 cm (50 mm)", "5 cm"), ("3.14 (approximately)", "3.14"),
     ("The length of AB is 5 cm", "5"),
+    # numbers: words, fractions, periods
+    ("half", "1/2"), ("two thirds", "2/3"), ("a quarter", "0.25"), ("3 out of 4", "3/4"),
+    ("0.1\\overline{6}", "1/6"), ("0.\\overline{12}", "4/33"), ("50 per cent", "50%"),
+    ("-$5", "$-5"), ("7 in total", "7"), ("5 cm in length", "5 cm"), ("5 ms^{-1}", "5 m/s"),
+    ("12 units²", "12"), ("12\\pi \\text{ square units}", "12π"), ("5 k\\Omega", "5000 ohms"),
+    ("10 \\mu F", "10 μF"), ("∠1 = 30°", "30"), ("x ≈ 7", "7"), ("x \\approx 7", "x = 7"),
+    # Greek letters, degrees and functions
+    ("\\tan\\theta", "tan θ"), ("\\sin x", "sin(x)"), ("\\sin 30^\\circ", "1/2"), ("tan 45°", "1"),
+    ("180-2x", "180° - 2x"), ("∛8", "2"),
+    ("\\frac{-1 \\pm \\sqrt{5}}{2}", "\\frac{-1-\\sqrt{5}}{2}, \\frac{-1+\\sqrt{5}}{2}"),
+    ("1+√3, 1-√3", "1 ± √3"), ("x+y=5", "y=5-x"), ("f(x)=2x", "y=2x"), ("f(2) = 5", "5"),
+    ("AB·CD", "CD·AB"),
+    # points, matrices, inequalities
+    ("A(2,3)", "(2,3)"), ("(2,3)", "A(2, 3)"), ("A(1,2), B(3,4)", "(1,2), (3,4)"),
+    ("\\vec{a} = (1,2)", "(1,2)"), ("(2;3)", "(2,3)"), ("D = {1, 2}", "{2,1}"),
+    ("[[1,2],[3,4]]", "\\begin{bmatrix}1&2\\\\3&4\\end{bmatrix}"),
+    ("\\begin{pmatrix} 1 & 0.5 \\end{pmatrix}", "\\begin{bmatrix}1&1/2\\end{bmatrix}"),
+    ("x >= 2", "x ≥ 2"), ("x>2", "(2,\\infty)"), ("1 ≤ x < 5", "[1,5)"), ("5 > x > 1", "1<x<5"),
+    ("∅", "\\varnothing"), ("① 2 ② 3", "(1) 2 (2) 3"), ("(1)2(2)3", "(1) 2; (2) 3"),
+    ("x₁=2, x₂=3", "x_1=2, x_2=3"),
+    # names
+    ("\\overline{AB}", "AB"), ("ΔABC", "△ABC"), ("AB || CD", "AB ∥ CD"),
+    ("AB ⊥ CD", "AB \\perp CD"), ("H₂O", "H2O"), ("\\mathrm{CO_2}", "CO₂"), ("U.S.A.", "USA"),
+    ("Dr. Smith", "Dr Smith"), ("x-axis", "the x axis"), ("'Tom'", "Tom"), ("Graph C", "C"),
+    ("B because the slope is positive", "B"), ("A. wrong direction", "A"),
 ]  # fmt: skip
 
 WRONG = [
@@ -161,4 +186,13 @@ WRONG = [
     # layout and tags
     ("", "x"), ("   ", "5"), ("$$", "5"), ("\\boxed{}", "5"), ("<answer>5</answer>", "5"),
     ("<think>5</think>", "5"), ("\\text{}", "5"), ("5</caption>", "5"), ("{}", "5"), ("()", "5"),
+    # what looks alike
+    ("1990s", "1990"), ("\\angle ABC", "\\angle ACB"), ("∠2 = 30°", "∠1 = 30°"), ("△ABD", "△ABC"),
+    ("AB·CD", "AC·BD"), ("AB ∥ CD", "AB ⊥ CD"), ("f(3) = 5", "f(2) = 5"), ("P(3,4)", "Q(3,4)"),
+    ("A(2,3)", "(3,2)"), ("H2O2", "H2O"), ("third", "1/3"), ("two thirds", "3/2"),
+    ("0.\\overline{3}", "0.3"), ("1+√3", "1 ± √3"), ("5 ± 0.1", "5"), ("sin 30", "1/2"),
+    ("180° - 2x", "180 + 2x"), ("2y=8", "y=4"), ("x>2", "[2,\\infty)"), ("x>2", "(2,5)"),
+    ("1≤x<5", "[1,5]"), ("y>2", "x>2"), ("(1,5)", "1≤x≤5"),
+    ("[[1,3],[2,4]]", "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}"), ("(1)3(2)2", "(1) 2 (2) 3"),
+    ("x-axis", "y-axis"), ("AB", "A"), ("A. wrong", "A"), ("D", "Graph C"),
 ]  # fmt: skip
