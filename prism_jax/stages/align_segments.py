@@ -27,7 +27,9 @@ def pack(
 ) -> tuple[segment_rows.PackedSegments, Places]:
     """Lay the segments into rows, and say by name where the score of each will stand.
 
-    Each teacher's come first, then those of well-formed responses.
+    Each teacher's come first, then those of well-formed responses. Equal segments of a prompt are
+    scored once: rounding, which depends on a segment's place in its row, would else set them apart,
+    and an advantage divides by how far a group's scores lie apart, however little that is.
     """
     own = feed.options.discriminator
     names = own.form.names
@@ -37,13 +39,18 @@ def pack(
         number: feed.reader.drawn(responses[number].tokens, drawn.segments[number])
         for number in np.flatnonzero(ok)
     }
-    units, kinds = [], []
+    units, kinds, numbers = [], [], []
+    known: dict[tuple[int, int, bytes], int] = {}
     for kind, name in enumerate(names):
-        for prompt, cut in enumerate(asked.teachers):
-            units.append([segments.continuation(prompt, cut, name)])
-        for number, cut in cuts.items():
-            units.append([segments.continuation(responses[number].prompt, cut, name)])
-        kinds += [kind] * (len(asked.teachers) + len(cuts))
+        every = [*enumerate(asked.teachers)]
+        every += [(responses[number].prompt, cut) for number, cut in cuts.items()]
+        for prompt, cut in every:
+            key = (kind, prompt, cut.tokens[name].tobytes())
+            if key not in known:
+                known[key] = len(units)
+                units.append([segments.continuation(prompt, cut, name)])
+                kinds.append(kind)
+            numbers.append(known[key])
     packed = segment_rows.pack(
         asked.judged,
         units,
@@ -53,8 +60,9 @@ def pack(
         judge.config,
         positions=own.positions,
     )
-    by_name = packed.indices().reshape(len(names), -1)
-    tokens = np.array([len(unit[0].tokens) for unit in units], np.int32).reshape(len(names), -1)
+    by_name = packed.indices()[numbers].reshape(len(names), -1)
+    tokens = np.array([len(units[number][0].tokens) for number in numbers], np.int32)
+    tokens = tokens.reshape(len(names), -1)
     return packed, {
         name: _places(by_name[number], tokens[number], ok, num_prompts=len(asked.teachers))
         for number, name in enumerate(names)

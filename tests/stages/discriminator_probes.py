@@ -201,6 +201,13 @@ def _open_align(options, folder, workdir):
 
 def read(options, folder, workdir):
     """Return what both models are given in the first step, with the shapes of the rows."""
+    asked, feed, shapes, packed, places = packed_segments(options, folder, workdir, _TEXTS)
+    seen = [(x.tokens, x.pixels) for x in (*asked.prompts, *asked.judged)]
+    return shapes, seen, packed.batch, places, len(feed.sizes)
+
+
+def packed_segments(options, folder, workdir, texts):
+    """Lay the segments of a first step into rows; the responses are these texts in turn."""
     devices, policy, judge, feed = _open_align(options, folder, workdir)
     shapes = feed.shapes(devices)
     asked = next(feed.train())
@@ -211,7 +218,7 @@ def read(options, folder, workdir):
     tokens = np.zeros((size, 96), np.int32)
     lengths = np.zeros(size, np.int32)
     for row in range(size):
-        ids = feed.words.tokenizer.encode(_TEXTS[row % len(_TEXTS)])
+        ids = feed.words.tokenizer.encode(texts[row % len(texts)])
         ids.append(feed.words.tokenizer.eos_token_id)
         tokens[row, : len(ids)], lengths[row] = ids, len(ids)
     rollout = engine.Rollout(
@@ -224,8 +231,7 @@ def read(options, folder, workdir):
         rollout=rollout, segments=reader.read(rollout), num_prompts=len(asked.rows), seconds=0.0
     )
     packed, places = align_segments.pack(asked, drawn, feed, shapes.discriminator, judge)
-    seen = [(x.tokens, x.pixels) for x in (*asked.prompts, *asked.judged)]
-    return shapes, seen, packed.batch, places, len(feed.sizes)
+    return asked, feed, shapes, packed, places
 
 
 def drawn_with(options, folder, workdir):
