@@ -11,8 +11,9 @@ scored at the same kind of token. A view says which segments there are:
 
 The released stages end segments in two other ways. `Form.scored_token` names all three:
 
-    last      tokens as they lie in the response; a caption is scored where `</caption>` completes,
-              a cot at <|im_end|>
+    last      tokens as they lie in the response, one line break between caption and cot however it
+              was written (`seams`); a caption is scored where `</caption>` completes, a cot and a
+              response at <|im_end|>
     newline   the text of a segment by itself, then <|im_end|> and the template's line break, which
               is scored on both sides
     pad       a teacher's text by itself, then <|endoftext|>, which is scored; a student's segment
@@ -34,7 +35,7 @@ from models.inputs import Example
 from prism_jax.continuations import Continuation
 from prism_jax.data import encode, processor, prompts, records
 from prism_jax.rewards import tags
-from prism_jax.stages import responses
+from prism_jax.stages import responses, seams
 
 View = Literal["caption_cot", "whole", "both"]
 ScoredToken = Literal["last", "newline", "pad"]
@@ -130,6 +131,9 @@ class Reader:
         self._reader = responses.Reader.of(words, vocab_tokens=vocab_tokens, gate=gate)
         self._end = encode.TurnTokens.of(words.tokenizer).end
         self._break = words.tokenizer.encode("\n", add_special_tokens=False)
+        self._seam = seams.Seam(
+            self._tokens(seams.EXAMPLE), self._reader.bytes_of_token, encode=self._tokens
+        )
 
     @property
     def tail_tokens(self) -> int:
@@ -169,8 +173,8 @@ class Reader:
         return _cut_of({name: self._tokens(parts[name]) + tail for name in form.names}, ())
 
     def drawn(self, tokens: np.ndarray, found: tags.Segments) -> Cut:
-        """Return the segments of a well-formed response as it was drawn."""
-        parts = _slices(tokens.tolist(), found.caption_tokens)
+        """Return the segments of a well-formed response as it was drawn, see `Form`."""
+        parts = self._slices(tokens.tolist(), found.caption_tokens)
         if self._form.scored_token == "newline":
             parts["caption"] = [*parts["caption"], self._end]
             parts = {name: [*part, *self._break] for name, part in parts.items()}
@@ -200,7 +204,7 @@ class Reader:
 
     def _of_text(self, text: Text, limit: int | None) -> Cut:
         tokens, found = self._cut(text)
-        parts = _slices(tokens, found.caption_tokens)
+        parts = self._slices(tokens, found.caption_tokens)
         shortened = [n for n in self._form.names if limit is not None and len(parts[n]) > limit]
         return _cut_of({name: parts[name][:limit] for name in self._form.names}, tuple(shortened))
 
@@ -220,14 +224,15 @@ class Reader:
             )
         return tokens, found
 
+    def _slices(self, tokens: list[int], caption_tokens: int) -> dict[str, list[int]]:
+        """Return every segment of a response."""
+        caption, cot = tokens[:caption_tokens], tokens[caption_tokens:]
+        if self._form.scored_token == "last":
+            caption, cot = self._seam.with_one_break(tokens, caption_tokens)
+        return {"caption": caption, "cot": cot, "response": tokens}
+
     def _tokens(self, text: str) -> list[int]:
         return self._words.token_ids(text, add_special_tokens=False)
-
-
-def _slices(tokens: list[int], caption_tokens: int) -> dict[str, list[int]]:
-    """Return every segment of a response as it lies in its tokens."""
-    caption, cot = tokens[:caption_tokens], tokens[caption_tokens:]
-    return {"caption": caption, "cot": cot, "response": tokens}
 
 
 def _cut_of(tokens: Mapping[str, Sequence[int]], shortened: tuple[str, ...]) -> Cut:
