@@ -1,4 +1,6 @@
+import errno
 import json
+import multiprocessing
 import os
 import subprocess
 import threading
@@ -97,3 +99,81 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         _hold(tmp_path / "file" / "run"),
     ):
         pass
+
+
+def _race(folders, barrier, won):
+    for number, folder in enumerate(folders):
+        barrier.wait()
+        try:
+            with lock.hold(folder, beat_seconds=60.0):
+                with won.get_lock():
+                    won[number] += 1
+                barrier.wait()
+        except errors.InputError:
+            barrier.wait()
+
+
+@pytest.mark.parametrize("content", ["dead", None])
+def test_of_processes_that_start_at_once_exactly_one_gets_the_folder(tmp_path, content):
+    folders = [tmp_path / f"{number}" for number in range(100)]
+    for folder in folders:
+        folder.mkdir()
+        if content is not None:
+            _write(folder, started="2001-01-01T00:00:00+00:00")
+    context = multiprocessing.get_context("spawn")
+    barrier, won = context.Barrier(3, timeout=60), context.Array("i", len(folders))
+    arguments = ([str(folder) for folder in folders], barrier, won)
+    racers = [context.Process(target=_race, args=arguments) for _ in range(3)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert [racer.exitcode for racer in racers] == [0, 0, 0]
+    assert list(won) == [1] * len(folders)
+    assert not any(path for folder in folders for path in folder.iterdir())
+
+
+def test_a_lock_that_another_job_took_first_is_not_taken_over(tmp_path, monkeypatch):
+    _write(tmp_path, started="2001-01-01T00:00:00+00:00")
+    seen = lock._lives
+
+    def overtaken(path, holder, own, beat_seconds):
+        found = seen(path, holder, own, beat_seconds)
+        _write(tmp_path)  # of this process, which lives
+        return found
+
+    monkeypatch.setattr(lock, "_lives", overtaken)
+    with pytest.raises(errors.InputError, match="in use by process"), _hold(tmp_path):
+        pass
+    assert (tmp_path / "lock.json").exists()
+
+
+def test_a_turn_whose_process_was_killed_holds_nobody_up(tmp_path):
+    (tmp_path / "lock.json.turn").write_text("")
+    with _hold(tmp_path):
+        assert (tmp_path / "lock.json").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_flock_still_has_its_lock(tmp_path, monkeypatch, caplog):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with _hold(tmp_path):
+        assert "has no flock" in caplog.text
+        with pytest.raises(errors.InputError, match="in use by"), _hold(tmp_path):
+            pass
+
+
+def test_a_job_whose_folder_was_taken_over_is_told_by_whom_before_it_saves(tmp_path):
+    lock.check()  # holds nothing
+    with _hold(tmp_path):
+        lock.check()
+        _write(tmp_path, host="elsewhere", pid=17)
+        with pytest.raises(errors.InputError, match="taken over by process 17 on elsewhere"):
+            lock.check()
+        (tmp_path / "lock.json").unlink()
+        with pytest.raises(errors.InputError, match=r"lock\.json is gone"):
+            lock.check()
+    lock.check()
