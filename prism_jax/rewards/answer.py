@@ -10,7 +10,7 @@ What counts as right, where opinions differ:
   * numbers are equal to 1e-6, so 3.14 is not 3.1416 and 0.333 is not 1/3
   * a list keeps its order (3,2 is not 2,3) unless it is a set, a plus-minus or an "or"
   * an option's letter decides; its text alone is right as well where the truth gives it
-  * a hedge (3 or 4 for 3; A or B for A) is wrong
+  * a hedge (3 or 4 for 3; A or B for A) is wrong; a value said twice (1/2 (0.5)) is right
 
 Texts are limited to `MAX_CHARS`, so everything but `mathematics` is bounded.
 Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:361 (1024 characters).
@@ -216,6 +216,9 @@ def _same_parts(
 ) -> bool:
     if len(answer.items) != len(truth.items) or not _brackets_agree(answer, truth):
         return False
+    is_hedge = not answer.ordered and not answer.brackets and truth.ordered
+    if is_hedge and not re.search(r"\d", "".join(truth.items)):
+        return False  # `cat or dog` is not `cat and dog`; of numbers both are two solutions
     named = [dict(_name_and_value(item) for item in parts.items) for parts in (answer, truth)]
     if all("" not in one and len(one) == len(truth.items) for one in named):
         return named[0].keys() == named[1].keys() and all(
@@ -228,9 +231,12 @@ def _same_parts(
 
 
 def _brackets_agree(answer: structure.Parts, truth: structure.Parts) -> bool:
-    """Allow missing brackets, except those of an interval with a closed end."""
+    """Allow missing brackets, except of alternatives and of an interval with a closed end."""
     if answer.brackets == truth.brackets:
         return True
+    pair = (answer.brackets or truth.brackets) in ("()", "[]")
+    if pair and any(not one.brackets and not one.ordered for one in (answer, truth)):
+        return False  # `2 or 3` is not the point (2,3)
     if answer.brackets and truth.brackets:
         return False
     return (answer.brackets or truth.brackets) in ("()", "{}", "[]")

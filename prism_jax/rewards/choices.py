@@ -36,7 +36,7 @@ _NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure
 _HEDGE = re.compile(
     r"^\W*[A-Ja-j]\W*(?:$|[,;])|^\W*(?:or|and|/|,|&|\+|not)\W*[A-Ja-j]\b(?![a-z'])"
     r"|\bor\s+(?:option\s+)?\(?[A-J]\)?(?![\w'])"
-    r"|(?:^|\s)\([A-Ja-j]\)(?!\w)|(?:^|\s)[A-J][.)](?:\s|$)|\n\s*[A-J]\s*(?:\n|$)"
+    r"|(?:^|\s)\([A-Ja-j]\)(?!\w)|(?:^|\s)[A-J][.)](?:\s|$)|\n\s*[A-J]\s*(?:\n|$)|\(ii\)"
 )
 _TRUTH_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)\s*|([A-J])[.:)]\s+)(?P<text>\S.*)", re.DOTALL)
 
@@ -53,7 +53,7 @@ def truth(text: str) -> tuple[str, str]:
 
 def letter(text: str) -> str:
     """Return the one letter that an answer chooses, in upper case; "" when there is not one."""
-    text = text.strip("*' \n")
+    text = text.strip("* \n")
     alone = _ALONE.fullmatch(text) or _STATED.fullmatch(text)
     if alone:
         return alone.group(1).upper()
@@ -78,6 +78,8 @@ def letters(text: str) -> frozenset[str]:
     parts = [part for part in re.split(r"\s*[,;&]\s*(?:and\s+)?|\s+and\s+|\s+", text) if part]
     if len(parts) == 1 and re.fullmatch("[A-J]{2,10}", text):
         parts = list(text) if sorted(set(text)) == list(text) else []
+    if len({part.endswith(".") for part in parts}) > 1:
+        return frozenset()  # `C. A and B` chooses C
     found = [re.fullmatch(r"\(?([A-Ja-j])[.)]?", part) for part in parts]
     return frozenset(one.group(1).upper() for one in found) if all(found) else frozenset()
 

@@ -153,4 +153,4 @@ def words(text: str) -> str:
     text = re.sub(r"(?<=[a-z])\.|(?<=[a-z)])_(?=\{?\d)", "", text)
     text = re.sub(r"\s+", " ", text).strip(" .,;:")
     text = re.sub(r"(?<=\w\w)[!?]+$", "", text)
-    return re.sub(r"^(?:an?|the) (?=\S)", "", text)
+    return re.sub(r"^(?:an? (?=\S\S)|the (?=\S))", "", text)
