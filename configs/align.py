@@ -66,7 +66,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.pace = ConfigDict(
         {"discriminator_updates": 1, "policy_every_steps": 1, "discriminator_warmup_steps": 0}
     )
-    config.algorithm = sampled_training.algorithm(aggregation="token-mean")
+    config.algorithm = sampled_training.weighing(aggregation="token-mean")
     config.rows = sampled_training.rows(
         *{"tiny": (256, 2, 2), "demo": (384, 2, 8), "small": (1024, 4, 8)}.get(size, (8192, 16, 8))
     )

@@ -45,18 +45,10 @@ def rows(row_tokens: int, row_sequences: int, num_rows: int) -> ConfigDict:
     )
 
 
-def algorithm(*, aggregation: str) -> ConfigDict:
-    """Return the clipped loss, without a correction for the sampler's other log-probs.
-
-    One update follows each rollout, so the ratio is 1 and the clip never binds, as in every
-    released run. Source: PRISM verl/verl/trainer/config/actor/actor.yaml: clip_ratio 0.2.
-    """
+def weighing(*, aggregation: str) -> ConfigDict:
+    """Return how tokens are weighed, without a correction for the sampler's other log-probs."""
     return ConfigDict(
         {
-            "loss": "ppo",
-            "clip_low": 0.2,
-            "clip_high": 0.2,
-            "dual_clip": config_dict.placeholder(float),
             "aggregation": aggregation,
             "norm_tokens": config_dict.placeholder(int),
             "sampler_weights": "off",
@@ -65,3 +57,16 @@ def algorithm(*, aggregation: str) -> ConfigDict:
             "sampler_high": config_dict.placeholder(float),
         }
     )
+
+
+def algorithm(*, aggregation: str) -> ConfigDict:
+    """Return the clipped loss.
+
+    While one update follows each rollout, the ratio is 1 and the clip never binds, as in every
+    released run. Source: PRISM verl/verl/trainer/config/actor/actor.yaml: clip_ratio 0.2.
+    """
+    chosen = weighing(aggregation=aggregation)
+    chosen.loss = "ppo"
+    chosen.clip_low = chosen.clip_high = 0.2
+    chosen.dual_clip = config_dict.placeholder(float)
+    return chosen

@@ -84,11 +84,10 @@ def epoch_order(
       weights: of each source, or empty.
       seed: of the order, new in every epoch; None keeps the examples' own order.
     """
-    total = sum(lengths)
     if not weights:
-        order = np.arange(total)
+        order = np.arange(sum(lengths))
     else:
-        shares = np.diff(np.round(np.cumsum([0.0, *weights]) / sum(weights) * total)).astype(int)
+        shares = _shares(lengths, weights)
         starts = np.cumsum([0, *lengths[:-1]])
         parts = []
         for source, (length, share) in enumerate(zip(lengths, shares, strict=True)):
@@ -101,6 +100,33 @@ def epoch_order(
                 parts.append(starts[source] + own)
         order = np.concatenate(parts)
     return order[_permutation(len(order), seed, 0, epoch)]
+
+
+def check_weights(lengths: Sequence[int], weights: Sequence[float], *, field: str) -> None:
+    """Raise InputError for wrong weights, or for one so small that its source never comes.
+
+    Args:
+      field: what a user calls them.
+    """
+    if not weights:
+        return
+    if len(weights) != len(lengths) or min(weights) <= 0:
+        raise errors.InputError(
+            f"{field} must be empty or hold one positive number for each of the {len(lengths)} "
+            f"sources, got {tuple(weights)}"
+        )
+    shares = _shares(lengths, weights)
+    if min(shares) == 0:
+        raise errors.InputError(
+            f"{field} must give every source a row of the {sum(lengths)} of an epoch, "
+            f"got {tuple(weights)}, which are {shares.tolist()} rows"
+        )
+
+
+def _shares(lengths: Sequence[int], weights: Sequence[float]) -> np.ndarray:
+    """Return int[sources]: the places that each has in an epoch."""
+    bounds = np.round(np.cumsum([0.0, *weights]) / sum(weights) * sum(lengths))
+    return np.diff(bounds).astype(int)
 
 
 def _permutation(length: int, seed: int | None, stream: int, number: int) -> np.ndarray:
@@ -123,12 +149,12 @@ class Plan:
         num_open_rows: int,
         seed: int | None,
     ):
-        """Take sizes (int[N, 3]) of all examples; see `first_fit` and `epoch_order`."""
-        if weights and (len(weights) != len(lengths) or min(weights) <= 0):
-            raise errors.InputError(
-                f"data.weights must be empty or hold one positive number for each of the "
-                f"{len(lengths)} sources, got {tuple(weights)}"
-            )
+        """Take sizes (int[N, 3]) of all examples; see `first_fit` and `epoch_order`.
+
+        Raises:
+          InputError: see `check_weights`.
+        """
+        check_weights(lengths, weights, field="config.data.weights")
         self._sizes = sizes
         self._lengths = list(lengths)
         self._weights = list(weights)

@@ -176,6 +176,14 @@ def _term(
     return reduce.Sum(total=total, weight=_weight(pairs, rows, whole_pairs, normalisation))
 
 
+def _is_right(teacher: Array, student: Array) -> Array:
+    """Return 1 where the teacher's score is above, one half where both are equal: a coin's share.
+
+    The released code counts a tie as wrong; a policy that says what the teacher says makes many.
+    """
+    return jnp.where(teacher == student, 0.5, (teacher > student).astype(jnp.float32))
+
+
 def _measure(
     name: str,
     segment: Segment,
@@ -187,7 +195,9 @@ def _measure(
     """Return metrics over pairs, from the scores as the loss sees them; absent without a pair."""
     is_pair = segment.is_pair
     told = {
-        f"discriminator/{name}_pair_accuracy": metrics.Mean.of(teacher > student, is_pair),
+        f"discriminator/{name}_pair_accuracy": metrics.Mean.of(
+            _is_right(teacher, student), is_pair
+        ),
         f"discriminator/{name}_teacher_score": metrics.Mean.of(teacher, is_pair),
         f"discriminator/{name}_student_score": metrics.Mean.of(student, is_pair),
         f"discriminator/{name}_gap": metrics.Mean.of(teacher - student, is_pair),

@@ -33,6 +33,9 @@ READS: dict[Mode, tuple[str, ...]] = {
 }
 _NUMBERS = ("align_coef", "accuracy_weight", "format_weight", "wrong_penalty", "format_penalty")
 
+# Source: PRISM verl/verl/trainer/config/actor/actor.yaml: clip_ratio.
+_CLIP = 0.2
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Discriminator(configuration.Section):
@@ -204,6 +207,40 @@ class Pace(configuration.Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Algorithm(configuration.Section):
+    """Say how the tokens of responses are weighed, see `policy_update.Algorithm`.
+
+    One update follows each rollout, so every ratio is 1 and no clip binds: there is none to choose.
+    """
+
+    aggregation: policy_update.Aggregation
+    norm_tokens: int | None
+    sampler_weights: Literal["off", "truncate", "mask"]
+    sampler_level: Literal["token", "sequence"]
+    sampler_low: float | None
+    sampler_high: float | None
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return self.loss().problems()
+
+    def loss(self) -> policy_update.Algorithm:
+        """Return the loss, in the released form."""
+        return policy_update.Algorithm(
+            loss="ppo",
+            clip_low=_CLIP,
+            clip_high=_CLIP,
+            dual_clip=None,
+            aggregation=self.aggregation,
+            norm_tokens=self.norm_tokens,
+            sampler_weights=self.sampler_weights,
+            sampler_level=self.sampler_level,
+            sampler_low=self.sampler_low,
+            sampler_high=self.sampler_high,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(configuration.Section):
     """Hold the configuration of the stage."""
 
@@ -216,7 +253,7 @@ class Config(configuration.Section):
     verifier: Verifier  # read where `advantage.accuracy` asks the judge
     advantage: Advantage
     pace: Pace
-    algorithm: policy_update.Algorithm
+    algorithm: Algorithm
     rows: rollouts.Rows
     train: policy_rows.Train
     honesty: honesty.Options

@@ -113,7 +113,7 @@ def open_updates(
     }
     updates = Updates(
         policy=policy_rows.make_update(
-            options.algorithm,
+            options.algorithm.loss(),
             policy_rows.settings(options.train, options.rollout, options.model, devices),
             policy,
             optimizers["policy"],

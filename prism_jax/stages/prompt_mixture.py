@@ -83,6 +83,7 @@ def index_steps(
     num_threads: int,
 ) -> steps.Steps:
     """Return the steps' prompts as `prompt_steps`; `make` is told the numbers of their rows."""
+    packing.check_weights(opened.lengths, weights, field="config.prompts.weights")
     total = sum(opened.lengths)
 
     @functools.lru_cache(maxsize=2)

@@ -82,6 +82,17 @@ def test_whole_response_is_one_segment_with_the_bradley_terry_loss():
     assert metrics.read(told)["discriminator/response_pair_accuracy"] == 0.5
 
 
+def test_a_tie_is_half_right():
+    _, told = pairwise.loss(
+        {"response": segment([1.0, 0.0, 3.0, 5.0], [1.0, 2.0, 3.0, 4.0], [1, 1, 1, 1])},
+        jnp.ones(4, bool),
+        **DEFAULT,
+    )
+    assert metrics.read(told)["discriminator/response_pair_accuracy"] == 0.5
+    _, told = pairwise.loss({"response": segment([1.0], [1.0], [1])}, jnp.ones(1, bool), **DEFAULT)
+    assert metrics.read(told)["discriminator/response_pair_accuracy"] == 0.5
+
+
 @pytest.mark.parametrize("is_pair", [[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]])
 @pytest.mark.parametrize("all_invalid", ["none", "released"])
 def test_global_normalisation_gives_one_step_for_any_split(is_pair, all_invalid, share):

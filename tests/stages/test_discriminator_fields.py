@@ -205,7 +205,6 @@ _ELSEWHERE = {
         *("model.remat", "discriminator.remat", "train.head_chunk_tokens"),
     ),
     "tests/test_policy_update.py": (
-        *("algorithm.loss", "algorithm.clip_low", "algorithm.clip_high", "algorithm.dual_clip"),
         *("algorithm.aggregation", "algorithm.norm_tokens", "algorithm.sampler_weights"),
         *("algorithm.sampler_level", "algorithm.sampler_low", "algorithm.sampler_high"),
         *("train.has_entropy",),

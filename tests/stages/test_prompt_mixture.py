@@ -125,6 +125,12 @@ def test_weights_must_be_one_positive_number_a_data_set(folder, weights):
         _options(folder, "a", "b", weights=weights)
 
 
+def test_a_weight_that_gives_no_row_is_refused(folder):
+    opened = _open(folder, _options(folder, "a", "b"))
+    with pytest.raises(errors.InputError, match=r"config\.prompts\.weights .* \[9, 0\] rows"):
+        _texts(opened, weights=(99.0, 1.0), num_steps=1)
+
+
 def test_fewer_prompts_than_a_step_takes_are_refused_by_both_names(folder):
     opened = _open(folder, _options(folder, "a", "b"))
     prompt_mixture.require(opened, 9, field="rollout.num_prompts")
