@@ -4,12 +4,15 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
-from models import presets, qwen3_vl, sharding
-from prism_jax import configuration, continuations, train_state
+from models import inputs, presets, qwen3_vl, sharding
+from models.inputs import Example
+from prism_jax import configuration, continuations, policy_batch, policy_update, train_state
 from prism_jax.continuations import Largest
-from prism_jax.stages import align_config, rlvr_config, setup, warmup
+from prism_jax.stages import align_config, policy_rows, rlvr_config, setup, warmup
 
 _STRUCTS = {"align": align_config.Config, "rlvr": rlvr_config.Config, "warmup": warmup.Config}
 _SIZES = ("tiny", "tiny,new", "demo", "demo,new", "small", "small,new", "4b", "8b")
@@ -101,9 +104,9 @@ def test_the_longest_published_responses_fit_the_rows(size):
         assert shape.num_rows == drawn.num_prompts * drawn.num_responses
 
 
-def _state(model_config, options, *, is_discriminator: bool):
+def _devices() -> setup.Devices:
     mesh = jax.sharding.Mesh([[[[jax.devices()[0]]]]], ("data", "fsdp", "tensor", "expert"))
-    devices = setup.Devices(
+    return setup.Devices(
         mesh=mesh,
         rules=sharding.REPLICATED,
         dtype=jnp.bfloat16,
@@ -111,6 +114,10 @@ def _state(model_config, options, *, is_discriminator: bool):
         attention="xla",
         decode_attention="xla",
     )
+
+
+def _state(model_config, options, *, is_discriminator: bool):
+    devices = _devices()
     build = setup.builder(model_config, devices, is_discriminator=is_discriminator)
     _, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     optimizer = setup.make_optimizer(options, params, num_steps=1000)
@@ -130,6 +137,95 @@ def test_real_sizes_have_states_of_both_models(size):
         millions = qwen3_vl.num_parameters(judge.params) / 1e6
         assert millions == pytest.approx(2127.53 + 3 * 1056.96 + 0.23, abs=0.1)
         assert judge.params["score"]["kernel"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("stage", "arg"),
+    [
+        *(("align", arg) for arg in ("4b", "8b", "4b,official")),
+        *(("rlvr", arg) for arg in ("4b", "8b", "4b,dapo", "4b,gspo", "8b,dapo,official")),
+    ],
+)
+def test_the_policys_gradient_at_real_sizes_has_the_shapes_of_its_parameters(stage, arg):
+    options = _options(stage, arg)
+    config, devices = _POLICIES[arg[:2]], _devices()
+    prompt = Example(tokens=np.arange(9), token_types=np.zeros(9, np.int32), grids=(), pixels=())
+    # One row of the configured size, with one response: rows are added, never changed.
+    shape = continuations.row_shape(
+        Largest(
+            num_units=1,
+            unit_sequences=1,
+            unit_tokens=options.prompts.max_prompt_tokens + options.rollout.max_response_tokens,
+            continued_tokens=options.rollout.max_response_tokens,
+            prompt_patches=4 * 1900,
+            prompt_frames=1,
+        ),
+        row_tokens=options.rows.row_tokens,
+        row_sequences=options.rows.row_sequences,
+        microbatch_rows=1,
+        patch_multiple=128,
+        place="config.rows",
+    )
+    batch = policy_batch.pack(
+        [prompt],
+        [continuations.Continuation(prompt=0, tokens=np.arange(5))],
+        [np.zeros(5, np.float32)],
+        np.ones(1, np.float32),
+        shape,
+        config,
+    )
+    microbatch = jax.tree.map(lambda x: x[0], batch)
+    algorithm = options.algorithm.loss() if stage == "align" else options.algorithm
+    settings = policy_rows.settings(options.train, options.rollout, options.model, devices)
+    build = setup.builder(config, devices, is_discriminator=False)
+    graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
+
+    def loss(params, microbatch):
+        model = nnx.merge(graphdef, params)
+        terms, told = policy_update.loss(model, microbatch, algorithm, settings, None)
+        return sum(term.total for term in terms.values()), told
+
+    with jax.set_mesh(devices.mesh):
+        gradients, _ = jax.eval_shape(jax.grad(loss, has_aux=True), params, microbatch)
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (gradients, params)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "pairs", "curate"])
+@pytest.mark.parametrize("size", ["4b", "8b"])
+def test_the_policy_that_is_asked_decodes_a_batch_of_the_real_size(stage, size):
+    config = importlib.import_module(f"configs.{stage}").get_config(size)
+    options = config.difficulty if stage == "curate" else config
+    sizes, devices = _POLICIES[size], _devices()
+    build = setup.builder(sizes, devices, is_discriminator=False)
+    dtype = jnp.dtype(options.policy.dtype)
+    graphdef, params = train_state.abstract_params(build, param_dtype=dtype)
+    length = options.prompts.max_prompt_tokens + options.max_tokens
+    rows = options.batch_responses
+    prompt = Example(tokens=np.arange(9), token_types=np.zeros(9, np.int32), grids=(), pixels=())
+    text = inputs.pack_text(
+        [[prompt]] * rows,
+        config=sizes,
+        row_tokens=options.prompts.max_prompt_tokens,
+        max_segments=2,
+        num_vision_rows=rows,
+    )
+
+    def decode(params, tokens, cache):
+        model = nnx.merge(graphdef, params)
+        hidden, cache = model.decode_step(tokens, cache, implementation="xla")
+        return model.logits(hidden), cache
+
+    def start(params, text):
+        model = nnx.merge(graphdef, params)
+        return model.prefill(text, None, implementation="xla", cache_length=length)
+
+    with jax.set_mesh(devices.mesh):
+        _, cache = jax.eval_shape(start, params, text)
+        tokens = jax.ShapeDtypeStruct((rows,), jnp.int32)
+        logits, after = jax.eval_shape(decode, params, tokens, cache)
+    assert (logits.shape, logits.dtype) == ((rows, sizes.text.vocab_size), jnp.float32)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, cache)
 
 
 def test_a_size_or_option_that_is_none_is_refused():
