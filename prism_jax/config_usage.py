@@ -1,4 +1,7 @@
-"""What a user is told about a command that reads a configuration: `--help` and misspelt fields."""
+"""What a user is told about a command that reads a configuration.
+
+`--help`, files that cannot be read, and misspelt fields.
+"""
 
 import difflib
 import pathlib
@@ -9,7 +12,13 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from prism_jax import errors
+
 _OVERRIDE = re.compile(r"(--?(?:no)?config)\.([^=]*)(?:=.*)?", re.DOTALL)
+_FILE = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
+
+# How ml_collections begins the errors in which it hands on those of a file.
+_WRAPPED = ("Configuration is not available", "Error whilst parsing config file")
 
 _FIELDS = """\
 --config.FIELD=VALUE, after --config, overrides a field of the file, --config.GROUP.FIELD=VALUE one
@@ -42,21 +51,60 @@ def of(command: str) -> str:
     return f"{usage}\n\n{head}\n\n{_FIELDS}"
 
 
-def unknown_fields(argv: Sequence[str]) -> list[str]:
+def unknown_fields(argv: Sequence[str], *, command: str) -> list[str]:
     """Return a line for each override of a field that the configuration has not.
 
-    The file is read for this without overrides. A file that cannot be read has no such lines.
+    The file is read for this without overrides; where none is given there are no such lines.
+
+    Raises:
+      InputError: the file is not there, raises, or gives no configuration.
     """
+    given = _given(argv)
+    if not given:
+        return []
+    place = f"{command}: --config={given}"
     overrides = [found for found in map(_OVERRIDE.fullmatch, argv) if found]
     arguments = ["", *(a for a in argv if not _OVERRIDE.fullmatch(a))]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    values(arguments, known_only=True)
-    config = values["config"].value
-    if not isinstance(config, ml_collections.ConfigDict):
-        return []  # no file is given, or it could not be read
+    path = pathlib.Path(given.partition(":")[0])
+    if not path.exists():
+        where = "" if path.is_absolute() else f" in {pathlib.Path.cwd()}"
+        raise errors.InputError(f"{place}: there is no file {path}{where}")
+    try:
+        values(arguments, known_only=True)
+        config = values["config"].value
+        if config is not None:
+            config.to_dict()  # what stands for a file that raised an OSError raises it here
+    # The file is a user's program: it may raise anything.
+    except Exception as error:
+        raised = _raised(error)
+        kind = type(raised).__name__
+        raise errors.InputError(f"{place}: {kind}: {raised}") from error
+    if config is None:
+        raise errors.InputError(f"{place}: get_config returns None, not a ConfigDict")
     told = (_unknown(config, found[1], found[2]) for found in overrides)
     return [line for line in told if line is not None]
+
+
+def _given(argv: Sequence[str]) -> str | None:
+    """Return what `--config` is given, the last time; None without it."""
+    given = None
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        found = _FILE.fullmatch(argument)
+        if found:
+            given = following if found[1] is None else found[1]
+    return given
+
+
+def _raised(error: BaseException) -> BaseException:
+    """Return what the file itself raised, out of what ml_collections and absl make of it."""
+    while isinstance(error, flags.Error) or str(error).startswith(_WRAPPED):
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            break
+        error = inner
+    return error
 
 
 def _unknown(config: ml_collections.ConfigDict, flag: str, path: str) -> str | None:

@@ -202,7 +202,7 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
     `--config.X=None` empties a field, whatever its type; `parse` says where that is wrong.
 
     Raises:
-      InputError: an argument is unknown or missing, or the file cannot be read.
+      InputError: an argument is unknown or missing, or the file is not there or raises.
       SystemExit: with code 0, help was asked for and is printed.
     """
     if config_usage.is_asked(argv):
@@ -215,7 +215,7 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     try:
-        unknown = config_usage.unknown_fields(argv)
+        unknown = config_usage.unknown_fields(argv, command=command)
         if unknown:
             raise errors.InputError(f"{command}: {'; '.join(unknown)}")
         rest = values(arguments)[1:]
@@ -225,7 +225,6 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
             if not values[flag].value:
                 raise errors.InputError(f"{command}: --{flag}=… is missing")
         config = values["config"].value
-        config.to_dict()  # a file that could not be read says so at the first use
         for none in filter(None, emptied):
             *path, last = none[1].split(".")
             section = functools.reduce(lambda node, part: node[part], path, config)

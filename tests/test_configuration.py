@@ -132,11 +132,43 @@ def test_all_misspelt_fields_are_told_at_once(file):
         _parse(file, "--config.raet=1", "--config.inner.x", "1")
 
 
-def test_what_a_configuration_file_lacks_itself_is_no_misspelt_field(tmp_path):
+def _told(*argv: str) -> str:
+    with pytest.raises(errors.InputError) as error:
+        configuration.read([*argv, "--workdir=w"], command="try")
+    return str(error.value)
+
+
+@pytest.mark.parametrize("more", [(), ("--config.rate=1",), ("--config.rate=None",)])
+@pytest.mark.parametrize("arg", ["", ":small,new"])
+def test_a_configuration_file_that_is_not_there_is_named_in_one_line(
+    tmp_path, monkeypatch, arg, more
+):
+    monkeypatch.chdir(tmp_path)
+    told = f"try: --config=configs/nosuch.py{arg}: there is no file configs/nosuch.py in {tmp_path}"
+    assert _told(f"--config=configs/nosuch.py{arg}", *more) == told
+    assert _told("--config", f"configs/nosuch.py{arg}", *more) == told
+    absolute = f"{tmp_path}/nosuch.py"
+    told = f"try: --config={absolute}{arg}: there is no file {absolute}"
+    assert _told(f"--config={absolute}{arg}", *more) == told
+
+
+@pytest.mark.parametrize("more", [(), ("--config.rate=1",)])
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("return {}[arg]", "KeyError: 'huge'"),
+        ("raise ValueError('no such size\\nbut others')", "ValueError: no such size\nbut others"),
+        ("return open('/nosuch/sizes')", "FileNotFoundError: [Errno 2] No such file or directory"),
+        ("return 1 // 0", "ZeroDivisionError: integer division or modulo by zero"),
+        ("import nosuch_module", "ModuleNotFoundError: No module named 'nosuch_module'"),
+        ("return (", "SyntaxError: '(' was never closed"),
+        ("pass", "get_config returns None, not a ConfigDict"),
+    ],
+)
+def test_what_a_configuration_file_raises_is_told_with_its_name(tmp_path, line, told, more):
     path = tmp_path / "config.py"
-    path.write_text("def get_config(arg):\n    return {}[arg]\n")
-    with pytest.raises(errors.InputError, match=r"^try: cannot be read: KeyError: 'huge'$"):
-        configuration.read([f"--config={path}:huge", "--workdir=w"], command="try")
+    path.write_text(f"def get_config(arg):\n    {line}\n")
+    assert _told(f"--config={path}:huge", *more).startswith(f"try: --config={path}:huge: {told}")
 
 
 def test_a_missing_argument_file_or_size_is_named(file, tmp_path):
