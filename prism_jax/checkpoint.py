@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from prism_jax import checkpoint_files, checkpoint_meta, checksum, errors, tree_paths
+from prism_jax import checkpoint_files, checkpoint_meta, checksum, errors, lock, tree_paths
 
 Tree = Any
 Json = Any
@@ -116,6 +116,7 @@ class Checkpointer:
 
         Raises:
           CheckpointError: this or an earlier save failed, or the state is not finite.
+          InputError: another job took the folder over, see `lock.check`.
         """
         self.check_for_errors()
         if step in self._manager.all_steps():
@@ -131,6 +132,7 @@ class Checkpointer:
         self, step: int, items: Mapping[str, Mapping[str, jax.Array]], *, texts: Mapping[str, Json]
     ) -> None:
         """Start writing these arrays, their `meta` and further JSON items as one step."""
+        lock.check()
         meta = self._describe(step, items)
         arrays = {
             item: ocp.args.StandardSave(checkpoint_meta.nest(leaves))
@@ -214,6 +216,7 @@ class Checkpointer:
     def finish(self, summary: Mapping[str, Json]) -> None:
         """Wait for the last save and mark the run as finished, with a summary for later stages."""
         self.wait()
+        lock.check()
         if jax.process_index() == 0:
             text = {
                 "stage": self._identity.stage,

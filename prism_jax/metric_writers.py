@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import tensorboardX
 
-from prism_jax import errors
+from prism_jax import errors, lock
 
 Json = Any
 _log = logging.getLogger(__name__)
@@ -132,7 +132,12 @@ class Writers:
         self._writers = list(writers)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one row everywhere."""
+        """Write one row everywhere.
+
+        Raises:
+          InputError: another job took the run's folder over, see `lock.check`.
+        """
+        lock.check()
         for writer in self._writers:
             writer.write(step, values)
 
@@ -170,7 +175,11 @@ def write_dump(folder: pathlib.Path, step: int, rows: Iterable[Mapping[str, Json
     """Write rows of any JSON to `<folder>/<step>.jsonl`, whole or not at all.
 
     A step that runs again after a restart replaces its file.
+
+    Raises:
+      InputError: another job took the run's folder over, see `lock.check`.
     """
+    lock.check()
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
     _replace(folder / f"{step:08d}.jsonl", text.encode())

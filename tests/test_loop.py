@@ -232,3 +232,19 @@ def test_preempted_leaves_the_program_with_143():
         raise preemption.Preempted(7)
     assert caught.value.code == 143
     assert "step 7" in str(caught.value)
+
+
+def test_a_run_whose_folder_was_taken_over_writes_nothing_more(tmp_path):
+    class Overtaken(toy_run.Counted):
+        def __next__(self):
+            if self.position == 7:  # steps 1 to 6 are over, 3 and 6 are saved, the 7th has begun
+                owner = json.loads((tmp_path / "lock.json").read_text())
+                (tmp_path / "lock.json").write_text(json.dumps(owner | {"host": "elsewhere"}))
+            return super().__next__()
+
+    with pytest.raises(errors.InputError, match=r"was taken over by process \d+ on elsewhere"):
+        toy_run.run(tmp_path, num_steps=9, data=Overtaken(num_microbatches=2))
+    assert [row["step"] for row in _rows(tmp_path)] == list(range(1, 7))
+    with toy_run.open_checkpointer(tmp_path) as checkpointer:
+        assert checkpointer.steps() == [3, 6]
+    assert json.loads((tmp_path / "lock.json").read_text())["host"] == "elsewhere"

@@ -18,7 +18,14 @@ from typing import Any, Protocol
 import jax
 
 from models import inputs
-from prism_jax import checkpoint_files, checkpoint_meta, errors, metric_writers, progress
+from prism_jax import (
+    checkpoint_files,
+    checkpoint_meta,
+    errors,
+    lock,
+    metric_writers,
+    progress,
+)
 from prism_jax.data import encode, processor, records, sources, validate
 from prism_jax.rollout import engine
 from prism_jax.rollout import sampling as sampling_lib
@@ -202,12 +209,14 @@ def write_lines(path: pathlib.Path, rows: Iterator[Mapping[str, Json]]) -> None:
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    lock.check()
     partial.replace(path)
 
 
 def finish(workdir: pathlib.Path, summary: Mapping[str, Json]) -> None:
     """Write `summary.json`, which says that the job is done, and remove the parts."""
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    lock.check()
     checkpoint_files.write_atomically(workdir / _SUMMARY, text)
     shutil.rmtree(workdir / _PARTS, ignore_errors=True)
 

@@ -23,7 +23,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from prism_jax import errors, progress
+from prism_jax import errors, lock, progress
 from prism_jax.report import results
 from prism_jax.stages import pipeline_steps
 
@@ -79,13 +79,13 @@ class Runner:
           SystemExit: a step failed, with its exit code, or the chain was stopped, with 143.
         """
         self._refuse_others(steps)
-        with self._signals(), self._alone() as lock:
+        with self._signals(), self._alone() as running:
             for number, step in enumerate(steps, start=1):
                 record = self._read(step)
                 if record is not None and record["is_finished"]:
                     self._tell(number, step, record["seconds"], "finished before")
                     continue
-                self._run(number, step, record, lock)
+                self._run(number, step, record, running)
 
     def _refuse_others(self, steps: Sequence[pipeline_steps.Step]) -> None:
         for step in steps:
@@ -101,7 +101,7 @@ class Runner:
                 )
 
     def _run(
-        self, number: int, step: pipeline_steps.Step, record: Json | None, lock: TextIO
+        self, number: int, step: pipeline_steps.Step, record: Json | None, running: TextIO
     ) -> None:
         if self._is_stopping:
             raise SystemExit(STOPPED)
@@ -121,7 +121,7 @@ class Runner:
         begun = time.monotonic()
         with self._log(step).open("ab") as log:
             self._log_start = log.seek(0, os.SEEK_END)
-            code = self._wait(number, step, record, log, lock)
+            code = self._wait(number, step, record, log, running)
         record |= {
             "seconds": spent + time.monotonic() - begun,
             "exit_code": code,
@@ -146,21 +146,21 @@ class Runner:
         step: pipeline_steps.Step,
         record: dict[str, Json],
         log: Any,
-        lock: TextIO,
+        running: TextIO,
     ) -> int:
         """Run the step's process; keep its record and, on a terminal, its line up to date."""
         spent, begun = record["seconds"], time.monotonic()
         written = begun
-        _note(lock, "")  # the process of before is gone, its number may be another's
+        _note(running, "")  # the process of before is gone, its number may be another's
         self._child = subprocess.Popen(
             [*self._program, *step.command(self._workdir)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=(lock.fileno(),),
+            pass_fds=(running.fileno(),),
         )
-        _note(lock, str(self._child.pid))
+        _note(running, str(self._child.pid))
         if self._is_stopping:  # the signal came while the process was made
             self._child.send_signal(signal.SIGTERM)
         while True:
@@ -221,6 +221,7 @@ class Runner:
         return json.loads(path.read_text()) if path.exists() else None
 
     def _write(self, step: pipeline_steps.Step, record: Mapping[str, Json]) -> None:
+        lock.check()
         path = self._folder / f"{step.name}.json"
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(json.dumps(record, indent=1) + "\n")
@@ -269,12 +270,12 @@ def _lock(file: TextIO) -> bool:
     return True
 
 
-def _note(lock: TextIO, pid: str) -> None:
+def _note(running: TextIO, pid: str) -> None:
     """Write down which process runs."""
-    lock.seek(0)
-    lock.truncate()
-    lock.write(pid)
-    lock.flush()
+    running.seek(0)
+    running.truncate()
+    running.write(pid)
+    running.flush()
 
 
 def _remove(workdir: pathlib.Path, name: str) -> None:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prism_jax import errors, progress
+from prism_jax import errors, lock, progress
 from prism_jax.data import prompt_files, records, sharegpt_files, sources, validate
 from prism_jax.stages import dropped_rows, teacher_answers, teacher_config
 
@@ -55,6 +55,7 @@ def run(
     with options.judge.open() as judge:
         answers = teacher_answers.Answers(options, folder, key=key, judge=judge)
         told = _ask_all(options, rows, answers)
+    lock.check()
     _write(rows, told, answers, options, folder)
     report = answers.report(told) | {"prompts_read": opened.report.summary()}
     _replace(folder / REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
@@ -81,6 +82,7 @@ def _ask_all(
         try:
             for number, future in enumerate(waiting, start=1):
                 told.append(future.result())
+                lock.check()
                 kept += told[-1].outcome is teacher_answers.Outcome.KEPT
                 shown.show(number, {"kept": float(kept), "cost": answers.budget.spent})
         except BaseException:

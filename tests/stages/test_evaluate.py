@@ -160,6 +160,21 @@ def test_a_killed_job_goes_on_and_writes_what_an_uninterrupted_one_does(
     assert names == {"run.json", "dropped_prompts.jsonl", "responses.jsonl", "summary.json"}
 
 
+def test_a_job_whose_folder_was_taken_over_writes_no_more_answers(folder, path, rows, tmp_path):
+    workdir = tmp_path / "run"
+
+    def script(row, number, key):
+        if row.id == rows[4].id:  # of the second batch
+            owner = json.loads((workdir / "lock.json").read_text())
+            (workdir / "lock.json").write_text(json.dumps(owner | {"host": "elsewhere"}))
+        return row.teacher_response, True
+
+    with pytest.raises(errors.InputError, match="taken over by process"):
+        _run(folder, path, workdir, _sampler(folder, rows, script), {"batch_responses": 4})
+    assert [file.name for file in (workdir / "parts" / "greedy").iterdir()] == ["00000000.jsonl"]
+    assert not (workdir / "summary.json").exists()
+
+
 def test_a_finished_job_is_not_asked_again(folder, path, rows, tmp_path, capsys):
     sampler = _sampler(folder, rows, _by_chance)
     first = _run(folder, path, tmp_path, sampler)
