@@ -52,7 +52,7 @@ def run(
         teacher_config.check_rows(options.teacher, has_difficulty=options.difficulty is not None)
         options.teacher.endpoint.key()  # a missing key must not be found out after hours
     found: dict[str, Json] = {}
-    with running.hold(workdir) as folder:
+    with running.hold(workdir, kind="curate") as folder:
         if options.difficulty is not None:
             first = folder / "difficulty"
             found["difficulty"] = difficulty.run(

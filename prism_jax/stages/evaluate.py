@@ -95,7 +95,7 @@ def run(
 ) -> dict[str, Json]:
     """Evaluate and return the summary; a workdir that has one returns it."""
     options = configuration.parse(Config, config)
-    with running.hold(workdir) as folder:
+    with running.hold(workdir, kind="answers") as folder:
         job = sampled.begin(
             "evaluate",
             config,

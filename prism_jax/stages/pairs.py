@@ -82,7 +82,7 @@ def run(
 ) -> dict[str, Json]:
     """Write the pairs and return the summary; a workdir that has one returns it."""
     options = configuration.parse(Config, config)
-    with running.hold(workdir) as folder:
+    with running.hold(workdir, kind="answers") as folder:
         job = sampled.begin(
             "pairs",
             config,

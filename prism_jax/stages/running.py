@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import ml_collections
@@ -13,6 +13,7 @@ import ml_collections
 from prism_jax import (
     batches,
     checkpoint,
+    checkpoint_files,
     checkpoint_meta,
     configuration,
     errors,
@@ -20,6 +21,7 @@ from prism_jax import (
     lock,
     loop,
     metric_writers,
+    model_files,
     preemption,
     progress,
     version,
@@ -29,6 +31,22 @@ from prism_jax.stages import setup
 Tree = Any
 _BEAT_SECONDS = 15.0
 _FINISHED = "finished.json"  # what `Checkpointer.finish` writes
+
+# What a folder is for: a training run, the answers of `evaluate` or `pairs`, both steps of `curate`
+Kind = Literal["training", "answers", "curate"]
+
+# What each kind is called, and what its folders have from early on that those of no other have.
+_KINDS: dict[Kind, tuple[str, tuple[str, ...]]] = {
+    "training": (
+        "a training run",
+        (checkpoint_files.FOLDER, f"{model_files.FOLDER}/config.json", _FINISHED),
+    ),
+    "answers": ("an evaluation or pairs", ("run.json",)),
+    "curate": (
+        "the steps of curate",
+        ("difficulty/run.json", "teacher/cache", "teacher/report.json"),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,20 +66,32 @@ def keys(seed: int) -> Keys:
 
 
 @contextlib.contextmanager
-def hold(workdir: str) -> Iterator[pathlib.Path]:
+def hold(workdir: str, *, kind: Kind = "training") -> Iterator[pathlib.Path]:
     """Hold the run's folder for this job, made if it does not exist, and yield its path.
 
     Raises:
-      InputError: another living job holds it, or it is not a local folder.
+      InputError: another living job holds it, it is of another kind, or it is not a local folder.
     """
     if "://" in workdir:
         raise errors.InputError(f"--workdir={workdir}: must be a local (or mounted) folder")
     path = pathlib.Path(workdir)
     if jax.process_index() == 0:
         with lock.hold(workdir, beat_seconds=_BEAT_SECONDS):
+            _refuse_others(path, kind)
             yield path
     else:
         yield path
+
+
+def _refuse_others(folder: pathlib.Path, kind: Kind) -> None:
+    """Refuse a folder that holds anything of another kind, whatever else it holds."""
+    for other, (what, marks) in _KINDS.items():
+        found = [mark for mark in marks if (folder / mark).exists()]
+        if other != kind and found:
+            raise errors.InputError(
+                f"{folder} holds {what} ({', '.join(found)}); a folder is for one kind of job, "
+                f"and this is {_KINDS[kind][0]}: use another workdir"
+            )
 
 
 def identity(
