@@ -43,6 +43,7 @@ class Rollout(configuration.Section):
     batch_responses: int | None  # most that are decoded at a time, over all devices; None: all
     max_response_tokens: int
     temperature: float
+    # Log-probs are of the whole vocabulary: with a cut, ratios and mismatch do not see it.
     top_k: int | None
     top_p: float | None
     chunk_tokens: int  # decoded between two looks of the host
