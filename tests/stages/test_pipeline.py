@@ -12,7 +12,7 @@ import time
 import pytest
 
 from configs import pipeline as config_file
-from prism_jax import configuration, errors, main
+from prism_jax import configuration, errors, lock, main
 from prism_jax.report import results
 from prism_jax.stages import pipeline, pipeline_run, pipeline_steps
 
@@ -199,6 +199,16 @@ def test_a_finished_step_with_another_command_is_refused_before_anything_runs(tm
     with pytest.raises(errors.InputError, match=r"step b has finished with other .*x=1 .*x=2"):
         _run(tmp_path, [_step("new"), _step("a"), _step("b", "x=2")])
     assert _calls(tmp_path) == ["a", "b"]
+
+
+def test_a_chain_whose_folder_was_taken_over_starts_no_step(tmp_path):
+    with lock.hold(str(tmp_path), beat_seconds=60.0):
+        owner = json.loads((tmp_path / "lock.json").read_text())
+        (tmp_path / "lock.json").write_text(json.dumps(owner | {"host": "elsewhere"}))
+        with pytest.raises(errors.InputError, match="was taken over"):
+            _run(tmp_path, [_step("one")])
+    assert not (tmp_path / "steps" / "one.json").exists()
+    assert not (tmp_path / "steps" / "one.log").exists()
 
 
 def test_a_folder_can_be_moved_between_two_starts(tmp_path):
