@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from prism_jax import intervals, progress
 from prism_jax.report import examples, honesty, parts, plots, results, style
 
-_NAMES = {"caption": "caption (perception)", "cot": "think and answer (reasoning)"}
+_NAMES = {
+    "caption": "caption (perception)",
+    "cot": "think and answer (reasoning)",
+    "response": "whole response",
+}
+_LINES = {"caption": ("perception", "a"), "cot": ("reasoning", "b"), "response": ("response", "c")}
 _NOT_RUN = '<span class="absent-value">not run</span>'
 _WHEN = {"warmup_held_out": "warmup", "before": "align", "after": "align"}
 # Nothing but what is in the file, whatever a response says.
@@ -103,9 +108,11 @@ def _rate_plots(found: results.Results) -> str:
 def _curve_plots(found: results.Results) -> str:
     gap = [
         plots.Line(
-            name=name, curve=found.curve("align", f"discriminator/{segment}_gap"), colour=colour
+            name=_LINES[segment][0],
+            curve=found.curve("align", f"discriminator/{segment}_gap"),
+            colour=_LINES[segment][1],
         )
-        for segment, name, colour in (("caption", "perception", "a"), ("cot", "reasoning", "b"))
+        for segment in results.segments(found)
     ]
     reward = [
         plots.Line(name=name, curve=found.curve("rlvr", f"reward/{name}_mean"), colour=colour)
@@ -192,7 +199,7 @@ def _discriminator(found: results.Results) -> str:
                 for when, step in _WHEN.items()
             ),
         )
-        for name in results.SEGMENTS
+        for name in results.segments(found)
     ]
     window = told["steps_averaged"]
     steps = "" if window is None else f" ({window} steps each)"

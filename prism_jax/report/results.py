@@ -21,13 +21,15 @@ from prism_jax import errors, intervals
 Json = Any
 
 STAGES = ("base", "sft", "align", "rlvr")
-SEGMENTS = ("caption", "cot")
+_CUT, _WHOLE = ("caption", "cot"), ("response",)  # of a response; GAD cuts nothing
 STEPS_FOLDER = "steps"
 REPORT = "report"  # the step that reads the others; it is no part of its own account
 # Steps over which the discriminator's accuracy is averaged at either end of alignment: at most so
 # many, and a quarter of all, for a policy may match its teacher before the first half is over.
 _WINDOW_STEPS = 10
 _WINDOW_PARTS = 4
+# Of what metrics of a segment's pairs are parts.
+_MEASURED = ("discriminator", "eval")
 # Arguments that need no quotes.
 _PLAIN = re.compile(r"(?:\$WORKDIR|[\w@%+=:,./-]|(?<!^)#)+")
 _SEED = re.compile(r"--(?:config\.)?seed=(\d+)")
@@ -168,6 +170,19 @@ def summary(found: Results) -> dict[str, Json]:
     }
 
 
+def segments(found: Results) -> tuple[str, ...]:
+    """Return which segments the discriminator read, as the metrics of its stages name them."""
+    rows = [*found.metrics["align"], *found.metrics["warmup"]]
+    keys = set().union(*rows)
+
+    def are_read(names: Sequence[str]) -> bool:
+        return any(f"{part}/{name}_pair_accuracy" in keys for name in names for part in _MEASURED)
+
+    if not are_read(_WHOLE):
+        return _CUT
+    return (*(_CUT if are_read(_CUT) else ()), *_WHOLE)
+
+
 def pair_accuracy(found: Results) -> dict[str, Json]:
     """Return how often the discriminator scored a teacher's segment above the policy's.
 
@@ -186,7 +201,7 @@ def pair_accuracy(found: Results) -> dict[str, Json]:
     window = min(_WINDOW_STEPS, max(last_step // _WINDOW_PARTS, 1 if last_step > 1 else 0))
     if window:
         told["steps_averaged"] = window
-    for name in SEGMENTS:
+    for name in segments(found):
         curve = found.curve("align", f"discriminator/{name}_pair_accuracy")
         pairs = list(zip(curve.steps, curve.values, strict=True))
         told["before"][name] = _mean([v for step, v in pairs if step <= window])

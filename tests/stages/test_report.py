@@ -87,6 +87,36 @@ def test_both_ends_of_a_short_alignment_share_no_step(tmp_path):
     assert results.pair_accuracy(results.read(tmp_path))["before"]["cot"] is None
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("response",), ("whole response",)),
+        (
+            ("caption", "cot", "response"),
+            ("caption (perception)", "think and answer (reasoning)", "whole response"),
+        ),
+    ],
+)
+def test_the_segments_are_those_that_the_discriminator_read(tmp_path, names, told):
+    rows = [
+        {"step": n}
+        | {f"discriminator/{name}_pair_accuracy": n / 8 for name in names}
+        | {f"discriminator/{name}_gap": n / 2 for name in names}
+        for n in (1, 2, 3, 4)
+    ]
+    made_up_chain.write_metrics(tmp_path / "align", rows)
+    warm = {"step": 5} | {f"eval/{name}_pair_accuracy": 0.75 for name in names}
+    made_up_chain.write_metrics(tmp_path / "warmup", [warm])
+    text, found = _report(tmp_path, tmp_path)
+    accuracy = found["discriminator_pair_accuracy"]
+    assert accuracy["before"] == dict.fromkeys(names, 1 / 8)
+    assert accuracy["after"] == dict.fromkeys(names, 4 / 8)
+    assert accuracy["warmup_held_out"] == dict.fromkeys(names, 0.75)
+    assert all(name in text for name in told)
+    assert ("caption (perception)" in text) == ("caption" in names)
+    assert "Gap in alignment: not" not in text
+
+
 def test_the_summary_names_times_commands_and_seeds(chain, tmp_path):
     _, told = _report(chain, tmp_path)
     assert told["wall_seconds"]["sft"] == round(3.7 * 2**1.7, 1)
