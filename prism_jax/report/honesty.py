@@ -162,6 +162,18 @@ def _changed(measured: Sequence[Panel]) -> str:
                         _share(panel, f"{name}_pair_accuracy"),
                     )
                 )
+        for name, other in (("caption", "cot"), ("cot", "caption")):
+            key = f"{name}_against_{other}_pair_accuracy"
+            if key in panel.values:
+                told = f"teacher's {name} against student's {other}"
+                rows.append(
+                    (
+                        f"{examples.clean(panel.when)} <small>{told}</small>",
+                        "",
+                        _share(panel, key),
+                        _share(panel, f"{name}_pair_accuracy"),
+                    )
+                )
     if not rows:
         return ""
     deviations = ", ".join(

@@ -132,6 +132,7 @@ def measure(
         of_name = pairs.of(name)
         if of_name.any():
             told |= _of_segment(pairs.at(of_name), gaps[of_name], fitted)
+    told |= _against_the_other(pairs, known)
     told |= _with_other_pictures(few, judge, known[is_few])
     told |= _swapped(few, judge, known[is_few])
     if judge.count is not None:
@@ -188,6 +189,24 @@ def _of_segment(
     if found:
         told[f"honesty/{name}_probe_explains"] = float(explains(max(found), right))
     return told
+
+
+def _against_the_other(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
+    """Return how often a teacher's caption is above the student's cot, and its cot above a caption.
+
+    A judge of who wrote a segment says so in both; one that scores captions and cots at different
+    heights, in one of them alone. Nothing is scored anew.
+    """
+    if not {"caption", "cot"} <= set(pairs.segments):
+        return {}
+    # The segments of responses stand in one order under every name.
+    captions, cots = (scores[pairs.of(name)] for name in ("caption", "cot"))
+    if not len(captions) or len(captions) != len(cots):
+        return {}
+    return {
+        "honesty/caption_against_cot_pair_accuracy": probes.accuracy(captions[:, 0] - cots[:, 1]),
+        "honesty/cot_against_caption_pair_accuracy": probes.accuracy(cots[:, 0] - captions[:, 1]),
+    }
 
 
 def _with_other_pictures(few: Pairs, judge: Judge, scores: np.ndarray) -> dict[str, float]:

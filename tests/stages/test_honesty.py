@@ -161,6 +161,25 @@ def test_a_segment_scored_as_the_other_shows_whether_kinds_are_kept_apart():
     assert told["honesty/cot_swapped_change"] == pytest.approx(2 * np.mean(lengths))
 
 
+def test_segments_against_the_others_show_whether_kinds_are_scored_at_different_heights():
+    pairs = _pairs(longer=1)
+    assert 0 in pairs.names and 1 in pairs.names
+
+    def by_kind(prompt, tokens, kind):
+        return 100.0 * (kind == kinds.CAPTION) + len(tokens)
+
+    def by_writer(prompt, tokens, kind):
+        written = [u for u in pairs.units if u[0].tokens is tokens]
+        return float(len(written) > 0)
+
+    heights = _measure(pairs, _judge(by_kind, keeps_apart=True))
+    assert heights["honesty/caption_against_cot_pair_accuracy"] == 1
+    assert heights["honesty/cot_against_caption_pair_accuracy"] == 0
+    writers = _measure(pairs, _judge(by_writer))
+    assert writers["honesty/caption_against_cot_pair_accuracy"] == 1
+    assert writers["honesty/cot_against_caption_pair_accuracy"] == 1
+
+
 def test_a_discriminator_that_is_not_told_the_kind_has_no_such_number():
     told = _measure(_pairs(longer=1), _judge(_length, keeps_apart=False))
     assert "honesty/caption_pair_accuracy" in told
