@@ -42,17 +42,17 @@ class Seam:
     def with_one_break(self, tokens: list[int], caption_tokens: int) -> tuple[list[int], list[int]]:
         """Return the tokens of caption and cot.
 
-        They stay as they are where they have the break already, and for a tokenizer that writes it
-        into one token with other text.
+        They stay as they are where they have the break already or no tag, and for a tokenizer that
+        writes the break into one token with other text.
 
         Args:
           tokens: a well-formed response with its end token.
           caption_tokens: as `tags.segment` counts them.
         """
         as_drawn = tokens[:caption_tokens], tokens[caption_tokens:]
-        if not self._is_clean:
-            return as_drawn
         data, ends = self._laid(tokens)
+        if not self._is_clean or _TAG not in data:
+            return as_drawn
         starts = [0, *ends[:-1]]
         end = data.index(_TAG) + len(_TAG)
         body = len(data) - len(data[end:].lstrip())

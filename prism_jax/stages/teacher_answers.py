@@ -6,17 +6,20 @@ Every reply is in the cache under the hash of its request before it is looked at
 import collections
 import dataclasses
 import enum
+import json
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prism_jax import checkpoint_files, errors
 from prism_jax.data import records, validate
 from prism_jax.rewards import score, tags, workers
 from prism_jax.stages import teacher_config
 from prism_jax.teacher import budget, cache, client, reply, request
 
 Json = Any
+ATTEMPTS_FILE = "attempts.json"
 
 
 class Outcome(enum.StrEnum):
@@ -98,6 +101,9 @@ class Answers:
         self._client = client.Client(
             options.endpoint.base_url, key=key, patience=options.endpoint.patience(), stop=self.stop
         )
+        self._attempts_file = folder / ATTEMPTS_FILE
+        self._attempts_before = _read_counts(self._attempts_file)  # of earlier starts
+        self._attempts = self._attempts_before  # as the file has them
         self._judge = judge
         self._judge_lock = threading.Lock()
         self._lock = threading.Lock()
@@ -124,11 +130,22 @@ class Answers:
             key=key if tries[-1] is Outcome.KEPT else None,
         )
 
+    def keep_attempts(self) -> dict[str, int]:
+        """Write how many attempts of all starts ended in which way, and return it.
+
+        A killed job loses the count of those since the last call.
+        """
+        now = self._client.counts()
+        total = {name: self._attempts_before.get(name, 0) + count for name, count in now.items()}
+        if total != self._attempts:
+            checkpoint_files.write_atomically(self._attempts_file, json.dumps(total) + "\n")
+            self._attempts = total
+        return total
+
     def report(self, told: Sequence[Told]) -> dict[str, Json]:
         """Return the counts of everything."""
         prompts = collections.Counter(one.outcome for one in told)
         tries = collections.Counter(outcome for one in told for outcome in one.tries)
-        attempts = self._client.counts()
         open_ends = prompts[Outcome.NOT_ASKED] + prompts[Outcome.FAILED]
         return {
             "model": self._asking.model,
@@ -140,7 +157,8 @@ class Answers:
             "prompts_under_another_system_turn": sum(one.has_other_system for one in told),
             "prompts": {outcome.value: prompts[outcome] for outcome in Outcome},
             "tries": {outcome.value: tries[outcome] for outcome in Outcome},
-            "attempts": attempts,
+            "attempts": self.keep_attempts(),
+            "attempts_of_this_start": self._client.counts(),
             "replies_from_cache": self._counts["cached"],
             "replies_without_usage": self._counts["without_usage"],
             "this_start": self._sums(self._paid),
@@ -255,6 +273,18 @@ class Answers:
             "output_tokens": sum(one.output_tokens for one in usages),
             "cost": sum(map(self._prices.cost, usages)),
         }
+
+
+def _read_counts(path: pathlib.Path) -> dict[str, int]:
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+        if not all(type(count) is int for count in found.values()):
+            raise ValueError("a count is no whole number")
+    except (ValueError, AttributeError) as error:
+        raise errors.InputError(f"{path}: must be JSON counts of attempts: {error}") from error
+    return found
 
 
 def answered(row: records.PromptRow, text: str) -> records.PromptRow:

@@ -245,6 +245,8 @@ def test_tokens_and_cost_are_summed(path, tmp_path):
     assert again["whole_cache"] == report["whole_cache"] == report["this_start"]
     assert again["this_start"]["cost"] == 0
     assert report["attempts"] | {"reply": 6, "no_choices": 1} == report["attempts"]
+    assert report["attempts"] == report["attempts_of_this_start"] == again["attempts"]
+    assert not any(again["attempts_of_this_start"].values())
     assert report["models_told"] == {"fake-teacher-001": 6}
 
 
@@ -368,6 +370,10 @@ def test_killed_in_the_middle_it_asks_only_what_is_missing(path, tmp_path):
         after = collections.Counter(asked.question for asked in server.asked)
         _run(server, many, tmp_path / "whole")
     assert report["replies_from_cache"] == known
+    # Of the killed start but for those since its last finished prompt.
+    assert (
+        report["attempts_of_this_start"]["reply"] == 30 - known < report["attempts"]["reply"] <= 30
+    )
     assert after.total() == 30 - known
     # Only what was under way at the kill is asked twice: at most three.
     assert len(set(before) & set(after)) == before.total() - known <= 3
