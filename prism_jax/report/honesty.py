@@ -10,6 +10,7 @@ from prism_jax.report import examples, parts, plots, results
 
 AREA = "honesty/"
 _ABSENT = '<span class="absent-value">not measured</span>'
+_CHANGED_TITLE = "Other pictures, segments scored as the other, and captions against cots"
 _PROBES = {"length": "length alone", "last_token": "last token alone"}
 _CHANGES = {
     "blank_image": "grey picture",
@@ -87,7 +88,7 @@ def build(found: results.Results) -> str:
         + warnings
         + _accuracies(measured)
         + _curves(found, measured[-1])
-        + _details("Other pictures, and segments scored as the other", _changed(measured))
+        + _details(_CHANGED_TITLE, _changed(measured))
         + _details("Experts of captions and cots", _router(measured))
     )
 
@@ -169,7 +170,7 @@ def _changed(measured: Sequence[Panel]) -> str:
                 rows.append(
                     (
                         f"{examples.clean(panel.when)} <small>{told}</small>",
-                        "",
+                        "–",
                         _share(panel, key),
                         _share(panel, f"{name}_pair_accuracy"),
                     )
@@ -186,7 +187,10 @@ def _changed(measured: Sequence[Panel]) -> str:
         '<p class="note">How far a score moves on average, and how often the teacher is still '
         "scored above the student. A discriminator that does not look at pictures moves by 0; "
         "one that is not told which segment it reads is not asked about the other. "
-        f"Standard deviation of the scores: {deviations}.</p>"
+        "Where captions are compared with cots nothing moves: one share high and the other low "
+        "means that the two kinds are scored at different heights."
+        + (f" Standard deviation of the scores: {deviations}." if deviations else "")
+        + "</p>"
     )
     head = ("change", "score moves by", "pairs told apart", "without the change")
     return note + parts.table(head, rows)

@@ -83,7 +83,6 @@ def _ask_all(
             for number, future in enumerate(waiting, start=1):
                 told.append(future.result())
                 lock.check()
-                answers.keep_attempts()
                 kept += told[-1].outcome is teacher_answers.Outcome.KEPT
                 shown.show(number, {"kept": float(kept), "cost": answers.budget.spent})
         except BaseException:

@@ -7,19 +7,20 @@ import collections
 import dataclasses
 import enum
 import json
+import os
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prism_jax import checkpoint_files, errors
+from prism_jax import errors
 from prism_jax.data import records, validate
 from prism_jax.rewards import score, tags, workers
 from prism_jax.stages import teacher_config
 from prism_jax.teacher import budget, cache, client, reply, request
 
 Json = Any
-ATTEMPTS_FILE = "attempts.json"
+ATTEMPTS_FILE = "attempts.jsonl"
 
 
 class Outcome(enum.StrEnum):
@@ -103,7 +104,8 @@ class Answers:
         )
         self._attempts_file = folder / ATTEMPTS_FILE
         self._attempts_before = _read_counts(self._attempts_file)  # of earlier starts
-        self._attempts = self._attempts_before  # as the file has them
+        self._attempts_kept: collections.Counter[str] = collections.Counter()  # of this start
+        self._attempts_lock = threading.Lock()
         self._judge = judge
         self._judge_lock = threading.Lock()
         self._lock = threading.Lock()
@@ -130,22 +132,24 @@ class Answers:
             key=key if tries[-1] is Outcome.KEPT else None,
         )
 
-    def keep_attempts(self) -> dict[str, int]:
-        """Write how many attempts of all starts ended in which way, and return it.
+    def keep_attempts(self) -> None:
+        """Append to the file how the attempts since the last call ended.
 
-        A killed job loses the count of those since the last call.
+        It is called after every request, so a killed job loses the count of those under way alone.
         """
-        now = self._client.counts()
-        total = {name: self._attempts_before.get(name, 0) + count for name, count in now.items()}
-        if total != self._attempts:
-            checkpoint_files.write_atomically(self._attempts_file, json.dumps(total) + "\n")
-            self._attempts = total
-        return total
+        with self._attempts_lock:
+            new = collections.Counter(self._client.counts()) - self._attempts_kept
+            if new:
+                # In one write: lines of a job that takes the folder over are not mixed with it.
+                with self._attempts_file.open("ab", buffering=0) as file:
+                    file.write(json.dumps(new).encode() + b"\n")
+                self._attempts_kept += new
 
     def report(self, told: Sequence[Told]) -> dict[str, Json]:
         """Return the counts of everything."""
         prompts = collections.Counter(one.outcome for one in told)
         tries = collections.Counter(outcome for one in told for outcome in one.tries)
+        attempts = self._client.counts()
         open_ends = prompts[Outcome.NOT_ASKED] + prompts[Outcome.FAILED]
         return {
             "model": self._asking.model,
@@ -157,8 +161,10 @@ class Answers:
             "prompts_under_another_system_turn": sum(one.has_other_system for one in told),
             "prompts": {outcome.value: prompts[outcome] for outcome in Outcome},
             "tries": {outcome.value: tries[outcome] for outcome in Outcome},
-            "attempts": self.keep_attempts(),
-            "attempts_of_this_start": self._client.counts(),
+            "attempts": {
+                name: self._attempts_before[name] + count for name, count in attempts.items()
+            },
+            "attempts_of_this_start": attempts,
             "replies_from_cache": self._counts["cached"],
             "replies_without_usage": self._counts["without_usage"],
             "this_start": self._sums(self._paid),
@@ -210,6 +216,7 @@ class Answers:
             return None, Outcome.REFUSED if is_refused else Outcome.FAILED, str(error)
         finally:
             self.budget.release(amount)
+            self.keep_attempts()
         with self._lock:
             self._failed_in_row = 0
         return found, Outcome.KEPT, None
@@ -275,16 +282,24 @@ class Answers:
         }
 
 
-def _read_counts(path: pathlib.Path) -> dict[str, int]:
+def _read_counts(path: pathlib.Path) -> collections.Counter[str]:
+    """Return the sums over the file's lines; a last one that a kill has cut off is removed."""
+    total: collections.Counter[str] = collections.Counter()
     if not path.exists():
-        return {}
+        return total
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        os.truncate(path, len(whole))
     try:
-        found = json.loads(path.read_text())
-        if not all(type(count) is int for count in found.values()):
-            raise ValueError("a count is no whole number")
+        for line in whole.splitlines():
+            found = json.loads(line)
+            if not all(type(count) is int for count in found.values()):
+                raise ValueError("a count is no whole number")
+            total.update(found)
     except (ValueError, AttributeError) as error:
-        raise errors.InputError(f"{path}: must be JSON counts of attempts: {error}") from error
-    return found
+        raise errors.InputError(f"{path}: must be lines of JSON counts: {error}") from error
+    return total
 
 
 def answered(row: records.PromptRow, text: str) -> records.PromptRow:

@@ -1,5 +1,6 @@
 """The honesty panel on constructed discriminators: what is a shortcut is shown as one."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -178,6 +179,20 @@ def test_segments_against_the_others_show_whether_kinds_are_scored_at_different_
     writers = _measure(pairs, _judge(by_writer))
     assert writers["honesty/caption_against_cot_pair_accuracy"] == 1
     assert writers["honesty/cot_against_caption_pair_accuracy"] == 1
+
+
+def test_segments_of_one_response_are_compared_and_those_of_no_other():
+    pairs = _pairs(num_prompts=2, num_responses=1)
+    # [teacher's, student's] of caption and cot to one prompt, then to the other.
+    known = np.array([[3, 5], [6, 2], [1, 0], [9, 1]], np.float32)
+    told = honesty.measure(pairs, _judge(_length), known=known, fitted=None, num_pairs=2)
+    assert told["honesty/caption_against_cot_pair_accuracy"] == 0.75  # 3 > 2, 1 = 1
+    assert told["honesty/cot_against_caption_pair_accuracy"] == 1  # 6 > 5, 9 > 0
+    captions = pairs.at(pairs.of("caption"))
+    whole = dataclasses.replace(captions, segments=("response",), kinds=(kinds.WHOLE,))
+    told = honesty.measure(whole, _judge(_length), known=None, fitted=None, num_pairs=2)
+    assert "honesty/response_pair_accuracy" in told
+    assert not [name for name in told if "_against_" in name]
 
 
 def test_a_discriminator_that_is_not_told_the_kind_has_no_such_number():

@@ -117,6 +117,23 @@ def test_the_segments_are_those_that_the_discriminator_read(tmp_path, names, tol
     assert "Gap in alignment: not" not in text
 
 
+def test_captions_against_cots_are_shown_without_pictures_or_a_swap(tmp_path):
+    row = {"step": 1}
+    for name in ("caption", "cot"):
+        row |= {f"honesty/{name}_pair_accuracy": 0.5, f"honesty/{name}_teacher_cut_fraction": 0.0}
+    row["honesty/caption_against_cot_pair_accuracy"] = 0.875
+    row["honesty/cot_against_caption_pair_accuracy"] = 0.125
+    made_up_chain.write_metrics(tmp_path / "align", [row])
+    text, _ = _report(tmp_path, tmp_path)
+    line = "{}</small></th><td>–</td><td>{}</td><td>50.0 %</td>"
+    for told, share in (
+        ("caption against student's cot", "87.5 %"),
+        ("cot against student's caption", "12.5 %"),
+    ):
+        assert line.format(f"teacher's {told}", share) in text.replace("\u00a0", " ")
+    assert "Standard deviation" not in text
+
+
 def test_the_summary_names_times_commands_and_seeds(chain, tmp_path):
     _, told = _report(chain, tmp_path)
     assert told["wall_seconds"]["sft"] == round(3.7 * 2**1.7, 1)
