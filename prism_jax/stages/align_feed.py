@@ -143,7 +143,7 @@ class Feed:
     def train(self) -> steps.Steps:
         """Return the prompts of the run, step by step."""
         options = self.options
-        return prompt_mixture.prompt_steps(
+        return prompt_mixture.index_steps(
             self._opened,
             self._ask,
             weights=options.prompts.weights,
@@ -153,10 +153,11 @@ class Feed:
             num_threads=options.train.num_threads,
         )
 
-    def _ask(self, rows: Sequence[records.PromptRow]) -> Asked:
+    def _ask(self, indices: Sequence[int]) -> Asked:
+        rows = [self._opened.rows[index] for index in indices]
         sees_images = self.options.discriminator.sees_images
         return Asked(
-            rows=list(rows),
+            rows=rows,
             prompts=rollouts.encode_prompts(rows, self.words),
             judged=[
                 self.reader.prompt(row.prompt, row.images, sees_images=sees_images) for row in rows

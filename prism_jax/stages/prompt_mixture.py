@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from prism_jax import configuration
-from prism_jax.data import packing, records, steps
+from prism_jax.data import packing, steps
 from prism_jax.stages import asking, corpora, sampled
 
 
@@ -43,9 +43,9 @@ def require(opened: asking.Opened, num_prompts: int, *, field: str) -> None:
     corpora.require_batch(len(opened.rows), num_prompts, name=name, field=f"config.{field}")
 
 
-def prompt_steps(
+def index_steps(
     opened: asking.Opened,
-    make: Callable[[Sequence[records.PromptRow]], Any],
+    make: Callable[[Sequence[int]], Any],
     *,
     weights: Sequence[float],
     num_prompts: int,
@@ -58,31 +58,9 @@ def prompt_steps(
     `require` says whether there are enough of them.
 
     Args:
-      make: turns the rows of a step into what the stage reads; called in threads.
+      make: turns the numbers of a step's rows into what the stage reads; called in threads.
       weights: see `Prompts`.
     """
-    return index_steps(
-        opened,
-        lambda indices: make([opened.rows[index] for index in indices]),
-        weights=weights,
-        num_prompts=num_prompts,
-        num_steps=num_steps,
-        seed=seed,
-        num_threads=num_threads,
-    )
-
-
-def index_steps(
-    opened: asking.Opened,
-    make: Callable[[Sequence[int]], Any],
-    *,
-    weights: Sequence[float],
-    num_prompts: int,
-    num_steps: int,
-    seed: int,
-    num_threads: int,
-) -> steps.Steps:
-    """Return the steps' prompts as `prompt_steps`; `make` is told the numbers of their rows."""
     packing.check_weights(opened.lengths, weights, field="config.prompts.weights")
     total = sum(opened.lengths)
 

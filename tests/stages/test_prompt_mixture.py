@@ -41,9 +41,9 @@ def _open(folder, options, workdir=None):
 
 
 def _texts(opened, *, weights, num_steps, seed=0):
-    found = prompt_mixture.prompt_steps(
+    found = prompt_mixture.index_steps(
         opened,
-        lambda rows: [row.prompt[-1].content for row in rows],
+        lambda indices: [opened.rows[index].prompt[-1].content for index in indices],
         weights=weights,
         num_prompts=3,
         num_steps=num_steps,
