@@ -23,7 +23,7 @@ from models import inputs, qwen3_vl, sharding
 from prism_jax import pretrained
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
-from prism_jax.stages import generate
+from prism_jax.setup import devices as devices_lib
 
 
 class HostMemory:
@@ -100,7 +100,7 @@ def _example(reference) -> inputs.Example:
 
 def decode(model: pretrained.Pretrained, reference, *, rows: int, tokens: int) -> dict:
     """Time responses of fixed length, after one warm-up of the same shape."""
-    prefill, decoding = generate.implementations("auto", model.dtype)
+    prefill, decoding = devices_lib.implementations("auto", model.dtype)
     graphdef, params = serving.prepare(model.graphdef, model.params, dtype=model.dtype, donate=True)
     sampler = engine.Engine(
         graphdef=graphdef,
@@ -201,7 +201,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=1), flush=True)
     reference = np.load(args.reference / "reference.npz")
-    used = {"xla", generate.implementations("auto", model.dtype)[0]}
+    used = {"xla", devices_lib.implementations("auto", model.dtype)[0]}
     result["logits"] = [compare(model, reference, name) for name in sorted(used)]
     print(json.dumps(result["logits"], indent=1), flush=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")

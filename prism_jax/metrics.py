@@ -6,9 +6,11 @@ value: `read` leaves it out, so that it is absent from a log instead of standing
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @jax.tree_util.register_dataclass
@@ -113,3 +115,9 @@ Metrics = dict[str, Reducer]
 def read(metrics: Metrics) -> dict[str, float]:
     """Return the values that exist as host numbers, in the order of `metrics`."""
     return {name: float(metric.value) for name, metric in metrics.items() if metric.exists()}
+
+
+def mean(values: Sequence[float] | np.ndarray) -> Mean:
+    """Return the mean of values on the host; of no value it does not exist."""
+    values = np.asarray(values, np.float32)
+    return Mean(total=np.float32(values.sum()), weight=np.float32(values.size))

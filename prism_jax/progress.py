@@ -1,9 +1,12 @@
 """Show on standard error how far a run is and the few numbers a user watches."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
+
+import jax
 
 _BAR_CHARS = 24
 _SMOOTHING = 0.1
@@ -92,3 +95,9 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def say(line: str) -> None:
+    """Tell the user on standard error; one process of a job speaks."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import pytest
 from models import config as config_lib
 from models import presets, qwen3_vl, sharding
 from prism_jax import configuration, train_state
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import fresh, setup, sft_config
 from tests import make_tokenizer
 
@@ -32,9 +33,9 @@ def test_every_configuration_is_whole(arg):
     assert (options.model.sizes is not None) == ("new" in arg)
 
 
-def _devices(options) -> setup.Devices:
+def _devices(options) -> devices_lib.Devices:
     mesh = jax.sharding.Mesh([[[[jax.devices()[0]]]]], ("data", "fsdp", "tensor", "expert"))
-    return setup.Devices(
+    return devices_lib.Devices(
         mesh=mesh,
         rules=sharding.REPLICATED,
         dtype=options.model.dtype,

@@ -41,6 +41,7 @@ from prism_jax import (
     model_files,
 )
 from prism_jax.rewards import workers
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import (
     align_config,
     align_feed,
@@ -73,8 +74,8 @@ def main(argv: Sequence[str]) -> None:
     begun = time.monotonic()
     config, workdir = configuration.read(argv, command="align")
     options = configuration.parse(align_config.Config, config)
-    devices = setup.open_devices(options.mesh, options.model)
-    rollouts.require_one_process("align")
+    devices = devices_lib.open_devices(options.mesh, options.model)
+    devices_lib.require_one_process("align")
     keys = running.keys(options.seed)
     with running.hold(workdir) as folder, jax.set_mesh(devices.mesh):
         source = options.discriminator.model(options.model)
@@ -138,7 +139,7 @@ class Experience:
     def __init__(
         self,
         options: align_config.Config,
-        devices: setup.Devices,
+        devices: devices_lib.Devices,
         policy: setup.Model,
         judge: setup.Model,
         *,
@@ -199,7 +200,7 @@ class Experience:
         self._dump.write(step + 1, asked.rows, drawn, columns)
         told = told | drawn.told() | told_of_advantages(advantages) | verified
         told |= self._panel(step + 1, state["discriminator"].params, asked, drawn, scores)
-        told["time/score_seconds"] = rollouts.mean([scored - begun])
+        told["time/score_seconds"] = metrics.mean([scored - begun])
         learned = align_updates.Learned(
             policy=None if rows is None else self._to_devices(rows),
             discriminator=dataclasses.replace(batch, pulls=pulls),
@@ -214,6 +215,6 @@ class Experience:
 def told_of_advantages(advantages: np.ndarray) -> metrics.Metrics:
     """Return the spread of the advantages."""
     return {
-        "reward/advantage_mean": rollouts.mean(advantages),
-        "reward/advantage_absolute_mean": rollouts.mean(np.abs(advantages)),
+        "reward/advantage_mean": metrics.mean(advantages),
+        "reward/advantage_absolute_mean": metrics.mean(np.abs(advantages)),
     }

@@ -6,14 +6,8 @@ from typing import Literal
 from prism_jax import configuration, discriminator_update, policy_update, segment_rows
 from prism_jax.losses import pairwise
 from prism_jax.rewards import score, tags, workers
-from prism_jax.stages import (
-    honesty,
-    policy_rows,
-    prompt_mixture,
-    rollouts,
-    segments,
-    setup,
-)
+from prism_jax.setup import row_shapes
+from prism_jax.stages import honesty, policy_rows, prompt_mixture, rollouts, segments, setup
 
 Mode = Literal["align", "acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align"]
 # What each mode of the advantage reads besides weights and eps.
@@ -64,7 +58,7 @@ class Discriminator(configuration.Section):
     # averaged over responses.
     microbatch_pairs: int | None
     all_invalid: pairwise.AllInvalid  # what a step without a pair teaches, see `losses.pairwise`
-    rows: rollouts.Rows
+    rows: row_shapes.Rows
     optim: configuration.Optim
 
     def problems(self) -> list[str]:
@@ -254,7 +248,7 @@ class Config(configuration.Section):
     advantage: Advantage
     pace: Pace
     algorithm: Algorithm
-    rows: rollouts.Rows
+    rows: row_shapes.Rows
     train: policy_rows.Train
     honesty: honesty.Options
     optim: configuration.Optim

@@ -8,16 +8,9 @@ from models.inputs import Example
 from prism_jax import errors
 from prism_jax.continuations import Largest, RowShape
 from prism_jax.data import encode, records, steps
-from prism_jax.stages import (
-    align_config,
-    asking,
-    policy_rows,
-    prompt_mixture,
-    rollouts,
-    sampled,
-    segments,
-    setup,
-)
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages import align_config, policy_rows, prompt_mixture, rollouts, segments, setup
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +78,7 @@ class Feed:
             gate=options.gate,
             form=own.form,
         )
-        self._opened = sampled.open_prompts(
+        self._opened = prompts_lib.open_prompts(
             prompts.path,
             prompts,
             self.words,
@@ -104,7 +97,7 @@ class Feed:
         """Raise RowError for a teacher's response that is malformed."""
         self.reader.teacher(segments.teacher_text(row))
 
-    def _measure(self, opened: asking.Opened) -> tuple[int, list[encode.Size]]:
+    def _measure(self, opened: prompts_lib.Opened) -> tuple[int, list[encode.Size]]:
         """Return the longest of the teacher's segments, and the prompts' sizes."""
         longest, sizes = 0, []
         for index in range(len(opened.rows)):
@@ -117,7 +110,7 @@ class Feed:
             )
         return longest, sizes
 
-    def shapes(self, devices: setup.Devices) -> Shapes:
+    def shapes(self, devices: devices_lib.Devices) -> Shapes:
         """Return the rows into which any step fits."""
         options = self.options
         num_names = len(options.discriminator.form.names)

@@ -5,7 +5,8 @@ import time
 import numpy as np
 from flax import nnx
 
-from prism_jax import discriminator_update, metrics
+from prism_jax import discriminator_update, metrics, progress
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import (
     align_config,
     align_feed,
@@ -24,7 +25,7 @@ class Panel:
     def __init__(
         self,
         options: align_config.Config,
-        devices: setup.Devices,
+        devices: devices_lib.Devices,
         judge: setup.Model,
         *,
         feed: align_feed.Feed,
@@ -75,9 +76,9 @@ class Panel:
             num_pairs=options.num_pairs,
         )
         for line in honesty.warnings(told, pairs.segments):
-            setup.say(line)
+            progress.say(line)
         told["time/honesty_seconds"] = time.monotonic() - begun
-        return {name: rollouts.mean([value]) for name, value in told.items()}
+        return {name: metrics.mean([value]) for name, value in told.items()}
 
     def _pairs(
         self,

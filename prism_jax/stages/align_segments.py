@@ -165,8 +165,8 @@ def verify(
     if own.format_of == "judge":
         format_ok = np.array([reward.format > 0 for reward in rewards])
     told = {
-        "reward/accuracy_mean": rollouts.mean(accuracy),
-        "time/judge_seconds": rollouts.mean([time.monotonic() - begun]),
+        "reward/accuracy_mean": metrics.mean(accuracy),
+        "time/judge_seconds": metrics.mean([time.monotonic() - begun]),
     }
     return format_ok, accuracy, told
 

@@ -17,6 +17,7 @@ from prism_jax import (
     train_step,
 )
 from prism_jax.continuations import RowShape
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import align_config, align_feed, align_segments, policy_rows, setup
 
 State = dict[str, train_state.TrainState]  # "policy" and "discriminator"
@@ -80,7 +81,7 @@ def _named(told: metrics.Metrics, owner: str) -> metrics.Metrics:
 
 
 def score_settings(
-    options: align_config.Config, devices: setup.Devices
+    options: align_config.Config, devices: devices_lib.Devices
 ) -> discriminator_update.Settings:
     """Return how scores are computed."""
     return discriminator_update.Settings(
@@ -92,7 +93,7 @@ def score_settings(
 
 def open_updates(
     options: align_config.Config,
-    devices: setup.Devices,
+    devices: devices_lib.Devices,
     policy: setup.Model,
     judge: setup.Model,
     shapes: align_feed.Shapes,

@@ -26,9 +26,10 @@ from prism_jax import (
     metric_writers,
     progress,
 )
-from prism_jax.data import encode, processor, records, sources, validate
+from prism_jax.data import encode, processor, records
 from prism_jax.rollout import engine
 from prism_jax.rollout import sampling as sampling_lib
+from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
 _PARTS = "parts"
@@ -48,17 +49,6 @@ class Sampler(Protocol):
         num_responses: int,
         shapes: engine.Shapes,
     ) -> engine.Rollout: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Opened:
-    """Hold the rows to ask, the size of each prompt, and what was left out."""
-
-    rows: sources.Rows
-    lengths: Sequence[int]  # rows of each data set
-    sizes: Sequence[encode.Size]
-    report: validate.Report
-    digest: str  # of everything that the rows hold
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +89,7 @@ def batch_prompts(batch_responses: int, *, num_responses: int, row_parts: int) -
 
 def ask(
     asked: Pass,
-    opened: Opened,
+    opened: prompts_lib.Opened,
     words: processor.Processor,
     *,
     workdir: pathlib.Path,

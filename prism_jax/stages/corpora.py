@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import jax
 
-from prism_jax import errors
+from prism_jax import errors, progress
 from prism_jax.data import sources, validate
-from prism_jax.stages import dropped_rows, setup
+from prism_jax.stages import dropped_rows
 
 
 def source(text: str, *, kind: str, image_root: str) -> sources.Source:
@@ -51,7 +51,7 @@ def open_all(
         report = found.report
         told = f"{text}: {report.num_kept} of {report.num_read} rows"
         counts = ", ".join(f"{reason} {count}" for reason, count in report.counts().items())
-        setup.say(told + (f"; left out: {counts}" if counts else ""))
+        progress.say(told + (f"; left out: {counts}" if counts else ""))
         lines += report.lines()
         opened.append((chosen.label(), found))
     if dropped is not None and speaks:

@@ -20,9 +20,9 @@ from typing import Any
 
 import ml_collections
 
-from prism_jax import configuration, errors
+from prism_jax import configuration, errors, progress
 from prism_jax.data import sources
-from prism_jax.stages import difficulty, running, sampled, setup, teacher, teacher_config
+from prism_jax.stages import difficulty, running, sampled, teacher, teacher_config
 
 Json = Any
 
@@ -61,7 +61,7 @@ def run(
             print(first / difficulty.RL_FILE)
         if options.teacher is not None:
             if options.difficulty is not None and found["difficulty"]["num_hard"] == 0:
-                setup.say("no prompt is hard enough for the teacher")
+                progress.say("no prompt is hard enough for the teacher")
                 return found
             second = folder / "teacher"
             found["teacher"] = teacher.run(options.teacher, _rows(options.teacher, folder), second)
@@ -83,12 +83,12 @@ def _rows(options: teacher_config.Teacher, folder: pathlib.Path) -> sources.Sour
 
 def _say(report: dict[str, Json]) -> None:
     counts = ", ".join(f"{name} {count}" for name, count in report["prompts"].items() if count)
-    setup.say(f"of {report['num_prompts']} prompts: {counts}")
+    progress.say(f"of {report['num_prompts']} prompts: {counts}")
     paid, known = report["this_start"], report["whole_cache"]
-    setup.say(
+    progress.say(
         f"{paid['input_tokens']:,} tokens in, {paid['output_tokens']:,} out, cost "
         f"{paid['cost']:.4g} now and {known['cost']:.4g} in all"
     )
     if not report["complete"]:
         why = "" if report["stopped"] is None else f" ({report['stopped']})"
-        setup.say(f"not complete{why}: the same command asks what is missing")
+        progress.say(f"not complete{why}: the same command asks what is missing")

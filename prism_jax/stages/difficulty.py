@@ -21,11 +21,12 @@ from typing import Any, Literal
 import jax
 import ml_collections
 
-from prism_jax import configuration
+from prism_jax import configuration, progress
 from prism_jax.data import prompt_files, records
 from prism_jax.rewards import score, tags, workers
 from prism_jax.rollout import engine
-from prism_jax.stages import asking, responses, sampled, setup
+from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages import asking, responses, sampled
 
 Json = Any
 RATES_FILE = "rates.jsonl"
@@ -65,7 +66,7 @@ class Difficulty(configuration.Section):
 
     seed: int
     policy: sampled.Policy
-    prompts: sampled.Prompts
+    prompts: prompts_lib.Prompts
     mesh: configuration.Mesh
     sampling: sampled.Sampling
     num_samples: int  # of each prompt
@@ -129,7 +130,7 @@ def run(
                 asking.write_lines(path, _measure(options, job, judge))
         summary = _select(options, job) | {"thresholds": thresholds}
         asking.finish(folder, summary)
-    setup.say(
+    progress.say(
         f"of {summary['num_prompts']} prompts {summary['never_right']} are never right and "
         f"{summary['always_right']} always, in {options.num_samples} samples; "
         f"{summary['num_rl']} for RL, {summary['num_hard']} for a teacher"

@@ -12,50 +12,22 @@ appear when they are complete; a killed run goes on where it was.
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import ml_collections
 
-from prism_jax import configuration, intervals
+from prism_jax import configuration, intervals, progress
 from prism_jax.data import records
 from prism_jax.rewards import score, tags, workers
 from prism_jax.rollout import engine
-from prism_jax.stages import asking, responses, running, sampled, setup
+from prism_jax.setup import judging
+from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages import asking, responses, running, sampled
 
 Json = Any
 _NO_TYPE = "(none)"
 _GATES: dict[str, tags.Gate] = {"strict": "strict", "official": "official"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rewards(configuration.Section):
-    """Say how responses are judged; see `rewards.score.Rule` and `rewards.workers.JudgePool`."""
-
-    judge: Literal["strict", "official"]
-    accuracy_weight: float
-    format_weight: float
-    num_workers: int
-    deadline_seconds: float
-    memory_bytes: int  # of a worker
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 1, "num_workers", "memory_bytes")
-
-    def open_judge(self) -> workers.JudgePool:
-        """Start the judging processes."""
-        rule = score.Rule(
-            judge=self.judge,
-            accuracy_weight=self.accuracy_weight,
-            format_weight=self.format_weight,
-        )
-        return workers.JudgePool(
-            rule,
-            num_workers=self.num_workers,
-            deadline_seconds=self.deadline_seconds,
-            memory_bytes=self.memory_bytes,
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,14 +36,14 @@ class Config(configuration.Section):
 
     seed: int
     policy: sampled.Policy
-    prompts: sampled.Prompts
+    prompts: prompts_lib.Prompts
     mesh: configuration.Mesh
     has_greedy: bool  # ask each prompt once, always with the most likely token
     num_samples: int  # ask each prompt so often with `sampling`; 0: not at all
     sampling: sampled.Sampling
     max_tokens: int  # of a response
     batch_responses: int  # drawn at a time
-    rewards: Rewards
+    rewards: judging.Rewards
     line_every_steps: int  # between progress lines where standard error is no terminal
 
     def problems(self) -> list[str]:
@@ -139,7 +111,7 @@ def _evaluate(options: Config, job: sampled.Job) -> dict[str, Json]:
         )
         asking.write_lines(job.workdir / "responses.jsonl", lines)
         if judge.num_restarts:
-            setup.say(f"{judge.num_restarts} judging processes were killed or died")
+            progress.say(f"{judge.num_restarts} judging processes were killed or died")
     return {
         "policy": {"folder": options.policy.folder, **job.identity.model_config},
         "prompts": {"path": options.prompts.path} | job.opened.report.summary(),

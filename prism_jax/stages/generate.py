@@ -15,12 +15,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from models import attention, sharding
+from models import sharding
 from prism_jax import errors, model_files, pretrained
 from prism_jax import mesh as mesh_lib
 from prism_jax.data import chat, examples, images, processor
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
+from prism_jax.setup import devices as devices_lib
 
 _DTYPES = ("auto", "float32", "bfloat16")
 
@@ -46,36 +47,6 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def implementations(
-    name: str, dtype: jnp.dtype, *, place: str = "--attention"
-) -> tuple[attention.Implementation, attention.Implementation]:
-    """Return the implementations of prefill and decoding; "auto" goes by platform and type.
-
-    Raises:
-      InputError: `place` names one that this platform, type or JAX cannot run.
-    """
-    platform = jax.default_backend()
-    if name == "auto":
-        if platform == "tpu":
-            name = "splash"
-        elif platform == "gpu" and dtype != jnp.float32 and jax.__version_info__ >= (0, 11):
-            name = "cudnn"
-        else:
-            name = "xla"
-    needed = None
-    if name == "splash" and platform != "tpu":
-        needed = f"a TPU, this is a {platform}"
-    elif name == "cudnn" and platform != "gpu":
-        needed = f"an NVIDIA GPU, this is a {platform}"
-    elif name == "cudnn" and dtype == jnp.float32:
-        needed = f"bfloat16, got {dtype}"
-    elif name == "cudnn" and jax.__version_info__ < (0, 11):
-        needed = f"JAX 0.11 or later, this is {jax.__version__}"
-    if needed is not None:
-        raise errors.InputError(f"{place} = {name!r} needs {needed}")
-    return name, "xla" if name == "splash" else name
-
-
 def main(argv: Sequence[str]) -> None:
     """Print the answer of a model to one question."""
     args = parser().parse_args(argv)
@@ -98,7 +69,9 @@ def main(argv: Sequence[str]) -> None:
         rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
     dtype = None if args.dtype == "auto" else jnp.dtype(args.dtype)
     stored = jnp.dtype(pretrained.Source.of(args.model, role="policy").dtype)
-    prefill, decode = implementations(args.attention, stored if dtype is None else dtype)
+    prefill, decode = devices_lib.implementations(
+        args.attention, stored if dtype is None else dtype
+    )
     model = pretrained.load(args.model, mesh=mesh, rules=rules, dtype=dtype, param_dtype=dtype)
     if model.dtype == jnp.float32:
         jax.config.update("jax_default_matmul_precision", "highest")

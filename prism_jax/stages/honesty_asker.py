@@ -10,6 +10,7 @@ from flax import nnx
 
 from prism_jax import batches, discriminator_update, router_counts, segment_rows
 from prism_jax.continuations import RowShape
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import honesty, setup
 
 Scorer = Callable[[nnx.State, segment_rows.SegmentBatch], jax.Array]
@@ -32,7 +33,7 @@ class Asker:
     def __init__(
         self,
         model: setup.Model,
-        devices: setup.Devices,
+        devices: devices_lib.Devices,
         settings: discriminator_update.Settings,
         score: Scorer,
         layout: Layout,

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from prism_jax import batches, configuration, errors, segment_rows
+from prism_jax import batches, configuration, errors, progress, segment_rows
 from prism_jax.continuations import Largest, RowShape
 from prism_jax.data import encode, packing, records, sources, steps, validate
 from prism_jax.rewards import tags
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import corpora, honesty, probes, rollouts, segments, setup
 
 
@@ -124,7 +125,7 @@ class Feed:
                 f"config.train.num_pairs = {num_pairs}, but only {len(self._train)} pairs are to "
                 f"learn from and {len(self._held_out)} are held out"
             )
-        setup.say(f"{len(self._train)} pairs to learn from, {len(self._held_out)} held out")
+        progress.say(f"{len(self._train)} pairs to learn from, {len(self._held_out)} held out")
 
     def _count_tokens(self, row: records.PairRow) -> int:
         """Measure a row; return the tokens of its longest sequence."""
@@ -191,7 +192,7 @@ class Feed:
         self,
         score: Callable[[nnx.State, segment_rows.SegmentBatch], jax.Array],
         shape: RowShape,
-        devices: setup.Devices,
+        devices: devices_lib.Devices,
         *,
         num_batches: int | None,
     ) -> Callable[[Any, int], Mapping[str, float]] | None:

@@ -27,11 +27,12 @@ from typing import Any
 import jax
 import ml_collections
 
-from prism_jax import configuration
+from prism_jax import configuration, progress
 from prism_jax.data import image_files, pairs, prompts, records, validate
 from prism_jax.rewards import tags
 from prism_jax.rollout import engine
-from prism_jax.stages import asking, responses, running, sampled, setup
+from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages import asking, responses, running, sampled
 
 Json = Any
 _FILE = "pairs.jsonl"
@@ -56,7 +57,7 @@ class Config(configuration.Section):
 
     seed: int
     policy: sampled.Policy
-    prompts: sampled.Prompts
+    prompts: prompts_lib.Prompts
     mesh: configuration.Mesh
     sampling: sampled.Sampling
     num_responses: int  # drawn for each prompt
@@ -100,7 +101,7 @@ def run(
             summary = _write(options, job)
             asking.finish(folder, summary)
     counts = ", ".join(f"{name} {count}" for name, count in summary["responses"].items() if count)
-    setup.say(f"of {summary['num_responses']} responses: {counts}")
+    progress.say(f"of {summary['num_responses']} responses: {counts}")
     print(folder / _FILE)
     return summary
 

@@ -11,6 +11,8 @@ from models.inputs import Example
 from prism_jax import configuration, optim, policy_batch, policy_update, train_step
 from prism_jax.continuations import Largest, RowShape
 from prism_jax.data import encode
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import row_shapes
 from prism_jax.stages import rollouts, setup
 
 
@@ -32,10 +34,10 @@ class Train(configuration.Section):
 
 
 def shape_of(
-    rows: rollouts.Rows,
+    rows: row_shapes.Rows,
     options: rollouts.Rollout,
     sizes: Sequence[encode.Size],
-    devices: setup.Devices,
+    devices: devices_lib.Devices,
 ) -> RowShape:
     """Return the rows into which the responses of any step fit."""
     largest = Largest(
@@ -92,7 +94,10 @@ def make_update(
 
 
 def settings(
-    train: Train, rollout: rollouts.Rollout, model: configuration.Model, devices: setup.Devices
+    train: Train,
+    rollout: rollouts.Rollout,
+    model: configuration.Model,
+    devices: devices_lib.Devices,
 ) -> policy_update.Settings:
     """Return how the policy's loss is computed."""
     return policy_update.Settings(

@@ -9,11 +9,12 @@ import numpy as np
 
 from prism_jax import configuration
 from prism_jax.data import packing, steps
-from prism_jax.stages import asking, corpora, sampled
+from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages import corpora
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompts(sampled.Rules):
+class Prompts(prompts_lib.Rules):
     """Say what is learned from: data sets as `sampled.Prompts` names them, mixed."""
 
     path: tuple[str, ...]
@@ -33,7 +34,7 @@ class Prompts(sampled.Rules):
         return found
 
 
-def require(opened: asking.Opened, num_prompts: int, *, field: str) -> None:
+def require(opened: prompts_lib.Opened, num_prompts: int, *, field: str) -> None:
     """Raise InputError when there are fewer prompts than a step takes.
 
     Args:
@@ -44,7 +45,7 @@ def require(opened: asking.Opened, num_prompts: int, *, field: str) -> None:
 
 
 def index_steps(
-    opened: asking.Opened,
+    opened: prompts_lib.Opened,
     make: Callable[[Sequence[int]], Any],
     *,
     weights: Sequence[float],

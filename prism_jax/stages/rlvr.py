@@ -23,8 +23,9 @@ import jax
 
 from prism_jax import configuration, loop
 from prism_jax.data import processor
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import prompts as prompts_lib
 from prism_jax.stages import (
-    asking,
     prompt_mixture,
     responses,
     rlvr_config,
@@ -34,7 +35,6 @@ from prism_jax.stages import (
     rlvr_update,
     rollouts,
     running,
-    sampled,
     setup,
 )
 
@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> None:
     begun = time.monotonic()
     config, workdir = configuration.read(argv, command="rlvr")
     options = configuration.parse(rlvr_config.Config, config)
-    devices = setup.open_devices(options.mesh, options.model)
-    rollouts.require_one_process("rlvr")
+    devices = devices_lib.open_devices(options.mesh, options.model)
+    devices_lib.require_one_process("rlvr")
     keys = running.keys(options.seed)
     with running.hold(workdir) as folder, jax.set_mesh(devices.mesh):
         files = setup.keep_files(options.model, folder)
@@ -116,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
 
 def open_prompts(
     options: rlvr_config.Config, files: pathlib.Path, *, folder: pathlib.Path | None
-) -> tuple[processor.Processor, asking.Opened]:
+) -> tuple[processor.Processor, prompts_lib.Opened]:
     """Return the processor and the validated prompts, each with a ground truth.
 
     Args:
@@ -129,7 +129,7 @@ def open_prompts(
     words = rollouts.processor_of(
         files, min_pixels=options.prompts.min_pixels, max_pixels=options.prompts.max_pixels
     )
-    opened = sampled.open_prompts(
+    opened = prompts_lib.open_prompts(
         options.prompts.path,
         options.prompts,
         words,
@@ -145,9 +145,9 @@ def open_prompts(
 def open_sampler(
     options: rlvr_config.Config,
     model: setup.Model,
-    devices: setup.Devices,
+    devices: devices_lib.Devices,
     words: processor.Processor,
-    opened: asking.Opened,
+    opened: prompts_lib.Opened,
 ) -> rollouts.Sampler:
     """Return the sampler for as many prompts as are drawn from together."""
     return rollouts.Sampler(
@@ -163,7 +163,7 @@ def open_sampler(
 def open_feed(
     options: rlvr_config.Config,
     words: processor.Processor,
-    opened: asking.Opened,
+    opened: prompts_lib.Opened,
     reader: responses.Reader,
     reference: rlvr_reference.Reference | None,
 ) -> rlvr_groups.Feed:

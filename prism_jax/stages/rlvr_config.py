@@ -13,7 +13,8 @@ from typing import Literal
 
 from prism_jax import configuration, policy_update
 from prism_jax.losses import kl
-from prism_jax.stages import evaluate, policy_rows, prompt_mixture, rollouts
+from prism_jax.setup import judging, row_shapes
+from prism_jax.stages import policy_rows, prompt_mixture, rollouts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,12 +161,12 @@ class Config(configuration.Section):
     prompts: prompt_mixture.Prompts
     rollout: rollouts.Rollout
     groups: Groups
-    rewards: evaluate.Rewards
+    rewards: judging.Rewards
     overlong: Overlong
     advantage: Advantage
     algorithm: policy_update.Algorithm
     reference: Reference
-    rows: rollouts.Rows
+    rows: row_shapes.Rows
     train: Train
     optim: configuration.Optim
     mesh: configuration.Mesh

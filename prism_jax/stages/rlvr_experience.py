@@ -14,6 +14,7 @@ from models.inputs import Example
 from prism_jax import batches, metrics, policy_batch, policy_update, train_state
 from prism_jax.continuations import Continuation, RowShape
 from prism_jax.rewards import score
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import (
     policy_rows,
     responses,
@@ -47,7 +48,7 @@ class Experience:
     def __init__(
         self,
         options: rlvr_config.Config,
-        devices: setup.Devices,
+        devices: devices_lib.Devices,
         model: setup.Model,
         *,
         sampler: Sampler,
@@ -83,7 +84,7 @@ class Experience:
         )
         asked.feed.keep(surplus=filled.surplus, coefficient=coefficient)
         told = told | own
-        told["time/pack_seconds"] = rollouts.mean([time.monotonic() - begun])
+        told["time/pack_seconds"] = metrics.mean([time.monotonic() - begun])
         return learned, told
 
     def _fill(
@@ -129,7 +130,7 @@ class Experience:
         each = self._options.rollout.num_responses
         rewards = self._judge.grade(responses.tasks(asked.rows, drawn.segments, num_responses=each))
         told = drawn.told() | rlvr_rewards.told_of(rewards, num_responses=each)
-        told["time/judge_seconds"] = rollouts.mean([time.monotonic() - begun])
+        told["time/judge_seconds"] = metrics.mean([time.monotonic() - begun])
         return rlvr_groups.make(asked, drawn, rewards, step=step), told
 
     def _learn(
@@ -225,10 +226,10 @@ class Experience:
     ) -> metrics.Metrics:
         told = {}
         if self._options.overlong.buffer_tokens is not None:
-            told["reward/overlong_penalty_mean"] = rollouts.mean(penalties)
+            told["reward/overlong_penalty_mean"] = metrics.mean(penalties)
         if self._options.overlong.is_filtered:
             cut = [not one.segments.ended for one in found]
-            told["rollout/filtered_fraction"] = rollouts.mean(cut)
+            told["rollout/filtered_fraction"] = metrics.mean(cut)
         return told
 
     def _to_devices(self, tree):

@@ -25,7 +25,8 @@ from prism_jax import errors, metrics
 from prism_jax.data import processor, records, steps
 from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
-from prism_jax.stages import asking, responses, rlvr_config, rollouts
+from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages import responses, rlvr_config, rollouts
 
 Json = Any
 
@@ -145,14 +146,14 @@ def told_of(filled: Filled, *, step: int) -> metrics.Metrics:
     """
     older = [group.step < step for group in filled.groups]
     told = {
-        "rollout/generations": rollouts.mean([filled.num_generations]),
-        "rollout/surplus_prompts": rollouts.mean([len(filled.surplus)]),
-        "rollout/trained_prompts": rollouts.mean([len(filled.groups)]),
-        "rollout/older_prompts_fraction": rollouts.mean(older),
+        "rollout/generations": metrics.mean([filled.num_generations]),
+        "rollout/surplus_prompts": metrics.mean([len(filled.surplus)]),
+        "rollout/trained_prompts": metrics.mean([len(filled.groups)]),
+        "rollout/older_prompts_fraction": metrics.mean(older),
     }
     if filled.num_drawn:
         varying = [filled.num_varying / filled.num_drawn]
-        told["rollout/varying_prompts_fraction"] = rollouts.mean(varying)
+        told["rollout/varying_prompts_fraction"] = metrics.mean(varying)
     return told
 
 
@@ -259,7 +260,7 @@ def encode(group: Group) -> dict[str, Json]:
 def decode(
     saved: Mapping[str, Json],
     *,
-    opened: asking.Opened,
+    opened: prompts_lib.Opened,
     words: processor.Processor,
     reader: responses.Reader,
 ) -> Group:

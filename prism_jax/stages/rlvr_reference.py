@@ -7,6 +7,7 @@ import json
 from flax import nnx
 
 from prism_jax import checksum, errors, pretrained, tree_paths
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import rlvr_config, setup
 
 
@@ -19,7 +20,10 @@ class Reference:
 
 
 def open_reference(
-    options: rlvr_config.Reference, model: setup.Model, devices: setup.Devices, start: setup.Start
+    options: rlvr_config.Reference,
+    model: setup.Model,
+    devices: devices_lib.Devices,
+    start: setup.Start,
 ) -> Reference | None:
     """Load the reference policy into the form of the trained one; None where it is not used.
 

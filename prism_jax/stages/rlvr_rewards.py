@@ -11,7 +11,7 @@ import numpy as np
 from prism_jax import metrics
 from prism_jax.losses import advantage, kl
 from prism_jax.rewards import score
-from prism_jax.stages import rlvr_config, rollouts
+from prism_jax.stages import rlvr_config
 
 
 def told_of(rewards: Sequence[score.Reward], *, num_responses: int) -> metrics.Metrics:
@@ -19,12 +19,12 @@ def told_of(rewards: Sequence[score.Reward], *, num_responses: int) -> metrics.M
     groups = np.array([reward.total for reward in rewards]).reshape(-1, num_responses)
     counts = score.count_reasons(rewards)
     return {
-        "reward/total_mean": rollouts.mean(groups),
-        "reward/accuracy_mean": rollouts.mean([reward.accuracy for reward in rewards]),
-        "reward/format_mean": rollouts.mean([reward.format for reward in rewards]),
-        "reward/flat_groups_fraction": rollouts.mean(np.ptp(groups, axis=1) == 0),
+        "reward/total_mean": metrics.mean(groups),
+        "reward/accuracy_mean": metrics.mean([reward.accuracy for reward in rewards]),
+        "reward/format_mean": metrics.mean([reward.format for reward in rewards]),
+        "reward/flat_groups_fraction": metrics.mean(np.ptp(groups, axis=1) == 0),
         **{
-            f"reward/reason_{reason}_fraction": rollouts.mean([count / len(rewards)])
+            f"reward/reason_{reason}_fraction": metrics.mean([count / len(rewards)])
             for reason, count in counts.items()
         },
     }
@@ -90,7 +90,7 @@ class Comparison:
                 rewards, mask, distance, estimator=self._reference.reward_estimator
             )
             coefficient = self._adapt(distance.coefficient, float(mean_kl), num_rows=len(rewards))
-            told["reward/reference_kl_coefficient"] = rollouts.mean([distance.coefficient])
+            told["reward/reference_kl_coefficient"] = metrics.mean([distance.coefficient])
         if self._options.kind == "reinforce++":
             if token_rewards is None:
                 is_last = np.arange(max_response_tokens) == lengths[:, None] - 1

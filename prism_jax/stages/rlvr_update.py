@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from prism_jax import metrics, optim, policy_batch, train_state, train_step
 from prism_jax.continuations import RowShape
 from prism_jax.data import encode
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import policy_rows, rlvr_config, setup
 
 # Of the optimiser's counts the last one and the largest are told, not a mean.
@@ -29,7 +30,7 @@ Update = Callable[
 
 
 def shape_of(
-    options: rlvr_config.Config, sizes: Sequence[encode.Size], devices: setup.Devices
+    options: rlvr_config.Config, sizes: Sequence[encode.Size], devices: devices_lib.Devices
 ) -> RowShape:
     """Return the rows into which the responses of any part of a rollout fit."""
     prompts = options.rollout.num_prompts // options.train.num_minibatches
@@ -39,7 +40,7 @@ def shape_of(
 
 def make(
     options: rlvr_config.Config,
-    devices: setup.Devices,
+    devices: devices_lib.Devices,
     model: setup.Model,
     optimizer: optim.Optimizer,
     start: setup.Start,

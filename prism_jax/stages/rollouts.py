@@ -18,16 +18,16 @@ from flax import nnx
 from models import inputs
 from prism_jax import (
     configuration,
-    continuations,
     errors,
     metric_writers,
     metrics,
 )
-from prism_jax.continuations import Continuation, Largest, RowShape
+from prism_jax.continuations import Continuation
 from prism_jax.data import encode, processor, records
 from prism_jax.rewards import tags
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import responses, setup
 
 Json = Any
@@ -68,7 +68,7 @@ class Rollout(configuration.Section):
             found.append(f"top_p must be in (0, 1] or None, got {self.top_p}")
         return found
 
-    def batch_prompts(self, devices: setup.Devices) -> int:
+    def batch_prompts(self, devices: devices_lib.Devices) -> int:
         """Return how many prompts are asked at a time.
 
         Raises:
@@ -83,40 +83,6 @@ class Rollout(configuration.Section):
                 f"responses x {parts} parts of the mesh, or None, got {self.batch_responses}"
             )
         return min(self.num_prompts, self.batch_responses // self.num_responses)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rows(configuration.Section):
-    """Say into which packed rows sequences are laid; how many follows from the largest batch."""
-
-    row_tokens: int
-    row_sequences: int  # most sequences in a row
-    num_rows: int  # of a microbatch, over all devices
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 1, "row_tokens", "row_sequences", "num_rows")
-
-    def shape(self, largest: Largest, devices: setup.Devices, *, place: str) -> RowShape:
-        """Return the static shapes of a batch.
-
-        Raises:
-          InputError: the rows are too short, or do not divide over the devices.
-        """
-        is_splash = devices.attention == "splash"
-        if self.num_rows % devices.row_parts() or (is_splash and self.row_tokens % 128):
-            raise errors.InputError(
-                f"{place}.num_rows must divide over {devices.row_parts()} parts of the mesh, and "
-                f"row_tokens by 128 for splash attention, got {self.num_rows}, {self.row_tokens}"
-            )
-        return continuations.row_shape(
-            largest,
-            row_tokens=self.row_tokens,
-            row_sequences=self.row_sequences,
-            microbatch_rows=self.num_rows,
-            patch_multiple=128 if is_splash else 1,
-            place=place,
-        )
 
 
 def processor_of(
@@ -167,18 +133,12 @@ class Drawn:
         """Return what a user watches of the responses themselves."""
         lengths = self.rollout.lengths
         return {
-            "rollout/response_tokens_mean": mean(lengths),
+            "rollout/response_tokens_mean": metrics.mean(lengths),
             "rollout/response_tokens_max": metrics.Max(value=np.float32(lengths.max())),
-            "rollout/ended_fraction": mean(self.rollout.ended),
-            "rollout/format_fraction": mean([one.format_ok for one in self.segments]),
-            "time/generate_seconds": mean([self.seconds]),
+            "rollout/ended_fraction": metrics.mean(self.rollout.ended),
+            "rollout/format_fraction": metrics.mean([one.format_ok for one in self.segments]),
+            "time/generate_seconds": metrics.mean([self.seconds]),
         }
-
-
-def mean(values: Sequence[float] | np.ndarray) -> metrics.Mean:
-    """Return the mean of values on the host; of no value it does not exist."""
-    values = np.asarray(values, np.float32)
-    return metrics.Mean(total=np.float32(values.sum()), weight=np.float32(values.size))
 
 
 class Sampler:
@@ -188,7 +148,7 @@ class Sampler:
         self,
         options: Rollout,
         model: setup.Model,
-        devices: setup.Devices,
+        devices: devices_lib.Devices,
         *,
         words: processor.Processor,
         sizes: Sequence[encode.Size],
@@ -327,9 +287,3 @@ class Dump:
 def _plain(value: Any) -> Json:
     """Return numbers of NumPy as JSON values."""
     return value.item() if isinstance(value, np.generic) else value
-
-
-def require_one_process(stage: str) -> None:
-    """Raise InputError in a job of several processes, which the sampler does not serve yet."""
-    if jax.process_count() > 1:
-        raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")

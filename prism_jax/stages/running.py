@@ -26,6 +26,7 @@ from prism_jax import (
     progress,
     version,
 )
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import setup
 
 Tree = Any
@@ -126,14 +127,14 @@ def is_finished(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) ->
         return False
     if identity.config["resume"]["step"] is not None:  # it is to be run again from there
         return False
-    setup.say(f"{workdir}: finished after {marker['step']} steps already")
+    progress.say(f"{workdir}: finished after {marker['step']} steps already")
     return True
 
 
 class OnDevices:
     """Put the batches of host data on the devices; the position is the data's."""
 
-    def __init__(self, data: loop.Data, devices: setup.Devices):
+    def __init__(self, data: loop.Data, devices: devices_lib.Devices):
         self._data = data
         self._devices = devices
 
@@ -203,7 +204,7 @@ def run(
         if first_step < run.num_steps and jax.process_index() == 0:
             (workdir / _FINISHED).unlink(missing_ok=True)
         if first_step:
-            setup.say(f"continuing {workdir} after step {first_step}")
+            progress.say(f"continuing {workdir} after step {first_step}")
         with _logs(run, first_step) as logs:
             try:
                 state = loop.run(
@@ -222,7 +223,7 @@ def run(
                 )
             except preemption.Preempted as stop:
                 logs.progress.close()
-                setup.say(str(stop))
+                progress.say(str(stop))
                 raise
         checkpointer.finish({"steps": run.num_steps} | dict(summary))
     return state

@@ -5,8 +5,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -22,15 +20,17 @@ from prism_jax import (
     errors,
     model_files,
     pretrained,
+    progress,
     version,
 )
-from prism_jax.data import encode, processor, records, sources, validate
+from prism_jax.data import processor
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout import sampling as sampling_lib
-from prism_jax.stages import asking, corpora, dropped_rows, setup
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages import asking
 
 _CHUNK_TOKENS = 64
-_DROPPED = "dropped_prompts.jsonl"
 # Keys that may change when a killed job is started again: what they name is compared itself.
 _MAY_DIFFER = (
     "policy.folder",
@@ -53,35 +53,6 @@ class Policy(configuration.Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         return configuration.not_empty(self, "folder")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rules(configuration.Section):
-    """Say how data sets of prompts are read, and which of their rows are taken."""
-
-    image_root: str | None  # of pictures given by path; None: the folder of the file
-    cache_dir: str | None  # where a folder on gs:// is copied to
-    max_rows: int | None  # the first so many of a data set; None: all
-    max_prompt_tokens: int  # image tokens included
-    overlong: Literal["error", "filter"]  # what happens to longer prompts
-    max_bad_rows: int  # of a data set
-    min_pixels: int | None  # of a picture, others are scaled; None: the checkpoint's own limits
-    max_pixels: int | None
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 1, "max_rows", "max_prompt_tokens", "min_pixels")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompts(Rules):
-    """Say what is asked: RL parquet, JSON lines, or a folder that `data build` wrote."""
-
-    path: str
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.not_empty(self, "path") + super().problems()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,11 +83,11 @@ class Sampling(configuration.Section):
 
 
 # Called once, and only when there is something left to ask.
-OpenSampler = Callable[[pretrained.Source, Policy, setup.Devices], asking.Sampler]
+OpenSampler = Callable[[pretrained.Source, Policy, devices_lib.Devices], asking.Sampler]
 
 
 def open_sampler(
-    source: pretrained.Source, policy: Policy, devices: setup.Devices
+    source: pretrained.Source, policy: Policy, devices: devices_lib.Devices
 ) -> asking.Sampler:
     """Load a policy into the form that decoding reads, and return its sampler."""
     _, config = pretrained.config_of(source.files)
@@ -131,7 +102,7 @@ def open_sampler(
     graphdef, params = serving.prepare(
         model.graphdef, model.params, dtype=devices.dtype, donate=True
     )
-    setup.say(f"policy read from {policy.folder}" + _told(source.step))
+    progress.say(f"policy read from {policy.folder}" + _told(source.step))
     built = engine.Engine(
         graphdef=graphdef,
         config=config,
@@ -170,87 +141,6 @@ class EngineSampler:
         return shaped.generate(self.params, prompts, sampling, key, num_responses=num_responses)
 
 
-def open_prompts(
-    texts: Sequence[str],
-    options: Rules,
-    words: processor.Processor,
-    *,
-    need_teacher: bool,
-    need_answer: bool,
-    folder: pathlib.Path | None,
-    check: Callable[[records.PromptRow], None] | None = None,
-    place: str = "config",
-) -> asking.Opened:
-    """Validate every row and measure its prompt; rows that are left out are counted by reason.
-
-    Args:
-      texts: the data sets, as a configuration names them; their rows count on from each other.
-      need_teacher: rows need the teacher's caption and cot; for `need_answer` a ground truth.
-      folder: gets `dropped_prompts.jsonl`, which lists them; None: standard error does.
-      check: raises RowError for a row that is wrong in another way; called in threads.
-      place: what holds the section `prompts`, for messages.
-
-    Raises:
-      InputError: the data cannot be read, or more rows are wrong than allowed.
-    """
-
-    def count_tokens(row: records.PromptRow) -> tuple[int, int, int, int]:
-        if check is not None:
-            check(row)
-        size = encode.measure(row.prompt, row.images, words, add_generation_prompt=True)
-        return size.tokens, size.patches, size.images, _digest(row)
-
-    found = corpora.open_all(
-        texts,
-        validate.Rules(
-            max_bad_rows=options.max_bad_rows,
-            option=f"{place}.prompts.max_bad_rows",
-            count_tokens=count_tokens,
-            max_tokens=options.max_prompt_tokens,
-            overlong=options.overlong,
-            need_teacher=need_teacher,
-            need_answer=need_answer,
-        ),
-        kind="prompts",
-        image_root=options.image_root or "",
-        cache_dir=options.cache_dir or "",
-        dropped=None if folder is None else folder / _DROPPED,
-    )
-    kept = []
-    for _, opened in found:
-        if folder is None and jax.process_index() == 0:
-            dropped_rows.tell(opened.report, None)
-        kept.append(range(len(opened.rows))[: options.max_rows])
-    counted = [
-        one
-        for (_, opened), taken in zip(found, kept, strict=True)
-        for one in opened.report.counted[: len(taken)]
-    ]
-    digests = "".join(f"{digest:064x}" for *_, digest in counted)
-    return asking.Opened(
-        rows=sources.Joined(
-            [
-                sources.Selection(opened.rows, taken)
-                for (_, opened), taken in zip(found, kept, strict=True)
-            ]
-        ),
-        lengths=tuple(len(taken) for taken in kept),
-        sizes=[
-            encode.Size(tokens=tokens, patches=patches, images=images)
-            for tokens, patches, images, _ in counted
-        ],
-        report=corpora.joined([opened.report for _, opened in found]),
-        digest=hashlib.sha256(digests.encode()).hexdigest()[:16],
-    )
-
-
-def _digest(row: records.PromptRow) -> int:
-    plain = dataclasses.asdict(row) | {"images": [image.sha256 for image in row.images]}
-    # The file's name and place are no part of the content.
-    plain["source"] = ""
-    return int(hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(), 16)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
     """Hold what is asked of whom."""
@@ -260,7 +150,7 @@ class Job:
     source: pretrained.Source
     words: processor.Processor
     vocab_tokens: int  # rows of the model's vocabulary
-    opened: asking.Opened
+    opened: prompts_lib.Opened
     row_parts: int  # over which the rows of a batch are spread
     sampler: Callable[[], asking.Sampler]  # loads the policy at the first call
 
@@ -270,7 +160,7 @@ def begin(
     config: ml_collections.ConfigDict,
     *,
     policy: Policy,
-    prompts: Prompts,
+    prompts: prompts_lib.Prompts,
     mesh: configuration.Mesh,
     workdir: pathlib.Path,
     open_sampler: OpenSampler,
@@ -300,7 +190,7 @@ def begin(
     source = pretrained.Source.of(policy.folder, role="policy", step=step)
     _, sizes = pretrained.config_of(source.files)
     words = _with_limits(processor.Processor.from_folder(source.files), prompts, place=place)
-    opened = open_prompts(
+    opened = prompts_lib.open_prompts(
         [prompts.path],
         prompts,
         words,
@@ -319,7 +209,7 @@ def begin(
         attention=policy.attention,
         remat="none",
     )
-    devices = setup.open_devices(mesh, model, section="policy", place=place)
+    devices = devices_lib.open_devices(mesh, model, section="policy", place=place)
     if jax.process_count() > 1:
         raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")
     facts = {
@@ -348,7 +238,7 @@ def begin(
 
 
 def _with_limits(
-    words: processor.Processor, prompts: Prompts, *, place: str
+    words: processor.Processor, prompts: prompts_lib.Prompts, *, place: str
 ) -> processor.Processor:
     """Return the processor with the limits on the size of a picture."""
     own = words.image_settings

@@ -20,9 +20,7 @@ second half:
 """
 
 import dataclasses
-import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,10 +29,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from models import attention, discriminator, qwen3_vl, sharding
 from models import config as config_lib
+from models import discriminator, qwen3_vl
 from prism_jax import (
     checkpoint,
     configuration,
@@ -42,33 +39,12 @@ from prism_jax import (
     model_files,
     optim,
     pretrained,
+    progress,
     train_state,
 )
 from prism_jax import mesh as mesh_lib
-from prism_jax.stages import fresh, generate
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Devices:
-    """Hold how everything of a run is computed; "auto" is decided here, once."""
-
-    mesh: Mesh
-    rules: sharding.Rules
-    dtype: jnp.dtype  # of activations and matmuls
-    param_dtype: jnp.dtype  # of the master weights
-    attention: attention.Implementation
-    decode_attention: attention.Implementation
-
-    @property
-    def replicated(self) -> NamedSharding:
-        """Return the sharding of what every device holds."""
-        return NamedSharding(self.mesh, PartitionSpec())
-
-    def row_parts(self) -> int:
-        """Return over how many parts of the mesh the rows of a batch are spread."""
-        axes = self.rules.mesh_axes("batch")
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        return math.prod(self.mesh.shape[name] for name in names)
+from prism_jax.setup import devices as devices_lib
+from prism_jax.stages import fresh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,58 +67,6 @@ class Start:
     abstract: train_state.TrainState  # shapes, types and shardings
     make: Callable[[], train_state.TrainState]
     shardings: train_state.TrainState
-
-
-def say(line: str) -> None:
-    """Tell the user on standard error; one process of a job speaks."""
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)
-
-
-def open_devices(
-    mesh: configuration.Mesh,
-    model: configuration.Model,
-    *,
-    section: str = "model",
-    place: str = "config",
-) -> Devices:
-    """Join the processes of the job, build the mesh and decide the implementations; tell them.
-
-    Args:
-      section: of the configuration that says type and attention, for messages.
-      place: what holds it and the section `mesh`, for messages.
-
-    Raises:
-      InputError: the axes do not fit the devices, or the attention does not run on them.
-    """
-    if mesh.is_distributed:
-        jax.distributed.initialize()
-    dtype = jnp.dtype(model.dtype)
-    if dtype == jnp.float32:
-        # Accelerators would multiply float32 with fewer bits.
-        jax.config.update("jax_default_matmul_precision", "highest")
-    found = jax.devices()
-    if mesh.num_devices is not None and mesh.num_devices > len(found):
-        raise errors.InputError(
-            f"{place}.mesh.num_devices = {mesh.num_devices}, but there are {len(found)} devices"
-        )
-    prefill, decode = generate.implementations(
-        model.attention, dtype, place=f"{place}.{section}.attention"
-    )
-    devices = Devices(
-        mesh=mesh_lib.make(dataclasses.asdict(mesh.axes), found[: mesh.num_devices]),
-        rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
-        dtype=dtype,
-        param_dtype=jnp.dtype(model.param_dtype),
-        attention=prefill,
-        decode_attention=decode,
-    )
-    axes = " x ".join(f"{name} {size}" for name, size in devices.mesh.shape.items() if size > 1)
-    say(
-        f"{devices.mesh.size} x {found[0].device_kind}" + (f" ({axes})" if axes else "")
-        + f", {model.dtype} with {model.param_dtype} weights, attention {prefill}"
-    )  # fmt: skip
-    return devices
 
 
 def keep_files(
@@ -169,7 +93,11 @@ def keep_files(
 
 
 def open_model(
-    source: configuration.Model, devices: Devices, *, files: pathlib.Path, is_discriminator: bool
+    source: configuration.Model,
+    devices: devices_lib.Devices,
+    *,
+    files: pathlib.Path,
+    is_discriminator: bool,
 ) -> Model:
     """Return the model of `files` (from `keep_files`), nothing of it in memory yet."""
     values, config = pretrained.config_of(files)
@@ -189,7 +117,7 @@ def open_model(
 
 
 def builder(
-    config: config_lib.Qwen3VLConfig, devices: Devices, *, is_discriminator: bool
+    config: config_lib.Qwen3VLConfig, devices: devices_lib.Devices, *, is_discriminator: bool
 ) -> Callable[[nnx.Rngs], nnx.Module]:
     """Return the function that makes a policy or a discriminator of these sizes."""
     shared = {
@@ -203,7 +131,7 @@ def builder(
     return lambda rngs: qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
 
 
-def load_params(model: Model, devices: Devices) -> nnx.State:
+def load_params(model: Model, devices: devices_lib.Devices) -> nnx.State:
     """Read the model's parameters from where its configuration says, directly in their shards.
 
     Raises:
@@ -246,7 +174,7 @@ def make_optimizer(
 
 
 def start_of(
-    model: Model, optimizer: optim.Optimizer, devices: Devices, *, key: jax.Array
+    model: Model, optimizer: optim.Optimizer, devices: devices_lib.Devices, *, key: jax.Array
 ) -> Start:
     """Return how the state of one model begins: from its checkpoint, or anew from the key."""
     abstract = train_state.abstract_state(model.params, optimizer)
@@ -268,7 +196,9 @@ def start_of(
         jax.block_until_ready(state)
         seconds = time.monotonic() - begun
         origin = "new" if model.source.init == "random" else f"read from {model.source.folder}"
-        say(f"{qwen3_vl.num_parameters(model.params):,} parameters {origin} in {seconds:.1f} s")
+        progress.say(
+            f"{qwen3_vl.num_parameters(model.params):,} parameters {origin} in {seconds:.1f} s"
+        )
         return state
 
     return Start(

@@ -17,6 +17,7 @@ from flax import nnx
 from models import moe
 from prism_jax import batches, configuration, loop, metrics, train_step
 from prism_jax.losses import reduce, sft
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import running, setup, sft_config, sft_feed
 
 # May change between a run and its continuation.
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     begun = time.monotonic()
     config, workdir = configuration.read(argv, command="sft")
     options = configuration.parse(sft_config.Config, config)
-    devices = setup.open_devices(options.mesh, options.model)
+    devices = devices_lib.open_devices(options.mesh, options.model)
     keys = running.keys(options.seed)
     with running.hold(workdir) as folder, jax.set_mesh(devices.mesh):
         files = setup.keep_files(options.model, folder)
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def make_loss(options: sft_config.Config, devices: setup.Devices) -> train_step.LossFn:
+def make_loss(options: sft_config.Config, devices: devices_lib.Devices) -> train_step.LossFn:
     """Return the loss of a microbatch: −log p of the assistant's tokens, and the router's term."""
 
     def loss_fn(

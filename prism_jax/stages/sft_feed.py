@@ -11,6 +11,7 @@ from flax import nnx
 from prism_jax import batches, errors, train_step
 from prism_jax.data import collate, demonstrations, packing, processor, steps, validate
 from prism_jax.losses import reduce
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import corpora, running, setup, sft_config
 
 
@@ -29,7 +30,7 @@ class Feed:
     def __init__(
         self,
         options: sft_config.Config,
-        devices: setup.Devices,
+        devices: devices_lib.Devices,
         model: setup.Model,
         *,
         words: processor.Processor,
@@ -192,7 +193,7 @@ class Feed:
         return make
 
 
-def _check_shapes(options: sft_config.Config, devices: setup.Devices) -> None:
+def _check_shapes(options: sft_config.Config, devices: devices_lib.Devices) -> None:
     """Raise InputError for rows that the mesh or the attention cannot take."""
     parts, num_rows = devices.row_parts(), options.train.num_rows
     if num_rows % parts:

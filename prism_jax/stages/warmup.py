@@ -29,16 +29,18 @@ from prism_jax import (
     model_files,
     optim,
     pretrained,
+    progress,
     segment_rows,
     train_state,
     train_step,
 )
 from prism_jax.continuations import RowShape
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import row_shapes
 from prism_jax.stages import (
     honesty,
     honesty_asker,
     pair_feed,
-    rollouts,
     running,
     segments,
     setup,
@@ -128,7 +130,7 @@ class Config(configuration.Section):
     model: configuration.Model
     data: pair_feed.Data
     pairs: Pairs
-    rows: rollouts.Rows
+    rows: row_shapes.Rows
     train: Train
     evaluate: Evaluate
     honesty: honesty.Options
@@ -151,8 +153,8 @@ def main(argv: Sequence[str]) -> None:
     begun = time.monotonic()
     config, workdir = configuration.read(argv, command="warmup")
     options = configuration.parse(Config, config)
-    devices = setup.open_devices(options.mesh, options.model)
-    rollouts.require_one_process("warmup")
+    devices = devices_lib.open_devices(options.mesh, options.model)
+    devices_lib.require_one_process("warmup")
     keys = running.keys(options.seed)
     with running.hold(workdir) as folder, jax.set_mesh(devices.mesh):
         # Of a run that trained two models, the files of the discriminator.
@@ -204,7 +206,7 @@ def make_evaluation(
     options: Config,
     feed: pair_feed.Feed,
     model: setup.Model,
-    devices: setup.Devices,
+    devices: devices_lib.Devices,
     settings: discriminator_update.Settings,
     shape: RowShape,
     *,
@@ -231,7 +233,7 @@ def make_evaluation(
 
 def make_stage(
     options: Config,
-    devices: setup.Devices,
+    devices: devices_lib.Devices,
     model: setup.Model,
     feed: pair_feed.Feed,
     optimizer: optim.Optimizer,
@@ -288,7 +290,7 @@ def make_update(
 
 
 def start_of(
-    model: setup.Model, optimizer: optim.Optimizer, devices: setup.Devices, *, key: jax.Array
+    model: setup.Model, optimizer: optim.Optimizer, devices: devices_lib.Devices, *, key: jax.Array
 ) -> setup.Start:
     """Return how the state begins; a folder without a score head gives the trunk alone."""
     start = setup.start_of(model, optimizer, devices, key=key)
@@ -308,7 +310,7 @@ def start_of(
         params[path] = jax.jit(
             lambda key: model.build(nnx.Rngs(key)).score.kernel, out_shardings=places[path]
         )(key)
-        setup.say(f"trunk read from {folder}, the score head is new")
+        progress.say(f"trunk read from {folder}, the score head is new")
         return train_state.from_params(
             nnx.from_flat_state(sorted(params.items())), optimizer, shardings=start.shardings
         )
@@ -327,7 +329,7 @@ def _holds_discriminator(folder: str) -> bool:
         return pretrained.Source.of(folder, role="policy").is_discriminator
 
 
-def _open_policy(model: setup.Model, devices: setup.Devices) -> setup.Model:
+def _open_policy(model: setup.Model, devices: devices_lib.Devices) -> setup.Model:
     """Return the policy of which the trunk is made."""
     build = setup.builder(model.config, devices, is_discriminator=False)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)

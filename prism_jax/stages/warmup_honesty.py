@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prism_jax.stages import honesty, honesty_asker, pair_feed, probes, setup
+from prism_jax import progress
+from prism_jax.stages import honesty, honesty_asker, pair_feed, probes
 
 Evaluate = Callable[[Any, int], Mapping[str, float]]
 
@@ -37,7 +38,7 @@ def beside(
     if options.every_steps is None:
         return evaluate
     if evaluate is None:
-        setup.say("no pairs are held out: the honesty panel is not measured")
+        progress.say("no pairs are held out: the honesty panel is not measured")
         return None
     fitted: dict[str, probes.Pairs] = {}
 
@@ -59,7 +60,7 @@ def beside(
             num_pairs=options.num_pairs,
         )
         for line in honesty.warnings(panel, feed.names):
-            setup.say(line)
+            progress.say(line)
         panel["time/honesty_seconds"] = time.monotonic() - begun
         return told | panel
 

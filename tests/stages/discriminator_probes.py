@@ -15,6 +15,7 @@ from configs import align, warmup
 from prism_jax import discriminator_update
 from prism_jax.rewards import score
 from prism_jax.rollout import engine
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import (
     align_config,
     align_feed,
@@ -107,7 +108,7 @@ def coefficients(options, folder):
 def dropout(options, folder):
     """Return how the discriminator computes its scores while it learns."""
     del folder
-    devices = setup.open_devices(options.mesh, options.model)
+    devices = devices_lib.open_devices(options.mesh, options.model)
     if isinstance(options, align_config.Config):
         return align_updates.score_settings(options, devices)
     model = types.SimpleNamespace(config=types.SimpleNamespace(text=types.SimpleNamespace(moe=1)))
@@ -189,7 +190,7 @@ class _State:
 
 
 def _open_align(options, folder, workdir):
-    devices = setup.open_devices(options.mesh, options.model)
+    devices = devices_lib.open_devices(options.mesh, options.model)
     source = options.discriminator.model(options.model)
     files = setup.keep_files(options.model, workdir)
     own_files = setup.keep_files(source, workdir, name="discriminator")
@@ -245,7 +246,7 @@ def drawn_with(options, folder, workdir):
 
 def read_pairs(options, folder, workdir):
     """Return the first batch of the warm-up, its shape, length and held-out pairs."""
-    devices = setup.open_devices(options.mesh, options.model)
+    devices = devices_lib.open_devices(options.mesh, options.model)
     files = setup.keep_files(options.model, workdir)
     model = setup.open_model(options.model, devices, files=files, is_discriminator=True)
     feed = pair_feed.Feed(
@@ -292,7 +293,7 @@ def discriminator_optimizer(options, folder):
 def devices(options, folder):
     """Return how everything is computed."""
     del folder
-    return field_tables.placed(setup.open_devices(options.mesh, options.model))
+    return field_tables.placed(devices_lib.open_devices(options.mesh, options.model))
 
 
 def policy_model(options, folder, workdir):
@@ -312,7 +313,7 @@ def warmed_model(options, folder, workdir):
 
 
 def _model(source, options, workdir, *, is_discriminator):
-    devices = setup.open_devices(options.mesh, options.model)
+    devices = devices_lib.open_devices(options.mesh, options.model)
     files = setup.keep_files(source, workdir)
     model = setup.open_model(source, devices, files=files, is_discriminator=is_discriminator)
     return field_tables.shapes(model)

@@ -24,6 +24,7 @@ from prism_jax import checkpoint, configuration, errors, loop, metric_writers, p
 from prism_jax.data import paths, steps
 from prism_jax.rewards import score, workers
 from prism_jax.rollout import engine, serving
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import rollouts, setup
 
 Changes = Mapping[str, Any]
@@ -128,7 +129,7 @@ def moved(options: configuration.Optim) -> Any:
     return trainable, state.adam, len(nnx.to_flat_state(frozen))
 
 
-def placed(devices: setup.Devices) -> Any:
+def placed(devices: devices_lib.Devices) -> Any:
     """Return how everything is computed on devices."""
     shape = sorted(devices.mesh.shape.items())
     return shape, devices.mesh.size, devices.dtype, devices.param_dtype, devices.rules

@@ -21,14 +21,8 @@ from prism_jax import configuration, continuations, metrics, train_state
 from prism_jax.data import encode, records
 from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
-from prism_jax.stages import (
-    rlvr_config,
-    rlvr_experience,
-    rlvr_groups,
-    rlvr_update,
-    rollouts,
-    setup,
-)
+from prism_jax.setup import devices as devices_lib
+from prism_jax.stages import rlvr_config, rlvr_experience, rlvr_groups, rlvr_update, rollouts, setup
 
 NUM_TOKENS = 5
 MAX_TOKENS = 4
@@ -235,10 +229,10 @@ def feed_of(options: rlvr_config.Config) -> rlvr_groups.Feed:
 
 
 @functools.cache
-def devices() -> setup.Devices:
+def devices() -> devices_lib.Devices:
     """Return the first device."""
     mesh = jax.sharding.Mesh([[[[jax.devices()[0]]]]], ("data", "fsdp", "tensor", "expert"))
-    return setup.Devices(
+    return devices_lib.Devices(
         mesh=mesh,
         rules=sharding.REPLICATED,
         dtype=jnp.dtype("float32"),

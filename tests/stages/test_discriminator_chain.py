@@ -10,6 +10,7 @@ import pytest
 
 from configs import align
 from prism_jax import configuration, main, metric_writers, model_files, train_step, tree_paths
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import align_config, setup, warmup
 from tests import hf_checkpoints
 from tests.stages import align_run, rl_run, sft_run
@@ -132,7 +133,7 @@ def _opened(root, folder, workdir):
     config.discriminator.folder, config.discriminator.init = str(folder), "pretrained"
     config.discriminator.sizes = None
     options = configuration.parse(align_config.Config, config)
-    devices = setup.open_devices(options.mesh, options.model)
+    devices = devices_lib.open_devices(options.mesh, options.model)
     source = options.discriminator.model(options.model)
     files = setup.keep_files(source, workdir, name=model_files.DISCRIMINATOR_FOLDER)
     model = setup.open_model(source, devices, files=files, is_discriminator=True)

@@ -9,7 +9,8 @@ import pytest
 
 from prism_jax import configuration, errors
 from prism_jax.data import packing, processor
-from prism_jax.stages import prompt_mixture, rlvr_config, sampled
+from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages import prompt_mixture, rlvr_config
 from tests import tiny_checkpoint
 
 
@@ -35,7 +36,7 @@ def _options(folder, *names, **changes):
 
 def _open(folder, options, workdir=None):
     words = processor.Processor.from_folder(folder / "model")
-    return sampled.open_prompts(
+    return prompts_lib.open_prompts(
         options.path, options, words, need_teacher=False, need_answer=True, folder=workdir
     )
 

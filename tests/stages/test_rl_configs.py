@@ -12,6 +12,7 @@ from models import inputs, presets, qwen3_vl, sharding
 from models.inputs import Example
 from prism_jax import configuration, continuations, policy_batch, policy_update, train_state
 from prism_jax.continuations import Largest
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import align_config, policy_rows, rlvr_config, setup, warmup
 
 _STRUCTS = {"align": align_config.Config, "rlvr": rlvr_config.Config, "warmup": warmup.Config}
@@ -104,9 +105,9 @@ def test_the_longest_published_responses_fit_the_rows(size):
         assert shape.num_rows == drawn.num_prompts * drawn.num_responses
 
 
-def _devices() -> setup.Devices:
+def _devices() -> devices_lib.Devices:
     mesh = jax.sharding.Mesh([[[[jax.devices()[0]]]]], ("data", "fsdp", "tensor", "expert"))
-    return setup.Devices(
+    return devices_lib.Devices(
         mesh=mesh,
         rules=sharding.REPLICATED,
         dtype=jnp.bfloat16,

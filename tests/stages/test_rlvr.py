@@ -10,7 +10,8 @@ import pytest
 
 from prism_jax import metric_writers, train_step
 from prism_jax.rewards import score
-from prism_jax.stages import evaluate, rlvr_config, rlvr_rewards
+from prism_jax.setup import judging
+from prism_jax.stages import rlvr_config, rlvr_rewards
 from tests.stages import rl_run, sft_run
 
 
@@ -44,9 +45,7 @@ _LEARN = (
 def _learn(folder, workdir, *overrides):
     """Run with the vowels' judge in place of the real one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            evaluate.Rewards, "open_judge", lambda self: contextlib.nullcontext(_Vowels())
-        )
+        patch.setattr(judging.Rewards, "open_judge", lambda self: contextlib.nullcontext(_Vowels()))
         return rl_run.run("rlvr", folder, workdir, *_LEARN, *overrides)
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from prism_jax import metric_writers, train_step
 from prism_jax.rewards import score
-from prism_jax.stages import evaluate, setup
+from prism_jax.setup import judging
+from prism_jax.stages import setup
 from tests.stages import rl_run, sft_run
 
 
@@ -63,7 +64,7 @@ def folder(tmp_path_factory):
 
 def _run(folder, workdir, *overrides):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate.Rewards, "open_judge", lambda self: contextlib.nullcontext(_Judge()))
+        patch.setattr(judging.Rewards, "open_judge", lambda self: contextlib.nullcontext(_Judge()))
         return rl_run.run("rlvr", folder, workdir, *_ALL, *overrides)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from prism_jax import configuration, errors
 from prism_jax.rollout import decode, engine
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import rlvr, rlvr_config, rollouts, setup
 from tests.stages import rl_run
 
@@ -19,7 +20,7 @@ def opened(tmp_path_factory):
     """Open a narrow new policy and five prompts."""
     folder = rl_run.write(tmp_path_factory.mktemp("rollouts"))
     options = _options(folder, {})
-    devices = setup.open_devices(options.mesh, options.model)
+    devices = devices_lib.open_devices(options.mesh, options.model)
     files = setup.keep_files(options.model, folder)
     model = setup.open_model(options.model, devices, files=files, is_discriminator=False)
     optimizer = setup.make_optimizer(options.optim, model.params, num_steps=1)
@@ -83,7 +84,7 @@ def test_a_batch_that_holds_no_prompt_or_does_not_divide_is_refused(opened):
         opened[0],
         {"rollout.batch_responses": 6, "mesh.num_devices": 2, "prompts.max_rows": 1},
     )
-    devices = setup.open_devices(options.mesh, options.model)
+    devices = devices_lib.open_devices(options.mesh, options.model)
     with pytest.raises(errors.InputError, match=r"2 responses x 2 parts of the mesh.*got 6"):
         options.rollout.batch_prompts(devices)
 

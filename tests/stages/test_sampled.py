@@ -6,7 +6,7 @@ import pytest
 
 from prism_jax import errors
 from prism_jax.data import encode, processor, records
-from prism_jax.stages import sampled
+from prism_jax.setup import prompts as prompts_lib
 from tests import data_files, tiny_checkpoint
 
 _OPTIONS = {
@@ -44,8 +44,8 @@ def _row(row_id, text, *images):
 def _open(folder, words, rows, *, workdir=None, check=None, **changes):
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = sampled.Prompts(**(_OPTIONS | {"path": str(path)} | changes))
-    return sampled.open_prompts(
+    options = prompts_lib.Prompts(**(_OPTIONS | {"path": str(path)} | changes))
+    return prompts_lib.open_prompts(
         [options.path],
         options,
         words,

@@ -4,6 +4,7 @@ import pytest
 
 from configs import rlvr as config_file
 from prism_jax import policy_update
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import policy_rows, rlvr, rlvr_config, rlvr_update, setup
 from tests import make_tokenizer
 from tests.stages import field_tables, prompt_fields, rl_run, rl_toy
@@ -28,7 +29,7 @@ def _configure(folder):
 
 
 def _devices(given):
-    return setup.open_devices(given.options.mesh, given.options.model)
+    return devices_lib.open_devices(given.options.mesh, given.options.model)
 
 
 def _open(given):

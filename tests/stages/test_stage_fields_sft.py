@@ -13,6 +13,7 @@ from configs import sft as config_file
 from prism_jax import train_state
 from prism_jax.data import build, encode, sources, validate
 from prism_jax.losses import reduce
+from prism_jax.setup import devices as devices_lib
 from prism_jax.stages import setup, sft, sft_config, sft_feed
 from tests import data_files
 from tests.stages import field_tables, rl_run, rl_toy, sft_run
@@ -47,7 +48,7 @@ def _configure(folder):
 def _open(given):
     """Return devices, model and feed of a run."""
     options = given.options
-    devices = setup.open_devices(options.mesh, options.model)
+    devices = devices_lib.open_devices(options.mesh, options.model)
     files = setup.keep_files(options.model, given.workdir)
     model = setup.open_model(options.model, devices, files=files, is_discriminator=False)
     words = sft_feed.open_words(options.data, files)
@@ -132,7 +133,7 @@ def optimizer(given):
 
 
 def devices(given):
-    return field_tables.placed(setup.open_devices(given.options.mesh, given.options.model))
+    return field_tables.placed(devices_lib.open_devices(given.options.mesh, given.options.model))
 
 
 def model(given):

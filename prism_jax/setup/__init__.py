@@ -1,0 +1,1 @@
+"""What every command opens first: devices, models, prompts, rows and the judge."""

@@ -1,0 +1,140 @@
+"""Data sets of prompts: how they are read, validated and measured."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+
+from prism_jax import (
+    configuration,
+)
+from prism_jax.data import encode, processor, records, sources, validate
+from prism_jax.stages import corpora, dropped_rows
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Hold the rows to ask, the size of each prompt, and what was left out."""
+
+    rows: sources.Rows
+    lengths: Sequence[int]  # rows of each data set
+    sizes: Sequence[encode.Size]
+    report: validate.Report
+    digest: str  # of everything that the rows hold
+
+
+_DROPPED = "dropped_prompts.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules(configuration.Section):
+    """Say how data sets of prompts are read, and which of their rows are taken."""
+
+    image_root: str | None  # of pictures given by path; None: the folder of the file
+    cache_dir: str | None  # where a folder on gs:// is copied to
+    max_rows: int | None  # the first so many of a data set; None: all
+    max_prompt_tokens: int  # image tokens included
+    overlong: Literal["error", "filter"]  # what happens to longer prompts
+    max_bad_rows: int  # of a data set
+    min_pixels: int | None  # of a picture, others are scaled; None: the checkpoint's own limits
+    max_pixels: int | None
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.at_least(self, 1, "max_rows", "max_prompt_tokens", "min_pixels")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts(Rules):
+    """Say what is asked: RL parquet, JSON lines, or a folder that `data build` wrote."""
+
+    path: str
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.not_empty(self, "path") + super().problems()
+
+
+def open_prompts(
+    texts: Sequence[str],
+    options: Rules,
+    words: processor.Processor,
+    *,
+    need_teacher: bool,
+    need_answer: bool,
+    folder: pathlib.Path | None,
+    check: Callable[[records.PromptRow], None] | None = None,
+    place: str = "config",
+) -> Opened:
+    """Validate every row and measure its prompt; rows that are left out are counted by reason.
+
+    Args:
+      texts: the data sets, as a configuration names them; their rows count on from each other.
+      need_teacher: rows need the teacher's caption and cot; for `need_answer` a ground truth.
+      folder: gets `dropped_prompts.jsonl`, which lists them; None: standard error does.
+      check: raises RowError for a row that is wrong in another way; called in threads.
+      place: what holds the section `prompts`, for messages.
+
+    Raises:
+      InputError: the data cannot be read, or more rows are wrong than allowed.
+    """
+
+    def count_tokens(row: records.PromptRow) -> tuple[int, int, int, int]:
+        if check is not None:
+            check(row)
+        size = encode.measure(row.prompt, row.images, words, add_generation_prompt=True)
+        return size.tokens, size.patches, size.images, _digest(row)
+
+    found = corpora.open_all(
+        texts,
+        validate.Rules(
+            max_bad_rows=options.max_bad_rows,
+            option=f"{place}.prompts.max_bad_rows",
+            count_tokens=count_tokens,
+            max_tokens=options.max_prompt_tokens,
+            overlong=options.overlong,
+            need_teacher=need_teacher,
+            need_answer=need_answer,
+        ),
+        kind="prompts",
+        image_root=options.image_root or "",
+        cache_dir=options.cache_dir or "",
+        dropped=None if folder is None else folder / _DROPPED,
+    )
+    kept = []
+    for _, opened in found:
+        if folder is None and jax.process_index() == 0:
+            dropped_rows.tell(opened.report, None)
+        kept.append(range(len(opened.rows))[: options.max_rows])
+    counted = [
+        one
+        for (_, opened), taken in zip(found, kept, strict=True)
+        for one in opened.report.counted[: len(taken)]
+    ]
+    digests = "".join(f"{digest:064x}" for *_, digest in counted)
+    return Opened(
+        rows=sources.Joined(
+            [
+                sources.Selection(opened.rows, taken)
+                for (_, opened), taken in zip(found, kept, strict=True)
+            ]
+        ),
+        lengths=tuple(len(taken) for taken in kept),
+        sizes=[
+            encode.Size(tokens=tokens, patches=patches, images=images)
+            for tokens, patches, images, _ in counted
+        ],
+        report=corpora.joined([opened.report for _, opened in found]),
+        digest=hashlib.sha256(digests.encode()).hexdigest()[:16],
+    )
+
+
+def _digest(row: records.PromptRow) -> int:
+    plain = dataclasses.asdict(row) | {"images": [image.sha256 for image in row.images]}
+    # The file's name and place are no part of the content.
+    plain["source"] = ""
+    return int(hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(), 16)

@@ -1,0 +1,45 @@
+"""The packed rows into which the sequences of a batch are laid, and their static shapes."""
+
+import dataclasses
+
+from prism_jax import (
+    configuration,
+    continuations,
+    errors,
+)
+from prism_jax.continuations import Largest, RowShape
+from prism_jax.setup import devices as devices_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows(configuration.Section):
+    """Say into which packed rows sequences are laid; how many follows from the largest batch."""
+
+    row_tokens: int
+    row_sequences: int  # most sequences in a row
+    num_rows: int  # of a microbatch, over all devices
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.at_least(self, 1, "row_tokens", "row_sequences", "num_rows")
+
+    def shape(self, largest: Largest, devices: devices_lib.Devices, *, place: str) -> RowShape:
+        """Return the static shapes of a batch.
+
+        Raises:
+          InputError: the rows are too short, or do not divide over the devices.
+        """
+        is_splash = devices.attention == "splash"
+        if self.num_rows % devices.row_parts() or (is_splash and self.row_tokens % 128):
+            raise errors.InputError(
+                f"{place}.num_rows must divide over {devices.row_parts()} parts of the mesh, and "
+                f"row_tokens by 128 for splash attention, got {self.num_rows}, {self.row_tokens}"
+            )
+        return continuations.row_shape(
+            largest,
+            row_tokens=self.row_tokens,
+            row_sequences=self.row_sequences,
+            microbatch_rows=self.num_rows,
+            patch_multiple=128 if is_splash else 1,
+            place=place,
+        )
