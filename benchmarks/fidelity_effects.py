@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from benchmarks import fidelity_models, fidelity_texts, fidelity_updates
-from prism_jax import discriminator_update
 from prism_jax.data import images
+from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import advantage, reduce
 from prism_jax.rewards import answer, answer_official, symbolic, tags
 
@@ -115,7 +115,7 @@ def pair_normalisation() -> dict[str, Json]:
     orders = [rng.permutation(16) for _ in range(100)]
     found = {"responses": 16, "well_formed": int(ok.sum()), "orders": len(orders)}
     for size in (None, 2, 4):
-        rule = discriminator_update.PairRule(
+        rule = discriminator_loss.PairRule(
             score_clip=10.0,
             regulariser=1e-3,
             router=0.0,
@@ -125,14 +125,14 @@ def pair_normalisation() -> dict[str, Json]:
         )
         losses, shares = [], []
         for order in orders:
-            one = discriminator_update.Scores(
+            one = discriminator_loss.Scores(
                 teacher=jnp.full(1, 1.0),
                 student=jnp.where(ok[order], student[order], 0.0),
                 is_pair=jnp.asarray(ok[order]),
                 teacher_tokens=jnp.zeros(1, jnp.int32),
                 student_tokens=jnp.zeros(16, jnp.int32),
             )
-            gradients, told = discriminator_update.score_gradients({"cot": one}, rule)
+            gradients, told = discriminator_loss.score_gradients({"cot": one}, rule)
             losses.append(float(told["discriminator/cot_loss"].value))
             back = np.empty(16)
             back[order] = np.asarray(gradients["cot"].student)

@@ -10,7 +10,9 @@ from flax import nnx
 
 from models import config as config_lib
 from models import discriminator, inputs, kinds, positions, presets, sharding, upcycle
-from prism_jax import continuations, discriminator_update, segment_rows
+from prism_jax import rows as packed_rows
+from prism_jax.discriminator import batch as discriminator_batch
+from prism_jax.discriminator import loss as discriminator_loss
 
 Json = Any
 _NUM_PROMPTS, _NUM_SEGMENTS = 8, 4
@@ -53,13 +55,13 @@ def _prompt(config: config_lib.Qwen3VLConfig, rng: np.random.Generator) -> input
     )
 
 
-def _batches(config: config_lib.Qwen3VLConfig) -> dict[str, segment_rows.PackedSegments]:
+def _batches(config: config_lib.Qwen3VLConfig) -> dict[str, discriminator_batch.PackedSegments]:
     """Return the same segments with positions of both kinds."""
     rng = np.random.default_rng(0)
     prompts = [_prompt(config, rng) for _ in range(_NUM_PROMPTS)]
     units = [
         [
-            continuations.Continuation(
+            packed_rows.Continuation(
                 prompt=prompt, tokens=rng.integers(1, 500, _SEGMENT_WORDS).astype(np.int32)
             )
         ]
@@ -67,8 +69,8 @@ def _batches(config: config_lib.Qwen3VLConfig) -> dict[str, segment_rows.PackedS
         for _ in range(_NUM_SEGMENTS)
     ]
     longest = max(len(prompt.tokens) for prompt in prompts) + _SEGMENT_WORDS
-    shape = continuations.row_shape(
-        continuations.Largest(
+    shape = packed_rows.row_shape(
+        packed_rows.Largest(
             num_units=len(units),
             unit_sequences=1,
             unit_tokens=longest,
@@ -84,7 +86,9 @@ def _batches(config: config_lib.Qwen3VLConfig) -> dict[str, segment_rows.PackedS
     )
     names = [0] * len(units)
     return {
-        kind: segment_rows.pack(prompts, units, names, (kinds.COT,), shape, config, positions=kind)
+        kind: discriminator_batch.pack(
+            prompts, units, names, (kinds.COT,), shape, config, positions=kind
+        )
         for kind in ("mrope", "text_1d")
     }
 
@@ -104,12 +108,12 @@ def scores() -> dict[str, Json]:
         rngs=nnx.Rngs(0),
     )
     graphdef, params = nnx.split(model)
-    settings = discriminator_update.Settings(implementation="xla", remat="none", head_dropout=0.1)
+    settings = discriminator_loss.Settings(implementation="xla", remat="none", head_dropout=0.1)
 
     @jax.jit
     def score(params, batch, key):
         merged = nnx.merge(graphdef, params)
-        return discriminator_update.all_scores(merged, batch, settings, key)
+        return discriminator_loss.all_scores(merged, batch, settings, key)
 
     packed = _batches(config)
     found = {kind: one.read(score(params, one.batch, None)) for kind, one in packed.items()}

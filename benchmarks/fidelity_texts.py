@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from prism_jax.data import numerals, numerals_examples, processor, prompts, tokenizer_files
-from prism_jax.stages import probes, segments
+from prism_jax.data import processor, prompts, tokenizer_files
+from prism_jax.data.numerals import corpus as numerals_corpus
+from prism_jax.data.numerals import examples as numerals_examples
+from prism_jax.discriminator import segments
+from prism_jax.honesty import probes
 
 Json = Any
 _FORMS = {
@@ -22,7 +25,9 @@ def _words() -> processor.Processor:
     """Return a tokenizer of Qwen's kind, its merges learnt from the embedded corpus."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        ids = tokenizer_files.write(folder, numerals.sample_texts("small", 0, 400), num_merges=256)
+        ids = tokenizer_files.write(
+            folder, numerals_corpus.sample_texts("small", 0, 400), num_merges=256
+        )
         config = {
             "model_type": "qwen3_vl",
             "image_token_id": ids.image_token_id,
@@ -43,12 +48,12 @@ def _reader(words: processor.Processor, name: str) -> segments.Reader:
 
 
 def _examples(num_pairs: int) -> list[numerals_examples.Example]:
-    return list(numerals.stream(level="small", seed=0, name="teacher", rows=num_pairs))
+    return list(numerals_corpus.stream(level="small", seed=0, name="teacher", rows=num_pairs))
 
 
 def _texts(example: numerals_examples.Example) -> tuple[segments.Text, segments.Text]:
     """Return the teacher's and the public response to a question."""
-    public = example.public(numerals.slips_of("small", {}))
+    public = example.public(numerals_corpus.slips_of("small", {}))
     return segments.Text.of_whole(example.teacher.response), segments.Text.of_whole(public.response)
 
 

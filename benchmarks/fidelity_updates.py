@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from prism_jax import discriminator_update, optim
+from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import advantage
 from prism_jax.rewards import score, symbolic, tags
-from prism_jax.stages import rlvr_config, rlvr_groups
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import groups as rlvr_groups
+from prism_jax.training import optim
 
 Json = Any
 _GROUPS, _RESPONSES = 1000, 16
@@ -71,9 +73,9 @@ def no_pair() -> dict[str, Json]:
 
 def _score_gradients(
     students: np.ndarray, teachers: Any, is_pair: bool, all_invalid: str, regulariser: float
-) -> list[discriminator_update.Scores]:
+) -> list[discriminator_loss.Scores]:
     """Return the gradients of a prompt's caption and cot; all its responses are pairs, or none."""
-    rule = discriminator_update.PairRule(
+    rule = discriminator_loss.PairRule(
         score_clip=10.0,
         regulariser=regulariser,
         router=0.0,
@@ -82,7 +84,7 @@ def _score_gradients(
         all_invalid=all_invalid,
     )
     scores = {
-        name: discriminator_update.Scores(
+        name: discriminator_loss.Scores(
             teacher=jnp.asarray(teachers, jnp.float32)[number : number + 1],
             student=jnp.asarray(students[number]),
             is_pair=jnp.full(_RESPONSES, is_pair),
@@ -91,7 +93,7 @@ def _score_gradients(
         )
         for number, name in enumerate(_SEGMENTS)
     }
-    found, _ = discriminator_update.score_gradients(scores, rule)
+    found, _ = discriminator_loss.score_gradients(scores, rule)
     return [found[name] for name in _SEGMENTS]
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import inputs, qwen3_vl, sharding
-from prism_jax import pretrained
+from prism_jax.checkpoints import pretrained
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
 from prism_jax.setup import devices as devices_lib

@@ -15,9 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from models import discriminator, inputs, moe, presets, qwen3_vl, sharding, text
 from models.config import Qwen3VLConfig
 from prism_jax import mesh as mesh_lib
-from prism_jax import metrics, optim, train_state, train_step
+from prism_jax import metrics
 from prism_jax.losses import logprob, reduce, sft
 from prism_jax.rollout import serving
+from prism_jax.training import optim, train_state, train_step
 
 # forward: log-prob of every next token, or scores; gradient: of the loss; train: gradient and AdamW
 # in place; decode: one token a row with a cache.

@@ -9,7 +9,8 @@ from benchmarks import sizes
 from models import inputs, presets
 from models.config import Qwen3VLConfig, TextConfig
 from models.text import Remat
-from prism_jax import batches, train_step
+from prism_jax import batches
+from prism_jax.training import train_step
 
 _FILLED = 0.9  # of a row's tokens
 

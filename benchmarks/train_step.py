@@ -23,7 +23,8 @@ so that they differ in one thing, and are not tuned for minutes each.
   forward            the loss alone
   forward_no_head    hidden states alone
 
-Needs the packages of models/ and prism_jax/train_step.py: JAX, Flax, NumPy, Optax, jaxtyping.
+Needs the packages of models/ and prism_jax/training/train_step.py: JAX, Flax, NumPy, Optax and
+jaxtyping.
 """
 
 import argparse

@@ -11,8 +11,9 @@ from flax import nnx
 
 from benchmarks import train_cases
 from models import attention, qwen3_vl, sharding
-from prism_jax import batches, metrics, optim, train_state, train_step
+from prism_jax import batches, metrics
 from prism_jax.losses import reduce, sft
+from prism_jax.training import optim, train_state, train_step
 
 OPTIONS = {
     "default": {},

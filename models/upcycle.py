@@ -22,18 +22,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from models import config as config_lib
-from models import (
-    hf,
-    hf_check,
-    hf_files,
-    hf_names,
-    hf_reader,
-    hf_stream,
-    hf_writer,
-    kinds,
-    qwen3_vl,
-    sharding,
-)
+from models import kinds, qwen3_vl, sharding
+from models.hf import check as hf_check
+from models.hf import checkpoint as hf_checkpoint
+from models.hf import files as hf_files
+from models.hf import names as hf_names
+from models.hf import reader as hf_reader
+from models.hf import stream as hf_stream
+from models.hf import writer as hf_writer
 
 Noise = Literal["absolute", "relative"]
 
@@ -163,7 +159,7 @@ def upcycle(
     Raises ValueError for a source that is not a whole dense Qwen3-VL and a target that is not
     empty.
     """
-    dense_json = hf.read_config(source)
+    dense_json = hf_checkpoint.read_config(source)
     moe_json = moe_config(dense_json, options)
     names = hf_names.naming(dense_json)
     dense_shapes = _shapes(config_lib.from_hf(dense_json))
@@ -175,7 +171,7 @@ def upcycle(
         planned = [
             hf_writer.Planned(name, _dtype(reader, name), shape) for name, shape in shapes.items()
         ]
-        planned.sort(key=lambda tensor: hf.natural(tensor.name))
+        planned.sort(key=lambda tensor: hf_checkpoint.natural(tensor.name))
         hf_writer.write_folder(
             pathlib.Path(target),
             hf_writer.shards(planned, max_shard_bytes),
@@ -198,7 +194,7 @@ def _shapes(config: config_lib.Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
             rngs=nnx.Rngs(0),
         )
     )
-    return {path: value.shape for path, value in hf.values_by_path(state).items()}
+    return {path: value.shape for path, value in hf_checkpoint.values_by_path(state).items()}
 
 
 def _dtype(reader: hf_reader.Reader, name: str) -> str:

@@ -118,7 +118,7 @@ class Model(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim(Section):
-    """Say how parameters move; see `optim.adamw` and `optim.learning_rate_schedule`."""
+    """The optimiser; see `training.optim.adamw` and `learning_rate_schedule` beside it."""
 
     schedule: Literal["constant", "linear", "cosine"]
     peak: float
@@ -137,7 +137,7 @@ class Optim(Section):
     nu_dtype: Dtype
 
     def problems(self) -> list[str]:
-        """See `Section`; `optim.adamw` checks the rest, with the parameters at hand."""
+        """See `Section`; `training.optim.adamw` checks the rest, with the parameters at hand."""
         found = [] if self.peak > 0 else [f"peak must be > 0, got {self.peak}"]
         if (self.warmup_steps is None) == (self.warmup_fraction is None):
             found.append("warmup_steps and warmup_fraction: exactly one must be given")

@@ -13,29 +13,29 @@ from collections.abc import Sequence
 
 from prism_jax import errors
 
-# Each command, a module of `prism_jax.stages` with a `main(argv)`, and what it does in one line.
-# Only the one that runs is imported: all of them together take seconds.
+# Each command, the module whose `main(argv)` runs it, and what it does in one line. Only the module
+# that runs is imported: all of them together take seconds.
 COMMANDS = {
-    "generate": "ask a model about images",
-    "convert": "Hugging Face folder to Flax and back",
-    "export": "write a run's model for transformers",
-    "upcycle": "make a mixture of experts of a dense model",
-    "evaluate": "accuracy of a policy on a test split",
-    "pairs": "responses beside a teacher's, for the discriminator",
-    "curate": "choose prompts by difficulty, have a teacher answer them",
-    "sft": "supervised fine-tuning on demonstrations",
-    "warmup": "train the discriminator on pairs",
-    "align": "train policy and discriminator against each other",
-    "rlvr": "reinforcement learning with verifiable rewards",
-    "data": "write the embedded corpus, build data sets",
-    "pipeline": "the whole chain of stages on the embedded corpus",
-    "report": "one page about a chain: plots, tables, responses",
+    "generate": ("commands.generate", "ask a model about images"),
+    "convert": ("commands.convert", "Hugging Face folder to Flax and back"),
+    "export": ("commands.export", "write a run's model for transformers"),
+    "upcycle": ("commands.upcycle", "make a mixture of experts of a dense model"),
+    "evaluate": ("commands.evaluate", "accuracy of a policy on a test split"),
+    "pairs": ("commands.pairs", "responses beside a teacher's, for the discriminator"),
+    "curate": ("commands.curate.main", "choose prompts by difficulty, have a teacher answer them"),
+    "sft": ("stages.sft.main", "supervised fine-tuning on demonstrations"),
+    "warmup": ("stages.warmup.main", "train the discriminator on pairs"),
+    "align": ("stages.align.main", "train policy and discriminator against each other"),
+    "rlvr": ("stages.rlvr.main", "reinforcement learning with verifiable rewards"),
+    "data": ("commands.data", "write the embedded corpus, build data sets"),
+    "pipeline": ("commands.pipeline.main", "the whole chain of stages on the embedded corpus"),
+    "report": ("commands.report", "one page about a chain: plots, tables, responses"),
 }
 
 
 def usage() -> str:
     """Return what `--help` prints."""
-    lines = [f"  {name:10} {told}" for name, told in COMMANDS.items()]
+    lines = [f"  {name:10} {told}" for name, (_, told) in COMMANDS.items()]
     return "\n".join(["usage: python -m prism_jax COMMAND [--help] …", "", "commands:", *lines, ""])
 
 
@@ -49,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(given + usage())
         return 2
     try:
-        importlib.import_module(f"prism_jax.stages.{argv[0]}").main(argv[1:])
+        module, _ = COMMANDS[argv[0]]
+        importlib.import_module(f"prism_jax.{module}").main(argv[1:])
         sys.stdout.flush()
     except errors.InputError as error:
         # One line, whatever the message quotes.

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prism_jax import checkpoint, checkpoint_files, errors, train_state, tree_paths
+from prism_jax import errors, tree_paths
+from prism_jax.checkpoints import checkpoint
+from prism_jax.checkpoints import files as checkpoint_files
+from prism_jax.training import train_state
 from tests import toy_run
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prism_jax import checksum
+from prism_jax.checkpoints import checksum
 
 
 def _sums(x):

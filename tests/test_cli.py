@@ -365,7 +365,7 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
     # Both are set for the rest of the process, which otherwise ends there.
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", False)
-    monkeypatch.setattr(importlib.import_module("prism_jax.stages.convert"), "main", fill)
+    monkeypatch.setattr(importlib.import_module("prism_jax.commands.convert"), "main", fill)
     assert _run("convert") == 1
     told = capsys.readouterr().err
     assert told.startswith("error: the disk is full") and "No space left on device" in told
@@ -376,6 +376,6 @@ def test_another_unexpected_error_keeps_its_traceback(monkeypatch):
     def fail(argv):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(importlib.import_module("prism_jax.stages.convert"), "main", fail)
+    monkeypatch.setattr(importlib.import_module("prism_jax.commands.convert"), "main", fail)
     with pytest.raises(OSError, match="Input/output"):
         _run("convert")

@@ -8,9 +8,12 @@ import pytest
 
 from models import config as config_lib
 from models import presets, qwen3_vl, sharding
-from prism_jax import configuration, train_state
+from prism_jax import configuration
 from prism_jax.setup import devices as devices_lib
-from prism_jax.stages import fresh, setup, sft_config
+from prism_jax.setup import fresh
+from prism_jax.setup import models as setup_models
+from prism_jax.stages.sft import config as sft_config
+from prism_jax.training import train_state
 from tests import make_tokenizer
 
 PRESETS = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
@@ -47,9 +50,9 @@ def _devices(options) -> devices_lib.Devices:
 
 def _state(options, model_config: config_lib.Qwen3VLConfig) -> train_state.TrainState:
     """Return the whole state as shapes."""
-    build = setup.builder(model_config, _devices(options), is_discriminator=False)
+    build = setup_models.builder(model_config, _devices(options), is_discriminator=False)
     _, params = train_state.abstract_params(build, param_dtype=jax.numpy.float32)
-    optimizer = setup.make_optimizer(options.optim, params, num_steps=1000)
+    optimizer = setup_models.make_optimizer(options.optim, params, num_steps=1000)
     return train_state.abstract_state(params, optimizer)
 
 

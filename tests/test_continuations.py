@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from models import config as config_lib
-from prism_jax import continuations, errors
-from prism_jax.continuations import Continuation
+from prism_jax import errors
+from prism_jax import rows as packed_rows
+from prism_jax.rows import Continuation
 from tests.models import cases
 
 _CONFIG = config_lib.from_hf(cases.CONFIGS["dense_tied_2_levels_head64"])
 _IMAGE = cases.ROWS["one_image"][0]  # 4 words, 6 image tokens between two marks, 5 words
 _TEXT = cases.ROWS["text_alone"][1]  # 9 words
-_LARGEST = continuations.Largest(
+_LARGEST = packed_rows.Largest(
     num_units=5,
     unit_sequences=1,
     unit_tokens=22,
@@ -27,9 +28,7 @@ def _shape(**changes):
     arguments = {"row_tokens": 46, "row_sequences": 3, "microbatch_rows": 2}
     arguments |= {"patch_multiple": 1, "place": "rows"}
     largest = {k: changes.pop(k) for k in list(changes) if k not in arguments}
-    return continuations.row_shape(
-        dataclasses.replace(_LARGEST, **largest), **(arguments | changes)
-    )
+    return packed_rows.row_shape(dataclasses.replace(_LARGEST, **largest), **(arguments | changes))
 
 
 def _after(prompt, *tokens):
@@ -38,7 +37,7 @@ def _after(prompt, *tokens):
 
 def test_a_row_holds_each_prompt_with_its_continuation_and_its_images_once():
     units = [[_after(0, 1, 2)], [_after(1, 3)], [_after(0, 4, 5, 6)]]
-    packed = continuations.pack([_IMAGE, _TEXT], units, _shape(row_tokens=48), _CONFIG)
+    packed = packed_rows.pack([_IMAGE, _TEXT], units, _shape(row_tokens=48), _CONFIG)
     text = packed.text
     row = [*_IMAGE.tokens, 1, 2, *_TEXT.tokens, 3]
     np.testing.assert_array_equal(text.tokens[0, 0, : len(row)], row)
@@ -53,7 +52,7 @@ def test_a_row_holds_each_prompt_with_its_continuation_and_its_images_once():
 
 def test_continuations_of_one_prompt_in_one_row_share_its_images():
     units = [[_after(0, 1, 2)], [_after(0, 3)]]
-    packed = continuations.pack([_IMAGE], units, _shape(), _CONFIG)
+    packed = packed_rows.pack([_IMAGE], units, _shape(), _CONFIG)
     assert [place.row for place in packed.places] == [0, 0]
     slots = packed.text.image_slots[0, 0]
     np.testing.assert_array_equal(slots[5:11], slots[24:30])
@@ -70,25 +69,25 @@ def test_every_batch_within_the_bounds_fits():
         units = [
             [_after(rng.integers(3), *rng.integers(1, 99, rng.integers(1, 6)))] for _ in range(23)
         ]
-        continuations.pack(prompts, units, shape, _CONFIG)
+        packed_rows.pack(prompts, units, shape, _CONFIG)
     longest = [[_after(0, 1, 2, 3, 4, 5)] for _ in range(23)]
-    places = continuations.pack(prompts, longest, shape, _CONFIG).places
+    places = packed_rows.pack(prompts, longest, shape, _CONFIG).places
     assert max(place.row for place in places) == 11
 
 
 def test_pairs_stand_side_by_side_in_one_row():
     units = [[_after(0, 1, 2), _after(0, 3)], [_after(1, 4), _after(1, 5)]]
     shape = _shape(num_units=2, unit_sequences=2, unit_tokens=44, row_sequences=2)
-    packed = continuations.pack([_IMAGE, _TEXT], units, shape, _CONFIG)
+    packed = packed_rows.pack([_IMAGE, _TEXT], units, shape, _CONFIG)
     assert [(p.row, p.slot) for p in packed.places] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_a_batch_without_images_has_the_shapes_of_one_with_images():
-    with_images = continuations.pack([_IMAGE], [[_after(0, 1)]], _shape(), _CONFIG)
-    without = continuations.pack([_TEXT], [[_after(0, 1)]], _shape(), _CONFIG)
+    with_images = packed_rows.pack([_IMAGE], [[_after(0, 1)]], _shape(), _CONFIG)
+    without = packed_rows.pack([_TEXT], [[_after(0, 1)]], _shape(), _CONFIG)
     assert without.vision.pixels.shape == with_images.vision.pixels.shape
     assert not without.vision.segments.ids.any()
-    none = continuations.pack([_TEXT], [[_after(0, 1)]], _shape(prompt_patches=0), _CONFIG)
+    none = packed_rows.pack([_TEXT], [[_after(0, 1)]], _shape(prompt_patches=0), _CONFIG)
     assert none.vision is None
 
 
@@ -101,4 +100,4 @@ def test_rows_that_are_too_short_are_refused_with_the_length_they_need():
 
 def test_a_batch_beyond_the_bounds_is_refused():
     with pytest.raises(ValueError, match=r"unit 0 .* fits none of 4 rows"):
-        continuations.pack([_IMAGE], [[_after(0, *range(1, 40))]], _shape(), _CONFIG)
+        packed_rows.pack([_IMAGE], [[_after(0, *range(1, 40))]], _shape(), _CONFIG)

@@ -7,16 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from models import sharding
-from prism_jax import pretrained
-from prism_jax.data import (
-    encode,
-    examples,
-    numerals,
-    numerals_examples,
-    processor,
-    prompts,
-    records,
-)
+from prism_jax.checkpoints import pretrained
+from prism_jax.data import encode, examples, processor, prompts, records
+from prism_jax.data.numerals import corpus as numerals_corpus
+from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
 
@@ -44,7 +38,7 @@ def answers(request) -> list[tuple[str, set[str]]]:
         mesh=None,
         rules=sharding.REPLICATED,
     )
-    rows = list(numerals.stream(level="tiny", seed=0, name="rl_test", rows=NUM_PICTURES))
+    rows = list(numerals_corpus.stream(level="tiny", seed=0, name="rl_test", rows=NUM_PICTURES))
     encoded = []
     for row in rows:
         asked = [records.Message(role="user", content=prompts.user_turn(row.question.text))]

@@ -10,15 +10,17 @@ from flax import nnx
 
 from models import config as config_lib
 from models import discriminator, inputs, kinds, qwen3_vl, sharding
-from prism_jax import continuations, discriminator_update, segment_rows
-from prism_jax.continuations import Continuation
+from prism_jax import rows as packed_rows
+from prism_jax.discriminator import batch as discriminator_batch
+from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.rows import Continuation
 from tests.models import cases
 
 _PROMPTS = [*cases.ROWS["rows_of_different_length"][:2], *cases.ROWS["one_image"]]
 _CASE = "moe_untied"
 _CONFIG = config_lib.from_hf(cases.CONFIGS[_CASE])
-_SETTINGS = discriminator_update.Settings(implementation="xla", remat="none", head_dropout=0.0)
-_PLAIN = discriminator_update.PairRule(
+_SETTINGS = discriminator_loss.Settings(implementation="xla", remat="none", head_dropout=0.0)
+_PLAIN = discriminator_loss.PairRule(
     score_clip=None,
     regulariser=0.0,
     router=0.0,
@@ -70,8 +72,8 @@ def _segments():
 
 
 def _shape(num_units, unit_sequences, row_tokens=96, microbatch_rows=2):
-    return continuations.row_shape(
-        continuations.Largest(
+    return packed_rows.row_shape(
+        packed_rows.Largest(
             num_units=num_units,
             unit_sequences=unit_sequences,
             unit_tokens=unit_sequences * (20 + 9),
@@ -94,7 +96,9 @@ def _singles(**layout):
 
 
 def _pack(units, names, shape, positions="mrope"):
-    return segment_rows.pack(_PROMPTS, units, names, _KINDS, shape, _CONFIG, positions=positions)
+    return discriminator_batch.pack(
+        _PROMPTS, units, names, _KINDS, shape, _CONFIG, positions=positions
+    )
 
 
 def _pairs(**layout):
@@ -108,7 +112,7 @@ def _pairs(**layout):
 
 @functools.cache
 def _scorer():
-    return discriminator_update.make_scorer(_model()[0], _SETTINGS)
+    return discriminator_loss.make_scorer(_model()[0], _SETTINGS)
 
 
 @functools.cache
@@ -165,10 +169,10 @@ def _whole_gradient(loss, weights, packed, coefficients, key=None):
 @functools.cache
 def _pair_gradient(rule=_RULE, microbatch_rows=2):
     return _whole_gradient(
-        lambda model, part, key: discriminator_update.pair_loss(
+        lambda model, part, key: discriminator_loss.pair_loss(
             model, part, _NAMES, rule, _SETTINGS, key
         ),
-        lambda batch: discriminator_update.pair_weights(batch, _NAMES, rule),
+        lambda batch: discriminator_loss.pair_weights(batch, _NAMES, rule),
         _pairs(microbatch_rows=microbatch_rows).batch,
         rule.coefficients(_NAMES, of_segment=1.0),
     )
@@ -183,7 +187,7 @@ def _same(got, expected):
 
 
 def _score_gradients(scores, rule):
-    return jax.jit(lambda scores: discriminator_update.score_gradients(scores, rule))(scores)
+    return jax.jit(lambda scores: discriminator_loss.score_gradients(scores, rule))(scores)
 
 
 def _places(packed, num_responses):
@@ -195,7 +199,7 @@ def _places(packed, num_responses):
     for n, name in enumerate(_NAMES):
         teachers = [(p, n, 0) for p in prompts]
         students = [(p, n, 1 + r) for p in prompts for r in range(num_responses)]
-        found[name] = discriminator_update.Scores(
+        found[name] = discriminator_loss.Scores(
             teacher=np.array([index[key] for key in teachers]),
             student=np.array([index[key] for key in students]),
             is_pair=np.ones(len(students), bool),
@@ -214,15 +218,15 @@ def _pulled_gradient(rule=_RULE, settings=_SETTINGS, seed=None):
 
     def pull(params, batch):
         model = nnx.merge(graphdef, params)
-        found = discriminator_update.all_scores(model, batch, settings, key)
-        return discriminator_update.pulls(found, _places(packed, 1), rule)
+        found = discriminator_loss.all_scores(model, batch, settings, key)
+        return discriminator_loss.pulls(found, _places(packed, 1), rule)
 
     found, told = jax.jit(pull)(params, packed.batch)
     gradient, _ = _whole_gradient(
-        lambda model, part, key: discriminator_update.pulled_loss(model, part, 0.0, settings, key),
-        lambda batch: discriminator_update.pulled_weights(batch, 0.0),
+        lambda model, part, key: discriminator_loss.pulled_loss(model, part, 0.0, settings, key),
+        lambda batch: discriminator_loss.pulled_weights(batch, 0.0),
         dataclasses.replace(packed.batch, pulls=found),
-        {discriminator_update.PULLS: 1.0},
+        {discriminator_loss.PULLS: 1.0},
         key,
     )
     return gradient, told
@@ -238,7 +242,7 @@ def test_gradients_of_scores_known_beforehand_give_the_update_of_the_pair_loss()
 
 
 def _numbers(teacher, student, is_pair):
-    return discriminator_update.Scores(
+    return discriminator_loss.Scores(
         teacher=np.array(teacher, np.float32),
         student=np.array(student, np.float32),
         is_pair=np.array(is_pair, bool),
@@ -289,7 +293,7 @@ def test_dropout_of_the_head_changes_the_update_and_its_scores_are_those_of_the_
     def both(params, batch, key):
         model = nnx.merge(graphdef, params)
         parts = [
-            discriminator_update.scores(
+            discriminator_loss.scores(
                 model,
                 jax.tree.map(lambda x, n=n: x[n], batch),
                 settings,
@@ -297,11 +301,11 @@ def test_dropout_of_the_head_changes_the_update_and_its_scores_are_those_of_the_
             )[0]
             for n in range(batch.last.shape[0])
         ]
-        whole = discriminator_update.all_scores(model, batch, settings, key)
+        whole = discriminator_loss.all_scores(model, batch, settings, key)
         return (
             whole,
             jnp.stack(parts),
-            discriminator_update.all_scores(model, batch, settings, None),
+            discriminator_loss.all_scores(model, batch, settings, None),
         )
 
     whole, parts, without = jax.jit(both)(params, packed.batch, jax.random.key(3))
@@ -337,7 +341,7 @@ def test_the_router_term_is_weighted_by_tokens_and_has_a_gradient():
     rule = dataclasses.replace(_RULE, router=0.01)
     batch = _pairs().batch
     gradient, told = _pair_gradient(rule)
-    weights = jax.jit(lambda b: discriminator_update.pair_weights(b, _NAMES, rule))(batch)
+    weights = jax.jit(lambda b: discriminator_loss.pair_weights(b, _NAMES, rule))(batch)
     tokens = sum(terms["router"].weight for terms, _ in told)
     assert tokens == weights["router"] == (batch.text.segments.ids > 0).sum()
     # Two experts a token: 2 is the least, which balanced experts reach.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import pytest
 from ml_collections import ConfigDict
 
-from prism_jax.stages import upcycle
+from prism_jax.commands import upcycle
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _PAGE = (_ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from prism_jax import errors, lock
+from prism_jax import errors
+from prism_jax.checkpoints import lock
 
 BEAT = 0.05
 

@@ -12,7 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from prism_jax import checkpoint, errors, loop, metrics, preemption, train_state, tree_paths
+from prism_jax import errors, metrics, tree_paths
+from prism_jax.checkpoints import checkpoint
+from prism_jax.running import loop, preemption
+from prism_jax.training import train_state
 from tests import toy_run
 
 NUM_STEPS = 40

@@ -5,7 +5,8 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
-from prism_jax import errors, metric_writers
+from prism_jax import errors
+from prism_jax.running import metric_writers
 
 
 def _lines(path, last_step, rows):

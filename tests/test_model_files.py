@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from prism_jax import errors, model_files
+from prism_jax import errors
+from prism_jax.checkpoints import model_files
 from tests import make_tokenizer
 
 

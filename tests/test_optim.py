@@ -8,7 +8,8 @@ import optax
 import pytest
 from flax import nnx
 
-from prism_jax import errors, optim, train_state, tree_paths
+from prism_jax import errors, tree_paths
+from prism_jax.training import optim, train_state
 from tests import toy_run
 
 

@@ -9,15 +9,17 @@ import pytest
 from flax import nnx
 
 from models import inputs, sharding
-from prism_jax import continuations, policy_batch, policy_update
-from prism_jax.continuations import Continuation
+from prism_jax import rows as packed_rows
+from prism_jax.policy import batch as policy_batch
+from prism_jax.policy import loss as policy_loss
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
+from prism_jax.rows import Continuation
 from tests.models import cases, ours
 
 _PROMPTS = [*cases.ROWS["rows_of_different_length"], *cases.ROWS["text_alone"][1:]]
 _NUM_RESPONSES, _MAX_TOKENS, _TEMPERATURE = 3, 10, 0.7
-_SETTINGS = policy_update.Settings(
+_SETTINGS = policy_loss.Settings(
     temperature=_TEMPERATURE,
     max_response_tokens=_MAX_TOKENS,
     chunk_tokens=16,
@@ -31,7 +33,7 @@ def _algorithm(**changes):
     usual = {"loss": "ppo", "clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
     usual |= {"aggregation": "token-mean", "norm_tokens": None, "sampler_weights": "off"}
     usual |= {"sampler_level": "token", "sampler_low": None, "sampler_high": None}
-    return policy_update.Algorithm(**(usual | changes))
+    return policy_loss.Algorithm(**(usual | changes))
 
 
 @functools.cache
@@ -80,8 +82,8 @@ def _advantages():
 
 @functools.cache
 def _batch(row_tokens=128, microbatch_rows=2, row_sequences=8):
-    shape = continuations.row_shape(
-        continuations.Largest(
+    shape = packed_rows.row_shape(
+        packed_rows.Largest(
             num_units=len(_responses()),
             unit_sequences=1,
             unit_tokens=22 + _MAX_TOKENS,
@@ -105,8 +107,8 @@ def _grad_of_microbatch(algorithm):
 
     def loss(params, part, weight):
         model = nnx.merge(graphdef, params)
-        terms, told = policy_update.loss(model, part, algorithm, _SETTINGS, None)
-        return terms[policy_update.TERM].total / weight, told
+        terms, told = policy_loss.loss(model, part, algorithm, _SETTINGS, None)
+        return terms[policy_loss.TERM].total / weight, told
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -114,9 +116,9 @@ def _grad_of_microbatch(algorithm):
 def _update(batch, algorithm):
     """Return loss, metrics and gradient, summed over microbatches as the train step does."""
     _, params, _ = _model()
-    weigh = jax.jit(lambda batch: policy_update.weights(batch, algorithm, _SETTINGS, None))
+    weigh = jax.jit(lambda batch: policy_loss.weights(batch, algorithm, _SETTINGS, None))
     weights = weigh(batch)
-    weight = weights[policy_update.TERM]
+    weight = weights[policy_loss.TERM]
     parts = [jax.tree.map(lambda x, n=n: x[n], batch) for n in range(batch.lengths.shape[0])]
     losses, metrics, gradients = [], [], []
     for part in parts:
@@ -166,9 +168,7 @@ def test_trainer_logprobs_of_packed_responses_equal_the_samplers():
     batch = _batch()
     graphdef, params, _ = _model()
     run = jax.jit(
-        lambda part: policy_update.response_logprobs(nnx.merge(graphdef, params), part, _SETTINGS)[
-            0
-        ]
+        lambda part: policy_loss.response_logprobs(nnx.merge(graphdef, params), part, _SETTINGS)[0]
     )
     seen = 0
     for number in range(batch.lengths.shape[0]):

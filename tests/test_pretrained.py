@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from models import sharding
-from prism_jax import errors, main, model_files, pretrained
+from prism_jax import errors, main
 from prism_jax import mesh as mesh_lib
+from prism_jax.checkpoints import model_files, pretrained
 from tests import tiny_checkpoint, training_run
 
 

@@ -7,12 +7,15 @@ from flax import nnx
 
 from models import config as config_lib
 from models import discriminator, kinds, qwen3_vl, sharding
-from prism_jax import continuations, discriminator_update, router_counts, segment_rows
-from prism_jax.continuations import Continuation
+from prism_jax import rows as packed_rows
+from prism_jax.discriminator import batch as discriminator_batch
+from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.honesty import router as honesty_router
+from prism_jax.rows import Continuation
 from tests.models import cases
 
 _PROMPTS = [*cases.ROWS["rows_of_different_length"][:2], *cases.ROWS["one_image"]]
-_SETTINGS = discriminator_update.Settings(implementation="xla", remat="none", head_dropout=0.0)
+_SETTINGS = discriminator_loss.Settings(implementation="xla", remat="none", head_dropout=0.0)
 _KINDS = (kinds.CAPTION, kinds.COT)
 
 
@@ -43,8 +46,8 @@ def _packed(config, sizes: dict[tuple[int, int], int]):
         [Continuation(prompt=prompt, tokens=rng.integers(1, 180, size).astype(np.int32))]
         for (prompt, _), size in sizes.items()
     ]
-    shape = continuations.row_shape(
-        continuations.Largest(
+    shape = packed_rows.row_shape(
+        packed_rows.Largest(
             num_units=2 * len(units),
             unit_sequences=1,
             unit_tokens=40,
@@ -59,7 +62,9 @@ def _packed(config, sizes: dict[tuple[int, int], int]):
         place="rows",
     )
     names = [name for _, name in sizes]
-    return segment_rows.pack(_PROMPTS, units, names, _KINDS, shape, config, positions="mrope").batch
+    return discriminator_batch.pack(
+        _PROMPTS, units, names, _KINDS, shape, config, positions="mrope"
+    ).batch
 
 
 @pytest.mark.parametrize("router", kinds.ROUTERS)
@@ -67,7 +72,7 @@ def test_a_token_router_is_counted_on_the_segments_own_tokens_a_segment_router_o
     sizes = {(0, 0): 9, (1, 0): 4, (1, 1): 7, (2, 1): 6}
     config, graphdef, params = _model(router)
     choices = np.asarray(
-        router_counts.make_counter(graphdef, _SETTINGS)(params, _packed(config, sizes))
+        honesty_router.make_counter(graphdef, _SETTINGS)(params, _packed(config, sizes))
     )
     assert choices.shape == (3, len(kinds.NAMES), 4)
     for name, kind in enumerate(_KINDS):

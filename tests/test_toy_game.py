@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from prism_jax import discriminator_update
+from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import advantage, policy
 
 _NAMES = ("caption", "cot")
@@ -22,7 +22,7 @@ _TEACHER = {"caption": (0.4, 0.3, 0.15, 0.1, 0.05), "cot": (0.05, 0.1, 0.2, 0.25
 _FIRST_LOGITS = {"caption": (0.0, 0.0, 0.0, 1.0, 2.0), "cot": (2.0, 1.0, 0.0, 0.0, 0.0)}
 _WEIGHTS = ((0.5, 0.5), (1.0, 0.0), (0.0, 1.0))
 _NUM_PROMPTS, _NUM_RESPONSES, _NUM_STEPS, _NUM_SEEDS = 16, 8, 500, 4
-_RULE = discriminator_update.PairRule(
+_RULE = discriminator_loss.PairRule(
     score_clip=10.0,
     regulariser=1e-3,
     router=0.0,
@@ -102,7 +102,7 @@ def _play(seed, case):
         teacher_key, student_key = jax.random.split(key)
         shown, drawn = _draw(teacher, teacher_key, _NUM_PROMPTS), _draw(logits, student_key, size)
         found = {
-            name: discriminator_update.Scores(
+            name: discriminator_loss.Scores(
                 teacher=tables[name][shown[name]],
                 student=tables[name][drawn[name]],
                 is_pair=jnp.ones(size, bool),
@@ -111,7 +111,7 @@ def _play(seed, case):
             )
             for name in _NAMES
         }
-        pulls, _ = discriminator_update.score_gradients(found, _RULE)
+        pulls, _ = discriminator_loss.score_gradients(found, _RULE)
         gradients = {
             name: jnp.zeros_like(tables[name])
             .at[shown[name]]

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import kernel_times, train_cases, train_variants
 from benchmarks import train_step as benchmark
-from prism_jax.stages import sft
+from prism_jax.stages.sft import step as sft_step
 
 
 def test_it_measures_what_was_asked_for_and_profiles(tmp_path, capsys):
@@ -62,7 +62,7 @@ def test_the_loss_is_that_of_the_stage():
         def row_parts(self):
             return 1
 
-    stage = sft.make_loss(Options, Devices())(params, batch, jax.random.key(0))[0]["nll"]
+    stage = sft_step.make_loss(Options, Devices())(params, batch, jax.random.key(0))[0]["nll"]
     np.testing.assert_allclose(of().total, stage.total, rtol=1e-6)
     np.testing.assert_array_equal(of().weight, stage.weight)
     assert abs(of(has_deepstack=False).total - stage.total) > 1e-6

@@ -5,7 +5,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prism_jax import train_state, tree_paths
+from prism_jax import tree_paths
+from prism_jax.training import train_state
 from tests import toy_run
 
 

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prism_jax import metrics, train_state, train_step, tree_paths
+from prism_jax import metrics, tree_paths
+from prism_jax.training import train_state, train_step
 from tests import toy_run
 
 KEY = jax.random.key(0)

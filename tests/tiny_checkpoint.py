@@ -8,7 +8,7 @@ from PIL import Image
 
 from models import config as config_lib
 from models import sharding
-from prism_jax import pretrained
+from prism_jax.checkpoints import pretrained
 from tests import hf_checkpoints, make_tokenizer
 from tests.models import cases, weights
 

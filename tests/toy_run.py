@@ -13,20 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from prism_jax import (
-    checkpoint,
-    checkpoint_meta,
-    goodput,
-    lock,
-    loop,
-    metric_writers,
-    metrics,
-    optim,
-    progress,
-    train_state,
-    train_step,
-)
+from prism_jax import metrics, progress
+from prism_jax.checkpoints import checkpoint, lock
+from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.losses import reduce
+from prism_jax.running import goodput, loop, metric_writers
+from prism_jax.training import optim, train_state, train_step
 
 NUM_FEATURES = 4
 

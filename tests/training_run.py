@@ -8,13 +8,9 @@ import numpy as np
 from flax import nnx
 
 from models import sharding
-from prism_jax import (
-    checkpoint,
-    checkpoint_meta,
-    model_files,
-    pretrained,
-    train_state,
-)
+from prism_jax.checkpoints import checkpoint, model_files, pretrained
+from prism_jax.checkpoints import meta as checkpoint_meta
+from prism_jax.training import train_state
 
 
 def params_of(folder: pathlib.Path) -> nnx.State:

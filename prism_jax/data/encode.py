@@ -123,3 +123,10 @@ class TurnTokens:
             last = ends[place] + 1 if place < len(ends) else len(tokens)
             found[first:last] = True
         return found
+
+
+def encode_prompts(
+    rows: Sequence[records.PromptRow], words: processor.Processor
+) -> list[inputs.Example]:
+    """Return the prompts of rows as the sampler reads them."""
+    return [example(row.prompt, row.images, words, add_generation_prompt=True) for row in rows]

@@ -285,3 +285,21 @@ def _end_ids(
     if ends is None:
         raise errors.InputError(f"{folder}: no eos_token_id in any configuration or the tokenizer")
     return list(ends) if isinstance(ends, list) else [ends]
+
+
+def processor_of(
+    files: pathlib.Path, *, min_pixels: int | None, max_pixels: int | None
+) -> Processor:
+    """Return the processor of a model's folder, with other bounds on pictures where given."""
+    words = Processor.from_folder(files)
+    changes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    settings = dataclasses.replace(
+        words.image_settings,
+        **{name: value for name, value in changes.items() if value is not None},
+    )
+    if settings.min_pixels > settings.max_pixels:
+        raise errors.InputError(
+            f"min_pixels must be <= max_pixels, got {settings.min_pixels} and "
+            f"{settings.max_pixels} with those of {files}"
+        )
+    return dataclasses.replace(words, image_settings=settings)

@@ -1,6 +1,6 @@
 """What the folder of a chain holds: rates per stage, curves, wall time; what is not there is None.
 
-A chain's folder has one folder per step, named as `prism_jax.stages.pipeline_steps` names them:
+A chain's folder has one folder per step, named as `prism_jax.commands.pipeline.steps` names them:
 
     steps/NAME.json            command, wall seconds, whether it has finished
     sft, align, rlvr, warmup   metrics.jsonl

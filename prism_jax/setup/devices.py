@@ -8,11 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import attention, sharding
-from prism_jax import (
-    configuration,
-    errors,
-    progress,
-)
+from prism_jax import configuration, errors, progress
 from prism_jax import mesh as mesh_lib
 
 

@@ -9,11 +9,11 @@ from typing import Literal
 
 import jax
 
-from prism_jax import (
-    configuration,
-)
+from prism_jax import configuration
 from prism_jax.data import encode, processor, records, sources, validate
-from prism_jax.stages import corpora, dropped_rows
+from prism_jax.setup import corpora, dropped_rows
+
+_DROPPED = "dropped_prompts.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,9 +25,6 @@ class Opened:
     sizes: Sequence[encode.Size]
     report: validate.Report
     digest: str  # of everything that the rows hold
-
-
-_DROPPED = "dropped_prompts.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,9 @@
 
 import dataclasses
 
-from prism_jax import (
-    configuration,
-    continuations,
-    errors,
-)
-from prism_jax.continuations import Largest, RowShape
+from prism_jax import configuration, errors
+from prism_jax import rows as packed_rows
+from prism_jax.rows import Largest, RowShape
 from prism_jax.setup import devices as devices_lib
 
 
@@ -35,7 +32,7 @@ class Rows(configuration.Section):
                 f"{place}.num_rows must divide over {devices.row_parts()} parts of the mesh, and "
                 f"row_tokens by 128 for splash attention, got {self.num_rows}, {self.row_tokens}"
             )
-        return continuations.row_shape(
+        return packed_rows.row_shape(
             largest,
             row_tokens=self.row_tokens,
             row_sequences=self.row_sequences,

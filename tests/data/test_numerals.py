@@ -10,20 +10,21 @@ from PIL import Image
 from pyarrow import parquet
 
 from prism_jax import errors
-from prism_jax.data import numerals, prompts
-from prism_jax.data import numerals_demonstrations as demonstrations
-from prism_jax.data import numerals_pictures as pictures
+from prism_jax.data import prompts
+from prism_jax.data.numerals import corpus as numerals_corpus
+from prism_jax.data.numerals import demonstrations as numerals_demonstrations
+from prism_jax.data.numerals import pictures as numerals_pictures
 
 _FEW = {"base": 4, "public": 8, "teacher": 5, "align": 6, "rl_train": 7, "rl_test": 4}
 
 
 def _write(out, *, level="tiny", seed=3, num_processes=1, **overrides):
-    return numerals.write(
+    return numerals_corpus.write(
         out,
         level=level,
         seed=seed,
-        rows=numerals.rows_of(level, _FEW | overrides),
-        slips=numerals.slips_of(level, {}),
+        rows=numerals_corpus.rows_of(level, _FEW | overrides),
+        slips=numerals_corpus.slips_of(level, {}),
         num_processes=num_processes,
     )
 
@@ -161,7 +162,7 @@ def test_a_choice_accepts_the_letter_the_option_and_its_text(tmp_path):
 
 
 def test_train_and_test_share_neither_handwriting_nor_pictures(corpus):
-    train, test = (pictures.handwriting(is_test=is_test) for is_test in (False, True))
+    train, test = (numerals_pictures.handwriting(is_test=is_test) for is_test in (False, True))
     pixels = [
         {sample.tobytes() for samples in split.values() for sample in samples}
         for split in (train, test)
@@ -240,11 +241,11 @@ def test_a_part_of_no_rows_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda: numerals.rows_of("huge", {}), "tiny, small, got 'huge'"),
-        (lambda: numerals.rows_of("tiny", {"publik": 1}), "got 'publik'"),
-        (lambda: numerals.rows_of("tiny", {"public": -1}), "got -1"),
-        (lambda: numerals.slips_of("tiny", {"perception": 1.5}), "got 1.5"),
-        (lambda: numerals.slips_of("tiny", {"spelling": 0.5}), "got 'spelling'"),
+        (lambda: numerals_corpus.rows_of("huge", {}), "tiny, small, got 'huge'"),
+        (lambda: numerals_corpus.rows_of("tiny", {"publik": 1}), "got 'publik'"),
+        (lambda: numerals_corpus.rows_of("tiny", {"public": -1}), "got -1"),
+        (lambda: numerals_corpus.slips_of("tiny", {"perception": 1.5}), "got 1.5"),
+        (lambda: numerals_corpus.slips_of("tiny", {"spelling": 0.5}), "got 'spelling'"),
     ],
 )
 def test_bad_arguments_are_named(call, told):
@@ -253,30 +254,30 @@ def test_bad_arguments_are_named(call, told):
 
 
 def test_overrides_change_only_what_they_name():
-    rows = numerals.rows_of("tiny", {"public": 1})
-    assert rows == dataclasses.replace(numerals.rows_of("tiny", {}), public=1)
+    rows = numerals_corpus.rows_of("tiny", {"public": 1})
+    assert rows == dataclasses.replace(numerals_corpus.rows_of("tiny", {}), public=1)
 
 
 @pytest.mark.parametrize("level", ["tiny", "small"])
 def test_sample_texts_hold_every_character_and_word_of_the_corpus(level):
-    words = set(" ".join(numerals.sample_texts(level, 0, 4000)).split())
+    words = set(" ".join(numerals_corpus.sample_texts(level, 0, 4000)).split())
     unseen = set()
-    for example in numerals.stream(level=level, seed=1, name="rl_test", rows=300):
+    for example in numerals_corpus.stream(level=level, seed=1, name="rl_test", rows=300):
         unseen |= {*example.question.text.split(), *example.teacher.response.split()} - words
     # Numbers are spelt digit by digit by any tokenizer.
     assert not {word for word in unseen if not any(letter.isdigit() for letter in word)}
-    assert len(numerals.sample_texts(level, 0, 10)) == 10
+    assert len(numerals_corpus.sample_texts(level, 0, 10)) == 10
 
 
 def test_segments_split_after_the_first_closing_caption_tag():
-    response = demonstrations.response_text(caption="- a", think="b", answer="c")
-    assert demonstrations.split_segments(response) == (
+    response = numerals_demonstrations.response_text(caption="- a", think="b", answer="c")
+    assert numerals_demonstrations.split_segments(response) == (
         "<caption>\n- a\n</caption>",
         "\n<think>\nb\n</think>\n<answer>\nc\n</answer>",
     )
 
 
 def test_a_preview_shows_the_asked_number_of_pictures():
-    sheet = numerals.preview("tiny", seed=0, name="rl_train", columns=3, rows=2, scale=2)
+    sheet = numerals_corpus.preview("tiny", seed=0, name="rl_train", columns=3, rows=2, scale=2)
     assert sheet.width % 3 == sheet.height % 2 == 0
     assert sheet.width // 3 >= 240

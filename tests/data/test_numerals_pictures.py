@@ -5,18 +5,18 @@ import random
 import numpy as np
 import pytest
 
-from prism_jax.data import numerals
-from prism_jax.data import numerals_pictures as pictures
-from prism_jax.data import numerals_scenes as scenes
+from prism_jax.data.numerals import corpus as numerals_corpus
+from prism_jax.data.numerals import pictures as numerals_pictures
+from prism_jax.data.numerals import scenes as numerals_scenes
 
 
-def _one_digit(digit: int) -> scenes.Grid:
-    mark = scenes.Mark(kind="digit", name=str(digit), ink="black")
-    return scenes.Grid(paper="white", rows=((mark,),))
+def _one_digit(digit: int) -> numerals_scenes.Grid:
+    mark = numerals_scenes.Mark(kind="digit", name=str(digit), ink="black")
+    return numerals_scenes.Grid(paper="white", rows=((mark,),))
 
 
 def _pixels(digit: int, seed: int, *, is_test: bool) -> np.ndarray:
-    picture = pictures.draw_grid(
+    picture = numerals_pictures.draw_grid(
         _one_digit(digit), random.Random(seed), cell_pixels=(32, 32), is_test=is_test
     )
     return np.asarray(picture.convert("L").resize((8, 8)), np.float32).ravel()
@@ -33,34 +33,39 @@ def test_nearest_training_picture_reads_most_test_digits():
 
 
 def test_tiny_pictures_have_two_to_four_cells_of_32_pixels():
-    sizes = {e.picture().size for e in numerals.stream(level="tiny", seed=0, name="align", rows=60)}
+    sizes = {
+        e.picture().size
+        for e in numerals_corpus.stream(level="tiny", seed=0, name="align", rows=60)
+    }
     assert sizes == {(64, 32), (96, 32), (64, 64)}
 
 
 def test_small_pictures_are_at_most_320_pixels_and_whole_patches():
-    for example in numerals.stream(level="small", seed=0, name="align", rows=60):
+    for example in numerals_corpus.stream(level="small", seed=0, name="align", rows=60):
         width, height = example.picture().size
         assert width % 32 == height % 32 == 0
         assert max(width, height) <= 320
 
 
-@pytest.mark.parametrize("name", [*scenes.SHAPES, *scenes.LETTERS])
+@pytest.mark.parametrize("name", [*numerals_scenes.SHAPES, *numerals_scenes.LETTERS])
 def test_every_distractor_is_drawn_in_its_ink(name):
-    kind = "shape" if name in scenes.SHAPES else "letter"
-    mark = scenes.Mark(kind=kind, name=name, ink="red")
-    grid = scenes.Grid(paper="white", rows=((mark,),))
-    picture = pictures.draw_grid(grid, random.Random(0), cell_pixels=(64, 64), is_test=False)
+    kind = "shape" if name in numerals_scenes.SHAPES else "letter"
+    mark = numerals_scenes.Mark(kind=kind, name=name, ink="red")
+    grid = numerals_scenes.Grid(paper="white", rows=((mark,),))
+    picture = numerals_pictures.draw_grid(
+        grid, random.Random(0), cell_pixels=(64, 64), is_test=False
+    )
     red, green, _ = np.moveaxis(np.asarray(picture, np.int32), -1, 0)
     assert (red - green > 100).sum() > 60
 
 
 def test_a_bar_is_as_high_as_its_value_on_the_axis():
     bars = (
-        scenes.Bar(label="A", value=5, colour="red"),
-        scenes.Bar(label="B", value=20, colour="red"),
+        numerals_scenes.Bar(label="A", value=5, colour="red"),
+        numerals_scenes.Bar(label="B", value=20, colour="red"),
     )
-    chart = scenes.Chart(paper="white", bars=bars, top=20, tick=5)
-    pixels = np.asarray(pictures.draw_chart(chart, random.Random(1)), np.int32)
+    chart = numerals_scenes.Chart(paper="white", bars=bars, top=20, tick=5)
+    pixels = np.asarray(numerals_pictures.draw_chart(chart, random.Random(1)), np.int32)
     is_red = pixels[..., 0] - pixels[..., 1] > 60
     heights = [
         is_red[:, columns].any(1).sum()
@@ -69,13 +74,15 @@ def test_a_bar_is_as_high_as_its_value_on_the_axis():
     assert heights[1] / heights[0] == pytest.approx(4, abs=0.2)
 
 
-@pytest.mark.parametrize("paper", list(scenes.INKS_ON_PAPER))
+@pytest.mark.parametrize("paper", list(numerals_scenes.INKS_ON_PAPER))
 def test_every_ink_stands_out_from_its_paper(paper):
-    for ink in scenes.INKS_ON_PAPER[paper]:
-        mark = scenes.Mark(kind="digit", name="8", ink=ink)
-        grid = scenes.Grid(paper=paper, rows=((mark,),))
+    for ink in numerals_scenes.INKS_ON_PAPER[paper]:
+        mark = numerals_scenes.Mark(kind="digit", name="8", ink=ink)
+        grid = numerals_scenes.Grid(paper=paper, rows=((mark,),))
         drawn = np.asarray(
-            pictures.draw_grid(grid, random.Random(3), cell_pixels=(32, 32), is_test=False),
+            numerals_pictures.draw_grid(
+                grid, random.Random(3), cell_pixels=(32, 32), is_test=False
+            ),
             np.int32,
         ).reshape(-1, 3)
         distance = np.abs(drawn - np.median(drawn, axis=0)).max(1)
@@ -85,7 +92,7 @@ def test_every_ink_stands_out_from_its_paper(paper):
 def test_charts_of_the_two_splits_are_disjoint():
     seen = {
         is_test: {
-            scenes.random_chart(rng, is_test=is_test).bars
+            numerals_scenes.random_chart(rng, is_test=is_test).bars
             for rng in [random.Random(0)]
             for _ in range(800)
         }

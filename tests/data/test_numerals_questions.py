@@ -5,30 +5,33 @@ import re
 
 import pytest
 
-from prism_jax.data import numerals, prompts
-from prism_jax.data import numerals_chart_questions as chart_questions
-from prism_jax.data import numerals_demonstrations as demonstrations
-from prism_jax.data import numerals_examples as examples
-from prism_jax.data import numerals_questions as questions
-from prism_jax.data import numerals_scenes as scenes
+from prism_jax.data import prompts
+from prism_jax.data.numerals import chart_questions as numerals_chart_questions
+from prism_jax.data.numerals import corpus as numerals_corpus
+from prism_jax.data.numerals import demonstrations as numerals_demonstrations
+from prism_jax.data.numerals import examples as numerals_examples
+from prism_jax.data.numerals import questions as numerals_questions
+from prism_jax.data.numerals import scenes as numerals_scenes
 
 _NUM_CHECKED = 1200
 
 
-def _grid(*rows: str) -> scenes.Grid:
+def _grid(*rows: str) -> numerals_scenes.Grid:
     """Make a grid from rows such as "r4 b7 rsquare": colour letter and name."""
     inks = {"r": "red", "b": "blue"}
 
     def mark(word):
         kind = "digit" if word[1:].isdigit() else "shape"
-        return scenes.Mark(kind=kind, name=word[1:], ink=inks[word[0]])
+        return numerals_scenes.Mark(kind=kind, name=word[1:], ink=inks[word[0]])
 
-    return scenes.Grid(paper="white", rows=tuple(tuple(map(mark, row.split())) for row in rows))
+    return numerals_scenes.Grid(
+        paper="white", rows=tuple(tuple(map(mark, row.split())) for row in rows)
+    )
 
 
-def _chart(*bars: tuple[str, int, str]) -> scenes.Chart:
-    made = tuple(scenes.Bar(label=a, value=b, colour=c) for a, b, c in bars)
-    return scenes.Chart(paper="white", bars=made, top=20, tick=5)
+def _chart(*bars: tuple[str, int, str]) -> numerals_scenes.Chart:
+    made = tuple(numerals_scenes.Bar(label=a, value=b, colour=c) for a, b, c in bars)
+    return numerals_scenes.Chart(paper="white", bars=made, top=20, tick=5)
 
 
 _GRID = _grid("r4 b7 rsquare", "b2 r0 r9")
@@ -38,24 +41,28 @@ _CHART = _chart(("A", 7, "red"), ("B", 16, "blue"), ("C", 10, "red"))
 @pytest.mark.parametrize(
     ("ask", "scene", "expected"),
     [
-        (questions.read_row, _GRID, {"row 1": "47", "row 2": "209"}),
-        (questions.row_sum, _GRID, {"row 1": "11", "row 2": "11"}),
-        (questions.pair_sum, _grid("r4 b9"), {"the row": "13"}),
-        (questions.column_sum, _GRID, {"column 1": "6", "column 2": "7"}),
-        (questions.largest_digit, _GRID, {"": "9"}),
-        (questions.count_even, _GRID, {"": "3"}),
-        (questions.sum_of_even, _GRID, {"": "6"}),
-        (questions.row_difference, _grid("r4 b7", "b2 r1"), {"": "8"}),
+        (numerals_questions.read_row, _GRID, {"row 1": "47", "row 2": "209"}),
+        (numerals_questions.row_sum, _GRID, {"row 1": "11", "row 2": "11"}),
+        (numerals_questions.pair_sum, _grid("r4 b9"), {"the row": "13"}),
+        (numerals_questions.column_sum, _GRID, {"column 1": "6", "column 2": "7"}),
+        (numerals_questions.largest_digit, _GRID, {"": "9"}),
+        (numerals_questions.count_even, _GRID, {"": "3"}),
+        (numerals_questions.sum_of_even, _GRID, {"": "6"}),
+        (numerals_questions.row_difference, _grid("r4 b7", "b2 r1"), {"": "8"}),
         # red: 4 + 0 + 9 = 13, blue: 7 + 2 = 9
-        (questions.ink_compare, _GRID, {"": "red"}),
-        (questions.largest_times_smallest, _grid("r4 b7 b3"), {"": "21"}),
-        (chart_questions.tallest_value, _CHART, {"": "16"}),
-        (chart_questions.tallest_label, _CHART, {"": "B"}),
-        (chart_questions.count_above, _CHART, {"above 5": "3", "above 10": "1", "above 15": "1"}),
-        (chart_questions.bar_sum, _CHART, {"A and bar B": "23", "A and bar C": "17"}),
-        (chart_questions.bar_difference, _CHART, {"A and bar B": "9", "A and bar C": "3"}),
+        (numerals_questions.ink_compare, _GRID, {"": "red"}),
+        (numerals_questions.largest_times_smallest, _grid("r4 b7 b3"), {"": "21"}),
+        (numerals_chart_questions.tallest_value, _CHART, {"": "16"}),
+        (numerals_chart_questions.tallest_label, _CHART, {"": "B"}),
+        (
+            numerals_chart_questions.count_above,
+            _CHART,
+            {"above 5": "3", "above 10": "1", "above 15": "1"},
+        ),
+        (numerals_chart_questions.bar_sum, _CHART, {"A and bar B": "23", "A and bar C": "17"}),
+        (numerals_chart_questions.bar_difference, _CHART, {"A and bar B": "9", "A and bar C": "3"}),
         # red: 7 + 10 = 17, blue: 16
-        (chart_questions.colour_compare, _CHART, {"": "red"}),
+        (numerals_chart_questions.colour_compare, _CHART, {"": "red"}),
     ],
 )
 def test_each_question_has_the_answer_worked_out_by_hand(ask, scene, expected):
@@ -64,7 +71,7 @@ def test_each_question_has_the_answer_worked_out_by_hand(ask, scene, expected):
         question = ask(scene, random.Random(seed))
         for part, answer in expected.items():
             if question is not None and part in question.text:
-                assert question.work(scene, questions.exact()).answer == answer
+                assert question.work(scene, numerals_questions.exact()).answer == answer
                 met.add(part)
     assert met == set(expected)
 
@@ -72,16 +79,16 @@ def test_each_question_has_the_answer_worked_out_by_hand(ask, scene, expected):
 @pytest.mark.parametrize(
     ("ask", "scene"),
     [
-        (questions.read_row, _grid("r0 b7")),
-        (questions.row_sum, _grid("r4 rsquare")),
-        (questions.pair_sum, _grid("r4 b7 b1")),
-        (questions.sum_of_even, _grid("r4 b7 b1")),
-        (questions.ink_compare, _grid("r4 b4")),
-        (questions.ink_compare, _grid("r4 r7")),
-        (questions.row_difference, _grid("r4 r7", "rsquare bsquare")),
-        (questions.largest_times_smallest, _grid("r0 b7")),
-        (chart_questions.tallest_label, _chart(("A", 7, "red"), ("B", 7, "blue"))),
-        (chart_questions.colour_compare, _chart(("A", 7, "red"), ("B", 7, "blue"))),
+        (numerals_questions.read_row, _grid("r0 b7")),
+        (numerals_questions.row_sum, _grid("r4 rsquare")),
+        (numerals_questions.pair_sum, _grid("r4 b7 b1")),
+        (numerals_questions.sum_of_even, _grid("r4 b7 b1")),
+        (numerals_questions.ink_compare, _grid("r4 b4")),
+        (numerals_questions.ink_compare, _grid("r4 r7")),
+        (numerals_questions.row_difference, _grid("r4 r7", "rsquare bsquare")),
+        (numerals_questions.largest_times_smallest, _grid("r0 b7")),
+        (numerals_chart_questions.tallest_label, _chart(("A", 7, "red"), ("B", 7, "blue"))),
+        (numerals_chart_questions.colour_compare, _chart(("A", 7, "red"), ("B", 7, "blue"))),
     ],
 )
 def test_a_scene_that_does_not_suit_a_question_is_refused(ask, scene):
@@ -155,12 +162,12 @@ def _recomputed(kind: str, text: str, caption: str) -> str:
 @pytest.mark.parametrize("level", ["tiny", "small"])
 def test_the_ground_truth_follows_from_the_teachers_caption_and_the_question(level):
     checked = 0
-    for example in numerals.stream(level=level, seed=5, name="rl_train", rows=_NUM_CHECKED):
+    for example in numerals_corpus.stream(level=level, seed=5, name="rl_train", rows=_NUM_CHECKED):
         kind = example.question.type.removesuffix("_choice")
         # A distractor leaves no trace of its column in the digits told; the table test has columns.
         if kind == "column_sum":
             continue
-        caption, _ = demonstrations.split_segments(example.teacher.response)
+        caption, _ = numerals_demonstrations.split_segments(example.teacher.response)
         truth = _recomputed(kind, example.question.text, caption)
         answer = example.teacher.answer
         if example.question.options:
@@ -172,19 +179,19 @@ def test_the_ground_truth_follows_from_the_teachers_caption_and_the_question(lev
 
 @pytest.mark.parametrize("level", ["tiny", "small"])
 def test_every_question_of_a_level_is_asked(level):
-    chosen = examples.level_named(level)
+    chosen = numerals_examples.level_named(level)
     num_asked = len(chosen.grid_questions) + len(chosen.chart_questions)
     met = {
         example.question.type.removesuffix("_choice")
-        for example in numerals.stream(level=level, seed=0, name="align", rows=600)
+        for example in numerals_corpus.stream(level=level, seed=0, name="align", rows=600)
     }
     assert len(met) == num_asked
 
 
 @pytest.mark.parametrize("level", ["tiny", "small"])
 def test_without_slips_public_demonstrations_are_always_right(level):
-    slips = numerals.slips_of(level, {"perception": 0.0, "arithmetic": 0.0, "habit": 0.0})
-    for example in numerals.stream(level=level, seed=2, name="public", rows=300):
+    slips = numerals_corpus.slips_of(level, {"perception": 0.0, "arithmetic": 0.0, "habit": 0.0})
+    for example in numerals_corpus.stream(level=level, seed=2, name="public", rows=300):
         told = example.public(slips)
         assert told.answer == example.teacher.answer
         assert not told.is_misread
@@ -197,7 +204,9 @@ def test_digits_are_misread_at_the_stated_rate_and_only_as_what_they_resemble():
     seen = [
         d
         for _ in range(50)
-        for d in scenes.digits_of(scenes.misread(scene, rng, rate=0.2, habit_rate=0.0).marks)
+        for d in numerals_scenes.digits_of(
+            numerals_scenes.misread(scene, rng, rate=0.2, habit_rate=0.0).marks
+        )
     ]
     assert set(seen) == {1, 7}
     # 5000 draws at 0.2: the standard deviation of the share is 0.0057.
@@ -208,7 +217,9 @@ def test_bars_are_misread_by_one_and_stay_on_the_axis():
     scene = _chart(("A", 1, "red"), ("B", 20, "blue"), ("C", 10, "red"))
     rng = random.Random(0)
     values = [
-        tuple(bar.value for bar in scenes.misread(scene, rng, rate=1.0, habit_rate=0.0).bars)
+        tuple(
+            bar.value for bar in numerals_scenes.misread(scene, rng, rate=1.0, habit_rate=0.0).bars
+        )
         for _ in range(40)
     ]
     assert {value[0] for value in values} == {2}
@@ -217,58 +228,60 @@ def test_bars_are_misread_by_one_and_stay_on_the_axis():
 
 
 def test_results_slip_at_the_stated_rate_by_one_and_are_counted():
-    arithmetic = questions.Arithmetic(random.Random(0), rate=0.3, habit_rate=0.0)
+    arithmetic = numerals_questions.Arithmetic(random.Random(0), rate=0.3, habit_rate=0.0)
     results = [arithmetic.result(7) for _ in range(3000)]
     assert set(results) == {6, 7, 8}
     assert arithmetic.num_slips == sum(result != 7 for result in results)
     # The standard deviation of the share is 0.0084.
     assert abs(arithmetic.num_slips / 3000 - 0.3) < 0.04
-    assert questions.Arithmetic(random.Random(0), rate=1.0, habit_rate=0.0).result(0) == 1
+    assert numerals_questions.Arithmetic(random.Random(0), rate=1.0, habit_rate=0.0).result(0) == 1
 
 
 def test_habits_are_made_wherever_they_can_be_and_nowhere_else():
-    always = questions.Arithmetic(random.Random(0), rate=0.0, habit_rate=1.0)
+    always = numerals_questions.Arithmetic(random.Random(0), rate=0.0, habit_rate=1.0)
     assert [always.add(7, 5), always.add(7, 2), always.add(17, 5), always.add(10, 5)] == [
         2, 9, 12, 15,
     ]  # fmt: skip
     assert always.evens((0, 3, 4)) == (4,)
     assert always.evens((2, 3, 4)) == (2, 4)
     assert always.num_slips == 3
-    seen = scenes.misread(_grid("r9 b4 b1"), random.Random(0), rate=0.0, habit_rate=1.0)
-    assert scenes.digits_of(seen.marks) == (4, 4, 1)
+    seen = numerals_scenes.misread(_grid("r9 b4 b1"), random.Random(0), rate=0.0, habit_rate=1.0)
+    assert numerals_scenes.digits_of(seen.marks) == (4, 4, 1)
 
 
 @pytest.mark.parametrize("habit", [0.65, 1.0])
 def test_habits_are_followed_at_the_stated_rate(habit):
-    arithmetic = questions.Arithmetic(random.Random(1), rate=0.0, habit_rate=habit)
+    arithmetic = numerals_questions.Arithmetic(random.Random(1), rate=0.0, habit_rate=habit)
     lost = sum(arithmetic.add(7, 5) == 2 for _ in range(2000))
     # The standard deviation of the share is at most 0.011.
     assert abs(lost / 2000 - habit) < 0.05
 
 
 def test_a_public_demonstration_reasons_consistently_from_what_it_misread():
-    slips = numerals.slips_of("tiny", {"perception": 1.0, "arithmetic": 0.0, "habit": 0.0})
-    for example in numerals.stream(level="tiny", seed=0, name="public", rows=200):
+    slips = numerals_corpus.slips_of("tiny", {"perception": 1.0, "arithmetic": 0.0, "habit": 0.0})
+    for example in numerals_corpus.stream(level="tiny", seed=0, name="public", rows=200):
         told = example.public(slips)
-        caption, _ = demonstrations.split_segments(told.response)
+        caption, _ = numerals_demonstrations.split_segments(told.response)
         assert told.answer == _recomputed(example.question.type, example.question.text, caption)
-        digits = scenes.digits_of(example.scene.marks)
+        digits = numerals_scenes.digits_of(example.scene.marks)
         assert told.is_misread == any(digit != 9 for digit in digits)
 
 
 def test_a_result_that_is_not_offered_leads_to_the_nearest_option():
     scene = _grid("r4 b7")
-    asked = questions.as_choice(questions.row_sum(scene, random.Random(0)), scene, random.Random(0))
+    asked = numerals_questions.as_choice(
+        numerals_questions.row_sum(scene, random.Random(0)), scene, random.Random(0)
+    )
     assert "11" in asked.options
-    slipped = asked.work(_grid("r9 b9"), questions.exact())
+    slipped = asked.work(_grid("r9 b9"), numerals_questions.exact())
     nearest = min(asked.options, key=lambda option: abs(18 - int(option)))
     assert asked.options["ABCD".index(slipped.answer)] == nearest
 
 
 @pytest.mark.parametrize("level", ["tiny", "small"])
 def test_no_response_holds_a_tag_twice(level):
-    slips = numerals.slips_of(level, {})
-    for example in numerals.stream(level=level, seed=0, name="public", rows=100):
+    slips = numerals_corpus.slips_of(level, {})
+    for example in numerals_corpus.stream(level=level, seed=0, name="public", rows=100):
         for response in (example.teacher.response, example.public(slips).response):
             assert re.fullmatch(
                 r"<caption>\n[^<>]+\n</caption>\n<think>\n[^<>]+\n</think>\n"
@@ -279,5 +292,5 @@ def test_no_response_holds_a_tag_twice(level):
 
 def test_the_system_prompt_shows_the_layout_of_the_responses():
     layout = re.sub(r"\[.*?\]", "x", prompts.SYSTEM_PROMPT)
-    response = demonstrations.response_text(caption="- x", think="x", answer="x")
+    response = numerals_demonstrations.response_text(caption="- x", think="x", answer="x")
     assert layout.endswith(f"\n\n{response}\n")

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from prism_jax import errors
-from prism_jax.data import build, manifest, numerals, paths, records, sources, validate
+from prism_jax.data import build, manifest, paths, records, sources, validate
+from prism_jax.data.numerals import corpus as numerals_corpus
 from tests import data_files
 
 NUM_ROWS = 7
@@ -163,12 +164,12 @@ def test_a_remote_built_folder_is_copied_once_below_the_cache(tmp_path, monkeypa
 
 def test_every_part_of_the_embedded_corpus_is_right(tmp_path):
     names = ("base", "public", "teacher", "align", "rl_train", "rl_test")
-    numerals.write(
+    numerals_corpus.write(
         tmp_path / "corpus",
         level="tiny",
         seed=0,
-        rows=numerals.rows_of("tiny", dict.fromkeys(names, 3)),
-        slips=numerals.slips_of("tiny", {}),
+        rows=numerals_corpus.rows_of("tiny", dict.fromkeys(names, 3)),
+        slips=numerals_corpus.slips_of("tiny", {}),
         num_processes=1,
     )
     for name in names[:3]:

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from models import hf, hf_names, hf_reader, hf_stream, sharding
+from models import sharding
+from models.hf import checkpoint as hf_checkpoint
+from models.hf import names as hf_names
+from models.hf import reader as hf_reader
+from models.hf import stream as hf_stream
 from prism_jax import mesh as mesh_lib
 from tests import hf_checkpoints
 from tests.models import hf_models
@@ -25,7 +29,7 @@ def group_bytes(request, monkeypatch) -> int:
 
 def test_dense_parameters_are_the_tensors_stacked_split_and_turned_round(tmp_path, group_bytes):
     stored = hf_checkpoints.write(tmp_path / "it", "dense")
-    found = hf.values_by_path(hf_models.load(tmp_path / "it"))
+    found = hf_checkpoint.values_by_path(hf_models.load(tmp_path / "it"))
 
     def stack(name, count):
         return np.stack([stored[name.format(i)] for i in range(count)])
@@ -103,7 +107,7 @@ def test_dense_parameters_are_the_tensors_stacked_split_and_turned_round(tmp_pat
 @pytest.mark.parametrize("layout", hf_names.EXPERT_LAYOUTS)
 def test_experts_of_both_layouts_become_the_same_kernels(tmp_path, layout, group_bytes):
     stored = hf_checkpoints.write(tmp_path / "it", "moe", layout=layout)
-    found = hf.values_by_path(hf_models.load(tmp_path / "it"))
+    found = hf_checkpoint.values_by_path(hf_models.load(tmp_path / "it"))
     for i in range(3):
         fused = stored[f"{TEXT}layers.{i}.mlp.experts.gate_up_proj"]
         down = stored[f"{TEXT}layers.{i}.mlp.experts.down_proj"]
@@ -126,13 +130,13 @@ def test_types_are_kept_unless_one_is_asked_for(tmp_path, monkeypatch):
     }
     hf_checkpoints.write_tensors(tmp_path / "it", config, stored, num_files=1)
     state = hf_models.load(tmp_path / "it")
-    found = hf.values_by_path(state)
+    found = hf_checkpoint.values_by_path(state)
     assert found["text.layers.input_norm.scale"].dtype == jnp.float32
     assert found["text.layers.moe.router.kernel"].dtype == jnp.float32
     assert found["text.layers.moe.gate"].dtype == jnp.bfloat16
     hf_models.save(tmp_path / "back", state, tmp_path / "it")
     hf_models.same(hf_checkpoints.read(tmp_path / "back"), stored)
-    wide = hf.values_by_path(hf_models.load(tmp_path / "it", dtype=jnp.float32))
+    wide = hf_checkpoint.values_by_path(hf_models.load(tmp_path / "it", dtype=jnp.float32))
     assert {value.dtype for value in wide.values()} == {np.dtype(np.float32)}
     for path, value in wide.items():
         np.testing.assert_array_equal(value, found[path].astype(jnp.float32))
@@ -154,7 +158,7 @@ def test_there_and_back_is_bit_equal(tmp_path, kind, tied, layout):
     stored = hf_checkpoints.write(source, kind, tied=tied, layout=layout)
     hf_models.save(back, hf_models.load(source), source, layout=layout)
     hf_models.same(hf_checkpoints.read(back), stored)
-    assert hf.read_config(back) == hf.read_config(source)
+    assert hf_checkpoint.read_config(back) == hf_checkpoint.read_config(source)
 
 
 def test_one_layout_can_be_written_as_the_other(tmp_path):
@@ -178,7 +182,9 @@ def test_a_square_expert_is_told_by_its_partner(tmp_path, sizes, layout):
     state = hf_models.load(tmp_path / "it")
     down = stored[f"{TEXT}layers.1.mlp.experts.down_proj"]
     expected = down if layout == "4.57" else down.swapaxes(1, 2)
-    np.testing.assert_array_equal(hf.values_by_path(state)["text.layers.moe.down"][1], expected)
+    np.testing.assert_array_equal(
+        hf_checkpoint.values_by_path(state)["text.layers.moe.down"][1], expected
+    )
     hf_models.save(tmp_path / "back", state, tmp_path / "it", layout=layout)
     hf_models.same(hf_checkpoints.read(tmp_path / "back"), stored)
 
@@ -237,8 +243,8 @@ def test_each_device_holds_its_shard_whatever_axis_is_cut(
     shardings = mesh_lib.param_shardings(hf_models.abstract(tmp_path / "it"), mesh, RULES[rules])
     state = hf_models.load(tmp_path / "it", shardings=shardings)
     cut = 0
-    for path, value in hf.values_by_path(state).items():
-        wanted = hf.values_by_path(shardings)[path]
+    for path, value in hf_checkpoint.values_by_path(state).items():
+        wanted = hf_checkpoint.values_by_path(shardings)[path]
         assert value.sharding.is_equivalent_to(wanted, value.ndim), path
         cut += not value.sharding.is_fully_replicated
     assert cut >= 4
@@ -283,10 +289,10 @@ def test_the_host_holds_one_tensor_at_most_and_pieces_of_it_where_rows_are_whole
         "make_array_from_callback",
         lambda shape, on, callback: jax.device_put(jnp.zeros(shape, jnp.bfloat16), on),
     )
-    hf.load(tmp_path / "it", abstract, shardings=shardings, dtype=None)  # compile
+    hf_checkpoint.load(tmp_path / "it", abstract, shardings=shardings, dtype=None)  # compile
     tracemalloc.start()
     try:
-        hf.load(tmp_path / "it", abstract, shardings=shardings, dtype=None)
+        hf_checkpoint.load(tmp_path / "it", abstract, shardings=shardings, dtype=None)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from models import hf, hf_names
+from models.hf import checkpoint as hf_checkpoint
+from models.hf import names as hf_names
 from tests import hf_checkpoints
 from tests.models import hf_models
 
@@ -18,7 +19,9 @@ def test_a_tied_checkpoint_that_stores_the_head_again_is_accepted(tmp_path):
     stored = hf_checkpoints.random_tensors(hf_checkpoints.shapes(config, layout="5"))
     stored["lm_head.weight"] = stored[f"{TEXT}embed_tokens.weight"].copy()
     hf_checkpoints.write_tensors(tmp_path / "same", config, stored, num_files=2)
-    assert "text.head.embedding" not in hf.values_by_path(hf_models.load(tmp_path / "same"))
+    assert "text.head.embedding" not in hf_checkpoint.values_by_path(
+        hf_models.load(tmp_path / "same")
+    )
     stored["lm_head.weight"][3, 4] += 1
     hf_checkpoints.write_tensors(tmp_path / "other", config, stored, num_files=2)
     with pytest.raises(ValueError, match=r"lm_head\.weight differs from the embedding"):
@@ -30,17 +33,17 @@ def test_a_tied_checkpoint_that_stores_the_head_again_is_accepted(tmp_path):
 def test_a_discriminator_goes_there_and_back_with_its_head_carried_over(tmp_path, kind, tied):
     stored = hf_checkpoints.write(tmp_path / "it", kind, tied=tied, score=True)
     state = hf_models.load(tmp_path / "it", with_score=True)
-    found = hf.values_by_path(state)
+    found = hf_checkpoint.values_by_path(state)
     assert "trunk.text.head.embedding" not in found
     np.testing.assert_array_equal(found["score.kernel"], stored["v_head.1.weight"].T)
     hf_models.save(tmp_path / "back", state, tmp_path / "it")
     hf_models.same(hf_checkpoints.read(tmp_path / "back"), stored)
     if not tied:
         with pytest.raises(ValueError, match="copy_from must name a folder"):
-            hf.save(
+            hf_checkpoint.save(
                 tmp_path / "bare",
                 state,
-                hf.read_config(tmp_path / "it"),
+                hf_checkpoint.read_config(tmp_path / "it"),
                 layout="5",
                 max_shard_bytes=10**9,
                 copy_from=None,
@@ -80,7 +83,7 @@ def test_value_head_pt_is_not_opened_and_the_error_says_what_to_do(tmp_path):
 
 def test_a_new_score_head_stays_abstract_for_the_caller(tmp_path):
     hf_checkpoints.write(tmp_path / "it", "moe")
-    found = hf.values_by_path(
+    found = hf_checkpoint.values_by_path(
         hf_models.load(tmp_path / "it", with_score=True, fresh=("score.kernel",))
     )
     assert isinstance(found["score.kernel"], jax.ShapeDtypeStruct)
@@ -95,7 +98,7 @@ def test_a_text_only_trunk_drops_the_tower_and_carries_it_back(tmp_path):
     with pytest.raises(ValueError, match=r"not used by the model \(\d+\): model\.visual\."):
         hf_models.load(tmp_path / "it", **options)
     state = hf_models.load(tmp_path / "it", **options, drop=("model.visual.",))
-    assert not any("vision" in path for path in hf.values_by_path(state))
+    assert not any("vision" in path for path in hf_checkpoint.values_by_path(state))
     hf_models.save(tmp_path / "back", state, tmp_path / "it", carry=("model.visual.",))
     hf_models.same(hf_checkpoints.read(tmp_path / "back"), stored)
     with pytest.raises(ValueError, match="carry names tensors that the model has itself"):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from models import hf_files, hf_reader
+from models.hf import files as hf_files
+from models.hf import reader as hf_reader
 from tests import hf_checkpoints
 
 NAMES = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]

@@ -6,7 +6,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from models import hf, hf_files, hf_stream, hf_writer
+from models.hf import checkpoint as hf_checkpoint
+from models.hf import files as hf_files
+from models.hf import stream as hf_stream
+from models.hf import writer as hf_writer
 from tests import hf_checkpoints
 from tests.models import hf_models
 
@@ -113,7 +116,7 @@ def test_a_config_that_contradicts_the_models_head_is_refused(tmp_path, tied, sa
     hf_checkpoints.write(tmp_path / "it", "dense", tied=tied)
     config = hf_checkpoints.config_json("dense", tied=said)
     with pytest.raises(ValueError, match=message):
-        hf.save(
+        hf_checkpoint.save(
             tmp_path / "back",
             hf_models.load(tmp_path / "it"),
             config,

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from models import hf, hf_names, upcycle
+from models import upcycle
+from models.hf import checkpoint as hf_checkpoint
+from models.hf import names as hf_names
 from tests import hf_checkpoints
 from tests.models import hf_models
 
@@ -31,8 +33,10 @@ def _read_strictly(folder, kind, *, unexpected=frozenset()):
 
 
 def _save(target, state, source, layout="4.57"):
-    config = hf.read_config(source)
-    hf.save(target, state, config, layout=layout, max_shard_bytes=50_000, copy_from=source)
+    config = hf_checkpoint.read_config(source)
+    hf_checkpoint.save(
+        target, state, config, layout=layout, max_shard_bytes=50_000, copy_from=source
+    )
 
 
 @pytest.mark.parametrize("kind", hf_checkpoints.KINDS)
@@ -53,7 +57,7 @@ def test_a_checkpoint_of_transformers_goes_there_and_back_bit_equal_and_loads(tm
     hf_checkpoints.write_with_transformers(source, kind, tied=tied)
     stored = hf_checkpoints.read(source)
     original = _read_strictly(source, kind).state_dict()
-    state = hf.load(source, hf_models.abstract(source), shardings=None, dtype=None)
+    state = hf_checkpoint.load(source, hf_models.abstract(source), shardings=None, dtype=None)
     for layout in hf_names.EXPERT_LAYOUTS if kind == "moe" else ("5",):
         back = tmp_path / f"back{layout}"
         _save(back, state, source, layout)
@@ -73,7 +77,7 @@ def test_a_checkpoint_of_transformers_goes_there_and_back_bit_equal_and_loads(tm
 def test_a_discriminator_loads_as_the_model_with_the_score_head_left_over(tmp_path, tied):
     hf_checkpoints.write(tmp_path / "it", "moe", tied=tied, score=True)
     abstract = hf_models.abstract(tmp_path / "it", with_score=True)
-    state = hf.load(tmp_path / "it", abstract, shardings=None, dtype=None)
+    state = hf_checkpoint.load(tmp_path / "it", abstract, shardings=None, dtype=None)
     _save(tmp_path / "back", state, tmp_path / "it")
     _read_strictly(tmp_path / "back", "moe", unexpected={"v_head.1.weight"})
 
@@ -139,14 +143,14 @@ def test_transformers_reads_past_what_a_discriminator_keeps_apart(tmp_path):
     )
     upcycle.upcycle(source, tmp_path / "moe", options, layout="4.57", max_shard_bytes=10**9)
     apart = {"router": "segment", "heads": 2}
-    assert hf.read_config(tmp_path / "moe")["prism_discriminator"] == apart
+    assert hf_checkpoint.read_config(tmp_path / "moe")["prism_discriminator"] == apart
     assert _read_strictly(tmp_path / "moe", "moe").config.text_config.num_experts == 4
 
 
 def test_a_config_of_transformers_5_can_be_upcycled(tmp_path):
     source = tmp_path / "dense"
     hf_checkpoints.write_with_transformers(source, "dense", tied=False)
-    assert "rope_parameters" in hf.read_config(source)["text_config"]
+    assert "rope_parameters" in hf_checkpoint.read_config(source)["text_config"]
     options = upcycle.Options(
         num_experts=3,
         num_experts_per_token=1,

@@ -13,7 +13,9 @@ import pytest
 from flax import nnx
 
 from models import config as config_lib
-from models import hf, hf_names, inputs, positions, qwen3_vl, sharding, upcycle
+from models import inputs, positions, qwen3_vl, sharding, upcycle
+from models.hf import checkpoint as hf_checkpoint
+from models.hf import names as hf_names
 from tests import hf_checkpoints
 
 OPTIONS = upcycle.Options(
@@ -143,9 +145,9 @@ def test_without_noise_the_mixture_computes_what_the_dense_model_does(tmp_path):
     rows = [[example]]
     logits = []
     for folder in ("dense", "moe"):
-        config = config_lib.from_hf(hf.read_config(tmp_path / folder))
+        config = config_lib.from_hf(hf_checkpoint.read_config(tmp_path / folder))
         graphdef, abstract = qwen3_vl.abstract(lambda config=config: _model(config))
-        params = hf.load(tmp_path / folder, abstract, shardings=None, dtype=None)
+        params = hf_checkpoint.load(tmp_path / folder, abstract, shardings=None, dtype=None)
         packing = {"config": config, "max_segments": 4, "num_vision_rows": 1}
         text = inputs.pack_text(rows, row_tokens=24, **packing)
         vision = inputs.pack_vision(rows, row_patches=16, **packing)
@@ -182,7 +184,7 @@ def test_the_config_says_what_the_released_script_says(source, tmp_path):
     assert config["image_token_id"] == 68
     assert config["tie_word_embeddings"] is False
     text = config["text_config"]
-    dense = hf.read_config(source)["text_config"]
+    dense = hf_checkpoint.read_config(source)["text_config"]
     added = {
         "model_type": "qwen3_vl_moe_text",
         "num_experts": 4,
@@ -198,13 +200,14 @@ def test_the_config_says_what_the_released_script_says(source, tmp_path):
     found = config_lib.from_hf(config)
     assert found.text.moe.num_experts == 4
     assert (
-        dataclasses.replace(found.text, moe=None) == config_lib.from_hf(hf.read_config(source)).text
+        dataclasses.replace(found.text, moe=None)
+        == config_lib.from_hf(hf_checkpoint.read_config(source)).text
     )
     assert (tmp_path / "moe" / "tokenizer.json").read_text() == "{}"
 
 
 def test_the_rope_of_newer_configs_is_written_in_the_older_words(source):
-    dense = hf.read_config(source)
+    dense = hf_checkpoint.read_config(source)
     text = dense["text_config"]
     text["rope_parameters"] = {**text.pop("rope_scaling"), "rope_theta": text.pop("rope_theta")}
     made = upcycle.moe_config(dense, OPTIONS)["text_config"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import hf_names
+from models.hf import names as hf_names
 
 
 def _leaves(state: nnx.State) -> list[tuple[str, nnx.Variable]]:

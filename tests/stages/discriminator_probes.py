@@ -12,26 +12,27 @@ import numpy as np
 import pytest
 
 from configs import align, warmup
-from prism_jax import discriminator_update
+from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.policy import responses, rollouts
 from prism_jax.rewards import score
 from prism_jax.rollout import engine
 from prism_jax.setup import devices as devices_lib
-from prism_jax.stages import (
-    align_config,
-    align_feed,
-    align_segments,
-    align_updates,
-    pair_feed,
-    responses,
-    rollouts,
-    setup,
-)
-from prism_jax.stages import warmup as warmup_stage
+from prism_jax.setup import models as setup_models
+from prism_jax.stages.align import advantages as align_advantages
+from prism_jax.stages.align import config as align_config
+from prism_jax.stages.align import feed as align_feed
+from prism_jax.stages.align import segments as align_segments
+from prism_jax.stages.align import step as align_step
+from prism_jax.stages.align import updates as align_updates
+from prism_jax.stages.warmup import config as warmup_config
+from prism_jax.stages.warmup import feed as warmup_feed
+from prism_jax.stages.warmup import main as warmup_main
+from prism_jax.stages.warmup import step as warmup_step
 from tests.stages import align_run, field_tables, rl_run
 
 _TEXTS = (*align_run.TEXTS[:3], "<caption></caption><think>so</think><answer>2</answer>")
 _BASES = {"align": "tiny,new,rlvr_v2", "warmup": "tiny,new"}
-STRUCTS = {"align": align_config.Config, "warmup": warmup_stage.Config}
+STRUCTS = {"align": align_config.Config, "warmup": warmup_config.Config}
 
 
 def configure(stage, folder):
@@ -61,7 +62,7 @@ def _numbers(is_pair):
     """Return fixed scores of two prompts with four responses each."""
     draws = 4 * np.random.default_rng(0).normal(size=(3, 10)).astype(np.float32)
     return {
-        name: discriminator_update.Scores(
+        name: discriminator_loss.Scores(
             teacher=draw[:2],
             student=np.where(is_pair, draw[2:], 0).astype(np.float32),
             is_pair=np.array(is_pair, bool),
@@ -78,7 +79,7 @@ def advantages(options, folder):
     ok = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
     found = {name: _numbers(ok)[name] for name in options.advantage.weights}
     right = np.array([1, 0, 1, 1, 1, 1, 1, 1], np.float32)
-    return np.asarray(align_segments.make_advantages(options)(found, ok, right))
+    return np.asarray(align_advantages.make_advantages(options)(found, ok, right))
 
 
 def _rule(options):
@@ -90,7 +91,7 @@ def _rule(options):
 def pulls(options, folder, is_pair=(1, 1, 1, 0, 1, 0, 0, 0)):
     del folder
     found = {name: _numbers(np.array(is_pair, bool))[name] for name in ("caption", "cot")}
-    gradients, told = discriminator_update.score_gradients(found, _rule(options))
+    gradients, told = discriminator_loss.score_gradients(found, _rule(options))
     return [(one.teacher, one.student) for one in gradients.values()], told
 
 
@@ -113,11 +114,9 @@ def dropout(options, folder):
         return align_updates.score_settings(options, devices)
     model = types.SimpleNamespace(config=types.SimpleNamespace(text=types.SimpleNamespace(moe=1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warmup_stage, "make_update", lambda rule, names, settings, *_: settings)
-        patch.setattr(warmup_stage, "make_evaluation", lambda *_, **__: None)
-        stage = warmup_stage.make_stage(
-            options, devices, model, None, None, None, None, num_steps=1
-        )
+        patch.setattr(warmup_main, "make_update", lambda rule, names, settings, *_: settings)
+        patch.setattr(warmup_main, "make_evaluation", lambda *_, **__: None)
+        stage = warmup_step.make_stage(options, devices, model, None, None, None, None, num_steps=1)
     return stage.update
 
 
@@ -134,7 +133,7 @@ def verified(options, folder):
     one = types.SimpleNamespace(text="", ended=True, format_ok=False)
     asked = types.SimpleNamespace(rows=[row] * 2)
     drawn = types.SimpleNamespace(segments=[one] * 8)
-    return align_segments.verify(options, Judge(), asked, drawn)[:2]
+    return align_advantages.verify(options, Judge(), asked, drawn)[:2]
 
 
 def judged(options, folder):
@@ -177,7 +176,7 @@ def paces(options, folder):
         learned = align_updates.Learned(
             policy=1 if has_policy else None, discriminator=None, places={}
         )
-        align_updates.update(updates, options.pace, state, learned, jax.random.key(0))
+        align_step.update(updates, options.pace, state, learned, jax.random.key(0))
         of_step.append(dict(counts))
     return of_step
 
@@ -192,10 +191,10 @@ class _State:
 def _open_align(options, folder, workdir):
     devices = devices_lib.open_devices(options.mesh, options.model)
     source = options.discriminator.model(options.model)
-    files = setup.keep_files(options.model, workdir)
-    own_files = setup.keep_files(source, workdir, name="discriminator")
-    policy = setup.open_model(options.model, devices, files=files, is_discriminator=False)
-    judge = setup.open_model(source, devices, files=own_files, is_discriminator=True)
+    files = setup_models.keep_files(options.model, workdir)
+    own_files = setup_models.keep_files(source, workdir, name="discriminator")
+    policy = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
+    judge = setup_models.open_model(source, devices, files=own_files, is_discriminator=True)
     feed = align_feed.Feed(options, policy, judge, workdir, files=files, own_files=own_files)
     return devices, policy, judge, feed
 
@@ -247,9 +246,9 @@ def drawn_with(options, folder, workdir):
 def read_pairs(options, folder, workdir):
     """Return the first batch of the warm-up, its shape, length and held-out pairs."""
     devices = devices_lib.open_devices(options.mesh, options.model)
-    files = setup.keep_files(options.model, workdir)
-    model = setup.open_model(options.model, devices, files=files, is_discriminator=True)
-    feed = pair_feed.Feed(
+    files = setup_models.keep_files(options.model, workdir)
+    model = setup_models.open_model(options.model, devices, files=files, is_discriminator=True)
+    feed = warmup_feed.Feed(
         options.data,
         model,
         files=files,
@@ -314,6 +313,6 @@ def warmed_model(options, folder, workdir):
 
 def _model(source, options, workdir, *, is_discriminator):
     devices = devices_lib.open_devices(options.mesh, options.model)
-    files = setup.keep_files(source, workdir)
-    model = setup.open_model(source, devices, files=files, is_discriminator=is_discriminator)
+    files = setup_models.keep_files(source, workdir)
+    model = setup_models.open_model(source, devices, files=files, is_discriminator=is_discriminator)
     return field_tables.shapes(model)

@@ -20,12 +20,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from prism_jax import checkpoint, configuration, errors, loop, metric_writers, progress
+from prism_jax import configuration, errors, progress
+from prism_jax.checkpoints import checkpoint
 from prism_jax.data import paths, steps
+from prism_jax.policy import rollouts
 from prism_jax.rewards import score, workers
 from prism_jax.rollout import engine, serving
+from prism_jax.running import loop, metric_writers
 from prism_jax.setup import devices as devices_lib
-from prism_jax.stages import rollouts, setup
+from prism_jax.setup import models as setup_models
 
 Changes = Mapping[str, Any]
 Fields = dict[str, tuple[Changes, Changes]]
@@ -117,7 +120,7 @@ def moved(options: configuration.Optim) -> Any:
     params = nnx.State(
         {"a": {"scale": nnx.Param(jnp.ones(3))}, "b": {"kernel": nnx.Param(jnp.ones(3))}}
     )
-    optimizer = setup.make_optimizer(options, params, num_steps=4)
+    optimizer = setup_models.make_optimizer(options, params, num_steps=4)
     trainable, frozen = optimizer.split(params)
     state = optimizer.init(trainable)
     for step in range(4):
@@ -135,7 +138,7 @@ def placed(devices: devices_lib.Devices) -> Any:
     return shape, devices.mesh.size, devices.dtype, devices.param_dtype, devices.rules
 
 
-def shapes(model: setup.Model) -> Any:
+def shapes(model: setup_models.Model) -> Any:
     """Return the configuration and the shapes of a model."""
     return model.config, jax.tree.map(lambda x: (x.shape, str(x.dtype)), model.params)
 

@@ -10,7 +10,8 @@ import random
 import sys
 
 from prism_jax import intervals
-from prism_jax.data import numerals, numerals_examples
+from prism_jax.data.numerals import corpus as numerals_corpus
+from prism_jax.data.numerals import examples as numerals_examples
 
 TITLE = "Made-up numbers: a test of the page"
 NUM_ROWS = 12
@@ -21,10 +22,10 @@ VALID = {"base": 0, "sft": 11, "align": 12, "rlvr": 12}
 def write(folder: pathlib.Path, *, stages: tuple[str, ...] = tuple(RIGHT)) -> pathlib.Path:
     """Write the folder of a chain whose other stages were not run; return it."""
     none = dict.fromkeys(numerals_examples.STREAMS, 0)
-    rows = numerals.rows_of("tiny", none | {"rl_test": NUM_ROWS})
+    rows = numerals_corpus.rows_of("tiny", none | {"rl_test": NUM_ROWS})
     corpus = folder / "corpus"
-    slips = numerals.slips_of("tiny", {})
-    numerals.write(corpus, level="tiny", seed=0, rows=rows, slips=slips, num_processes=1)
+    slips = numerals_corpus.slips_of("tiny", {})
+    numerals_corpus.write(corpus, level="tiny", seed=0, rows=rows, slips=slips, num_processes=1)
     for stage in stages:
         _write_evaluation(folder, stage)
     rng = random.Random(0)
@@ -66,7 +67,7 @@ def write_step(folder: pathlib.Path, name: str, *, number: int, seconds: float) 
 def _write_evaluation(folder: pathlib.Path, stage: str) -> None:
     target = folder / f"evaluate_{stage}"
     target.mkdir()
-    stream = numerals.stream(level="tiny", seed=0, name="rl_test", rows=NUM_ROWS)
+    stream = numerals_corpus.stream(level="tiny", seed=0, name="rl_test", rows=NUM_ROWS)
     lines, types = [], {}
     for number, example in enumerate(stream):
         is_right, is_valid = number < RIGHT[stage], number < VALID[stage]

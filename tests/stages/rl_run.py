@@ -9,9 +9,11 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from prism_jax import main
-from prism_jax.data import numerals, numerals_examples, tokenizer_files
-from prism_jax.data import numerals_demonstrations as demonstrations
-from prism_jax.data import numerals_pictures as pictures
+from prism_jax.data import tokenizer_files
+from prism_jax.data.numerals import corpus as numerals_corpus
+from prism_jax.data.numerals import demonstrations as numerals_demonstrations
+from prism_jax.data.numerals import examples as numerals_examples
+from prism_jax.data.numerals import pictures as numerals_pictures
 
 # One narrow layer each: compiling is what takes the time here.
 SMALL = {
@@ -48,22 +50,26 @@ def compiled_once(folder: pathlib.Path) -> Iterator[None]:
 def write(folder: pathlib.Path) -> pathlib.Path:
     """Write a tokenizer to `tok/`, prompts to `corpus/`, and 12 pairs to `pairs/`."""
     # Trained on the corpus, so that prompts are short.
-    texts = numerals.sample_texts("tiny", 0, 200)
+    texts = numerals_corpus.sample_texts("tiny", 0, 200)
     pixels = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
     tokenizer_files.write(folder / "tok", texts, num_merges=600, **pixels)
-    slips = numerals.slips_of("tiny", {})
+    slips = numerals_corpus.slips_of("tiny", {})
     none = dict.fromkeys(numerals_examples.STREAMS, 0)
-    rows = numerals.rows_of("tiny", none | {"align": 5, "rl_train": 5})
-    numerals.write(folder / "corpus", level="tiny", seed=0, rows=rows, slips=slips, num_processes=1)
+    rows = numerals_corpus.rows_of("tiny", none | {"align": 5, "rl_train": 5})
+    numerals_corpus.write(
+        folder / "corpus", level="tiny", seed=0, rows=rows, slips=slips, num_processes=1
+    )
     (folder / "pairs").mkdir()
     lines = []
-    for example in numerals.stream(level="tiny", seed=1, name="align", rows=12):
+    for example in numerals_corpus.stream(level="tiny", seed=1, name="align", rows=12):
         name = f"{example.index}.png"
-        (folder / "pairs" / name).write_bytes(pictures.png_bytes(example.picture()))
+        (folder / "pairs" / name).write_bytes(numerals_pictures.png_bytes(example.picture()))
         pair = {"prompt": f"\n{example.question.text}\n", "image": name}
         texts = {"teacher": example.teacher.response, "student": example.public(slips).response}
         for side, text in texts.items():
-            pair[f"{side}_caption"], pair[f"{side}_cot"] = demonstrations.split_segments(text)
+            pair[f"{side}_caption"], pair[f"{side}_cot"] = numerals_demonstrations.split_segments(
+                text
+            )
         lines.append(json.dumps(pair))
     (folder / "pairs" / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     return folder

@@ -17,12 +17,21 @@ import numpy as np
 from flax import nnx
 
 from models import inputs, presets, sharding
-from prism_jax import configuration, continuations, metrics, train_state
+from prism_jax import configuration, metrics
+from prism_jax import rows as packed_rows
 from prism_jax.data import encode, records
+from prism_jax.policy import rollouts
 from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
+from prism_jax.running import dump
 from prism_jax.setup import devices as devices_lib
-from prism_jax.stages import rlvr_config, rlvr_experience, rlvr_groups, rlvr_update, rollouts, setup
+from prism_jax.setup import models as setup_models
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import feed as rlvr_feed
+from prism_jax.stages.rlvr import groups as rlvr_groups
+from prism_jax.stages.rlvr import step as rlvr_step
+from prism_jax.stages.rlvr import updates as rlvr_updates
+from prism_jax.training import train_state
 
 NUM_TOKENS = 5
 MAX_TOKENS = 4
@@ -208,17 +217,17 @@ def decode(saved) -> rlvr_groups.Group:
         index=index,
         row=row_of(index),
         prompt=prompt_of(index),
-        responses=rlvr_groups.responses_of(saved, read),
+        responses=rlvr_feed.responses_of(saved, read),
         step=saved["step"],
     )
 
 
-def feed_of(options: rlvr_config.Config) -> rlvr_groups.Feed:
+def feed_of(options: rlvr_config.Config) -> rlvr_feed.Feed:
     """Return the prompts of a run."""
     is_refilled = options.groups.keep != "all"
     is_adapted = options.reference.reward_target is not None
     drawn = options.groups.generation_prompts or options.rollout.num_prompts
-    return rlvr_groups.Feed(
+    return rlvr_feed.Feed(
         Prompts(drawn),
         num_prompts=options.rollout.num_prompts,
         is_refilled=is_refilled,
@@ -242,7 +251,7 @@ def devices() -> devices_lib.Devices:
     )
 
 
-START = setup.Start(abstract=None, make=lambda: None, shardings=None)
+START = setup_models.Start(abstract=None, make=lambda: None, shardings=None)
 
 
 class Run:
@@ -259,7 +268,7 @@ class Run:
         """Begin with a table; `reference` is the table of the reference policy."""
         values = first_table() if table is None else table
         self.model = _model(options)
-        self.shape = rlvr_update.shape_of(
+        self.shape = rlvr_updates.shape_of(
             options, [encode.Size(tokens=1, patches=0, images=0)], devices()
         )
         # Only these decide the update: runs that share them share what is compiled.
@@ -273,7 +282,7 @@ class Run:
             optim=options.optim,
         )
         self.optimizer, self.update = _update_of(deciding, self.shape)
-        self.experience = rlvr_experience.Experience(
+        self.experience = rlvr_step.Experience(
             options,
             devices(),
             self.model,
@@ -281,7 +290,7 @@ class Run:
             judge=Judge(),
             shape=self.shape,
             reference=None if reference is None else _params_of(reference),
-            dump=rollouts.Dump(pathlib.Path(), None),
+            dump=dump.Dump(pathlib.Path(), None),
         )
         self.feed = feed_of(options)
         state = train_state.from_params(_params_of(values), self.optimizer, shardings=None)
@@ -306,17 +315,17 @@ class Run:
 
 
 @functools.cache
-def _update_of(options: rlvr_config.Config, shape: continuations.RowShape):
+def _update_of(options: rlvr_config.Config, shape: packed_rows.RowShape):
     """Return the optimiser and the updates of a rollout."""
     model = _model(options)
     num_steps = options.train.num_steps * options.train.num_updates
-    optimizer = setup.make_optimizer(options.optim, model.params, num_steps=num_steps)
-    return optimizer, rlvr_update.make(options, devices(), model, optimizer, START, shape)
+    optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
+    return optimizer, rlvr_updates.make(options, devices(), model, optimizer, START, shape)
 
 
-def _model(options: rlvr_config.Config) -> setup.Model:
+def _model(options: rlvr_config.Config) -> setup_models.Model:
     graphdef, params = train_state.split_model(Table(jnp.asarray(first_table())))
-    return setup.Model(
+    return setup_models.Model(
         config=presets.TINY,
         values={},
         graphdef=graphdef,

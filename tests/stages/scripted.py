@@ -7,7 +7,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from prism_jax.data import encode, numerals, numerals_examples, processor, records, sources
+from prism_jax.data import encode, processor, records, sources
+from prism_jax.data.numerals import corpus as numerals_corpus
+from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.rollout import engine
 from tests import data_files, tiny_checkpoint
 
@@ -23,9 +25,11 @@ def write_files(root: pathlib.Path, *, num_rows: int) -> pathlib.Path:
     """Write a policy and a test split of `numerals` with teacher texts; return the split."""
     tiny_checkpoint.write(root / "policy")
     none = dict.fromkeys(numerals_examples.STREAMS, 0)
-    rows = numerals.rows_of("tiny", none | {"rl_test": num_rows})
-    slips = numerals.slips_of("tiny", {})
-    numerals.write(root / "corpus", level="tiny", seed=0, rows=rows, slips=slips, num_processes=1)
+    rows = numerals_corpus.rows_of("tiny", none | {"rl_test": num_rows})
+    slips = numerals_corpus.slips_of("tiny", {})
+    numerals_corpus.write(
+        root / "corpus", level="tiny", seed=0, rows=rows, slips=slips, num_processes=1
+    )
     return root / "corpus" / "rl" / "test.parquet"
 
 

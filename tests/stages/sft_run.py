@@ -6,7 +6,9 @@ import pathlib
 import jax
 import numpy as np
 
-from prism_jax import checkpoint, checkpoint_files, main
+from prism_jax import main
+from prism_jax.checkpoints import checkpoint
+from prism_jax.checkpoints import files as checkpoint_files
 from tests import data_files, make_tokenizer
 
 # One layer each: compiling is what takes the time here.

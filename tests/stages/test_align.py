@@ -7,9 +7,10 @@ import signal
 import numpy as np
 import pytest
 
-from prism_jax import metric_writers, train_step
+from prism_jax.policy import responses
 from prism_jax.rewards import tags
-from prism_jax.stages import responses
+from prism_jax.running import metric_writers
+from prism_jax.training import train_step
 from tests import make_tokenizer
 from tests.stages import align_run, rl_run, sft_run
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prism_jax import discriminator_update
-from prism_jax.stages import align_segments
+from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.stages.align import advantages as align_advantages
 from tests.stages import discriminator_probes as probes
 from tests.stages import rl_run
 
@@ -42,9 +42,9 @@ def test_equal_segments_of_a_prompt_share_a_place_and_no_others_do(laid):
 def test_equal_responses_have_equal_advantages_and_none_where_all_are_equal(laid):
     options, packed, places = laid
     scores = np.random.default_rng(0).normal(size=packed.batch.is_segment.shape)
-    found = discriminator_update.at(jnp.asarray(scores, jnp.float32), places)
+    found = discriminator_loss.at(jnp.asarray(scores, jnp.float32), places)
     size = options.rollout.num_prompts * 4
-    advantages = align_segments.make_advantages(options)(
+    advantages = align_advantages.make_advantages(options)(
         found, jnp.ones(size, bool), jnp.ones(size, jnp.float32)
     )
     rows = np.asarray(advantages).reshape(-1, 4)
@@ -57,8 +57,8 @@ def test_a_shared_score_is_pulled_by_all_that_share_it(laid):
     rule = _rule(options)
     scores = np.random.default_rng(1).normal(size=packed.batch.is_segment.shape)
     scores = jnp.asarray(scores, jnp.float32)
-    pulled, _ = discriminator_update.pulls(scores, places, rule)
-    each, _ = discriminator_update.score_gradients(discriminator_update.at(scores, places), rule)
+    pulled, _ = discriminator_loss.pulls(scores, places, rule)
+    each, _ = discriminator_loss.score_gradients(discriminator_loss.at(scores, places), rule)
     flat = np.asarray(pulled).ravel()
     for name, one in places.items():
         for place in np.unique(one.student):
@@ -68,7 +68,7 @@ def test_a_shared_score_is_pulled_by_all_that_share_it(laid):
 
 def _rule(options):
     own = options.discriminator
-    return discriminator_update.PairRule(
+    return discriminator_loss.PairRule(
         score_clip=own.score_clip,
         regulariser=own.regulariser,
         router=0.0,

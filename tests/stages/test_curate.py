@@ -12,8 +12,8 @@ from PIL import Image
 
 from configs import curate as config_file
 from prism_jax import configuration, errors, main
+from prism_jax.commands.curate import main as curate_main
 from prism_jax.data import prompt_files, sources
-from prism_jax.stages import curate
 from tests import data_files, fake_teacher
 from tests.stages import scripted
 
@@ -47,7 +47,7 @@ def _run(folder, path, workdir, sampler, changes=None, arg="tiny,difficulty") ->
     config.difficulty.batch_responses = 2 * _NUM_SAMPLES
     config.difficulty.judge.num_workers = 1
     config.update_from_flattened_dict(changes or {})
-    return curate.run(config, str(workdir), open_sampler=sampler.open)
+    return curate_main.run(config, str(workdir), open_sampler=sampler.open)
 
 
 def _sampler(folder, rows, script, **options) -> scripted.ScriptedSampler:
@@ -220,7 +220,7 @@ def test_every_configuration_is_whole(size, option):
         config.teacher.endpoint.model = "teacher"
         if config.difficulty is None:
             config.teacher.prompts.path = "here"
-    options = configuration.parse(curate.Config, config)
+    options = configuration.parse(curate_main.Config, config)
     assert (options.difficulty is None) == (option == ",teacher")
     assert (options.teacher is None) == (option == ",difficulty")
 

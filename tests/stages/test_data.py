@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from prism_jax import main
-from prism_jax.data import numerals
+from prism_jax.data.numerals import corpus as numerals_corpus
 from tests import data_files
 
 FEW = [f"--rows={part}={count}" for part, count in (
@@ -111,7 +111,9 @@ def test_a_tokenizer_of_the_corpus_is_read_by_transformers_and_reads_its_words_w
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     assert len(tokenizer) == ids["vocab_size"]
     assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == ids["image_token_id"]
-    [text] = numerals.sample_texts("tiny", 7, 3)[2:]  # a teacher's response to another picture
+    [text] = numerals_corpus.sample_texts("tiny", 7, 3)[
+        2:
+    ]  # a teacher's response to another picture
     tokens = tokenizer(text).input_ids
     assert tokenizer.decode(tokens) == text
     assert len(tokens) < len(text) / 2.5

@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from configs import align
-from prism_jax import configuration, main, metric_writers, model_files, train_step, tree_paths
+from prism_jax import configuration, main, tree_paths
+from prism_jax.checkpoints import model_files
+from prism_jax.running import metric_writers
 from prism_jax.setup import devices as devices_lib
-from prism_jax.stages import align_config, setup, warmup
+from prism_jax.setup import models as setup_models
+from prism_jax.stages.align import config as align_config
+from prism_jax.stages.warmup import start as warmup_start
+from prism_jax.training import train_step
 from tests import hf_checkpoints
 from tests.stages import align_run, rl_run, sft_run
 
@@ -135,13 +140,13 @@ def _opened(root, folder, workdir):
     options = configuration.parse(align_config.Config, config)
     devices = devices_lib.open_devices(options.mesh, options.model)
     source = options.discriminator.model(options.model)
-    files = setup.keep_files(source, workdir, name=model_files.DISCRIMINATOR_FOLDER)
-    model = setup.open_model(source, devices, files=files, is_discriminator=True)
-    optimizer = setup.make_optimizer(options.optim, model.params, num_steps=1)
+    files = setup_models.keep_files(source, workdir, name=model_files.DISCRIMINATOR_FOLDER)
+    model = setup_models.open_model(source, devices, files=files, is_discriminator=True)
+    optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1)
     key = jax.random.key(0)
     starts = (
-        setup.start_of(model, optimizer, devices, key=key),
-        warmup.start_of(model, optimizer, devices, key=key),
+        setup_models.start_of(model, optimizer, devices, key=key),
+        warmup_start.start_of(model, optimizer, devices, key=key),
     )
     return [tree_paths.named_leaves(start.make().params) for start in starts]
 

@@ -6,8 +6,8 @@ import pytest
 
 from configs import align, warmup
 from prism_jax import configuration, errors
-from prism_jax.stages import align_config
-from prism_jax.stages import warmup as warmup_stage
+from prism_jax.stages.align import config as align_config
+from prism_jax.stages.warmup import config as warmup_config
 
 
 def _align(arg, changes=()):
@@ -22,7 +22,7 @@ def _warmup(arg, changes=()):
     config = warmup.get_config(arg)
     config.model.folder, config.data.train = "model", ("pairs.jsonl",)
     config.update_from_flattened_dict(dict(changes))
-    return configuration.parse(warmup_stage.Config, config)
+    return configuration.parse(warmup_config.Config, config)
 
 
 def _flat(section, prefix=""):

@@ -10,7 +10,8 @@ import json
 import pyarrow.parquet
 import pytest
 
-from prism_jax.stages import align, warmup
+from prism_jax.stages.align import main as align_main
+from prism_jax.stages.warmup import main as warmup_main
 from tests.stages import discriminator_probes as probes
 from tests.stages import field_tables, rl_run
 
@@ -188,7 +189,7 @@ _REFUSING = {
     *("rows.row_sequences", "model.attention"),
 }
 # What the commands ask of checkpoints, logs and the loop; the honesty panel is every second step.
-_MAINS = {"align": align.main, "warmup": warmup.main}
+_MAINS = {"align": align_main.main, "warmup": warmup_main.main}
 _OF_THE_LOOP = {
     "align": field_tables.OF_THE_LOOP,
     "warmup": field_tables.OF_THE_LOOP | field_tables.each({"evaluate.every_steps": 4}),

@@ -9,8 +9,9 @@ import pytest
 
 from configs import evaluate as config_file
 from prism_jax import errors, intervals, main
+from prism_jax.commands import evaluate
+from prism_jax.commands.ask import job as ask_job
 from prism_jax.rollout import decode
-from prism_jax.stages import evaluate, sampled
 from tests import training_run
 from tests.stages import scripted
 
@@ -277,4 +278,4 @@ def test_a_wrong_configuration_is_refused_before_the_policy_is_loaded(
 ):
     config = scripted.configure(config_file, folder, path, changes)
     with pytest.raises(errors.InputError, match=told):
-        evaluate.run(config, str(tmp_path), open_sampler=sampled.open_sampler)
+        evaluate.run(config, str(tmp_path), open_sampler=ask_job.open_sampler)

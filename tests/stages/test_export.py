@@ -7,8 +7,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from models import hf_writer
-from prism_jax import main, pretrained
+from models.hf import writer as hf_writer
+from prism_jax import main
+from prism_jax.checkpoints import pretrained
 from tests import hf_checkpoints, tiny_checkpoint, training_run
 
 

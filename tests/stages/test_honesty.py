@@ -8,8 +8,11 @@ import pytest
 
 from models import kinds
 from models.inputs import Example
-from prism_jax.continuations import Continuation
-from prism_jax.stages import honesty, other_pictures, probes, router_use, warmup_honesty
+from prism_jax.honesty import other_pictures, probes
+from prism_jax.honesty import panel as honesty_panel
+from prism_jax.honesty import router as honesty_router
+from prism_jax.rows import Continuation
+from prism_jax.stages.warmup import honesty as warmup_honesty
 from tests.models import cases
 
 _SEGMENTS = ("caption", "cot")
@@ -35,7 +38,7 @@ def _pairs(num_prompts=12, num_responses=2, *, longer=0, teacher_last=7, student
                     sides.append(Continuation(prompt=prompt, tokens=tokens))
                 units.append(sides)
                 names.append(name)
-    return honesty.Pairs(
+    return honesty_panel.Pairs(
         prompts=prompts,
         units=units,
         names=names,
@@ -48,7 +51,7 @@ def _pairs(num_prompts=12, num_responses=2, *, longer=0, teacher_last=7, student
 def _judge(score, *, count=None, sees_images=True, keeps_apart=False):
     """Return a discriminator that gives each side of each pair `score(prompt, tokens, kind)`."""
 
-    def scores(pairs: honesty.Pairs) -> np.ndarray:
+    def scores(pairs: honesty_panel.Pairs) -> np.ndarray:
         return np.array(
             [
                 [score(pairs.prompts[s.prompt], s.tokens, pairs.kinds[name]) for s in unit]
@@ -57,7 +60,7 @@ def _judge(score, *, count=None, sees_images=True, keeps_apart=False):
             np.float32,
         )
 
-    return honesty.Judge(
+    return honesty_panel.Judge(
         score=scores,
         count=count,
         sees_images=sees_images,
@@ -68,7 +71,7 @@ def _judge(score, *, count=None, sees_images=True, keeps_apart=False):
 
 def _measure(pairs, judge, **changes):
     options = {"known": None, "fitted": None, "num_pairs": 100}
-    return honesty.measure(pairs, judge, **(options | changes))
+    return honesty_panel.measure(pairs, judge, **(options | changes))
 
 
 def _length(prompt, tokens, kind):
@@ -88,7 +91,7 @@ def test_a_discriminator_that_looks_at_lengths_alone_is_exposed():
         assert told[f"honesty/{name}_length_probe_accuracy"] == 1
         assert told[f"honesty/{name}_last_token_probe_accuracy"] == 0.5
         assert told[f"honesty/{name}_probe_explains"] == 1
-    first, second = honesty.warnings(told, _SEGMENTS)
+    first, second = honesty_panel.warnings(told, _SEGMENTS)
     assert first == (
         "WARNING: caption: the length alone tells teacher from student in 100 % of pairs, the "
         "discriminator in 100 %: it may look at nothing else"
@@ -101,13 +104,13 @@ def test_a_discriminator_that_looks_at_the_last_token_alone_is_exposed():
     told = _measure(pairs, _judge(lambda prompt, tokens, kind: float(tokens[-1] == 3)))
     assert told["honesty/cot_last_token_probe_accuracy"] == 1
     assert told["honesty/cot_length_probe_accuracy"] == 0.5
-    assert "the last token alone" in honesty.warnings(told, _SEGMENTS)[0]
+    assert "the last token alone" in honesty_panel.warnings(told, _SEGMENTS)[0]
 
 
 def test_what_no_probe_explains_is_not_warned_of():
     told = _measure(_pairs(), _judge(lambda prompt, tokens, kind: float(tokens[0])))
     assert told["honesty/caption_probe_explains"] == told["honesty/cot_probe_explains"] == 0
-    assert honesty.warnings(told, _SEGMENTS) == []
+    assert honesty_panel.warnings(told, _SEGMENTS) == []
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,7 @@ def test_what_no_probe_explains_is_not_warned_of():
     ],
 )
 def test_a_probe_explains_what_is_hardly_better_and_better_than_a_coin(probe, accuracy, expected):
-    assert honesty.explains(probe, accuracy) == expected
+    assert honesty_panel.explains(probe, accuracy) == expected
 
 
 def test_other_pictures_change_nothing_for_a_discriminator_that_reads_text_alone():
@@ -185,12 +188,12 @@ def test_segments_of_one_response_are_compared_and_those_of_no_other():
     pairs = _pairs(num_prompts=2, num_responses=1)
     # [teacher's, student's] of caption and cot to one prompt, then to the other.
     known = np.array([[3, 5], [6, 2], [1, 0], [9, 1]], np.float32)
-    told = honesty.measure(pairs, _judge(_length), known=known, fitted=None, num_pairs=2)
+    told = honesty_panel.measure(pairs, _judge(_length), known=known, fitted=None, num_pairs=2)
     assert told["honesty/caption_against_cot_pair_accuracy"] == 0.75  # 3 > 2, 1 = 1
     assert told["honesty/cot_against_caption_pair_accuracy"] == 1  # 6 > 5, 9 > 0
     captions = pairs.at(pairs.of("caption"))
     whole = dataclasses.replace(captions, segments=("response",), kinds=(kinds.WHOLE,))
-    told = honesty.measure(whole, _judge(_length), known=None, fitted=None, num_pairs=2)
+    told = honesty_panel.measure(whole, _judge(_length), known=None, fitted=None, num_pairs=2)
     assert "honesty/response_pair_accuracy" in told
     assert not [name for name in told if "_against_" in name]
 
@@ -208,7 +211,7 @@ def test_scores_that_are_known_are_not_asked_for_again():
         asked.append(len(pairs.units))
         return np.zeros((len(pairs.units), 2))
 
-    judge = honesty.Judge(
+    judge = honesty_panel.Judge(
         score=score, count=None, sees_images=True, keeps_apart=False, spatial_merge_size=2
     )
     pairs = _pairs(longer=1)
@@ -282,11 +285,11 @@ def test_experts_that_serve_one_kind_each_tell_one_bit_and_shared_ones_none():
     choices[1, kinds.CAPTION] = [2, 4, 6, 8]
     choices[1, kinds.COT] = [20, 40, 60, 80]
     both = choices[:, [kinds.CAPTION, kinds.COT]]
-    np.testing.assert_allclose(router_use.information_bits(both), [1, 0], atol=1e-12)
+    np.testing.assert_allclose(honesty_router.information_bits(both), [1, 0], atol=1e-12)
     # One expert of three is shared: half of each kind's choices on it tell nothing.
     half = np.array([[[1.0, 1, 0], [0, 1, 1]]])
-    np.testing.assert_allclose(router_use.information_bits(half), [0.5], atol=1e-12)
-    assert router_use.information_bits(choices[:, [kinds.CAPTION]]).tolist() == [0, 0]
+    np.testing.assert_allclose(honesty_router.information_bits(half), [0.5], atol=1e-12)
+    assert honesty_router.information_bits(choices[:, [kinds.CAPTION]]).tolist() == [0, 0]
 
 
 def test_the_routers_use_is_told_by_expert_and_segment():
@@ -353,9 +356,9 @@ def test_blank_and_replaced_pictures_keep_their_type_and_a_prompt_without_stays(
 
 
 def test_the_panel_is_due_on_its_steps_and_at_the_end_and_never_when_off():
-    options = honesty.Options(every_steps=4, num_pairs=1)
+    options = honesty_panel.Options(every_steps=4, num_pairs=1)
     assert [step for step in range(1, 11) if options.is_due(step, 10)] == [4, 8, 10]
-    off = honesty.Options(every_steps=None, num_pairs=1)
+    off = honesty_panel.Options(every_steps=None, num_pairs=1)
     assert not off.is_due(10, 10)
 
 
@@ -388,7 +391,7 @@ def _beside(feed, *, evaluate_every_steps, every_steps, evaluate=lambda state, s
         evaluate,
         feed,
         _Asker(),
-        honesty.Options(every_steps=every_steps, num_pairs=5),
+        honesty_panel.Options(every_steps=every_steps, num_pairs=5),
         evaluate_every_steps=evaluate_every_steps,
         num_steps=10,
     )

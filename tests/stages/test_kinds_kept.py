@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from models import kinds
-from prism_jax import main, model_files, pretrained
+from prism_jax import main
+from prism_jax.checkpoints import model_files, pretrained
 from tests import hf_checkpoints, tiny_checkpoint
 from tests.stages import align_run, rl_run, sft_run
 

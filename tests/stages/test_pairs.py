@@ -10,8 +10,8 @@ import pytest
 
 from configs import pairs as config_file
 from prism_jax import errors, main
+from prism_jax.commands import pairs
 from prism_jax.data import records, sources
-from prism_jax.stages import pairs
 from tests import data_files
 from tests.stages import scripted
 

@@ -12,9 +12,12 @@ import time
 import pytest
 
 from configs import pipeline as config_file
-from prism_jax import configuration, errors, lock, main
+from prism_jax import configuration, errors, main
+from prism_jax.checkpoints import lock
+from prism_jax.commands.pipeline import main as pipeline_main
+from prism_jax.commands.pipeline import run as pipeline_run
+from prism_jax.commands.pipeline import steps as pipeline_steps
 from prism_jax.report import results
-from prism_jax.stages import pipeline, pipeline_run, pipeline_steps
 
 STUB = str(pathlib.Path(__file__).with_name("stub_program.py"))
 SIZES = ("tiny", "demo", "small")
@@ -335,7 +338,7 @@ def test_the_command_ends_with_the_accuracies_and_the_report(tmp_path, capsys, m
     (base / "config.json").write_text("{}")
     monkeypatch.setattr(pipeline_run.Runner, "run", lambda self, steps: None)
     given = ["--config=configs/pipeline.py:demo", f"--workdir={tmp_path / 'chain'}"]
-    pipeline.main([*given, f"--config.base.folder={base}"])
+    pipeline_main.main([*given, f"--config.base.folder={base}"])
     out, err = capsys.readouterr()
     assert err == "accuracy: base not run, sft not run, align not run, rlvr not run\n"
     assert out == f"{tmp_path / 'chain' / 'report.html'}\n"

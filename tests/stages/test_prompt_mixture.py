@@ -9,8 +9,9 @@ import pytest
 
 from prism_jax import configuration, errors
 from prism_jax.data import packing, processor
+from prism_jax.setup import prompt_mixture
 from prism_jax.setup import prompts as prompts_lib
-from prism_jax.stages import prompt_mixture, rlvr_config
+from prism_jax.stages.rlvr import config as rlvr_config
 from tests import tiny_checkpoint
 
 

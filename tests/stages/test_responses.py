@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from prism_jax.data import build, processor, prompt_files, records, sources, validate
+from prism_jax.policy import responses
 from prism_jax.rewards import score, symbolic, tags
 from prism_jax.rollout import engine
-from prism_jax.stages import responses
 from tests import data_files, make_tokenizer
 
 _TEXT = "<caption>\nA 7.\n</caption>\n<think>\n7\n</think>\n<answer>\n7\n</answer>"

@@ -10,12 +10,24 @@ from flax import nnx
 
 from models import inputs, presets, qwen3_vl, sharding
 from models.inputs import Example
-from prism_jax import configuration, continuations, policy_batch, policy_update, train_state
-from prism_jax.continuations import Largest
+from prism_jax import configuration
+from prism_jax import rows as packed_rows
+from prism_jax.policy import batch as policy_batch
+from prism_jax.policy import loss as policy_loss
+from prism_jax.policy import update as policy_update
+from prism_jax.rows import Largest
 from prism_jax.setup import devices as devices_lib
-from prism_jax.stages import align_config, policy_rows, rlvr_config, setup, warmup
+from prism_jax.setup import models as setup_models
+from prism_jax.stages.align import config as align_config
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.warmup import config as warmup_config
+from prism_jax.training import train_state
 
-_STRUCTS = {"align": align_config.Config, "rlvr": rlvr_config.Config, "warmup": warmup.Config}
+_STRUCTS = {
+    "align": align_config.Config,
+    "rlvr": rlvr_config.Config,
+    "warmup": warmup_config.Config,
+}
 _SIZES = ("tiny", "tiny,new", "demo", "demo,new", "small", "small,new", "4b", "8b")
 _POLICIES = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
 
@@ -87,7 +99,7 @@ def test_the_longest_published_responses_fit_the_rows(size):
     for stage in ("align", "rlvr"):
         options = _options(stage, size)
         drawn = options.rollout
-        shape = continuations.row_shape(
+        shape = packed_rows.row_shape(
             Largest(
                 num_units=drawn.num_prompts * drawn.num_responses,
                 unit_sequences=1,
@@ -119,9 +131,9 @@ def _devices() -> devices_lib.Devices:
 
 def _state(model_config, options, *, is_discriminator: bool):
     devices = _devices()
-    build = setup.builder(model_config, devices, is_discriminator=is_discriminator)
+    build = setup_models.builder(model_config, devices, is_discriminator=is_discriminator)
     _, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
-    optimizer = setup.make_optimizer(options, params, num_steps=1000)
+    optimizer = setup_models.make_optimizer(options, params, num_steps=1000)
     return train_state.abstract_state(params, optimizer)
 
 
@@ -152,7 +164,7 @@ def test_the_policys_gradient_at_real_sizes_has_the_shapes_of_its_parameters(sta
     config, devices = _POLICIES[arg[:2]], _devices()
     prompt = Example(tokens=np.arange(9), token_types=np.zeros(9, np.int32), grids=(), pixels=())
     # One row of the configured size, with one response: rows are added, never changed.
-    shape = continuations.row_shape(
+    shape = packed_rows.row_shape(
         Largest(
             num_units=1,
             unit_sequences=1,
@@ -169,7 +181,7 @@ def test_the_policys_gradient_at_real_sizes_has_the_shapes_of_its_parameters(sta
     )
     batch = policy_batch.pack(
         [prompt],
-        [continuations.Continuation(prompt=0, tokens=np.arange(5))],
+        [packed_rows.Continuation(prompt=0, tokens=np.arange(5))],
         [np.zeros(5, np.float32)],
         np.ones(1, np.float32),
         shape,
@@ -177,13 +189,13 @@ def test_the_policys_gradient_at_real_sizes_has_the_shapes_of_its_parameters(sta
     )
     microbatch = jax.tree.map(lambda x: x[0], batch)
     algorithm = options.algorithm.loss() if stage == "align" else options.algorithm
-    settings = policy_rows.settings(options.train, options.rollout, options.model, devices)
-    build = setup.builder(config, devices, is_discriminator=False)
+    settings = policy_update.settings(options.train, options.rollout, options.model, devices)
+    build = setup_models.builder(config, devices, is_discriminator=False)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
 
     def loss(params, microbatch):
         model = nnx.merge(graphdef, params)
-        terms, told = policy_update.loss(model, microbatch, algorithm, settings, None)
+        terms, told = policy_loss.loss(model, microbatch, algorithm, settings, None)
         return sum(term.total for term in terms.values()), told
 
     with jax.set_mesh(devices.mesh):
@@ -198,7 +210,7 @@ def test_the_policy_that_is_asked_decodes_a_batch_of_the_real_size(stage, size):
     config = importlib.import_module(f"configs.{stage}").get_config(size)
     options = config.difficulty if stage == "curate" else config
     sizes, devices = _POLICIES[size], _devices()
-    build = setup.builder(sizes, devices, is_discriminator=False)
+    build = setup_models.builder(sizes, devices, is_discriminator=False)
     dtype = jnp.dtype(options.policy.dtype)
     graphdef, params = train_state.abstract_params(build, param_dtype=dtype)
     length = options.prompts.max_prompt_tokens + options.max_tokens

@@ -8,10 +8,12 @@ import signal
 import numpy as np
 import pytest
 
-from prism_jax import metric_writers, train_step
 from prism_jax.rewards import score
+from prism_jax.running import metric_writers
 from prism_jax.setup import judging
-from prism_jax.stages import rlvr_config, rlvr_rewards
+from prism_jax.stages.rlvr import advantages as rlvr_advantages
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.training import train_step
 from tests.stages import rl_run, sft_run
 
 
@@ -155,6 +157,6 @@ def test_the_advantages_that_a_configuration_names():
     }
     for (kind, eps), values in expected.items():
         options = rlvr_config.Advantage(kind=kind, eps=eps, discount=None)
-        found = rlvr_rewards.make_advantage(options, num_groups=2)
+        found = rlvr_advantages.make_advantage(options, num_groups=2)
         got = found(np.float32(rewards), np.int32(prompt_id))
         np.testing.assert_allclose(got, values, rtol=1e-5)

@@ -9,17 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prism_jax import errors, policy_batch, policy_update, train_state
-from prism_jax.continuations import Continuation
+from prism_jax import errors
 from prism_jax.losses import advantage
+from prism_jax.policy import batch as policy_batch
+from prism_jax.policy import loss as policy_loss
+from prism_jax.policy import update as policy_update
 from prism_jax.rewards import score
-from prism_jax.stages import (
-    policy_rows,
-    rlvr_config,
-    rlvr_groups,
-    rlvr_reference,
-    rlvr_rewards,
-)
+from prism_jax.rows import Continuation
+from prism_jax.stages.rlvr import advantages as rlvr_advantages
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import feed as rlvr_feed
+from prism_jax.stages.rlvr import groups as rlvr_groups
+from prism_jax.stages.rlvr import reference as rlvr_reference
+from prism_jax.training import train_state
 from tests.stages import rl_toy
 
 _ALGORITHMS = ("grpo", "dapo", "gspo", "dr_grpo", "cispo", "rloo", "reinforce++")
@@ -117,7 +119,7 @@ def test_every_field_changes_what_is_learned(field):
 
 def test_the_table_of_changes_has_every_field():
     sections = {
-        "algorithm": policy_update.Algorithm,
+        "algorithm": policy_loss.Algorithm,
         "advantage": rlvr_config.Advantage,
         "overlong": rlvr_config.Overlong,
         "groups": rlvr_config.Groups,
@@ -182,12 +184,12 @@ def test_one_update_is_bit_for_bit_that_of_rows_with_advantages_and_asks_no_othe
     totals = np.float32([rl_toy.reward_of(s.text, s.ended).total for s in drawn.segments])
     prompt_id = np.repeat(np.arange(4, dtype=np.int32), 4)
     advantages = jax.jit(lambda r, p: advantage.grpo(r, p, num_groups=4, eps=1e-6))
-    batch = policy_rows.pack(
+    batch = policy_update.pack(
         prompts, drawn, np.asarray(advantages(totals, prompt_id)), run.shape, run.model
     )
-    update = policy_rows.make_update(
+    update = policy_update.make_update(
         options.algorithm,
-        policy_rows.settings(options.train, options.rollout, options.model, rl_toy.devices()),
+        policy_update.settings(options.train, options.rollout, options.model, rl_toy.devices()),
         run.model,
         run.optimizer,
         rl_toy.START,
@@ -349,7 +351,7 @@ def test_a_saved_group_has_every_bit_of_its_responses():
     while not run.feed.surplus:
         run.take(1)
     for group in run.feed.surplus:
-        again = rl_toy.decode(json.loads(json.dumps(rlvr_groups.encode(group))))
+        again = rl_toy.decode(json.loads(json.dumps(rlvr_feed.encode(group))))
         assert (again.index, again.step) == (group.index, group.step)
         for one, other in zip(group.responses, again.responses, strict=True):
             np.testing.assert_array_equal(one.tokens, other.tokens)
@@ -360,7 +362,7 @@ def test_a_saved_group_has_every_bit_of_its_responses():
 def test_without_a_coefficient_no_reference_is_loaded_and_the_loss_has_no_term():
     options = rl_toy.options_of("", {}).reference
     assert rlvr_reference.open_reference(options, None, None, None) is None
-    assert set(policy_update.coefficients(options.loss)) == {policy_update.TERM}
+    assert set(policy_loss.coefficients(options.loss)) == {policy_loss.TERM}
     run = rl_toy.Run(rl_toy.options_of("", {}))
     parts, _ = run.experience(run.state, next(run.feed), jax.random.key(0))
     assert [(part.reference_logprobs, part.old_logprobs) for part in parts] == [(None, None)]
@@ -380,7 +382,7 @@ def test_the_kl_in_the_reward_is_taken_off_token_by_token():
     old = np.log(np.float32([[0.5, 0.25, 1.0], [0.5, 1.0, 1.0], [0.25, 0.5, 0.5]]))
     reference = np.log(np.float32([[0.25, 0.25, 1.0], [0.25, 1.0, 1.0], [0.25, 0.5, 0.25]]))
     lengths = np.int32([2, 1, 3])
-    compare = rlvr_rewards.Comparison(
+    compare = rlvr_advantages.Comparison(
         dataclasses.replace(options.advantage, kind="dr_grpo", eps=None), options.reference
     )
     found, coefficient, told = compare(
@@ -389,7 +391,7 @@ def test_the_kl_in_the_reward_is_taken_off_token_by_token():
         lengths,
         num_groups=1,
         max_response_tokens=3,
-        distance=rlvr_rewards.Distance(
+        distance=rlvr_advantages.Distance(
             old_logprobs=old, reference_logprobs=reference, coefficient=0.5
         ),
     )
@@ -404,7 +406,7 @@ def test_the_kl_in_the_reward_is_taken_off_token_by_token():
 
 def test_reinforce_plus_plus_has_one_advantage_a_response_without_discount():
     options = rl_toy.options_of("reinforce++", {})
-    compare = rlvr_rewards.Comparison(options.advantage, options.reference)
+    compare = rlvr_advantages.Comparison(options.advantage, options.reference)
     found, _, _ = compare(
         np.float32([1.0, 0.0]),
         np.int32([0, 1]),
@@ -435,7 +437,7 @@ def test_filtered_responses_teach_nothing_but_are_compared():
 
 def test_a_resumed_run_refuses_another_reference_policy():
     def feed(reference):
-        return rlvr_groups.Feed(
+        return rlvr_feed.Feed(
             rl_toy.Prompts(4),
             num_prompts=4,
             is_refilled=False,

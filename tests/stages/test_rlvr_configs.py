@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from prism_jax import configuration
-from prism_jax.stages import rlvr_config
+from prism_jax.stages.rlvr import config as rlvr_config
 
 _ALGORITHMS = ("grpo", "dapo", "gspo", "dr_grpo", "cispo", "rloo", "reinforce++")
 _OFFICIAL = ("grpo", "dapo", "gspo")

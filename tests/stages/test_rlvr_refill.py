@@ -6,10 +6,11 @@ import signal
 
 import pytest
 
-from prism_jax import metric_writers, train_step
 from prism_jax.rewards import score
+from prism_jax.running import metric_writers
 from prism_jax.setup import judging
-from prism_jax.stages import setup
+from prism_jax.setup import models as setup_models
+from prism_jax.training import train_step
 from tests.stages import rl_run, sft_run
 
 
@@ -118,10 +119,10 @@ def test_a_named_reference_is_read_from_its_folder_and_none_without_a_coefficien
     folder, whole, tmp_path
 ):
     loaded = []
-    load = setup.load_params
+    load = setup_models.load_params
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            setup,
+            setup_models,
             "load_params",
             lambda model, devices: loaded.append(model) or load(model, devices),
         )

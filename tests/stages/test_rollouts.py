@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from prism_jax import configuration, errors
+from prism_jax.data import encode
 from prism_jax.rollout import decode, engine
 from prism_jax.setup import devices as devices_lib
-from prism_jax.stages import rlvr, rlvr_config, rollouts, setup
+from prism_jax.setup import models as setup_models
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import feed as rlvr_feed
+from prism_jax.stages.rlvr import main as rlvr_main
 from tests.stages import rl_run
 
 _NUM_PROMPTS, _NUM_RESPONSES = 5, 2
@@ -21,10 +25,10 @@ def opened(tmp_path_factory):
     folder = rl_run.write(tmp_path_factory.mktemp("rollouts"))
     options = _options(folder, {})
     devices = devices_lib.open_devices(options.mesh, options.model)
-    files = setup.keep_files(options.model, folder)
-    model = setup.open_model(options.model, devices, files=files, is_discriminator=False)
-    optimizer = setup.make_optimizer(options.optim, model.params, num_steps=1)
-    start = setup.start_of(model, optimizer, devices, key=jax.random.key(0))
+    files = setup_models.keep_files(options.model, folder)
+    model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
+    optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1)
+    start = setup_models.start_of(model, optimizer, devices, key=jax.random.key(0))
     with jax.set_mesh(devices.mesh):
         return folder, files, devices, model, start.make().params
 
@@ -48,9 +52,9 @@ def _draw(opened, changes) -> tuple[engine.Rollout, list[int]]:
     """Return the responses, and how many programs each part of decoding was compiled to."""
     folder, files, devices, model, params = opened
     options = _options(folder, changes)
-    words, asked = rlvr.open_prompts(options, files, folder=None)
-    sampler = rlvr.open_sampler(options, model, devices, words, asked)
-    prompts = rollouts.encode_prompts([asked.rows[n] for n in range(_NUM_PROMPTS)], words)
+    words, asked = rlvr_feed.open_prompts(options, files, folder=None)
+    sampler = rlvr_main.open_sampler(options, model, devices, words, asked)
+    prompts = encode.encode_prompts([asked.rows[n] for n in range(_NUM_PROMPTS)], words)
     compiled = (decode.start, decode.advance("cpu"))
     before = [one._cache_size() for one in compiled]
     with jax.set_mesh(devices.mesh):

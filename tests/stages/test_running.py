@@ -8,7 +8,9 @@ from configs import curate as curate_file
 from configs import evaluate as evaluate_file
 from configs import pairs as pairs_file
 from prism_jax import errors
-from prism_jax.stages import curate, evaluate, pairs, running
+from prism_jax.commands import evaluate, pairs
+from prism_jax.commands.curate import main as curate_main
+from prism_jax.running import run as run_lib
 from tests.stages import sft_run
 
 _TRAINING = ("checkpoints/3/meta", "model/config.json", "finished.json", "metrics.jsonl")
@@ -31,7 +33,7 @@ def _start(stage: str, workdir: pathlib.Path) -> None:
     """Start a stage up to the prompts, which are not there."""
     if stage == "curate":
         config = curate_file.get_config("tiny,difficulty")
-        section, run = config.difficulty, curate.run
+        section, run = config.difficulty, curate_main.run
     else:
         file, module = {"evaluate": (evaluate_file, evaluate), "pairs": (pairs_file, pairs)}[stage]
         section = config = file.get_config("tiny")
@@ -102,6 +104,6 @@ def test_a_training_run_refuses_the_folder_of_a_job_that_asks(tmp_path, capsys, 
 def test_a_folder_of_the_same_kind_or_with_nothing_of_any_is_used(tmp_path, kind, held):
     workdir = _write(tmp_path / "run", *held)
     before = _listed(workdir)
-    with running.hold(str(workdir), kind=kind) as found:
+    with run_lib.hold(str(workdir), kind=kind) as found:
         assert found == workdir
     assert _listed(workdir) == before

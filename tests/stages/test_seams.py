@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from prism_jax.data import encode, processor
+from prism_jax.discriminator import segments
 from prism_jax.rewards import tags
-from prism_jax.stages import segments
 from tests import tiny_checkpoint
 
 _BASE = pathlib.Path(__file__).parents[2] / "launch" / "demo_base"

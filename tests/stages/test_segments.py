@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from prism_jax.data import processor
+from prism_jax.discriminator import segments
+from prism_jax.policy import responses
 from prism_jax.rewards import tags
-from prism_jax.stages import responses, segments
 from tests import tiny_checkpoint
 
 _CAPTION, _COT = "<caption>数字 3 と 5</caption>", "<think>3 + 5</think><answer>8</answer>"

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from prism_jax import errors, metric_writers, train_step
-from prism_jax.stages import sft_feed
+from prism_jax import errors
+from prism_jax.running import metric_writers
+from prism_jax.stages.sft import feed as sft_feed
+from prism_jax.training import train_step
 from tests import tiny_checkpoint
 from tests.stages import sft_run
 

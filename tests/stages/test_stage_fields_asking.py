@@ -18,9 +18,10 @@ import pytest
 from configs import curate as curate_file
 from configs import evaluate as evaluate_file
 from configs import pairs as pairs_file
+from prism_jax.commands import evaluate, pairs
+from prism_jax.commands.curate import main as curate_main
 from prism_jax.data import processor
 from prism_jax.rollout import engine
-from prism_jax.stages import curate, evaluate, pairs
 from tests import tiny_checkpoint, training_run
 from tests.stages import field_tables, prompt_fields
 
@@ -69,7 +70,11 @@ class _Done:
     told: str  # on standard error
 
 
-_RUNS = {evaluate.Config: evaluate.run, pairs.Config: pairs.run, curate.Config: curate.run}
+_RUNS = {
+    evaluate.Config: evaluate.run,
+    pairs.Config: pairs.run,
+    curate_main.Config: curate_main.run,
+}
 
 
 def _run(given) -> _Done:
@@ -77,7 +82,7 @@ def _run(given) -> _Done:
     told = io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
         _RUNS[type(given.options)](given.config, str(given.workdir), open_sampler=sampler.open)
-    is_step = isinstance(given.options, curate.Config)
+    is_step = isinstance(given.options, curate_main.Config)
     written = given.workdir / "difficulty" if is_step else given.workdir
     return _Done(sampler=sampler, written=written, told=told.getvalue())
 
@@ -117,7 +122,7 @@ def num_lines(given):
 def judged(given):
     """Return the rewards of four responses, and the processes that are started."""
     options = given.options
-    is_step = isinstance(options, curate.Config)
+    is_step = isinstance(options, curate_main.Config)
     open_judge = options.difficulty.judge.open if is_step else options.rewards.open_judge
     return field_tables.judged(open_judge, prompt_fields.TASKS)
 
@@ -228,7 +233,7 @@ _STAGES = {
         elsewhere=_ONE_PROCESS,
     ),
     "curate": _Stage(
-        kind=curate.Config,
+        kind=curate_main.Config,
         configure=_difficulty,
         table=_joined(
             _of_all("difficulty."),

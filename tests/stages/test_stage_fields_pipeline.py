@@ -3,7 +3,7 @@
 import pytest
 
 from configs import pipeline as config_file
-from prism_jax.stages import pipeline_steps
+from prism_jax.commands.pipeline import steps as pipeline_steps
 from tests.stages import field_tables
 
 

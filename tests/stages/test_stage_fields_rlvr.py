@@ -3,9 +3,14 @@
 import pytest
 
 from configs import rlvr as config_file
-from prism_jax import policy_update
+from prism_jax.policy import loss as policy_loss
+from prism_jax.policy import update as policy_update
 from prism_jax.setup import devices as devices_lib
-from prism_jax.stages import policy_rows, rlvr, rlvr_config, rlvr_update, setup
+from prism_jax.setup import models as setup_models
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import feed as rlvr_feed
+from prism_jax.stages.rlvr import main as rlvr_main
+from prism_jax.stages.rlvr import updates as rlvr_updates
 from tests import make_tokenizer
 from tests.stages import field_tables, prompt_fields, rl_run, rl_toy
 
@@ -35,14 +40,16 @@ def _devices(given):
 def _open(given):
     """Return devices, model, processor and prompts of a run."""
     devices = _devices(given)
-    files = setup.keep_files(given.options.model, given.workdir)
-    model = setup.open_model(given.options.model, devices, files=files, is_discriminator=False)
-    return devices, model, *rlvr.open_prompts(given.options, files, folder=given.workdir)
+    files = setup_models.keep_files(given.options.model, given.workdir)
+    model = setup_models.open_model(
+        given.options.model, devices, files=files, is_discriminator=False
+    )
+    return devices, model, *rlvr_feed.open_prompts(given.options, files, folder=given.workdir)
 
 
 def _feed(given):
     _, _, words, opened = _open(given)
-    return rlvr.open_feed(given.options, words, opened, None, None)
+    return rlvr_feed.open_feed(given.options, words, opened, None, None)
 
 
 def read(given):
@@ -61,13 +68,13 @@ def from_store(given):
 def rows(given):
     """Return the shape of the rows into which prompts and responses are laid."""
     devices, _, _, opened = _open(given)
-    return rlvr_update.shape_of(given.options, opened.sizes, devices)
+    return rlvr_updates.shape_of(given.options, opened.sizes, devices)
 
 
 def drawn_with(given):
     """Return what the engine is asked."""
     devices, model, words, opened = _open(given)
-    sampler = rlvr.open_sampler(given.options, model, devices, words, opened)
+    sampler = rlvr_main.open_sampler(given.options, model, devices, words, opened)
     return field_tables.asked_of_the_engine(sampler, given.options.rollout.num_prompts)
 
 
@@ -79,7 +86,7 @@ def judged(given):
 def settings(given):
     """Return how the policy's loss is computed."""
     options = given.options
-    return policy_rows.settings(options.train, options.rollout, options.model, _devices(given))
+    return policy_update.settings(options.train, options.rollout, options.model, _devices(given))
 
 
 def threads(given):
@@ -88,7 +95,7 @@ def threads(given):
 
 
 def asked_of_the_loop(given):
-    return field_tables.asked_of_the_loop(rlvr.main, given)
+    return field_tables.asked_of_the_loop(rlvr_main.main, given)
 
 
 def optimizer(given):
@@ -144,7 +151,7 @@ _TABLE = {
 _REFUSING = {*prompt_fields.REFUSING, "model.attention"}
 _SECTIONS = {
     "advantage": rlvr_config.Advantage,
-    "algorithm": policy_update.Algorithm,
+    "algorithm": policy_loss.Algorithm,
     "groups": rlvr_config.Groups,
     "overlong": rlvr_config.Overlong,
     "reference": rlvr_config.Reference,

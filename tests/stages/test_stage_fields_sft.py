@@ -10,11 +10,15 @@ import pytest
 from flax import nnx
 
 from configs import sft as config_file
-from prism_jax import train_state
 from prism_jax.data import build, encode, sources, validate
 from prism_jax.losses import reduce
 from prism_jax.setup import devices as devices_lib
-from prism_jax.stages import setup, sft, sft_config, sft_feed
+from prism_jax.setup import models as setup_models
+from prism_jax.stages.sft import config as sft_config
+from prism_jax.stages.sft import feed as sft_feed
+from prism_jax.stages.sft import main as sft_main
+from prism_jax.stages.sft import step as sft_step
+from prism_jax.training import train_state
 from tests import data_files
 from tests.stages import field_tables, rl_run, rl_toy, sft_run
 
@@ -49,8 +53,8 @@ def _open(given):
     """Return devices, model and feed of a run."""
     options = given.options
     devices = devices_lib.open_devices(options.mesh, options.model)
-    files = setup.keep_files(options.model, given.workdir)
-    model = setup.open_model(options.model, devices, files=files, is_discriminator=False)
+    files = setup_models.keep_files(options.model, given.workdir)
+    model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
     words = sft_feed.open_words(options.data, files)
     feed = sft_feed.Feed(options, devices, model, words=words, folder=given.workdir)
     return devices, model, feed
@@ -88,7 +92,7 @@ def held_out(given):
 def program(given):
     """Return the program of the loss and its gradient, as it is traced."""
     devices, model, feed = _open(given)
-    loss_fn = sft.make_loss(given.options, devices)
+    loss_fn = sft_step.make_loss(given.options, devices)
 
     def loss(params, batch):
         return loss_fn(nnx.merge(model.graphdef, params), batch, jax.random.key(0))[0]["nll"].total
@@ -121,11 +125,11 @@ def factors(given):
     """Return the factors of the terms of a mixture of experts."""
     text = types.SimpleNamespace(moe=1)
     experts = types.SimpleNamespace(config=types.SimpleNamespace(text=text))
-    return sft.coefficients(given.options.train, experts)
+    return sft_step.coefficients(given.options.train, experts)
 
 
 def asked_of_the_loop(given):
-    return field_tables.asked_of_the_loop(sft.main, given)
+    return field_tables.asked_of_the_loop(sft_main.main, given)
 
 
 def optimizer(given):

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from configs import curate as config_file
-from prism_jax.stages import curate
+from prism_jax.commands.curate import main as curate_main
 from prism_jax.teacher import client
 from tests import fake_teacher
 from tests.stages import field_tables, prompt_fields
@@ -24,7 +24,7 @@ def seen(tmp_path_factory):
     prompt_fields.write(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_VARIABLE, "sk-secret-0123456789")
-        yield field_tables.Seen(curate.Config, _configure, folder, refusing=_REFUSING)
+        yield field_tables.Seen(curate_main.Config, _configure, folder, refusing=_REFUSING)
 
 
 def _configure(folder):
@@ -49,7 +49,7 @@ def _run(given, script):
         own = given.config.teacher.endpoint
         own.base_url = own.base_url.replace(_NOWHERE, f"http://127.0.0.1:{server.server_port}")
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
-            found = curate.run(given.config, str(given.workdir), open_sampler=None)
+            found = curate_main.run(given.config, str(given.workdir), open_sampler=None)
         return found["teacher"], server.asked, told.getvalue()
 
 
@@ -194,7 +194,7 @@ _ELSEWHERE = {
 def test_every_field_is_in_the_table_or_named_with_the_test_that_sees_it():
     found, named = field_tables.seen(_TABLE), field_tables.named(_ELSEWHERE)
     assert not found & named
-    fields = {f for f in field_tables.fields(curate.Config) if f.startswith("teacher.")}
+    fields = {f for f in field_tables.fields(curate_main.Config) if f.startswith("teacher.")}
     assert fields - named == found
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from configs import curate as config_file
 from prism_jax import configuration, errors
+from prism_jax.commands.curate import main as curate_main
 from prism_jax.data import prompts, sources
-from prism_jax.stages import curate
 from tests import data_files, fake_teacher
 
 _KEY = "sk-secret/0123456789+abcdef"
@@ -67,7 +67,7 @@ def _config(server, path, changes=None):
 
 def _run(server, path, workdir, changes=None) -> dict:
     config = _config(server, path, changes)
-    return curate.run(config, str(workdir), open_sampler=None)["teacher"]
+    return curate_main.run(config, str(workdir), open_sampler=None)["teacher"]
 
 
 def _read(workdir) -> tuple[list, list]:

@@ -71,5 +71,5 @@ def test_a_line_of_attempts_that_a_kill_cut_off_is_removed(tmp_path):
 
 
 def test_the_step_loads_no_accelerator_library():
-    program = "import sys, prism_jax.stages.teacher; sys.exit('jax' in sys.modules)"
+    program = "import sys, prism_jax.commands.curate.teacher; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prism_jax import metric_writers, train_step
 from prism_jax.data import processor, records
-from prism_jax.stages import segments
+from prism_jax.discriminator import segments
+from prism_jax.running import metric_writers
+from prism_jax.training import train_step
 from tests import hf_checkpoints, tiny_checkpoint
 from tests.models import cases
 from tests.stages import rl_run, sft_run

@@ -6,7 +6,7 @@ import pyarrow.parquet
 import pytest
 
 from prism_jax import errors
-from prism_jax.stages import corpora
+from prism_jax.setup import corpora
 from tests.stages import rl_run
 
 _REFILL = (

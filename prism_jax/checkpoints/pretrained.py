@@ -1,0 +1,311 @@
+"""Models from checkpoint folders: of Hugging Face, of `convert`, or of a training run."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from models import config as config_lib
+from models import discriminator, moe, qwen3_vl, sharding
+from models.hf import checkpoint as hf_checkpoint
+from models.hf import files as hf_files
+from models.hf import names as hf_names
+from models.hf import reader as hf_reader
+from prism_jax import errors, tree_paths
+from prism_jax import mesh as mesh_lib
+from prism_jax.checkpoints import checkpoint, model_files
+from prism_jax.checkpoints import files as checkpoint_files
+from prism_jax.checkpoints import meta as checkpoint_meta
+
+FLAX_PARAMS = "params"  # where a converted folder keeps its arrays
+
+# Of a run that trains two models: which one.
+Role = Literal["policy", "discriminator"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """Hold a model's parts: what it is, how it is run, and its parameters."""
+
+    config: config_lib.Qwen3VLConfig
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    dtype: DTypeLike  # of activations and matmuls
+
+
+def moe_implementation(config: config_lib.Qwen3VLConfig) -> moe.Implementation | None:
+    """Return how experts are computed: all of them where they are few, sorted where many."""
+    if config.text.moe is None:
+        return None
+    return "dense" if config.text.moe.num_experts <= 8 else "ragged"
+
+
+def config_of(folder: str | pathlib.Path) -> tuple[dict[str, Any], config_lib.Qwen3VLConfig]:
+    """Read `config.json`, as it is and as our sizes; InputError for what is not implemented."""
+    try:
+        values = hf_checkpoint.read_config(folder)
+        return values, config_lib.from_hf(values)
+    except (ValueError, OSError) as error:
+        raise errors.InputError(f"{folder}: {error}") from error
+    except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+        # A value of another kind than its key wants, met where it is first used.
+        raise errors.InputError(
+            f"{folder}: config.json holds a value of a wrong kind: {error}"
+        ) from error
+
+
+def check_policy(folder: str | pathlib.Path, config: config_lib.Qwen3VLConfig) -> None:
+    """Raise InputError for a model that does not run without the kinds of its sequences."""
+    if config.text.moe is not None and config.text.moe.router == "segment":
+        raise errors.InputError(
+            f"{folder}: config.json says that experts are chosen by segment; such a model is a "
+            "discriminator's trunk and no policy"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Say in which form a folder holds parameters, and where."""
+
+    folder: epath.Path
+    files: pathlib.Path  # where config.json, tokenizer and processor files are
+    arrays: epath.Path | None  # where the checkpoints of Orbax are; None: safetensors
+    item: str | None  # of the checkpoint
+    step: int | None  # of the checkpoint
+    is_discriminator: bool
+    layout: hf_names.ExpertLayout  # order of fused experts in the Hugging Face folder
+    dtype: str  # of the token embeddings
+
+    @property
+    def is_flax(self) -> bool:
+        """Tell whether this project wrote the arrays, not transformers."""
+        return self.arrays is not None
+
+    @classmethod
+    def of(
+        cls, folder: str | pathlib.Path, *, role: Role | None = None, step: int | None = None
+    ) -> "Source":
+        """Look into a checkpoint folder.
+
+        Args:
+          role: the model that is wanted; None takes what the folder holds, of two the policy.
+          step: of a training run; None for the newest complete one.
+
+        Raises:
+          InputError: the folder is not safe and whole, or holds no such model or step.
+        """
+        folder = epath.Path(folder)
+        if checkpoint_files.is_local(folder):  # Orbax reads absolute paths only
+            folder = epath.Path(os.path.abspath(folder))
+        if model_files.is_run(folder):
+            source = cls._of_run(folder, role, step)
+        elif (folder / FLAX_PARAMS).is_dir():
+            arrays = folder / FLAX_PARAMS
+            chosen, meta = _read_meta(arrays, None)
+            if config_of(folder)[0] != meta["model_config"]:
+                raise errors.InputError(
+                    f"{folder}: config.json is not the one that its parameters were written with"
+                )
+            source = cls(
+                folder=folder,
+                files=pathlib.Path(folder),
+                arrays=arrays,
+                item=checkpoint_meta.PARAMS_ITEM,
+                step=chosen,
+                **meta["config"],
+            )
+        else:
+            try:
+                found = _describe(pathlib.Path(folder))
+            except (ValueError, OSError) as error:
+                raise errors.InputError(f"{folder}: {error}") from error
+            files = pathlib.Path(folder)
+            source = cls(folder=folder, files=files, arrays=None, item=None, step=None, **found)
+        if role is not None and source.is_discriminator != (role == "discriminator"):
+            held = "discriminator" if source.is_discriminator else "policy"
+            raise errors.InputError(f"{folder} holds a {held}, a {role} is needed")
+        return source
+
+    @classmethod
+    def _of_run(cls, folder: epath.Path, role: Role | None, step: int | None) -> "Source":
+        chosen, meta = _read_meta(folder, step)
+        leaves = meta["leaves"]
+        item = f"{role or 'policy'}.{checkpoint_meta.PARAMS_ITEM}"
+        if item not in leaves:
+            item = checkpoint_meta.PARAMS_ITEM
+        if item not in leaves:
+            raise errors.InputError(
+                f"{folder} holds {sorted(leaves)} at step {chosen}, no {role or 'policy'}"
+            )
+        is_discriminator = any(name.startswith("score/") for name in leaves[item])
+        (dtype,) = (x["dtype"] for name, x in leaves[item].items() if "text/embed/" in name)
+        return cls(
+            folder=folder,
+            files=model_files.of(folder, is_discriminator=is_discriminator),
+            arrays=folder,
+            item=item,
+            step=chosen,
+            is_discriminator=is_discriminator,
+            layout=hf_names.EXPERT_LAYOUTS[0],
+            dtype=dtype,
+        )
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that change when the parameters do.
+
+        Of arrays of this project they follow from the checksums, of safetensors from the files'
+        names, sizes and times.
+        """
+        if self.arrays is not None:
+            leaves = checkpoint.read_meta(str(self.arrays), step=self.step)["leaves"][self.item]
+            facts = json.dumps(leaves, sort_keys=True)
+        else:
+            stats = {path.name: path.stat() for path in self.files.glob("*.safetensors")}
+            found = sorted((name, s.st_size, s.st_mtime_ns) for name, s in stats.items())
+            facts = json.dumps(found)
+        return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+    def load(
+        self, params: nnx.State, *, shardings: nnx.State | None, param_dtype: DTypeLike | None
+    ) -> nnx.State:
+        """Return the parameters, each directly in its shards.
+
+        Args:
+          params: abstract parameters of the model.
+          param_dtype: None keeps each parameter's type as it is stored.
+        """
+        try:
+            if self.arrays is None:
+                return hf_checkpoint.load(
+                    self.folder, params, shardings=shardings, dtype=param_dtype
+                )
+            workdir = str(self.arrays)
+            stored = checkpoint.read_meta(workdir, step=self.step)["leaves"][self.item]
+            wanted = _with_types(params, shardings, stored, param_dtype)
+            return checkpoint.load_params(workdir, wanted, item=self.item, step=self.step)[0]
+        except (ValueError, OSError, checkpoint_files.CheckpointError, LookupError) as error:
+            raise errors.InputError(f"{self.folder}: {error}") from error
+
+
+def _read_meta(arrays: epath.Path, step: int | None) -> tuple[int, dict[str, Any]]:
+    """Return the newest complete step (or `step`) and what its checkpoint says about itself."""
+    try:
+        with checkpoint_files.opened(arrays) as manager:
+            chosen = checkpoint_files.choose(sorted(manager.all_steps()), step, arrays)
+            return chosen, checkpoint_files.read_meta(manager, arrays, chosen)
+    except (checkpoint_files.CheckpointError, OSError, LookupError, TypeError) as error:
+        raise errors.InputError(f"{arrays} cannot be read: {error}") from error
+
+
+def _describe(folder: pathlib.Path) -> dict[str, Any]:
+    """Tell from names, shapes and types what a Hugging Face folder holds."""
+    values = hf_checkpoint.read_config(folder)
+    text = config_lib.from_hf(values).text
+    with hf_reader.open_folder(folder, check_manifest=False) as reader:
+        tensors = reader.tensors
+    embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    if len(embeddings) != 1:
+        raise ValueError(f"one embed_tokens.weight is needed, found {embeddings}")
+    experts = {}
+    if text.moe is not None:
+        into = (text.num_layers, text.moe.num_experts, text.hidden_size, text.moe.intermediate_size)
+        out_of = (*into[:2], *into[:1:-1])
+        experts = {"text.layers.moe.gate": into, "text.layers.moe.up": into}
+        experts["text.layers.moe.down"] = out_of
+    stored = {name: tensor.shape for name, tensor in tensors.items()}
+    return {
+        "is_discriminator": hf_names.SCORE in tensors or (folder / "value_head.pt").exists(),
+        "layout": hf_names.expert_layout(experts, stored, hf_names.naming(values)),
+        "dtype": str(hf_files.DTYPES[tensors[embeddings[0]].dtype]),
+    }
+
+
+def _with_types(
+    params: nnx.State, shardings: nnx.State | None, leaves: dict, param_dtype: DTypeLike | None
+) -> nnx.State:
+    """Return abstract parameters with the types they are stored in, or `param_dtype`."""
+    places = {} if shardings is None else tree_paths.variables(shardings)
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def one(path: tuple, param: nnx.Variable) -> nnx.Variable:
+        name = tree_paths.path_name(path)
+        stored = leaves.get(name, {"dtype": param.dtype.name})["dtype"]
+        sharding = places[name].get_value() if name in places else default
+        dtype = jnp.dtype(stored if param_dtype is None else param_dtype)
+        return param.replace(jax.ShapeDtypeStruct(param.shape, dtype, sharding=sharding))
+
+    return nnx.from_flat_state([(path, one(path, p)) for path, p in nnx.to_flat_state(params)])
+
+
+def abstract(
+    config: config_lib.Qwen3VLConfig,
+    *,
+    is_discriminator: bool,
+    rules: sharding.Rules,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Return the graph definition and the abstract parameters of a model of these sizes."""
+    shared = {
+        "moe_implementation": moe_implementation(config),
+        "rules": rules,
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+    }
+    if is_discriminator:
+        return qwen3_vl.abstract(
+            lambda: discriminator.Discriminator(config, rngs=nnx.Rngs(0), **shared)
+        )
+    return qwen3_vl.abstract(
+        lambda: qwen3_vl.Qwen3VL(config, has_head=True, rngs=nnx.Rngs(0), **shared)
+    )
+
+
+def load(
+    folder: str | pathlib.Path,
+    *,
+    mesh: Mesh | None,
+    rules: sharding.Rules,
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike | None,
+    step: int | None = None,
+) -> Pretrained:
+    """Load a policy from a folder of any form, each parameter directly in its shards.
+
+    Args:
+      step: of a training run; None for the newest complete one.
+      mesh: None for JAX's default device.
+      dtype: of activations and matmuls; None takes the type of the stored embeddings.
+      param_dtype: of the parameters; None keeps each as it is stored.
+
+    Raises:
+      InputError: for a folder that is not safe and whole, or does not fit its `config.json`.
+    """
+    source = Source.of(folder, role="policy", step=step)
+    _, config = config_of(source.files)
+    check_policy(folder, config)
+    stored = jnp.dtype(source.dtype)
+    graphdef, params = abstract(
+        config,
+        is_discriminator=False,
+        rules=rules,
+        dtype=stored if dtype is None else dtype,
+        param_dtype=stored if param_dtype is None else param_dtype,
+    )
+    shardings = None if mesh is None else mesh_lib.param_shardings(params, mesh, rules)
+    params = source.load(params, shardings=shardings, param_dtype=param_dtype)
+    return Pretrained(
+        config=config,
+        graphdef=graphdef,
+        params=jax.block_until_ready(params),
+        dtype=stored if dtype is None else jnp.dtype(dtype),
+    )

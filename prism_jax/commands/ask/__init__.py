@@ -1,0 +1,1 @@
+"""Asking a policy many prompts, in parts that survive a kill."""

@@ -1,0 +1,247 @@
+"""What the stages share that ask a policy a list of prompts: how both are opened.
+
+`begin` finds everything and claims the workdir, `commands.ask.parts.ask` does the work in parts.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import ml_collections
+from flax import nnx
+
+from models import inputs
+from prism_jax import configuration, errors, progress, version
+from prism_jax.checkpoints import meta as checkpoint_meta
+from prism_jax.checkpoints import model_files, pretrained
+from prism_jax.commands.ask import parts as ask_parts
+from prism_jax.data import processor
+from prism_jax.rollout import engine, serving
+from prism_jax.rollout import sampling as sampling_lib
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import prompts as prompts_lib
+
+_CHUNK_TOKENS = 64
+# Keys that may change when a killed job is started again: what they name is compared itself.
+_MAY_DIFFER = (
+    "policy.folder",
+    "prompts.path",
+    "prompts.image_root",
+    "prompts.cache_dir",
+    "line_every_steps",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy(configuration.Section):
+    """Say which policy is asked and how it is computed."""
+
+    folder: str  # Hugging Face folder, converted folder, or workdir of a stage
+    step: int | None  # of a workdir; None: the newest complete one
+    dtype: configuration.Dtype
+    attention: Literal["auto", "xla", "splash", "cudnn"]
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.not_empty(self, "folder")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(configuration.Section):
+    """Say how responses are drawn."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        try:
+            self.with_limit(1, ends=())
+        except ValueError as error:
+            return [str(error).removeprefix("sampling.")]
+        return []
+
+    def with_limit(self, max_tokens: int, *, ends: tuple[int, ...]) -> sampling_lib.Sampling:
+        """Return the sampler's own form."""
+        return sampling_lib.Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            max_tokens=max_tokens,
+            end_token_ids=ends,
+        )
+
+
+# Called once, and only when there is something left to ask.
+OpenSampler = Callable[[pretrained.Source, Policy, devices_lib.Devices], ask_parts.Sampler]
+
+
+def open_sampler(
+    source: pretrained.Source, policy: Policy, devices: devices_lib.Devices
+) -> ask_parts.Sampler:
+    """Load a policy into the form that decoding reads, and return its sampler."""
+    _, config = pretrained.config_of(source.files)
+    model = pretrained.load(
+        source.folder,
+        mesh=devices.mesh,
+        rules=devices.rules,
+        dtype=devices.dtype,
+        param_dtype=devices.dtype,
+        step=source.step if model_files.is_run(source.folder) else None,
+    )
+    graphdef, params = serving.prepare(
+        model.graphdef, model.params, dtype=devices.dtype, donate=True
+    )
+    progress.say(f"policy read from {policy.folder}" + _told(source.step))
+    built = engine.Engine(
+        graphdef=graphdef,
+        config=config,
+        shapes=engine.Shapes(prompt_tokens=1, row_patches=1, row_images=1),
+        prefill_implementation=devices.attention,
+        decode_implementation=devices.decode_attention,
+        chunk_tokens=_CHUNK_TOKENS,
+        mesh=devices.mesh,
+        rules=devices.rules,
+    )
+    return EngineSampler(engine=built, params=params)
+
+
+def _told(step: int | None) -> str:
+    return "" if not step else f", step {step}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineSampler:
+    """Ask the engine, with the static shapes of the caller."""
+
+    engine: engine.Engine
+    params: nnx.State
+
+    def __call__(
+        self,
+        prompts: Sequence[inputs.Example],
+        sampling: sampling_lib.Sampling,
+        key: jax.Array,
+        *,
+        num_responses: int,
+        shapes: engine.Shapes,
+    ) -> engine.Rollout:
+        """See `Engine.generate`."""
+        shaped = dataclasses.replace(self.engine, shapes=shapes)
+        return shaped.generate(self.params, prompts, sampling, key, num_responses=num_responses)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Hold what is asked of whom."""
+
+    workdir: pathlib.Path
+    identity: checkpoint_meta.RunIdentity
+    source: pretrained.Source
+    words: processor.Processor
+    vocab_tokens: int  # rows of the model's vocabulary
+    opened: prompts_lib.Opened
+    row_parts: int  # over which the rows of a batch are spread
+    sampler: Callable[[], ask_parts.Sampler]  # loads the policy at the first call
+
+
+def begin(
+    stage: str,
+    config: ml_collections.ConfigDict,
+    *,
+    policy: Policy,
+    prompts: prompts_lib.Prompts,
+    mesh: configuration.Mesh,
+    workdir: pathlib.Path,
+    open_sampler: OpenSampler,
+    need_teacher: bool,
+    need_answer: bool,
+    may_differ: Sequence[str],
+    place: str = "config",
+) -> Job:
+    """Open the prompts, find the policy, and claim the folder; nothing is loaded yet.
+
+    A job that is continued asks the step of a training run that it began with, however far that
+    run has come since.
+
+    Args:
+      place: what holds the sections `policy`, `prompts` and `mesh`, for messages.
+
+    Raises:
+      InputError: policy or data cannot be read, or the folder is of another job.
+    """
+    if not model_files.is_run(policy.folder) and policy.step is not None:
+        raise errors.InputError(
+            f"{place}.policy.step = {policy.step}: {policy.folder} is not the workdir of a stage"
+        )
+    step = policy.step
+    if step is None and model_files.is_run(policy.folder):
+        step = ask_parts.recorded_step(workdir)
+    source = pretrained.Source.of(policy.folder, role="policy", step=step)
+    _, sizes = pretrained.config_of(source.files)
+    words = _with_limits(processor.Processor.from_folder(source.files), prompts, place=place)
+    opened = prompts_lib.open_prompts(
+        [prompts.path],
+        prompts,
+        words,
+        need_teacher=need_teacher,
+        need_answer=need_answer,
+        # The list in a folder that may be of another job stays as it is.
+        folder=None if ask_parts.is_claimed(workdir) else workdir,
+        place=place,
+    )
+    model = configuration.Model(
+        folder=policy.folder,
+        init="pretrained",
+        sizes=None,
+        dtype=policy.dtype,
+        param_dtype=policy.dtype,
+        attention=policy.attention,
+        remat="none",
+    )
+    devices = devices_lib.open_devices(mesh, model, section="policy", place=place)
+    if jax.process_count() > 1:
+        raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")
+    facts = {
+        "step": source.step,
+        "fingerprint": source.fingerprint(),
+        "prompts_digest": opened.digest,
+    }
+    identity = checkpoint_meta.RunIdentity(
+        project_version=version.VERSION,
+        stage=stage,
+        config=configuration.plain(config),
+        model_config=facts,
+        may_differ=(*_MAY_DIFFER, *may_differ),
+    )
+    ask_parts.claim(workdir, identity)
+    return Job(
+        workdir=workdir,
+        identity=identity,
+        source=source,
+        words=words,
+        vocab_tokens=sizes.text.vocab_size,
+        opened=opened,
+        row_parts=devices.row_parts(),
+        sampler=functools.cache(lambda: open_sampler(source, policy, devices)),
+    )
+
+
+def _with_limits(
+    words: processor.Processor, prompts: prompts_lib.Prompts, *, place: str
+) -> processor.Processor:
+    """Return the processor with the limits on the size of a picture."""
+    own = words.image_settings
+    least = own.min_pixels if prompts.min_pixels is None else prompts.min_pixels
+    most = own.max_pixels if prompts.max_pixels is None else prompts.max_pixels
+    if least > most:
+        raise errors.InputError(
+            f"{place}.prompts.min_pixels must be <= max_pixels, got {least} and {most} with those "
+            "of the checkpoint's image settings"
+        )
+    settings = dataclasses.replace(own, min_pixels=least, max_pixels=most)
+    return dataclasses.replace(words, image_settings=settings)

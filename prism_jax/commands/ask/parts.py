@@ -1,0 +1,217 @@
+"""Ask a policy many prompts, in parts: a job that is killed and started again goes on.
+
+The prompts are cut into batches of one size, the last filled up with copies, and the records of
+each batch are put on disk, whole or not at all, under its number. A job that is started again reads
+the parts that are there and asks the rest; because the random key of a batch follows from the seed
+and its number, the records are those of an uninterrupted job.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+from models import inputs
+from prism_jax import errors, progress
+from prism_jax.checkpoints import files as checkpoint_files
+from prism_jax.checkpoints import lock
+from prism_jax.checkpoints import meta as checkpoint_meta
+from prism_jax.data import encode, processor, records
+from prism_jax.rollout import engine
+from prism_jax.rollout import sampling as sampling_lib
+from prism_jax.running import metric_writers
+from prism_jax.setup import prompts as prompts_lib
+
+Json = Any
+_PARTS = "parts"
+_IDENTITY = "run.json"
+_SUMMARY = "summary.json"
+
+
+class Sampler(Protocol):
+    """Draw responses to prompts; see `rollout.engine.Engine.generate`."""
+
+    def __call__(
+        self,
+        prompts: Sequence[inputs.Example],
+        sampling: sampling_lib.Sampling,
+        key: jax.Array,
+        *,
+        num_responses: int,
+        shapes: engine.Shapes,
+    ) -> engine.Rollout: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pass:
+    """Say how often and how every prompt is asked."""
+
+    name: str  # of its folder; also draws its own random keys
+    sampling: sampling_lib.Sampling
+    num_responses: int
+    batch_prompts: int
+
+
+# The rows of a batch and the responses to them -> one JSON object a record.
+Describe = Callable[[Sequence[records.PromptRow], engine.Rollout], Sequence[Mapping[str, Json]]]
+
+
+def _shapes(sizes: Sequence[encode.Size], *, batch_prompts: int, row_parts: int) -> engine.Shapes:
+    """Return the shapes into which every batch fits, so that a pass compiles prefill once."""
+    patches, frames = 0, 0
+    each = batch_prompts // row_parts
+    for start in range(0, len(sizes), batch_prompts):
+        batch = _filled(sizes[start : start + batch_prompts], batch_prompts)
+        for first in range(0, batch_prompts, each):
+            part = batch[first : first + each]
+            patches = max(patches, sum(size.patches for size in part))
+            frames = max(frames, sum(size.images for size in part))
+    return engine.Shapes(
+        prompt_tokens=max(size.tokens for size in sizes),
+        row_patches=max(patches, 1),
+        row_images=max(frames, 1),
+    )
+
+
+def batch_prompts(batch_responses: int, *, num_responses: int, row_parts: int) -> int:
+    """Return the prompts asked at a time: a multiple of the parts, about so many responses."""
+    return max(1, batch_responses // num_responses // row_parts) * row_parts
+
+
+def ask(
+    asked: Pass,
+    opened: prompts_lib.Opened,
+    words: processor.Processor,
+    *,
+    workdir: pathlib.Path,
+    row_parts: int,
+    key: jax.Array,
+    sampler: Callable[[], Sampler],
+    describe: Describe,
+    line_every_steps: int,
+) -> Iterator[Mapping[str, Json]]:
+    """Ask every prompt whose part is not there yet, then yield all records in order.
+
+    Args:
+      sampler: called before each batch that is asked.
+      key: of the whole job.
+    """
+    folder = workdir / _PARTS / asked.name
+    key = jax.random.fold_in(key, int.from_bytes(hashlib.sha256(asked.name.encode()).digest()[:4]))
+    shapes = _shapes(opened.sizes, batch_prompts=asked.batch_prompts, row_parts=row_parts)
+    starts = range(0, len(opened.rows), asked.batch_prompts)
+    missing = [n for n in range(len(starts)) if not _part(folder, n).exists()]
+    shown = progress.Progress(
+        sys.stderr,
+        title=asked.name,
+        first_step=len(starts) - len(missing),
+        num_steps=len(starts),
+        watched=("tokens", "ended"),
+        line_every_steps=line_every_steps,
+    )
+    for done, number in enumerate(missing, start=len(starts) - len(missing) + 1):
+        stop = min(starts[number] + asked.batch_prompts, len(opened.rows))
+        rows = [opened.rows[index] for index in range(starts[number], stop)]
+        examples = [
+            encode.example(row.prompt, row.images, words, add_generation_prompt=True)
+            for row in rows
+        ]
+        rollout = sampler()(
+            _filled(examples, asked.batch_prompts),
+            asked.sampling,
+            jax.random.fold_in(key, number),
+            num_responses=asked.num_responses,
+            shapes=shapes,
+        )
+        rollout = _first(rollout, len(rows) * asked.num_responses)
+        metric_writers.write_dump(folder, number, describe(rows, rollout))
+        told = {"tokens": float(rollout.lengths.mean()), "ended": float(rollout.ended.mean())}
+        shown.show(done, told)
+    shown.close()
+    for number in range(len(starts)):
+        with _part(folder, number).open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+def _part(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / f"{number:08d}.jsonl"
+
+
+def _filled(items: Sequence[Any], size: int) -> list[Any]:
+    """Return the items with the last repeated until there are so many."""
+    return [*items, *[items[-1]] * (size - len(items))]
+
+
+def _first(rollout: engine.Rollout, num_responses: int) -> engine.Rollout:
+    return engine.Rollout(
+        tokens=rollout.tokens[:num_responses],
+        logprobs=rollout.logprobs[:num_responses],
+        lengths=rollout.lengths[:num_responses],
+        ended=rollout.ended[:num_responses],
+    )
+
+
+def recorded_step(workdir: pathlib.Path) -> int | None:
+    """Return the step of the policy that a job in this folder began with, None without one."""
+    path = workdir / _IDENTITY
+    return json.loads(path.read_text())["model_config"]["step"] if path.exists() else None
+
+
+def is_claimed(workdir: pathlib.Path) -> bool:
+    """Tell whether the folder is of a job already, be it this one."""
+    return (workdir / _IDENTITY).exists()
+
+
+def claim(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) -> None:
+    """Write down what is asked of whom, or compare with what was written down before.
+
+    Raises:
+      InputError: the folder is of another job.
+    """
+    path = workdir / _IDENTITY
+    if not path.exists():
+        meta = {
+            "stage": identity.stage,
+            "config": dict(identity.config),
+            "model_config": dict(identity.model_config),
+        }
+        checkpoint_files.write_atomically(path, json.dumps(meta, indent=1) + "\n")
+        return
+    found = identity.differences(json.loads(path.read_text()))
+    if found:
+        raise errors.InputError(
+            f"{workdir} is of another job; use another workdir:\n{checkpoint_meta.lines(found)}"
+        )
+
+
+def write_lines(path: pathlib.Path, rows: Iterator[Mapping[str, Json]]) -> None:
+    """Write JSON lines, whole or not at all, without holding them."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    lock.check()
+    partial.replace(path)
+
+
+def finish(workdir: pathlib.Path, summary: Mapping[str, Json]) -> None:
+    """Write `summary.json`, which says that the job is done, and remove the parts."""
+    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
+    lock.check()
+    checkpoint_files.write_atomically(workdir / _SUMMARY, text)
+    shutil.rmtree(workdir / _PARTS, ignore_errors=True)
+
+
+def finished(workdir: pathlib.Path) -> Json | None:
+    """Return the summary of a job that is done, None of one that is not."""
+    path = workdir / _SUMMARY
+    if not path.exists():
+        return None
+    shutil.rmtree(workdir / _PARTS, ignore_errors=True)
+    return json.loads(path.read_text())

@@ -1,0 +1,1 @@
+"""Prompts chosen by difficulty, answered by a teacher."""

@@ -1,0 +1,96 @@
+"""Curate data: `python -m prism_jax curate --config=configs/curate.py:4b --workdir=DIR`.
+
+    --config.difficulty.policy.folder=…    Hugging Face folder, converted folder, or workdir
+    --config.difficulty.prompts.path=…     RL parquet, JSON lines, or a folder of `data build`
+    --config.teacher.endpoint.base_url=…   of any OpenAI-compatible chat endpoint
+    --config.teacher.endpoint.model=…      its key comes from the environment, see docs/curate.md
+
+Two steps, each usable alone (`:4b,difficulty`, `:4b,teacher`), each going on where it was killed:
+
+1. `DIR/difficulty`: how often a policy is right on each prompt decides which prompts RL gets and
+   which the teacher (`stages.difficulty`).
+2. `DIR/teacher`: the teacher answers those; what verifies becomes demonstrations and prompts for
+   alignment (`stages.teacher`).
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from prism_jax import configuration, errors, progress
+from prism_jax.commands.ask import job as ask_job
+from prism_jax.commands.curate import difficulty, teacher, teacher_config
+from prism_jax.data import sources
+from prism_jax.running import run as run_lib
+
+Json = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(configuration.Section):
+    """Hold the configuration of `curate`; a step that is None is left out."""
+
+    difficulty: difficulty.Difficulty | None
+    teacher: teacher_config.Teacher | None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one step or both."""
+    config, workdir = configuration.read(argv, command="curate")
+    run(config, workdir, open_sampler=ask_job.open_sampler)
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: str, *, open_sampler: ask_job.OpenSampler
+) -> dict[str, Json]:
+    """Run the steps that are configured and return their summaries by name."""
+    options = configuration.parse(Config, config)
+    if options.difficulty is None and options.teacher is None:
+        raise errors.InputError("config.difficulty and config.teacher: one must be given")
+    if options.teacher is not None:
+        teacher_config.check_rows(options.teacher, has_difficulty=options.difficulty is not None)
+        options.teacher.endpoint.key()  # a missing key must not be found out after hours
+    found: dict[str, Json] = {}
+    with run_lib.hold(workdir, kind="curate") as folder:
+        if options.difficulty is not None:
+            first = folder / "difficulty"
+            found["difficulty"] = difficulty.run(
+                options.difficulty, config.difficulty, first, open_sampler=open_sampler
+            )
+            print(first / difficulty.RL_FILE)
+        if options.teacher is not None:
+            if options.difficulty is not None and found["difficulty"]["num_hard"] == 0:
+                progress.say("no prompt is hard enough for the teacher")
+                return found
+            second = folder / "teacher"
+            found["teacher"] = teacher.run(options.teacher, _rows(options.teacher, folder), second)
+            _say(found["teacher"])
+            print(second / teacher.SFT_FILE)
+            print(second / teacher.ALIGN_FILE)
+    return found
+
+
+def _rows(options: teacher_config.Teacher, folder: pathlib.Path) -> sources.Source:
+    """Return the prompts to ask: those that were named, else those of the first step."""
+    if options.prompts is None:
+        path = folder / "difficulty" / difficulty.HARD_FILE
+        return sources.Source(kind="prompts", path=str(path))
+    return sources.Source(
+        kind="prompts", path=options.prompts.path, image_root=options.prompts.image_root
+    )
+
+
+def _say(report: dict[str, Json]) -> None:
+    counts = ", ".join(f"{name} {count}" for name, count in report["prompts"].items() if count)
+    progress.say(f"of {report['num_prompts']} prompts: {counts}")
+    paid, known = report["this_start"], report["whole_cache"]
+    progress.say(
+        f"{paid['input_tokens']:,} tokens in, {paid['output_tokens']:,} out, cost "
+        f"{paid['cost']:.4g} now and {known['cost']:.4g} in all"
+    )
+    if not report["complete"]:
+        why = "" if report["stopped"] is None else f" ({report['stopped']})"
+        progress.say(f"not complete{why}: the same command asks what is missing")

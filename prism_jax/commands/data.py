@@ -1,0 +1,149 @@
+"""Data sets: `python -m prism_jax data numerals --out=DIR`, `… data build --from=PATH --to=DIR`.
+
+`tokenizer` trains a small tokenizer on the language of `numerals`, for a model that is made anew.
+`numerals` writes the embedded corpus in the published formats (docs/numerals.md). `build` validates
+files of any published format and writes one ArrayRecord folder, which training reads faster and
+without checking it again. Both run on a CPU, and the same arguments give the same bytes.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from prism_jax import errors
+from prism_jax.data import build, records, tokenizer_files, validate
+from prism_jax.data.numerals import corpus as numerals_corpus
+from prism_jax.data.numerals import examples as numerals_examples
+from prism_jax.rewards import answer
+from prism_jax.setup import corpora, dropped_rows
+
+T = TypeVar("T", int, float)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    options = argparse.ArgumentParser(
+        prog="python -m prism_jax data", description="Make data sets."
+    )
+    parts = options.add_subparsers(dest="what", required=True)
+    corpus = parts.add_parser("numerals", help="write the embedded corpus").add_argument
+    corpus("--out", required=True, help="new folder; one with the same arguments is kept")
+    corpus("--level", default="tiny", help="tiny or small")
+    corpus("--seed", type=int, default=0)
+    corpus(
+        "--rows",
+        action="append",
+        default=[],
+        metavar="PART=COUNT",
+        help=f"instead of the level's count; parts are {', '.join(numerals_examples.STREAMS)}",
+    )
+    corpus(
+        "--slips",
+        action="append",
+        default=[],
+        metavar="NAME=RATE",
+        help="of the public demonstrations, instead of the level's: perception, arithmetic, habit",
+    )
+    corpus(
+        "--num_processes", type=int, default=os.cpu_count(), help="at most; the rows are the same"
+    )
+    words = parts.add_parser("tokenizer", help="train one on the corpus's language").add_argument
+    words("--out", required=True, help="folder that gets the tokenizer's and processor's files")
+    words("--level", default="tiny", help="tiny or small")
+    words("--num_texts", type=int, default=4000, help="of the corpus, which merges are learnt from")
+    words("--num_merges", type=int, default=1024, help="most merges; few words need fewer")
+    words("--min_pixels", type=int, default=32 * 32, help="a smaller picture is scaled up")
+    words("--max_pixels", type=int, default=512 * 512, help="a larger picture is scaled down")
+    built = parts.add_parser(
+        "build",
+        help="validate files and write ArrayRecord",
+        description="Validate every row of files and write the right ones as ArrayRecord. How many "
+        "tokens a row has depends on the model that reads it: rows that are too long are found "
+        "when a stage opens the data, see overlong in its configuration.",
+    ).add_argument
+    built("--from", required=True, dest="source", help="PATH, or PATH#ENTRY of a dataset_info.json")
+    built("--to", required=True, dest="target", help="new folder, local or gs://")
+    built("--kind", required=True, choices=records.KINDS, help="what the rows are")
+    built("--image_root", default="", help="of relative image paths; the file's folder without")
+    built("--max_bad_rows", type=int, default=0, help="wrong rows that may be left out")
+    built("--need_teacher", action="store_true", help="prompts need the teacher's texts")
+    built("--need_answer", action="store_true", help="prompts need an answer that can be judged")
+    return options
+
+
+def main(argv: Sequence[str]) -> None:
+    """Write one data set; its summary goes to standard output as JSON."""
+    args = parser().parse_args(argv)
+    if args.what == "numerals":
+        rows = numerals_corpus.rows_of(
+            args.level, dict(_pair(text, "rows", int) for text in args.rows)
+        )
+        slips = numerals_corpus.slips_of(
+            args.level, dict(_pair(t, "slips", float) for t in args.slips)
+        )
+        if args.num_processes < 1:
+            raise errors.InputError(f"--num_processes must be >= 1, got {args.num_processes}")
+        manifest = numerals_corpus.write(
+            args.out,
+            level=args.level,
+            seed=args.seed,
+            rows=rows,
+            slips=slips,
+            num_processes=args.num_processes,
+        )
+        found = {"out": args.out, "parts": manifest["parts"]}
+    elif args.what == "tokenizer":
+        found = {"out": args.out} | _tokenizer(args)
+    else:
+        rules = validate.Rules(
+            max_bad_rows=args.max_bad_rows,
+            option="--max_bad_rows",
+            need_teacher=args.need_teacher,
+            need_answer=args.need_answer,
+            answer_problem=answer.check_ground_truth,
+        )
+        source = corpora.source(args.source, kind=args.kind, image_root=args.image_root)
+        with dropped_rows.named(None):  # nothing is written then that could list them
+            found = {"out": args.target} | build.build(source, args.target, rules).report
+    json.dump(found, sys.stdout, indent=1)
+    sys.stdout.write("\n")
+
+
+def _tokenizer(args: argparse.Namespace) -> dict[str, int]:
+    """Write the files of a tokenizer; return its ids."""
+    numbers = {
+        "num_texts": args.num_texts,
+        "num_merges": args.num_merges,
+        "min_pixels": args.min_pixels,
+    }
+    for name, value in numbers.items():
+        if value < 1:
+            raise errors.InputError(f"--{name} must be >= 1, got {value}")
+    if args.max_pixels < args.min_pixels:
+        raise errors.InputError(
+            f"--max_pixels must be >= --min_pixels, got {args.max_pixels} and {args.min_pixels}"
+        )
+    if pathlib.Path(args.out, "tokenizer.json").exists():
+        raise errors.InputError(f"--out={args.out}: holds a tokenizer.json already")
+    ids = tokenizer_files.write(
+        args.out,
+        numerals_corpus.sample_texts(args.level, 0, args.num_texts),
+        num_merges=args.num_merges,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
+    )
+    return dataclasses.asdict(ids)
+
+
+def _pair(text: str, option: str, kind: Callable[[str], T]) -> tuple[str, T]:
+    """Return the name and the number of NAME=NUMBER."""
+    name, _, number = text.partition("=")
+    try:
+        return name, kind(number)
+    except ValueError as error:
+        raise errors.InputError(f"--{option}={text}: must be NAME=NUMBER") from error

@@ -1,0 +1,100 @@
+"""Write a run's model for transformers: `python -m prism_jax export --workdir=RUN --to=DIR`.
+
+Takes the newest complete step of a finished or running stage, checks it against its checksums, and
+writes a Hugging Face folder with the tokenizer and processor files of the model that the run began
+with; a discriminator gets its score head `v_head.1.weight`. The folder appears when it is complete.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from models import sharding
+from models.hf import checkpoint as hf_checkpoint
+from models.hf import names as hf_names
+from models.hf import writer as hf_writer
+from prism_jax import errors
+from prism_jax.checkpoints import model_files, pretrained
+
+_SHARD_BYTES = 5 * 10**9
+_DTYPES = {"as_is": None, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    options = argparse.ArgumentParser(
+        prog="python -m prism_jax export", description="Write a run's model for transformers."
+    )
+    add = options.add_argument
+    add("--workdir", required=True, help="folder of the run")
+    add("--to", required=True, dest="target", type=pathlib.Path, help="new folder")
+    add(
+        "--item",
+        choices=("policy", "discriminator"),
+        help="of a run that trains both; what the run trains (the policy of both) without",
+    )
+    add("--step", type=int, help="a step that the run still keeps; the newest without")
+    add(
+        "--dtype",
+        choices=tuple(_DTYPES),
+        default="bfloat16",
+        help="of the weights; as_is: as the run keeps them, usually float32",
+    )
+    add(
+        "--layout",
+        choices=hf_names.EXPERT_LAYOUTS,
+        default="4.57",
+        help="order of fused experts as this version of transformers writes it; both read 4.57's",
+    )
+    add("--base", type=pathlib.Path, help="folder of the head of an untied discriminator")
+    return options
+
+
+def main(argv: Sequence[str]) -> None:
+    """Export one model of one run."""
+    args = parser().parse_args(argv)
+    if not model_files.is_run(args.workdir):
+        raise errors.InputError(f"--workdir: {args.workdir} holds no checkpoints of a run")
+    problem = hf_writer.check_target(args.target)
+    if problem is not None:
+        raise errors.InputError(f"--to: {problem}")
+    source = pretrained.Source.of(args.workdir, role=args.item, step=args.step)
+    values, config = pretrained.config_of(source.files)
+    dtype = _DTYPES[args.dtype]
+    _, params = pretrained.abstract(
+        config,
+        is_discriminator=source.is_discriminator,
+        rules=sharding.REPLICATED,
+        dtype=source.dtype,
+        param_dtype=source.dtype,
+    )
+    params = source.load(params, shardings=None, param_dtype=dtype)
+    try:
+        hf_checkpoint.save(
+            args.target,
+            params,
+            _with_dtype(values, source.dtype if dtype is None else jnp.dtype(dtype).name),
+            layout=args.layout,
+            max_shard_bytes=_SHARD_BYTES,
+            copy_from=args.base or source.files,
+        )
+    except (ValueError, OSError) as error:
+        raise errors.InputError(f"--to: {args.target} cannot be written: {error}") from error
+    kind = "discriminator" if source.is_discriminator else "policy"
+    print(f"{kind} of step {source.step} of {args.workdir}", file=sys.stderr)
+    print(args.target)
+
+
+def _with_dtype(values: dict, dtype: str) -> dict:
+    """Return `config.json` naming the type of the weights, wherever it names one."""
+    return {
+        key: dtype
+        if key in ("dtype", "torch_dtype") and value is not None
+        else _with_dtype(value, dtype)
+        if isinstance(value, dict)
+        else value
+        for key, value in values.items()
+    }

@@ -1,0 +1,149 @@
+"""Ask a model about images: `python -m prism_jax generate --model=DIR --image=a.png --prompt=…`.
+
+Runs on TPU, GPU or CPU from a Hugging Face folder or from one that `convert` wrote. The answer goes
+to standard output, everything else to standard error.
+"""
+
+import argparse
+import dataclasses
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from models import sharding
+from prism_jax import errors
+from prism_jax import mesh as mesh_lib
+from prism_jax.checkpoints import model_files, pretrained
+from prism_jax.data import chat, examples, images, processor
+from prism_jax.rollout import engine, serving
+from prism_jax.rollout.sampling import Sampling
+from prism_jax.setup import devices as devices_lib
+
+_DTYPES = ("auto", "float32", "bfloat16")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's options."""
+    options = argparse.ArgumentParser(
+        prog="python -m prism_jax generate", description="Ask a model about images."
+    )
+    add = options.add_argument
+    add("--model", required=True, type=pathlib.Path, help="checkpoint folder")
+    add("--prompt", required=True, help="the question, behind the images in one user turn")
+    add("--image", action="append", default=[], type=pathlib.Path, help="may be given many times")
+    add("--system", help="a system turn; none without")
+    add("--max_new_tokens", type=int, default=256)
+    add("--temperature", type=float, default=0.0, help="0 takes the most likely token")
+    add("--top_p", type=float)
+    add("--top_k", type=int)
+    add("--seed", type=int, default=0, help="of the sampling")
+    add("--dtype", choices=_DTYPES, default="auto", help="of the computation; auto: as stored")
+    add("--tensor", type=int, default=1, help="devices over which each weight is split")
+    add("--attention", choices=("auto", "xla", "splash", "cudnn"), default="auto")
+    return options
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print the answer of a model to one question."""
+    args = parser().parse_args(argv)
+    _check(args)
+    sampling = _sampling(args)
+    files = model_files.of(args.model)
+    pretrained.config_of(files)  # its own words for what is wrong with it, before the tokenizer's
+    words = processor.Processor.from_folder(files)
+    pictures = [images.open_image(path) for path in args.image]
+    messages = [chat.turn("system", args.system)] if args.system is not None else []
+    messages.append(chat.turn("user", args.prompt, num_images=len(pictures)))
+    encoded = words.encode(messages, images=pictures, add_generation_prompt=True)
+    example = examples.from_encoded(encoded, words)
+
+    start = time.perf_counter()
+    mesh, rules = None, sharding.REPLICATED
+    if args.tensor > 1:
+        sizes = {"data": 1, "fsdp": 1, "tensor": args.tensor, "expert": 1}
+        mesh = mesh_lib.make(sizes, jax.devices()[: args.tensor])
+        rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
+    dtype = None if args.dtype == "auto" else jnp.dtype(args.dtype)
+    stored = jnp.dtype(pretrained.Source.of(args.model, role="policy").dtype)
+    prefill, decode = devices_lib.implementations(
+        args.attention, stored if dtype is None else dtype
+    )
+    model = pretrained.load(args.model, mesh=mesh, rules=rules, dtype=dtype, param_dtype=dtype)
+    if model.dtype == jnp.float32:
+        jax.config.update("jax_default_matmul_precision", "highest")
+    graphdef, params = serving.prepare(model.graphdef, model.params, dtype=model.dtype, donate=True)
+    jax.block_until_ready(params)
+    loaded = time.perf_counter()
+    _say(
+        f"loaded {args.model} in {loaded - start:.1f} s: {model.dtype.name} on "
+        f"{jax.devices()[0].device_kind}, attention {prefill}, in decoding {decode}"
+    )
+    _say(f"the prompt has {len(example.tokens)} tokens, {len(pictures)} images")
+    sampler = engine.Engine(
+        graphdef=graphdef,
+        config=model.config,
+        shapes=engine.Shapes(prompt_tokens=128, row_patches=256, row_images=4),
+        prefill_implementation=prefill,
+        decode_implementation=decode,
+        chunk_tokens=64,
+        mesh=mesh,
+        rules=rules,
+    )
+    rollout = sampler.generate(
+        params,
+        [example],
+        dataclasses.replace(sampling, end_token_ids=words.ids.ends),
+        jax.random.key(args.seed),
+        num_responses=1,
+    )
+    length = int(rollout.lengths[0])
+    seconds = time.perf_counter() - loaded
+    how = "ended by itself" if rollout.ended[0] else f"cut at --max_new_tokens={length}"
+    _say(f"{length} tokens in {seconds:.1f} s, compilation included; {how}")
+    sys.stdout.write(words.decode(rollout.tokens[0, :length]) + "\n")
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse numbers out of range before anything is loaded."""
+    for name, least, most in (
+        ("seed", 0, 2**32 - 1),
+        ("max_new_tokens", 1, 2**20),
+        ("tensor", 1, 2**16),
+    ):
+        value = args.__getattribute__(name)
+        if not least <= value <= most:
+            raise errors.InputError(f"--{name} must be between {least} and {most}, got {value}")
+    if not math.isfinite(args.temperature):
+        raise errors.InputError(f"--temperature must be a number, got {args.temperature}")
+    for name in ("prompt", "system"):
+        text = args.__getattribute__(name)
+        if text is not None and not text.isprintable() and _has_surrogates(text):
+            raise errors.InputError(f"--{name} must be UTF-8")
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    """Return how the answer is drawn, without the tokens that end it."""
+    try:
+        return Sampling(
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            max_tokens=args.max_new_tokens,
+            end_token_ids=(),
+        )
+    except ValueError as error:
+        raise errors.InputError(str(error)) from error
+
+
+def _has_surrogates(text: str) -> bool:
+    """Say whether bytes that are no UTF-8 stand in an argument, as Python passes them on."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The embedded corpus: pictures of digits and charts, with questions."""

@@ -1,0 +1,1 @@
+"""The discriminator's batches, loss and segments."""

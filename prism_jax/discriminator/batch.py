@@ -1,0 +1,118 @@
+"""Packed rows of segments, as the discriminator reads them.
+
+A row holds prompts with one segment each, scored at the segment's last token:
+
+    row       P P P c c c  P P P d d  .       P a prompt, c and d segments of two responses
+    scored              *          *
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from models.config import Qwen3VLConfig
+from models.inputs import Example
+from prism_jax import rows as packed_rows
+from prism_jax.rows import Continuation, RowShape
+
+# Of a sequence's tokens: "mrope", as the policy has them; "text_1d", one number each.
+Positions = Literal["mrope", "text_1d"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentBatch:
+    """Hold packed segments in M microbatches of B rows, each with S places for segments."""
+
+    text: Any  # TextInput [M, B, T]
+    vision: Any  # VisionInput [M, B, P] or None
+    last: Any  # int32[M, B, S]  place in the row of the segment's last token; 0 without a segment
+    kind: Any  # int32[M, B, S]  what the text is, see `models.kinds`; 0 without a segment
+    num_tokens: Any  # int32[M, B, S]  of the segment; 0 without one
+    is_segment: Any  # bool[M, B, S]
+    # int32[M, B, S / 2]  which name the pair of segments 2i (teacher) and 2i + 1 (student) has,
+    # -1 for none; None where segments are not in pairs
+    pair_name: Any
+    pulls: Any  # float32[M, B, S] or None  gradient of the loss with respect to the score
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedSegments:
+    """Hold a batch and where the segments lie in it, to read their scores."""
+
+    batch: SegmentBatch
+    places: list[packed_rows.Place]
+    shape: RowShape
+
+    def read(self, scores: np.ndarray) -> np.ndarray:
+        """Return the scores of the segments in their order, from float32[M, B, S]."""
+        rows = np.asarray(scores).reshape(self.shape.num_rows, -1)
+        return np.array([rows[place.row, place.slot] for place in self.places], np.float32)
+
+    def indices(self) -> np.ndarray:
+        """Return int32[segments]: the place of each in the scores [M, B, S] laid flat."""
+        slots = self.shape.row_sequences
+        return np.array([place.row * slots + place.slot for place in self.places], np.int32)
+
+
+def pack(
+    prompts: Sequence[Example],
+    units: Sequence[Sequence[Continuation]],
+    names: Sequence[int],
+    kinds: Sequence[int],
+    shape: RowShape,
+    config: Qwen3VLConfig,
+    *,
+    positions: Positions,
+) -> PackedSegments:
+    """Lay prompts with segments into rows.
+
+    Args:
+      units: a segment by itself, or teacher's and student's segment of a pair.
+      names: which name each unit has.
+      kinds: which kind each name is to the model.
+    """
+    packed = packed_rows.pack(prompts, units, shape, config)
+    sizes = (shape.num_rows, shape.row_sequences)
+    last, kind, num_tokens = (np.zeros(sizes, np.int32) for _ in range(3))
+    is_segment = np.zeros(sizes, bool)
+    named = [name for name, unit in zip(names, units, strict=True) for _ in unit]
+    for name, place in zip(named, packed.places, strict=True):
+        last[place.row, place.slot] = place.start + place.num_tokens - 1
+        kind[place.row, place.slot] = kinds[name]
+        num_tokens[place.row, place.slot] = place.num_tokens
+        is_segment[place.row, place.slot] = True
+    pair_name = None
+    if len(units[0]) == 2:
+        pair_name = np.full((shape.num_rows, shape.row_sequences // 2), -1, np.int32)
+        for name, place in zip(names, packed.places[::2], strict=True):
+            pair_name[place.row, place.slot // 2] = name
+        pair_name = packed_rows.split(pair_name, shape)
+    text = packed.text
+    if positions == "text_1d":
+        text = dataclasses.replace(text, positions=_in_one_dimension(text.segments.ids))
+    batch = SegmentBatch(
+        text=text,
+        vision=packed.vision,
+        last=packed_rows.split(last, shape),
+        kind=packed_rows.split(kind, shape),
+        num_tokens=packed_rows.split(num_tokens, shape),
+        is_segment=packed_rows.split(is_segment, shape),
+        pair_name=pair_name,
+        pulls=None,
+    )
+    return PackedSegments(batch=batch, places=packed.places, shape=shape)
+
+
+def _in_one_dimension(ids: np.ndarray) -> np.ndarray:
+    """Return int32[M, 3, B, T]: how many tokens of its sequence stand before each, image or not.
+
+    Source: PRISM verl/verl/workers/critic/dp_critic.py:177, vllm_rollout_spmd.py:463.
+    """
+    places = np.broadcast_to(np.arange(ids.shape[-1], dtype=np.int32), ids.shape)
+    is_first = np.diff(ids, axis=-1, prepend=-1) != 0
+    firsts = np.maximum.accumulate(np.where(is_first, places, 0), axis=-1)
+    return np.repeat((places - firsts)[:, None], 3, axis=1)

@@ -1,0 +1,1 @@
+"""The honesty panel: does the discriminator look at the picture?"""

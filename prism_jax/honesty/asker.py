@@ -1,0 +1,96 @@
+"""Ask a discriminator for the honesty panel, in the shapes that its stage has compiled."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from flax import nnx
+
+from prism_jax import batches
+from prism_jax.discriminator import batch as discriminator_batch
+from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.honesty import panel as honesty_panel
+from prism_jax.honesty import router as honesty_router
+from prism_jax.rows import RowShape
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import models as setup_models
+
+Scorer = Callable[[nnx.State, discriminator_batch.SegmentBatch], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Say how a stage lays segments into rows."""
+
+    shape: RowShape
+    positions: discriminator_batch.Positions
+    is_paired: bool  # teacher and student of a pair share a row
+    batch_pairs: int  # pairs of segments that fit a batch, whichever they are
+    sees_images: bool
+
+
+class Asker:
+    """Score pairs and count the router's choices; compiles nothing until it is asked."""
+
+    def __init__(
+        self,
+        model: setup_models.Model,
+        devices: devices_lib.Devices,
+        settings: discriminator_loss.Settings,
+        score: Scorer,
+        layout: Layout,
+    ):
+        self._model, self._devices, self._score, self._layout = model, devices, score, layout
+        moe = model.config.text.moe
+        self._count = None
+        if moe is not None:
+            self._count = honesty_router.make_counter(model.graphdef, settings)
+        self._keeps_apart = model.config.score_heads > 1 or (
+            moe is not None and moe.router == "segment"
+        )
+
+    def judge(self, params: nnx.State) -> honesty_panel.Judge:
+        """Return the discriminator with these parameters, as the panel asks it."""
+
+        def score(pairs: honesty_panel.Pairs) -> np.ndarray:
+            found = [
+                packed.read(jax.device_get(self._score(params, batch)))
+                for packed, batch in self._batches(pairs)
+            ]
+            return np.concatenate(found).reshape(-1, 2)
+
+        def count(pairs: honesty_panel.Pairs) -> np.ndarray:
+            every = [self._count(params, batch) for _, batch in self._batches(pairs)]
+            return np.sum(jax.device_get(every), axis=0)
+
+        vision = self._model.config.vision
+        return honesty_panel.Judge(
+            score=score,
+            count=None if self._count is None else count,
+            sees_images=self._layout.sees_images,
+            keeps_apart=self._keeps_apart,
+            spatial_merge_size=1 if vision is None else vision.spatial_merge_size,
+        )
+
+    def _batches(
+        self, pairs: honesty_panel.Pairs
+    ) -> Iterator[tuple[discriminator_batch.PackedSegments, discriminator_batch.SegmentBatch]]:
+        layout = self._layout
+        for start in range(0, len(pairs.units), layout.batch_pairs):
+            part = slice(start, start + layout.batch_pairs)
+            units, names = list(pairs.units[part]), list(pairs.names[part])
+            if not layout.is_paired:
+                units = [[side] for side in itertools.chain.from_iterable(units)]
+                names = [name for name in names for _ in range(2)]
+            packed = discriminator_batch.pack(
+                pairs.prompts,
+                units,
+                names,
+                pairs.kinds,
+                layout.shape,
+                self._model.config,
+                positions=layout.positions,
+            )
+            yield packed, batches.to_devices(packed.batch, self._devices.mesh, self._devices.rules)

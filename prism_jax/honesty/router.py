@@ -1,0 +1,88 @@
+"""The router's choices by kind of segment, and how experts are used by captions and by cots."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from models import discriminator, kinds
+from prism_jax.discriminator import batch as discriminator_batch
+from prism_jax.discriminator import loss as discriminator_loss
+
+
+def make_counter(
+    graphdef: nnx.GraphDef, settings: discriminator_loss.Settings
+) -> Callable[[nnx.State, discriminator_batch.SegmentBatch], jax.Array]:
+    """Return the jitted `(params, batch) -> float32[L, K, E]` choices of a mixture of experts.
+
+    With a token router only the segments' own tokens count: those of a prompt come before them,
+    so they are routed alike whichever segment follows. With a segment router all tokens of a
+    sequence count, as all of them are routed by its kind.
+    """
+
+    def of_part(params: nnx.State, part: discriminator_batch.SegmentBatch) -> jax.Array:
+        model = nnx.merge(graphdef, params)
+        kind = _of_tokens(part, counts_prompts=model.trunk.config.text.moe.router == "segment")
+        _, stats = model.trunk(
+            part.text,
+            part.vision,
+            implementation=settings.implementation,
+            remat=settings.remat,
+            kind=kind,
+        )
+        return stats.by_kind.choices
+
+    def count(params: nnx.State, batch: discriminator_batch.SegmentBatch) -> jax.Array:
+        one = jax.eval_shape(of_part, params, jax.tree.map(lambda x: x[0], batch))
+
+        def or_nothing(part: discriminator_batch.SegmentBatch) -> jax.Array:
+            return jax.lax.cond(
+                part.is_segment.any(),
+                lambda: of_part(params, part),
+                lambda: jnp.zeros(one.shape, one.dtype),
+            )
+
+        return jax.lax.map(or_nothing, batch).sum(0)
+
+    return jax.jit(count)
+
+
+def _of_tokens(part: discriminator_batch.SegmentBatch, *, counts_prompts: bool) -> jax.Array:
+    """Return int32[B, T], the kind of each token; one beyond the last kind is not counted."""
+    ids = part.text.segments.ids
+    kind = discriminator.kind_of_tokens(part.kind, ids)
+    if counts_prompts:
+        return kind
+    first = discriminator.kind_of_tokens(part.last - part.num_tokens + 1, ids)
+    return jnp.where(jnp.arange(ids.shape[1]) >= first, kind, len(kinds.NAMES))
+
+
+def loads(choices: np.ndarray) -> np.ndarray:
+    """Return the share of each kind's choices that fell on each expert, NaN for a kind unseen.
+
+    Args:
+      choices: float[L, K, E], how many tokens of each kind chose each expert.
+    """
+    total = choices.sum(-1, keepdims=True)
+    return np.divide(choices, total, out=np.full(choices.shape, np.nan), where=total > 0)
+
+
+def information_bits(choices: np.ndarray) -> np.ndarray:
+    """Return the mutual information between expert and kind in each layer, bits[L].
+
+    Every kind that was seen counts alike, however many tokens it has. With two kinds it is 1 where
+    no expert serves both, and 0 where both use the experts alike; 0 too with one kind alone.
+
+        I = H(mean over k of p(e | k)) - mean over k of H(p(e | k))
+    """
+    seen = choices.sum((0, 2)) > 0
+    if seen.sum() < 2:
+        return np.zeros(len(choices))
+    share = loads(choices[:, seen])  # [L, K, E]
+    return _entropy_bits(share.mean(1)) - _entropy_bits(share).mean(1)
+
+
+def _entropy_bits(share: np.ndarray) -> np.ndarray:
+    return -(share * np.log2(np.where(share > 0, share, 1.0))).sum(-1)

@@ -1,0 +1,1 @@
+"""The policy's rollouts, batches, loss and update."""

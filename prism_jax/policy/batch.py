@@ -1,0 +1,133 @@
+"""Rows of prompts with their responses, the form that a policy learns from.
+
+A row holds several prompts, each with one response; `policy.loss` reads them. What belongs to the
+tokens of responses is laid side by side, response by response, apart from the row of tokens:
+
+    row        P P P a b c  Q Q d e  .         P, Q prompts, a … e response tokens
+    tokens     a b c d e .                     K places
+    offsets    0 3                             S places
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from models.config import Qwen3VLConfig
+from models.inputs import Example
+from prism_jax import rows as packed_rows
+from prism_jax.rows import Continuation, Place, RowShape
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PolicyBatch:
+    """Hold packed responses in M microbatches of B rows, each with S places for responses.
+
+    K is the room for response tokens in a row, those of a response side by side.
+    """
+
+    text: Any  # TextInput [M, B, T]
+    vision: Any  # VisionInput [M, B, P] or None
+    predictors: Any  # int32[M, B, K]  place that predicts this response token; T for none
+    tokens: Any  # int32[M, B, K]  the response tokens
+    sampler_logprobs: Any  # float32[M, B, K]  from when they were drawn
+    offsets: Any  # int32[M, B, S]  first token of each response in K
+    lengths: Any  # int32[M, B, S]  its tokens; 0 where there is no response
+    advantages: Any  # float32[M, B, K]  of each response token
+    old_logprobs: Any  # float32[M, B, K]  of the trainer before the first update; None: on-policy
+    reference_logprobs: Any  # float32[M, B, K]  None: there is no reference policy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Laid:
+    """Hold packed responses whose advantages are still to come, and where each response lies."""
+
+    batch: PolicyBatch  # `advantages` is None
+    places: list[Place]  # one a response, in order
+    shape: RowShape
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """Lay values [N] or [N, max_response_tokens] out as the tokens lie: float32[M, B, K]."""
+        laid = np.zeros((self.shape.num_rows, self.shape.row_continued_tokens), np.float32)
+        for value, place in zip(values, self.places, strict=True):
+            part = slice(place.offset, place.offset + place.num_tokens)
+            laid[place.row, part] = value[: place.num_tokens] if np.ndim(value) else value
+        return packed_rows.split(laid, self.shape)
+
+    def lengths(self, is_kept: np.ndarray) -> np.ndarray:
+        """Return `batch.lengths` with 0 for the responses [N] that are to count nowhere."""
+        lengths = np.array(self.batch.lengths).reshape(self.shape.num_rows, -1)
+        for place, kept in zip(self.places, is_kept, strict=True):
+            lengths[place.row, place.slot] *= kept
+        return packed_rows.split(lengths, self.shape)
+
+    def read(self, laid: np.ndarray, max_response_tokens: int) -> np.ndarray:
+        """Return values [M, B, K] response by response: float32[N, max_response_tokens]."""
+        rows = np.asarray(laid).reshape(self.shape.num_rows, -1)
+        values = np.zeros((len(self.places), max_response_tokens), np.float32)
+        for number, place in enumerate(self.places):
+            part = slice(place.offset, place.offset + place.num_tokens)
+            values[number, : place.num_tokens] = rows[place.row, part]
+        return values
+
+
+def pack(
+    prompts: Sequence[Example],
+    responses: Sequence[Continuation],
+    logprobs: Sequence[np.ndarray],
+    advantages: np.ndarray,
+    shape: RowShape,
+    config: Qwen3VLConfig,
+) -> PolicyBatch:
+    """Lay prompts with their responses into rows, for one update right after the rollout.
+
+    Args:
+      logprobs: float32[n] of the sampler for each response's tokens.
+      advantages: float32[N], one a response, or float32[N, max_response_tokens].
+    """
+    laid = lay(prompts, responses, logprobs, shape, config)
+    return dataclasses.replace(laid.batch, advantages=laid.spread(advantages))
+
+
+def lay(
+    prompts: Sequence[Example],
+    responses: Sequence[Continuation],
+    logprobs: Sequence[np.ndarray],
+    shape: RowShape,
+    config: Qwen3VLConfig,
+) -> Laid:
+    """Lay prompts with their responses into rows; advantages and old log-probs may follow."""
+    packed = packed_rows.pack(prompts, [[response] for response in responses], shape, config)
+    by_token = (shape.num_rows, shape.row_continued_tokens)
+    by_response = (shape.num_rows, shape.row_sequences)
+    # Beyond the row where there is no response token.
+    predictors = np.full(by_token, shape.row_tokens, np.int32)
+    tokens = np.zeros(by_token, np.int32)
+    sampler_logprobs = np.zeros(by_token, np.float32)
+    offsets, lengths = np.zeros(by_response, np.int32), np.zeros(by_response, np.int32)
+    for number, place in enumerate(packed.places):
+        part = slice(place.offset, place.offset + place.num_tokens)
+        predictors[place.row, part] = place.start - 1 + np.arange(place.num_tokens)
+        tokens[place.row, part] = responses[number].tokens
+        sampler_logprobs[place.row, part] = logprobs[number]
+        offsets[place.row, place.slot] = place.offset
+        lengths[place.row, place.slot] = place.num_tokens
+    arrays = {
+        "predictors": predictors,
+        "tokens": tokens,
+        "sampler_logprobs": sampler_logprobs,
+        "offsets": offsets,
+        "lengths": lengths,
+    }
+    batch = PolicyBatch(
+        text=packed.text,
+        vision=packed.vision,
+        advantages=None,
+        old_logprobs=None,
+        reference_logprobs=None,
+        **packed_rows.split(arrays, shape),
+    )
+    return Laid(batch=batch, places=packed.places, shape=shape)

@@ -1,0 +1,298 @@
+"""The policy's loss over packed responses, for `training.train_step.make_train_step`.
+
+Hidden states at the places that predict a response token go through the head, nothing else does;
+the log-probs are then laid out one response a row, the form that `losses.policy` reads:
+
+    row        P P P a b c  Q Q d e  .         P, Q prompts, a … e response tokens
+    hidden         * * *      * *              predict a b c, d e
+    logprobs   [a b c], [d e .]                float32[responses, max_response_tokens]
+
+With one update after each rollout the old log-probs are the new ones without their gradient, and no
+other forward pass is needed. With several, `make_logprobs` makes them before the first.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models import attention
+from models.text import Remat
+from prism_jax import configuration, metrics
+from prism_jax.losses import kl, logprob, mismatch, policy, reduce
+from prism_jax.policy.batch import PolicyBatch
+from prism_jax.training import train_step
+
+TERM = "policy"
+KL_TERM = "reference_kl"
+# Those of `reduce`, and the released one: the mean over each row's tokens, the rows weighted by
+# their responses. It depends on how responses are laid into rows, as it did on GPUs there.
+# Source: PRISM verl/verl/workers/actor/dp_actor.py:434.
+Aggregation = Literal[
+    "token-mean",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+    "official",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Algorithm(configuration.Section):
+    """Name a loss of `losses.policy` and its numbers; what that loss does not read is None."""
+
+    loss: Literal["ppo", "gspo", "cispo", "reinforce"]
+    clip_low: float | None
+    clip_high: float | None
+    dual_clip: float | None
+    aggregation: Aggregation
+    norm_tokens: int | None
+    # Each token weighs trainer probability / sampler probability: at most `sampler_high`
+    # ("truncate"), or 0 out of [sampler_low, sampler_high] ("mask").
+    sampler_weights: Literal["off", "truncate", "mask"]
+    sampler_level: Literal["token", "sequence"]  # of the ratio, see `losses.mismatch`
+    sampler_low: float | None
+    sampler_high: float | None
+
+    def problems(self) -> list[str]:
+        """See `configuration.Section`."""
+        needed = {"clip_low": ("ppo", "gspo"), "clip_high": ("ppo", "gspo", "cispo")}
+        optional = {"clip_low": ("cispo",), "dual_clip": ("ppo",)}
+        found = []
+        for name, value in dataclasses.asdict(self).items():
+            if name not in ("clip_low", "clip_high", "dual_clip"):
+                continue
+            is_needed = self.loss in needed.get(name, ())
+            if value is None and is_needed:
+                found.append(f"{name} must be given for {self.loss}, got None")
+            if value is not None and not is_needed and self.loss not in optional.get(name, ()):
+                found.append(f"{name} must be None for {self.loss}, got {value}")
+        if (self.norm_tokens is None) == (self.aggregation == "seq-mean-token-sum-norm"):
+            found.append(
+                "norm_tokens must be given for the aggregation seq-mean-token-sum-norm and be "
+                f"None for any other, got {self.norm_tokens} with {self.aggregation}"
+            )
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            found.append(f"dual_clip must be > 1 or None, got {self.dual_clip}")
+        return found + self._sampler_problems()
+
+    def _sampler_problems(self) -> list[str]:
+        found = []
+        if (self.sampler_high is None) != (self.sampler_weights == "off"):
+            found.append(
+                "sampler_high must be given for the sampler_weights 'truncate' and 'mask' and be "
+                f"None for 'off', got {self.sampler_high}"
+            )
+        if (self.sampler_low is None) == (self.sampler_weights == "mask"):
+            found.append(
+                "sampler_low must be given for the sampler_weights 'mask' and be None otherwise, "
+                f"got {self.sampler_low}"
+            )
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kl:
+    """Say how the distance from a reference policy enters the loss."""
+
+    estimator: kl.Estimator
+    coefficient: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Hold how the loss is computed; none of it changes what the loss is."""
+
+    temperature: float  # of the sampler: log-probs are those of softmax(logits / temperature)
+    max_response_tokens: int
+    chunk_tokens: int  # through the head at once
+    with_entropy: bool  # measure the policy's entropy
+    implementation: attention.Implementation
+    remat: Remat
+
+
+def weights(
+    batch: PolicyBatch, algorithm: Algorithm, settings: Settings, reference: Kl | None
+) -> dict[str, jax.Array]:
+    """Return the weight of each term over the whole batch, from its masks alone."""
+    mask = _mask(batch.lengths, settings)
+    weight = reduce.weight(mask, **_aggregation(algorithm))
+    return {TERM: weight} | ({} if reference is None else {KL_TERM: weight})
+
+
+def coefficients(reference: Kl | None) -> dict[str, float]:
+    """Return the factor of each term."""
+    return {TERM: 1.0} | ({} if reference is None else {KL_TERM: reference.coefficient})
+
+
+def loss(
+    model: nnx.Module,
+    batch: PolicyBatch,
+    algorithm: Algorithm,
+    settings: Settings,
+    reference: Kl | None,
+) -> tuple[train_step.Terms, metrics.Metrics]:
+    """Return the loss of one microbatch [B, ...].
+
+    Without `old_logprobs` it is strictly on-policy: the ratio is 1. How far the sampler's log-probs
+    are from those of the trainer before its first update is always measured.
+    """
+    logprobs, entropy = response_logprobs(model, batch, settings)
+    mask = _mask(batch.lengths, settings)
+    kept = _by_response(logprobs, batch, settings)
+    old = jax.lax.stop_gradient(kept)
+    if batch.old_logprobs is not None:
+        old = _by_response(batch.old_logprobs, batch, settings)
+    sampler = _by_response(batch.sampler_logprobs, batch, settings)
+    advantages = _by_response(batch.advantages, batch, settings)
+    sampler_weights = _sampler_weights(algorithm, old, sampler, mask)
+    shares = _row_shares(batch.lengths, mask) if algorithm.aggregation == "official" else None
+    token_weights = sampler_weights
+    if shares is not None:
+        token_weights = shares if sampler_weights is None else shares * sampler_weights
+    term, told = _policy_loss(algorithm, kept, old, advantages, mask, token_weights)
+    told |= mismatch.measure(old, sampler, mask, sampler_weights)
+    terms = {TERM: term}
+    if reference is not None:
+        terms[KL_TERM], own = kl.loss(
+            kept,
+            _by_response(batch.reference_logprobs, batch, settings),
+            mask,
+            estimator=reference.estimator,
+            token_weights=shares,
+            **_aggregation(algorithm),
+        )
+        told |= own
+    if entropy is not None:
+        entropy = _by_response(jax.lax.stop_gradient(entropy), batch, settings)
+        told["policy/entropy"] = metrics.Mean.of(entropy, mask)
+    return terms, told
+
+
+@functools.cache
+def make_logprobs(
+    graphdef: nnx.GraphDef, settings: Settings
+) -> Callable[[nnx.State, PolicyBatch], jax.Array]:
+    """Return the jitted (params, batch) -> float32[M, B, K], the response tokens' log-probs."""
+    settings = dataclasses.replace(settings, with_entropy=False)
+
+    def run(params: nnx.State, batch: PolicyBatch) -> jax.Array:
+        def one(_, microbatch: PolicyBatch):
+            model = nnx.merge(graphdef, params)
+            return None, response_logprobs(model, microbatch, settings)[0]
+
+        return jax.lax.scan(one, None, batch)[1]
+
+    return jax.jit(run)
+
+
+def _aggregation(algorithm: Algorithm) -> dict[str, Any]:
+    """Return the arguments of `reduce`; the released way is a sum with `_row_shares`."""
+    is_official = algorithm.aggregation == "official"
+    return {
+        "aggregation": "seq-mean-token-sum" if is_official else algorithm.aggregation,
+        "norm_tokens": algorithm.norm_tokens,
+    }
+
+
+def _row_shares(lengths: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return responses / tokens of the row [B, S] that each response lies in, as the mask's shape.
+
+    A sum of token losses with these weights, over all responses, is the rows' means weighted by
+    their responses.
+    """
+    num_responses = (lengths > 0).sum(-1, keepdims=True).astype(jnp.float32)
+    num_tokens = jnp.maximum(lengths.sum(-1, keepdims=True), 1).astype(jnp.float32)
+    shares = jnp.broadcast_to(num_responses / num_tokens, lengths.shape)
+    return jnp.broadcast_to(shares.reshape(-1, 1), mask.shape)
+
+
+def _sampler_weights(
+    algorithm: Algorithm, old_logprobs: jax.Array, sampler_logprobs: jax.Array, mask: jax.Array
+) -> jax.Array | None:
+    """Return what corrects each token for the sampler's other log-probs; None: nothing."""
+    if algorithm.sampler_weights == "off":
+        return None
+    ratio = mismatch.ratios(old_logprobs, sampler_logprobs, mask, level=algorithm.sampler_level)
+    if algorithm.sampler_weights == "truncate":
+        return mismatch.truncated_weights(ratio, high=algorithm.sampler_high)
+    return mismatch.masked_weights(ratio, low=algorithm.sampler_low, high=algorithm.sampler_high)
+
+
+def _policy_loss(
+    algorithm: Algorithm,
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    token_weights: jax.Array | None,
+) -> tuple[reduce.Sum, metrics.Metrics]:
+    """Call the loss that the algorithm names: the one place where it is chosen."""
+    shared = {"token_weights": token_weights} | _aggregation(algorithm)
+    if algorithm.loss == "reinforce":
+        return policy.reinforce(logprobs, advantages, mask, **shared)
+    shared |= {"clip_low": algorithm.clip_low, "clip_high": algorithm.clip_high}
+    if algorithm.loss == "gspo":
+        return policy.gspo(logprobs, old_logprobs, advantages, mask, **shared)
+    if algorithm.loss == "cispo":
+        return policy.cispo(logprobs, old_logprobs, advantages, mask, **shared)
+    return policy.ppo(
+        logprobs, old_logprobs, advantages, mask, dual_clip=algorithm.dual_clip, **shared
+    )
+
+
+def response_logprobs(
+    model: nnx.Module, batch: PolicyBatch, settings: Settings
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return log-prob and (when asked) entropy of each response token, float32[B, K].
+
+    A microbatch without responses is not computed: its log-probs are 0.
+    """
+    graphdef, params = nnx.split(model)
+
+    def forward(params: nnx.State) -> tuple[jax.Array, jax.Array | None]:
+        model = nnx.merge(graphdef, params)
+        hidden, _ = model(
+            batch.text,
+            batch.vision,
+            implementation=settings.implementation,
+            remat=settings.remat,
+        )
+        # Padding reads zeros from beyond the row: a place of its own would get the gradient of all
+        # of it, and a GPU adds to one address one by one.
+        hidden = jnp.take_along_axis(
+            hidden, batch.predictors[..., None], axis=1, mode="fill", fill_value=0
+        )
+        found = logprob.token_logprobs(
+            hidden.reshape(-1, hidden.shape[-1]),
+            model.head(),
+            batch.tokens.reshape(-1),
+            temperature=settings.temperature,
+            chunk_tokens=settings.chunk_tokens,
+            with_entropy=settings.with_entropy,
+        )
+        return jax.tree.map(lambda x: x.reshape(batch.tokens.shape), found)
+
+    def nothing(params: nnx.State) -> tuple[jax.Array, jax.Array | None]:
+        del params
+        zeros = jnp.zeros(batch.tokens.shape, jnp.float32)
+        return zeros, zeros if settings.with_entropy else None
+
+    return jax.lax.cond((batch.lengths > 0).any(), forward, nothing, params)
+
+
+def _mask(lengths: jax.Array, settings: Settings) -> jax.Array:
+    """Return bool[responses, max_response_tokens], True on the tokens of each response."""
+    return jnp.arange(settings.max_response_tokens) < lengths.reshape(-1, 1)
+
+
+def _by_response(values: jax.Array, batch: PolicyBatch, settings: Settings) -> jax.Array:
+    """Lay values [B, K] out as [B * S, max_response_tokens]; the mask says which of them count."""
+    places = batch.offsets[..., None] + jnp.arange(settings.max_response_tokens)
+    places = jnp.minimum(places, values.shape[1] - 1).reshape(values.shape[0], -1)
+    laid_out = jnp.take_along_axis(values, places, axis=1)
+    return laid_out.reshape(-1, settings.max_response_tokens)

@@ -1,0 +1,114 @@
+"""The policy's part of a step in alignment and RLVR: shapes, rows to learn from, the update."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+
+from models.inputs import Example
+from prism_jax import configuration
+from prism_jax.data import encode
+from prism_jax.policy import batch as policy_batch
+from prism_jax.policy import loss as policy_loss
+from prism_jax.policy import rollouts
+from prism_jax.rows import Largest, RowShape
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import models as setup_models
+from prism_jax.setup import row_shapes
+from prism_jax.training import optim, train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(configuration.Section):
+    """Say how long, and how the policy's update is computed."""
+
+    num_steps: int
+    head_chunk_tokens: int  # whose logits are in a device's memory at a time
+    has_entropy: bool  # measure the policy's entropy
+    num_threads: int  # steps whose prompts are made ahead at a time
+    max_skipped_in_row: int  # updates that are not finite before the run is given up
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return configuration.at_least(
+            self, 1, "num_steps", "head_chunk_tokens", "num_threads", "max_skipped_in_row"
+        )
+
+
+def shape_of(
+    rows: row_shapes.Rows,
+    options: rollouts.Rollout,
+    sizes: Sequence[encode.Size],
+    devices: devices_lib.Devices,
+) -> RowShape:
+    """Return the rows into which the responses of any step fit."""
+    largest = Largest(
+        num_units=options.num_prompts * options.num_responses,
+        unit_sequences=1,
+        unit_tokens=max(size.tokens for size in sizes) + options.max_response_tokens,
+        continued_tokens=options.max_response_tokens,
+        prompt_patches=max(size.patches for size in sizes),
+        prompt_frames=max(size.images for size in sizes),
+    )
+    return rows.shape(largest, devices, place="config.rows")
+
+
+def pack(
+    prompts: Sequence[Example],
+    drawn: rollouts.Drawn,
+    advantages: np.ndarray,
+    shape: RowShape,
+    model: setup_models.Model,
+) -> policy_batch.PolicyBatch:
+    """Return the rows from which the policy learns."""
+    rollout = drawn.rollout
+    logprobs = [rollout.logprobs[number, :length] for number, length in enumerate(rollout.lengths)]
+    return policy_batch.pack(
+        prompts, drawn.continuations(), logprobs, advantages, shape, model.config
+    )
+
+
+def make_update(
+    algorithm: policy_loss.Algorithm,
+    settings: policy_loss.Settings,
+    model: setup_models.Model,
+    optimizer: optim.Optimizer,
+    start: setup_models.Start,
+    shape: RowShape,
+    *,
+    reference: policy_loss.Kl | None = None,
+) -> train_step.TrainStep:
+    """Return the update of the policy; `reference` adds the distance from a reference policy."""
+
+    def loss(model: nnx.Module, batch: policy_batch.PolicyBatch, key: jax.Array):
+        del key
+        return policy_loss.loss(model, batch, algorithm, settings, reference)
+
+    return train_step.make_train_step(
+        model.graphdef,
+        loss,
+        optimizer,
+        weights_fn=lambda batch: policy_loss.weights(batch, algorithm, settings, reference),
+        coefficients=policy_loss.coefficients(reference),
+        num_microbatches=shape.num_microbatches,
+        shardings=start.shardings,
+    )
+
+
+def settings(
+    train: Train,
+    rollout: rollouts.Rollout,
+    model: configuration.Model,
+    devices: devices_lib.Devices,
+) -> policy_loss.Settings:
+    """Return how the policy's loss is computed."""
+    return policy_loss.Settings(
+        temperature=rollout.temperature,
+        max_response_tokens=rollout.max_response_tokens,
+        chunk_tokens=train.head_chunk_tokens * devices.row_parts(),
+        with_entropy=train.has_entropy,
+        implementation=devices.attention,
+        remat=model.remat,
+    )

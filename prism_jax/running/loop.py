@@ -1,0 +1,251 @@
+"""The one training loop: it knows steps, files and signals, and no algorithm.
+
+    for step in range(first, total):
+        batch, seen = stage.experience(state, next(data), key of this step)
+        state, told = stage.update(state, batch, key of this step)
+        log, evaluate, save
+
+Step numbers in logs and checkpoints count finished steps: row 1 and checkpoint 1 are what the
+first step left.
+"""
+
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+
+from prism_jax import errors, metrics, progress
+from prism_jax.checkpoints import checkpoint
+from prism_jax.running import goodput, metric_writers, preemption
+
+State = Any
+Batch = Any
+Json = Any
+
+
+class DivergedError(RuntimeError):
+    """Report that too many updates in a row were not finite."""
+
+
+class Data(Protocol):
+    """Give batches, and say as JSON where it stands between two of them."""
+
+    def __next__(self) -> Batch:
+        """Return the next batch, leaves on the device or the host."""
+
+    def get_state(self) -> Json:
+        """Return the position after the last batch returned, not after the last one prefetched."""
+
+    def set_state(self, state: Json) -> None:
+        """Go on after that position."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Hold what a stage does in a step; the state is whatever the stage makes it."""
+
+    # (state, batch, key) -> (batch to learn from, metrics); `learn_from_data` for supervised stages
+    experience: Callable[[State, Batch, jax.Array], tuple[Batch, metrics.Metrics]]
+    # (state, batch, key) -> (state, metrics); may donate the state
+    update: Callable[[State, Batch, jax.Array], tuple[State, metrics.Metrics]]
+    # (state, finished steps) -> values for the row of that step; None when there is nothing to do
+    evaluate: Callable[[State, int], Mapping[str, float]] | None
+    # metrics that count the updates skipped in a row; every step has each of them
+    skip_counters: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Hold how far a run goes."""
+
+    num_steps: int  # of the whole run, those of earlier starts included
+    evaluate_every_steps: int | None  # None: never; otherwise also after the last step
+    max_skipped_in_row: int  # the run is given up when a skip counter reaches it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logs:
+    """Hold where the numbers go."""
+
+    writers: metric_writers.Writers
+    progress: progress.Progress
+    goodput: goodput.Goodput
+
+
+def learn_from_data(state: State, batch: Batch, key: jax.Array) -> tuple[Batch, metrics.Metrics]:
+    """Return the batch as it is: the experience of a supervised stage."""
+    del state, key
+    return batch, {}
+
+
+def restore_or_make(
+    checkpointer: checkpoint.Checkpointer,
+    data: Data,
+    *,
+    abstract_state: State,
+    make_state: Callable[[], State],
+    step: int | None,
+) -> tuple[State, int]:
+    """Return the state to start from and its number of finished steps, and put the data there.
+
+    Args:
+      checkpointer: of the run's folder.
+      data: moved to the position that belongs to a restored state.
+      abstract_state: shapes, dtypes and shardings, see `Checkpointer.restore`.
+      make_state: makes the state of a new run; not called when there is one to restore.
+      step: an older checkpoint to go back to; None for the newest.
+    """
+    restored = checkpointer.restore(abstract_state, step=step)
+    if restored is None:
+        return make_state(), 0
+    data.set_state(restored.data_position)
+    return restored.state, restored.step
+
+
+def run(
+    stage: Stage,
+    state: State,
+    data: Data,
+    *,
+    key: jax.Array,
+    first_step: int,
+    limits: Limits,
+    checkpointer: checkpoint.Checkpointer,
+    logs: Logs,
+) -> State:
+    """Train from `first_step` finished steps to `limits.num_steps`; return the last state, saved.
+
+    A run that is interrupted and started again passes through the same states, bit for bit on the
+    same mesh: the keys depend on the step alone, the data position is saved with the state, and
+    the rows of a checkpoint's steps are on disk before the checkpoint is.
+
+    Metrics are read one step late, while the devices work on the next step. `time/step_seconds`
+    goes from the step's begin, or the end of the step before where that is later, to the end of
+    its update: it holds its data and its experience, but no evaluation and no saving.
+
+    Raises:
+      DivergedError: `limits.max_skipped_in_row` updates in a row were skipped.
+      CheckpointError: saving failed; the run does not go on unsaved.
+      Preempted: SIGTERM came; the state is saved.
+      InputError: the data ended too early.
+    """
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as watcher,
+        preemption.watch(checkpointer.reached_preemption) as is_preempted,
+    ):
+        pending = _Pending(stage, limits, logs, watcher)
+        for step in range(first_step, limits.num_steps):
+            begun = time.monotonic()
+            experience_key, update_key = jax.random.split(jax.random.fold_in(key, step))
+            with logs.goodput.spent_on("data"):
+                batch = _next_batch(data, step)
+            data_seconds = time.monotonic() - begun
+            batch, seen = stage.experience(state, batch, experience_key)
+            state, told = stage.update(state, batch, update_key)
+            del batch
+            pending.flush()
+            pending.put(step + 1, seen, told, begun=begun, data_seconds=data_seconds)
+            _evaluate(stage, state, step + 1, limits, logs, pending)
+            is_stopping = is_preempted(step + 1)
+            if is_stopping or step + 1 == limits.num_steps or checkpointer.is_due(step + 1):
+                pending.flush()
+                with logs.goodput.spent_on("save"):
+                    logs.writers.sync()
+                    checkpointer.save(step + 1, state, data_position=data.get_state())
+                    if is_stopping:
+                        checkpointer.wait()
+                logs.goodput.write(step + 1)
+            if is_stopping:
+                raise preemption.Preempted(step + 1)
+    with logs.goodput.spent_on("save"):
+        checkpointer.wait()
+    return state
+
+
+class _Pending:
+    """Hold the metrics of the last step, still on the devices, until the next one is under way."""
+
+    def __init__(
+        self, stage: Stage, limits: Limits, logs: Logs, watcher: concurrent.futures.Executor
+    ):
+        self._stage = stage
+        self._limits = limits
+        self._logs = logs
+        self._watcher = watcher
+        self._step: int | None = None
+        self._metrics: metrics.Metrics = {}
+        self._values: dict[str, float] = {}
+        self._begun = 0.0
+        self._done: concurrent.futures.Future[float] | None = None
+        self._last_done = 0.0
+
+    def put(
+        self,
+        step: int,
+        seen: metrics.Metrics,
+        told: metrics.Metrics,
+        *,
+        begun: float,
+        data_seconds: float,
+    ) -> None:
+        """Keep what the step measured; copies to the host start and are not waited for."""
+        twice = sorted(set(seen) & set(told))
+        if twice:
+            raise ValueError(f"experience and update return the same metrics: {twice}")
+        for leaf in jax.tree.leaves((seen, told)):
+            if isinstance(leaf, jax.Array):
+                leaf.copy_to_host_async()
+        self._step, self._metrics, self._begun = step, seen | told, begun
+        self._values = {"time/data_seconds": data_seconds}
+        # The loop itself looks later, after an evaluation or the next step's experience.
+        self._done = self._watcher.submit(_time_when_ready, self._metrics)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add values to the row of the step."""
+        self._values |= values
+
+    def flush(self) -> None:
+        """Read and write the row, if there is one; give the run up when it must be."""
+        if self._step is None:
+            return
+        step, self._step = self._step, None
+        values = metrics.read(jax.device_get(self._metrics)) | self._values
+        # A step is dispatched while the one before it still runs: its own time starts after that.
+        done = self._done.result()
+        values["time/step_seconds"] = done - max(self._begun, self._last_done)
+        self._last_done = done
+        self._logs.writers.write(step, values)
+        self._logs.progress.show(step, values)
+        for name in self._stage.skip_counters:
+            if values[name] >= self._limits.max_skipped_in_row:
+                raise DivergedError(
+                    f"{name} is {values[name]:.0f} after step {step}: loss or gradients were not "
+                    f"finite, and no update was taken, for that many steps in a row"
+                )
+
+
+def _time_when_ready(values: metrics.Metrics) -> float:
+    jax.block_until_ready(values)
+    return time.monotonic()
+
+
+def _next_batch(data: Data, step: int) -> Batch:
+    try:
+        return next(data)
+    except StopIteration:
+        raise errors.InputError(
+            f"the data ended after {step} batches; the run asks for more"
+        ) from None
+
+
+def _evaluate(
+    stage: Stage, state: State, step: int, limits: Limits, logs: Logs, pending: _Pending
+) -> None:
+    if stage.evaluate is None or limits.evaluate_every_steps is None:
+        return
+    if step % limits.evaluate_every_steps == 0 or step == limits.num_steps:
+        with logs.goodput.spent_on("evaluate"):
+            pending.add(stage.evaluate(state, step))

@@ -1,0 +1,201 @@
+"""Write one row of numbers per step: JSON lines and TensorBoard always, Weights & Biases if asked.
+
+A row is written by one process of a job. After a restart the files continue where the restored
+checkpoint stands: rows of later steps are cut off, so each step is there exactly once.
+"""
+
+import importlib
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import tensorboardX
+
+from prism_jax import errors
+from prism_jax.checkpoints import lock
+
+Json = Any
+_log = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """Take the numbers of one step."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one row; steps come in rising order."""
+
+    def sync(self) -> None:
+        """Put what was written on disk."""
+
+    def close(self) -> None:
+        """Sync and let go of the files."""
+
+
+class JsonLines:
+    """Write `metrics.jsonl`: {"step": 3, "loss/total": 0.5, ...}, one line a step.
+
+    Numbers that JSON does not have are the strings "NaN", "Infinity" and "-Infinity", which
+    Python's `float` reads.
+    """
+
+    def __init__(self, path: pathlib.Path, *, last_step: int):
+        """Open for appending; drop a half-written last line and the rows after `last_step`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.num_dropped = cut_after(path, last_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line and hand it to the system, so that killing the process loses none."""
+        row = {"step": step} | {name: _number(value) for name, value in values.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until the lines are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Sync and close."""
+        self.sync()
+        self._file.close()
+
+
+class TensorBoard:
+    """Write TensorBoard event files; finite numbers only, as its plots cannot show others."""
+
+    def __init__(self, folder: pathlib.Path, *, last_step: int):
+        """Open a new event file that hides what older ones hold after `last_step`."""
+        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=last_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point to each curve."""
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Hand the events to the system."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Sync and close."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Send rows to Weights & Biases, continuing the run whose id is kept in the run's folder."""
+
+    def __init__(self, workdir: pathlib.Path, *, project: str, name: str):
+        """Start or continue the run.
+
+        Raises:
+          InputError: the `wandb` package is not installed.
+        """
+        try:
+            wandb = importlib.import_module("wandb")
+        except ImportError as error:
+            raise errors.InputError(
+                "log.wandb_project is set but the package wandb is missing: "
+                "pip install 'prism-jax[wandb]', or leave log.wandb_project empty"
+            ) from error
+        id_file = workdir / "wandb_id.txt"
+        if not id_file.exists():
+            id_file.write_text(wandb.util.generate_id())
+        self._run = wandb.init(
+            project=project,
+            name=name,
+            id=id_file.read_text().strip(),
+            resume="allow",
+            dir=str(workdir),
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Send one row; the service ignores steps it already has."""
+        self._run.log(dict(values), step=step)
+
+    def sync(self) -> None:
+        """Do nothing: the package sends in the background."""
+
+    def close(self) -> None:
+        """Wait until everything is sent."""
+        self._run.finish()
+
+
+class Writers:
+    """Write each row to several writers; with none it is the writer of the other processes."""
+
+    def __init__(self, writers: Iterable[Writer]):
+        self._writers = list(writers)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one row everywhere.
+
+        Raises:
+          InputError: another job took the run's folder over, see `checkpoints.lock.check`.
+        """
+        lock.check()
+        for writer in self._writers:
+            writer.write(step, values)
+
+    def sync(self) -> None:
+        """Put everything on disk."""
+        for writer in self._writers:
+            writer.sync()
+
+    def close(self) -> None:
+        """Close all."""
+        for writer in self._writers:
+            writer.close()
+
+
+def cut_after(path: pathlib.Path, last_step: int) -> int:
+    """Keep the whole lines of a JSONL file with `step` <= last_step; return how many rows went.
+
+    The rest of the file is replaced atomically and not touched when nothing has to go.
+    """
+    if not path.exists():
+        return 0
+    kept, num_dropped = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n") and json.loads(line)["step"] <= last_step:
+            kept.append(line)
+        else:
+            num_dropped += 1
+    if num_dropped:
+        _replace(path, b"".join(kept))
+        _log.info("dropped %d rows after step %d from %s", num_dropped, last_step, path)
+    return num_dropped
+
+
+def write_dump(folder: pathlib.Path, step: int, rows: Iterable[Mapping[str, Json]]) -> None:
+    """Write rows of any JSON to `<folder>/<step>.jsonl`, whole or not at all.
+
+    A step that runs again after a restart replaces its file.
+
+    Raises:
+      InputError: another job took the run's folder over, see `checkpoints.lock.check`.
+    """
+    lock.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    _replace(folder / f"{step:08d}.jsonl", text.encode())
+
+
+def _replace(path: pathlib.Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _number(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -1,0 +1,86 @@
+"""The data sets that a stage names: opened, validated, what was left out told and listed."""
+
+import contextlib
+import pathlib
+from collections.abc import Sequence
+
+import jax
+
+from prism_jax import errors, progress
+from prism_jax.data import sources, validate
+from prism_jax.setup import dropped_rows
+
+
+def source(text: str, *, kind: str, image_root: str) -> sources.Source:
+    """Return the data set that a configuration names: PATH, or PATH#ENTRY of a dataset_info.json.
+
+    Args:
+      kind: what its rows are: sft, pairs or prompts.
+      image_root: folder of relative image paths; empty for the folder of the file.
+    """
+    path, _, entry = text.partition("#")
+    return sources.Source(kind=kind, path=path, entry=entry or None, image_root=image_root or None)
+
+
+def open_all(
+    texts: Sequence[str],
+    rules: validate.Rules,
+    *,
+    kind: str,
+    image_root: str,
+    cache_dir: str,
+    dropped: pathlib.Path | None,
+) -> list[tuple[str, sources.Opened]]:
+    """Open data sets; return each with its name.
+
+    Args:
+      cache_dir: where built folders on gs:// are copied to; empty for nowhere.
+      dropped: JSON lines to write, one for each row that is left out; None to write none.
+
+    Raises:
+      InputError: a source cannot be read, or holds more wrong rows than the rules allow; every
+        one is named then.
+    """
+    opened, lines = [], ""
+    speaks = jax.process_index() == 0
+    for text in texts:
+        chosen = source(text, kind=kind, image_root=image_root)
+        named = dropped_rows.named(dropped, earlier=lines) if speaks else contextlib.nullcontext()
+        with named:
+            found = sources.open_source(chosen, rules, cache_dir=cache_dir or None)
+        report = found.report
+        told = f"{text}: {report.num_kept} of {report.num_read} rows"
+        counts = ", ".join(f"{reason} {count}" for reason, count in report.counts().items())
+        progress.say(told + (f"; left out: {counts}" if counts else ""))
+        lines += report.lines()
+        opened.append((chosen.label(), found))
+    if dropped is not None and speaks:
+        dropped.write_text(lines, encoding="utf-8")
+    return opened
+
+
+def joined(reports: Sequence[validate.Report]) -> validate.Report:
+    """Return one report of all rows of several data sets."""
+    if len(reports) == 1:
+        return reports[0]
+    return validate.Report(
+        name=" + ".join(report.name for report in reports),
+        num_read=sum(report.num_read for report in reports),
+        num_kept=sum(report.num_kept for report in reports),
+        dropped=[row for report in reports for row in report.dropped],
+        counted=[one for report in reports for one in report.counted],
+    )
+
+
+def require_batch(num_rows: int, batch_rows: int, *, name: str, field: str) -> None:
+    """Raise `InputError` when a data set has fewer rows than one step takes.
+
+    Args:
+      name: what the data set is called.
+      field: the option that says how many rows a step takes.
+    """
+    if num_rows < batch_rows:
+        raise errors.InputError(
+            f"{name}: {field} must be at most the {num_rows} rows there are to learn from, "
+            f"got {batch_rows}"
+        )

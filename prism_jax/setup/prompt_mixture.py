@@ -1,0 +1,79 @@
+"""The prompts that alignment and RLVR learn from: data sets, and which rows each step takes."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from prism_jax import configuration
+from prism_jax.data import packing, steps
+from prism_jax.setup import corpora
+from prism_jax.setup import prompts as prompts_lib
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts(prompts_lib.Rules):
+    """Say what is learned from: data sets as `commands.ask.job.Prompts` names them, mixed."""
+
+    path: tuple[str, ...]
+    # Of each data set; empty: every row once an epoch. With weights an epoch has as many prompts as
+    # there are rows, shared out by weight, and each data set goes round by itself: a step may take
+    # a row of a small one twice.
+    weights: tuple[float, ...]
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        found = configuration.not_empty(self, "path") + super().problems()
+        if self.weights and (len(self.weights) != len(self.path) or min(self.weights) <= 0):
+            found.append(
+                f"weights must be empty or hold one positive number for each of the "
+                f"{len(self.path)} data sets of path, got {self.weights}"
+            )
+        return found
+
+
+def require(opened: prompts_lib.Opened, num_prompts: int, *, field: str) -> None:
+    """Raise InputError when there are fewer prompts than a step takes.
+
+    Args:
+      field: of the configuration, that says how many a step takes.
+    """
+    name = opened.report.name
+    corpora.require_batch(len(opened.rows), num_prompts, name=name, field=f"config.{field}")
+
+
+def index_steps(
+    opened: prompts_lib.Opened,
+    make: Callable[[Sequence[int]], Any],
+    *,
+    weights: Sequence[float],
+    num_prompts: int,
+    num_steps: int,
+    seed: int,
+    num_threads: int,
+) -> steps.Steps:
+    """Return the steps' prompts, epoch after epoch; an epoch's end falls where it falls.
+
+    `require` says whether there are enough of them.
+
+    Args:
+      make: turns the numbers of a step's rows into what the stage reads; called in threads.
+      weights: see `Prompts`.
+    """
+    packing.check_weights(opened.lengths, weights, field="config.prompts.weights")
+    total = sum(opened.lengths)
+
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return packing.epoch_order(opened.lengths, weights, seed=seed, epoch=epoch)
+
+    def step(number: int) -> Any:
+        places = range(number * num_prompts, (number + 1) * num_prompts)
+        return make([int(order(place // total)[place % total]) for place in places])
+
+    identity = {"rows": opened.digest, "num_prompts": num_prompts, "seed": seed}
+    if len(opened.lengths) > 1:
+        identity |= {"lengths": list(opened.lengths), "weights": list(weights)}
+    return steps.Steps(step, num_steps=num_steps, identity=identity, num_threads=num_threads)

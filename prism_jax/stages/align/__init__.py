@@ -1,0 +1,1 @@
+"""Alignment: policy and discriminator against each other."""

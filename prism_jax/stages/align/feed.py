@@ -1,0 +1,163 @@
+"""Alignment's data: prompts as both models read them, with the teacher's response to each."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from models.inputs import Example
+from prism_jax import errors
+from prism_jax.data import encode, processor, records, steps
+from prism_jax.discriminator import segments
+from prism_jax.policy import update as policy_update
+from prism_jax.rows import Largest, RowShape
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import models as setup_models
+from prism_jax.setup import prompt_mixture
+from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages.align import config as align_config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Hold the prompts of a step, as both models read them, and the teacher's responses."""
+
+    rows: list[records.PromptRow]
+    prompts: list[Example]
+    judged: list[Example]
+    teachers: list[segments.Cut]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Hold the static sizes of both models' rows."""
+
+    policy: RowShape
+    discriminator: RowShape
+
+
+class Feed:
+    """Give the prompts of each step; their order follows from the seed."""
+
+    def __init__(
+        self,
+        options: align_config.Config,
+        policy: setup_models.Model,
+        judge: setup_models.Model,
+        folder: pathlib.Path,
+        *,
+        files: pathlib.Path,
+        own_files: pathlib.Path,
+    ):
+        """Open, validate and measure the prompts and the teacher's responses.
+
+        Args:
+          folder: gets the list of the rows that are left out.
+          files: small files of the policy, `own_files` of the discriminator.
+
+        Raises:
+          InputError: for wrong data, fewer prompts than a step takes, or models that read tokens
+            as different texts.
+        """
+        own, prompts = options.discriminator, options.prompts
+        self.options = options
+        self.words = processor.processor_of(
+            files, min_pixels=prompts.min_pixels, max_pixels=prompts.max_pixels
+        )
+        own_words = self.words
+        if judge.config.vision is not None:
+            own_words = processor.processor_of(
+                own_files, min_pixels=own.min_pixels, max_pixels=own.max_pixels
+            )
+        elif own.sees_images:
+            raise errors.InputError(
+                "config.discriminator.sees_images must be False for a model without vision"
+            )
+        if not segments.same_words(self.words, own_words):
+            raise errors.InputError(
+                "config.discriminator.folder: policy and discriminator must have the same tokens"
+            )
+        self.reader = segments.Reader(
+            own_words,
+            vocab_tokens=judge.config.text.vocab_size,
+            gate=options.gate,
+            form=own.form,
+        )
+        self._opened = prompts_lib.open_prompts(
+            prompts.path,
+            prompts,
+            self.words,
+            need_teacher=True,
+            need_answer=options.advantage.asks_judge,
+            folder=folder,
+            check=self._check_teacher,
+        )
+        prompt_mixture.require(
+            self._opened, options.rollout.num_prompts, field="rollout.num_prompts"
+        )
+        self.sizes = self._opened.sizes
+        self._longest, self._own_sizes = self._measure(self._opened)
+
+    def _check_teacher(self, row: records.PromptRow) -> None:
+        """Raise RowError for a teacher's response that is malformed."""
+        self.reader.teacher(segments.teacher_text(row))
+
+    def _measure(self, opened: prompts_lib.Opened) -> tuple[int, list[encode.Size]]:
+        """Return the longest of the teacher's segments, and the prompts' sizes."""
+        longest, sizes = 0, []
+        for index in range(len(opened.rows)):
+            row = opened.rows[index]
+            longest = max(longest, self.reader.teacher(segments.teacher_text(row)).longest)
+            sizes.append(
+                self.reader.measure(
+                    row.prompt, row.images, sees_images=self.options.discriminator.sees_images
+                )
+            )
+        return longest, sizes
+
+    def shapes(self, devices: devices_lib.Devices) -> Shapes:
+        """Return the rows into which any step fits."""
+        options = self.options
+        num_names = len(options.discriminator.form.names)
+        num_responses = options.rollout.num_prompts * options.rollout.num_responses
+        # No segment of a response is longer than the response, but for how it ends.
+        longest = options.rollout.max_response_tokens + self.reader.tail_tokens
+        continued = max(self._longest, longest)
+        largest = Largest(
+            num_units=num_names * (options.rollout.num_prompts + num_responses),
+            unit_sequences=1,
+            unit_tokens=max(size.tokens for size in self._own_sizes) + continued,
+            continued_tokens=continued,
+            prompt_patches=max(size.patches for size in self._own_sizes),
+            prompt_frames=max(size.images for size in self._own_sizes),
+        )
+        return Shapes(
+            policy=policy_update.shape_of(options.rows, options.rollout, self.sizes, devices),
+            discriminator=options.discriminator.rows.shape(
+                largest, devices, place="config.discriminator.rows"
+            ),
+        )
+
+    def train(self) -> steps.Steps:
+        """Return the prompts of the run, step by step."""
+        options = self.options
+        return prompt_mixture.index_steps(
+            self._opened,
+            self._ask,
+            weights=options.prompts.weights,
+            num_prompts=options.rollout.num_prompts,
+            num_steps=options.train.num_steps,
+            seed=options.seed,
+            num_threads=options.train.num_threads,
+        )
+
+    def _ask(self, indices: Sequence[int]) -> Asked:
+        rows = [self._opened.rows[index] for index in indices]
+        sees_images = self.options.discriminator.sees_images
+        return Asked(
+            rows=rows,
+            prompts=encode.encode_prompts(rows, self.words),
+            judged=[
+                self.reader.prompt(row.prompt, row.images, sees_images=sees_images) for row in rows
+            ],
+            teachers=[self.reader.teacher(segments.teacher_text(row)) for row in rows],
+        )

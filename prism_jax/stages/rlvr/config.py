@@ -1,0 +1,204 @@
+"""The configuration of RLVR: what an algorithm is made of.
+
+    rollout    what is drawn             groups     which prompts are learnt from (DAPO)
+    rewards    the judge                 overlong   what long responses cost
+    advantage  rewards compared          algorithm  the loss
+    reference  a KL term                 train      updates of each rollout
+
+configs/rlvr.py names the algorithms of the literature, each in a few lines. None is off.
+"""
+
+import dataclasses
+from typing import Literal
+
+from prism_jax import configuration
+from prism_jax.losses import kl
+from prism_jax.policy import loss as policy_loss
+from prism_jax.policy import rollouts
+from prism_jax.policy import update as policy_update
+from prism_jax.setup import judging, prompt_mixture, row_shapes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Groups(configuration.Section):
+    """Say which prompts a step learns from.
+
+    "all" takes the prompts as they come. Otherwise a prompt is kept when the accuracy (or the
+    reward) of its responses varies, and more prompts are drawn until a step is full.
+    """
+
+    keep: Literal["all", "accuracy", "reward"]
+    generation_prompts: int | None  # drawn at a time
+    max_generations: int | None  # in a step
+    when_short: Literal["error", "train"]  # after them: stop, or learn from what there is
+    # A group that is left over is kept so many steps; 0: thrown away. Its responses are then of an
+    # older policy, which `policy/sampler_logprob_difference_mean` shows and
+    # `algorithm.sampler_weights` corrects.
+    surplus_steps: int | None
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        values = dataclasses.asdict(self)
+        found = [
+            f"{name} must be None exactly when keep is 'all', got {value}"
+            for name, value in values.items()
+            if name not in ("keep", "when_short") and (value is None) != (self.keep == "all")
+        ]
+        found += configuration.at_least(self, 1, "generation_prompts", "max_generations")
+        return found + configuration.at_least(self, 0, "surplus_steps")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overlong(configuration.Section):
+    """Say what long responses cost, in tokens; see `losses.advantage.overlong_penalty`."""
+
+    buffer_tokens: int | None  # before the limit, over which the penalty rises
+    penalty_factor: float | None  # at the limit
+    is_filtered: bool  # responses that the limit cut teach nothing; they are compared all the same
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        found = configuration.at_least(self, 1, "buffer_tokens")
+        found += configuration.at_least(self, 0, "penalty_factor")
+        if (self.buffer_tokens is None) != (self.penalty_factor is None):
+            found.append("buffer_tokens and penalty_factor: both or none must be given")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Advantage(configuration.Section):
+    """Name how rewards are compared; see `losses.advantage`."""
+
+    kind: Literal["grpo", "dr_grpo", "rloo", "reinforce++"]
+    eps: float | None  # of "grpo" and "reinforce++"
+    discount: float | None  # of "reinforce++"
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        found = []
+        if (self.eps is not None) != (self.kind in ("grpo", "reinforce++")):
+            found.append(
+                f"eps must be given for grpo and reinforce++ and be None for others, got {self.eps}"
+            )
+        if (self.discount is not None) != (self.kind == "reinforce++"):
+            found.append(
+                f"discount must be given for reinforce++ and be None for others, got "
+                f"{self.discount}"
+            )
+        if self.discount is not None and not 0 <= self.discount <= 1:
+            found.append(f"discount must be in [0, 1], got {self.discount}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference(configuration.Section):
+    """Say how the distance from a reference policy counts; see `losses.kl`.
+
+    It counts in the loss, in the reward, or in both. In neither, no reference is loaded.
+    """
+
+    folder: str | None  # None: the policy that the run starts from
+    loss_estimator: kl.Estimator
+    loss_coefficient: float | None
+    reward_estimator: kl.Estimator
+    reward_coefficient: float | None
+    reward_target: float | None  # mean KL that the coefficient is adapted to; None: it is fixed
+    reward_horizon: float | None  # responses over which it is
+
+    @property
+    def is_used(self) -> bool:
+        """Tell whether there is a reference."""
+        return self.loss_coefficient is not None or self.reward_coefficient is not None
+
+    @property
+    def loss(self) -> policy_loss.Kl | None:
+        """Return the term of the loss."""
+        if self.loss_coefficient is None:
+            return None
+        return policy_loss.Kl(estimator=self.loss_estimator, coefficient=self.loss_coefficient)
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        values = dataclasses.asdict(self)
+        found = []
+        if (self.reward_target is None) != (self.reward_horizon is None):
+            found.append("reward_target and reward_horizon: both or none must be given")
+        if self.folder is not None and not self.is_used:
+            found.append(f"folder must be None without a coefficient, got {self.folder}")
+        if self.reward_target is not None and self.reward_coefficient is None:
+            found.append("reward_target must be None without a reward_coefficient")
+        for name in ("reward_target", "reward_horizon"):
+            if values[name] is not None and not values[name] > 0:
+                found.append(f"{name} must be > 0, got {values[name]}")
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(policy_update.Train):
+    """Say how long, and how often the policy is updated after each rollout.
+
+    A schedule's steps are updates.
+    """
+
+    num_minibatches: int  # equal parts of a rollout's prompts, one update each
+    num_epochs: int  # over a rollout
+
+    @property
+    def num_updates(self) -> int:
+        """Return the updates of each step; 1 is strictly on-policy."""
+        return self.num_minibatches * self.num_epochs
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        own = configuration.at_least(self, 1, "num_minibatches", "num_epochs")
+        return policy_update.Train.problems(self) + own
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(configuration.Section):
+    """Hold the configuration of the stage."""
+
+    seed: int
+    model: configuration.Model
+    prompts: prompt_mixture.Prompts
+    rollout: rollouts.Rollout
+    groups: Groups
+    rewards: judging.Rewards
+    overlong: Overlong
+    advantage: Advantage
+    algorithm: policy_loss.Algorithm
+    reference: Reference
+    rows: row_shapes.Rows
+    train: Train
+    optim: configuration.Optim
+    mesh: configuration.Mesh
+    checkpoint: configuration.Checkpoint
+    resume: configuration.Resume
+    log: configuration.Log
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        found = configuration.at_least(self, 0, "seed")
+        drawn, parts = self.rollout, self.train.num_minibatches
+        if drawn.num_prompts % parts:
+            found.append(
+                f"rollout.num_prompts must divide into train.num_minibatches = {parts}, got "
+                f"{drawn.num_prompts}"
+            )
+        if self.algorithm.loss == "reinforce" and self.train.num_updates > 1:
+            found.append(
+                "algorithm.loss must have a ratio (ppo, gspo, cispo) for several updates of a "
+                "rollout, got reinforce"
+            )
+        buffer = self.overlong.buffer_tokens
+        if buffer is not None and buffer > drawn.max_response_tokens:
+            found.append(
+                "overlong.buffer_tokens must be <= rollout.max_response_tokens = "
+                f"{drawn.max_response_tokens}, got {buffer}"
+            )
+        if self.groups.keep != "all" and drawn.num_responses < 2:
+            found.append(
+                "rollout.num_responses must be >= 2 for groups that vary, got "
+                f"{drawn.num_responses}"
+            )
+        return found

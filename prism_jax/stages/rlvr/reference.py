@@ -1,0 +1,52 @@
+"""The reference policy of a KL term: opened where one is asked for, and nowhere else."""
+
+import dataclasses
+import hashlib
+import json
+
+from flax import nnx
+
+from prism_jax import errors, tree_paths
+from prism_jax.checkpoints import checksum, pretrained
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import models as setup_models
+from prism_jax.stages.rlvr import config as rlvr_config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Hold a policy that is not trained."""
+
+    params: nnx.State
+    fingerprint: str  # changes when a parameter does
+
+
+def open_reference(
+    options: rlvr_config.Reference,
+    model: setup_models.Model,
+    devices: devices_lib.Devices,
+    start: setup_models.Start,
+) -> Reference | None:
+    """Load the reference policy into the form of the trained one; None where it is not used.
+
+    By default it is the policy that the run starts from, also in a run that is continued.
+
+    Raises:
+      InputError: the folder holds no policy of these sizes.
+    """
+    if not options.is_used:
+        return None
+    if options.folder is None and model.source.init == "random":
+        params = start.make().params
+    else:
+        folder = options.folder or model.source.folder
+        files = pretrained.Source.of(folder, role="policy").files
+        if pretrained.config_of(files)[1] != model.config:
+            raise errors.InputError(
+                f"config.reference.folder: {folder} has other sizes than the policy"
+            )
+        source = dataclasses.replace(model.source, folder=folder, init="pretrained", sizes=None)
+        params = setup_models.load_params(dataclasses.replace(model, source=source), devices)
+    sums = checksum.checksums(tree_paths.named_leaves(params))
+    text = json.dumps({name: [one.plain, one.weighted] for name, one in sums.items()})
+    return Reference(params=params, fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16])

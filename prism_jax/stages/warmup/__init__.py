@@ -1,0 +1,1 @@
+"""Warm-up of the discriminator on pairs."""

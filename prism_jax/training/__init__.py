@@ -1,0 +1,1 @@
+"""One optimiser step: state, update, optimiser."""
