@@ -28,7 +28,8 @@ from prism_jax.stages.warmup import config as warmup_config
 from prism_jax.stages.warmup import feed as warmup_feed
 from prism_jax.stages.warmup import main as warmup_main
 from prism_jax.stages.warmup import step as warmup_step
-from tests.stages import align_run, field_tables, rl_run
+from tests.stages import field_tables, rl_run
+from tests.stages.align import align_run
 
 _TEXTS = (*align_run.TEXTS[:3], "<caption></caption><think>so</think><answer>2</answer>")
 _BASES = {"align": "tiny,new,rlvr_v2", "warmup": "tiny,new"}

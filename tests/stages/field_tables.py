@@ -224,8 +224,8 @@ class Given:
 def asked_of_the_loop(main: Callable[[list[str]], None], given: Given) -> list[Any]:
     """Return what the command of a training stage asks of checkpoints, logs and the loop.
 
-    These are left out; what they make of it is in tests/test_checkpoint.py, test_loop.py,
-    test_progress.py and test_metric_writers.py.
+    These are left out; their effects are tested in tests/checkpoints and tests/running, and in
+    test_progress.py.
     """
     asked = []
 

@@ -18,7 +18,8 @@ from prism_jax.stages.align import config as align_config
 from prism_jax.stages.warmup import start as warmup_start
 from prism_jax.training import train_step
 from tests import hf_checkpoints
-from tests.stages import align_run, rl_run, sft_run
+from tests.stages import rl_run, sft_run
+from tests.stages.align import align_run
 
 # Right answers, wrong ones, a response that only the released gate accepts, and a cut one.
 _TEXTS = (

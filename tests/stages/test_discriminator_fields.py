@@ -199,13 +199,13 @@ _ASKED = {
 }
 # Fields that change what a run costs, keeps or says, or that only a file system decides about.
 _ELSEWHERE = {
-    "tests/test_cli.py, tests/stages/test_warmup.py: where a model comes from": (
+    "tests/test_cli.py, tests/stages/warmup/test_warmup.py: where a model comes from": (
         *("model.folder", "model.init", "discriminator.folder", "discriminator.init", "data.words"),
     ),
     "tests/models/test_equivalence.py: the same result, computed otherwise": (
         *("model.remat", "discriminator.remat", "train.head_chunk_tokens"),
     ),
-    "tests/test_policy_update.py": (
+    "tests/policy/test_loss.py": (
         *("algorithm.aggregation", "algorithm.norm_tokens", "algorithm.sampler_weights"),
         *("algorithm.sampler_level", "algorithm.sampler_low", "algorithm.sampler_high"),
         *("train.has_entropy",),
@@ -213,8 +213,8 @@ _ELSEWHERE = {
     "tests/data/test_sources.py": (
         *("prompts.image_root", "prompts.cache_dir", "data.image_root", "data.cache_dir"),
     ),
-    "tests/stages/test_honesty.py": ("honesty.every_steps", "honesty.num_pairs"),
-    "tests/stages/test_align.py": ("rollout.dump_every_steps",),
+    "tests/honesty/test_panel.py": ("honesty.every_steps", "honesty.num_pairs"),
+    "tests/stages/align/test_align.py": ("rollout.dump_every_steps",),
     "one process alone": ("mesh.is_distributed",),
 }
 _TABLES = {"align": _ALIGN | _SHARED, "warmup": _WARMUP | _SHARED}

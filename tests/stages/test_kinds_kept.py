@@ -9,7 +9,8 @@ from models import kinds
 from prism_jax import main
 from prism_jax.checkpoints import model_files, pretrained
 from tests import hf_checkpoints, tiny_checkpoint
-from tests.stages import align_run, rl_run, sft_run
+from tests.stages import rl_run, sft_run
+from tests.stages.align import align_run
 
 _KEY = {"router": "segment", "heads": 2}
 _WARMUP = (

@@ -3,9 +3,9 @@
     corpus → (base) → sft → upcycle → pairs → warmup → align → rlvr → evaluate → report
 
 Every step is a command of this program with a folder of its own below `--workdir`; the steps and
-their commands are in `steps.py` beside this file. Killed at any moment and started again, it goes on
-where it was. At the end there are `summary.json` and `report.html`. Run it from the folder that
-holds `configs/`. configs/pipeline.py names sizes and hardware.
+their commands are in `steps.py`. Killed at any moment and started again, it goes on where it was.
+At the end there are `summary.json` and `report.html`. Run it from the folder that holds `configs/`.
+configs/pipeline.py names sizes and hardware.
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """A chain's folder with made-up numbers, for the report: nothing in it was measured.
 
-python -m tests.stages.made_up_chain FOLDER
+python -m tests.commands.made_up_chain FOLDER
 """
 
 import json

@@ -334,7 +334,7 @@ _PROGRAM = """
     import ml_collections
     from prism_jax import configuration
     from prism_jax.data import sources
-    from prism_jax.stages import teacher, teacher_config
+    from prism_jax.commands.curate import teacher, teacher_config
     config = ml_collections.ConfigDict(json.load(open(sys.argv[1])))
     options = configuration.parse(teacher_config.Teacher, config)
     source = sources.Source(kind="prompts", path=options.prompts.path)

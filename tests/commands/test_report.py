@@ -10,7 +10,7 @@ import pytest
 
 from prism_jax import intervals, main
 from prism_jax.report import examples, plots, results
-from tests.stages import made_up_chain
+from tests.commands import made_up_chain
 
 
 @pytest.fixture(scope="module")

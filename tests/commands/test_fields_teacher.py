@@ -185,7 +185,7 @@ _TABLE = {
 }
 _REFUSING = {"teacher.max_bad_rows", "teacher.rows_cache_dir", "teacher.max_failed_in_row"}
 _ELSEWHERE = {
-    "tests/stages/test_teacher.py: how many requests are under way": (
+    "tests/commands/test_teacher.py: how many requests are under way": (
         "teacher.endpoint.num_concurrent",
     ),
 }

@@ -190,8 +190,8 @@ _TABLE = {
 }
 _REFUSING = {"data.max_bad_rows", "data.overlong", "data.cache_dir", "model.attention"}
 _ELSEWHERE = {
-    "tests/stages/test_sft.py: where a model comes from": ("model.folder", "model.init"),
-    "tests/stages/test_sft.py: two processes": ("mesh.is_distributed",),
+    "tests/stages/sft/test_sft.py: where a model comes from": ("model.folder", "model.init"),
+    "tests/stages/sft/test_sft.py: two processes": ("mesh.is_distributed",),
 }
 
 

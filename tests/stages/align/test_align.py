@@ -12,7 +12,8 @@ from prism_jax.rewards import tags
 from prism_jax.running import metric_writers
 from prism_jax.training import train_step
 from tests import make_tokenizer
-from tests.stages import align_run, rl_run, sft_run
+from tests.stages import rl_run, sft_run
+from tests.stages.align import align_run
 
 _SCRIPTED = (
     "--config.train.num_steps=10",

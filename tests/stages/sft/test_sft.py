@@ -298,7 +298,7 @@ def test_two_processes_take_the_same_step_as_one(folder, whole, tmp_path):
     running = [
         subprocess.Popen(
             [sys.executable, "-c", _PROCESS, str(number), str(port), *arguments],
-            cwd=pathlib.Path(__file__).parents[2],
+            cwd=pathlib.Path(__file__).parents[3],
             env={**os.environ, "XLA_FLAGS": flags},
             stderr=subprocess.PIPE,
             text=True,

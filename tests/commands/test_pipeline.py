@@ -52,8 +52,8 @@ def _start(workdir: pathlib.Path, steps) -> subprocess.Popen:
         # As from a terminal, also where the tests run under nohup or in the background.
         "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
         "    signal.signal(number, signal.SIG_DFL)\n"
-        "from tests.stages import test_pipeline\n"
-        "from prism_jax.stages import pipeline_steps\n"
+        "from tests.commands import test_pipeline\n"
+        "from prism_jax.commands.pipeline import steps as pipeline_steps\n"
         f"steps = [{', '.join(f'pipeline_steps.{step!r}' for step in steps)}]\n"
         f"sys.exit(test_pipeline._run(pathlib.Path({str(workdir)!r}), steps, sys.stderr))\n"
     )
@@ -281,18 +281,19 @@ def test_every_step_is_a_command_whose_configuration_takes_its_arguments(size, t
     options = _options(
         size, **{"seed": seed, "base.folder": "", "base.tokenizer": "TOK", "trunk": "sft"}
     )
-    kinds = {"sft": "sft_config", "align": "align_config", "rlvr": "rlvr_config"}
     for step in pipeline_steps.plan(options):
         command, *arguments = step.command(tmp_path)
         assert command in main.COMMANDS
         assert not any("$" in argument for argument in arguments)
-        stage = importlib.import_module(f"prism_jax.stages.{command}")
+        module = importlib.import_module(f"prism_jax.{main.COMMANDS[command][0]}")
         if not any(argument.startswith("--config=") for argument in arguments):
-            stage.parser().parse_args(arguments)
+            module.parser().parse_args(arguments)
             continue
         config, workdir = configuration.read(arguments, command=command)
-        holder = importlib.import_module(f"prism_jax.stages.{kinds.get(command, command)}")
-        assert configuration.parse(holder.Config, config).seed == seed
+        stages = ("sft", "warmup", "align", "rlvr")
+        if command in stages:
+            module = importlib.import_module(f"prism_jax.stages.{command}.config")
+        assert configuration.parse(module.Config, config).seed == seed
         assert workdir == str(tmp_path / step.name)
 
 

@@ -157,14 +157,14 @@ _SECTIONS = {
     "reference": rlvr_config.Reference,
 }
 _ELSEWHERE = {
-    "tests/stages/test_rlvr_algorithms.py, which has all fields of these sections": (
+    "tests/stages/rlvr/test_algorithms.py, which has all fields of these sections": (
         *(f for name, kind in _SECTIONS.items() for f in field_tables.fields(kind, f"{name}.")),
         *("train.num_minibatches", "train.num_epochs"),
     ),
-    "tests/stages/test_rlvr.py: every how many steps a dump is written": (
+    "tests/stages/rlvr/test_rlvr.py: every how many steps a dump is written": (
         "rollout.dump_every_steps",
     ),
-    "tests/stages/test_sft.py, test_rlvr.py: where a model comes from": (
+    "tests/stages/sft/test_sft.py, test_rlvr.py: where a model comes from": (
         *("model.folder", "model.init"),
     ),
     "one process alone": ("mesh.is_distributed",),

@@ -47,7 +47,7 @@ def test_two_processes_load_their_shards_and_write_one_folder(tmp_path):
     running = [
         subprocess.Popen(
             [sys.executable, "-c", _PROCESS, str(number), str(port), str(tmp_path)],
-            cwd=pathlib.Path(__file__).parents[2],
+            cwd=pathlib.Path(__file__).parents[3],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -6,9 +6,9 @@ import pytest
 
 from prism_jax import main
 from tests import chromium
-from tests.stages import made_up_chain
+from tests.commands import made_up_chain
 
-_PUBLISHED = pathlib.Path(__file__).parents[1] / "docs" / "small" / "report.html"
+_PUBLISHED = pathlib.Path(__file__).parents[2] / "docs" / "small" / "report.html"
 
 _BOXES = """[...document.querySelectorAll("%s")].map(x => {
   const box = x.getBoundingClientRect();

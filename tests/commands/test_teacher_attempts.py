@@ -11,7 +11,7 @@ import pytest
 
 from prism_jax import configuration, errors
 from tests import data_files, fake_teacher
-from tests.stages import test_teacher
+from tests.commands import test_teacher
 
 
 @pytest.fixture(autouse=True)
