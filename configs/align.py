@@ -59,8 +59,8 @@ def get_config(arg: str = "4b") -> ConfigDict:
     )
     # All at a time: 4 prompts on 8 devices are one a device, 16 responses x 8192 tokens = 19.3 GB
     # beside both models' states, 16 GB for 4B, 23 GB for 8B; see configs/rlvr.py.
-    config.verifier = ConfigDict(
-        {"judge": "strict", "num_workers": 2, "deadline_seconds": 10.0, "memory_bytes": 2 << 30}
+    config.judge = ConfigDict(
+        {"rule": "strict", "num_workers": 2, "deadline_seconds": 10.0, "memory_bytes": 2 << 30}
     )
     config.advantage = _advantage(options)
     config.pace = ConfigDict(
@@ -117,7 +117,7 @@ def _official(config: ConfigDict) -> None:
     own.all_invalid = "released"
     # workers/critic/dp_critic.py:389: tags may repeat, segments may be empty.
     config.gate = "official"
-    config.verifier.judge = "official"
+    config.judge.rule = "official"
     # trainer/ppo/ray_trainer.py:1221-1231: the reward's format replaces the discriminator's where
     # a mode asks for accuracy; :1211: gated_align never gets one.
     if config.advantage.mode == "gated_align":

@@ -14,6 +14,8 @@ from ml_collections import config_flags
 
 from prism_jax import errors
 
+# Fields that have another name than they had, with the present one.
+RENAMED = {"verifier": "judge"}
 _OVERRIDE = re.compile(r"(--?(?:no)?config)\.([^=]*)(?:=.*)?", re.DOTALL)
 _FILE = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 
@@ -113,6 +115,8 @@ def _unknown(config: ml_collections.ConfigDict, flag: str, path: str) -> str | N
         if not isinstance(node, ml_collections.ConfigDict):
             what = "is None" if node is None else "is no group"
             return f"{flag}.{path}: {place} {what}, it has no field {name!r}"
+        if name not in node and name in RENAMED:
+            return f"{flag}.{path}: {place}.{name} is {place}.{RENAMED[name]} now"
         if name not in node:
             near = difflib.get_close_matches(name, node, n=1)
             meant = f", perhaps {near[0]} is meant" if near else ""

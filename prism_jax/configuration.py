@@ -22,9 +22,11 @@ from ml_collections import config_flags
 
 from prism_jax import config_usage, errors
 
+_FREE = "is_free"
 _NONE = re.compile(r"--config\.([\w.]+)=None")
 
 Dtype = Literal["float32", "bfloat16"]
+Attention = Literal["auto", "xla", "splash", "cudnn"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,25 @@ class Section:
 
 
 T = TypeVar("T", bound=Section)
+
+
+def free() -> Any:
+    """Declare a field, or a whole section, that may change between a run and its continuation."""
+    return dataclasses.field(metadata={_FREE: True})
+
+
+def free_fields(kind: type[Section]) -> tuple[str, ...]:
+    """Return the names of the fields declared `free`, dotted from this struct."""
+    names = []
+    kinds = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if _FREE in field.metadata:
+            names.append(field.name)
+            continue
+        for option in typing.get_args(kinds[field.name]) or (kinds[field.name],):
+            if isinstance(option, type) and issubclass(option, Section):
+                names += [f"{field.name}.{name}" for name in free_fields(option)]
+    return tuple(names)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,12 +119,12 @@ class Model(Section):
 
     # Hugging Face folder, converted folder or the workdir of a stage; with init="random" a folder
     # with tokenizer, chat template and image settings.
-    folder: str
+    folder: str = free()
     init: Literal["pretrained", "random"]
     sizes: Sizes | None  # exactly when init is "random"
     dtype: Dtype  # of activations and matmuls
     param_dtype: Dtype  # of the master weights
-    attention: Literal["auto", "xla", "splash", "cudnn"]
+    attention: Attention = free()
     remat: Literal["none", "full", "save_attention", "save_attention_and_dots"]
 
     def problems(self) -> list[str]:
@@ -176,8 +197,20 @@ class Log(Section):
         return at_least(self, 1, "line_every_steps")
 
 
-# Keys of any stage that may change between a run and its continuation.
-MAY_DIFFER = ("mesh", "log", "checkpoint", "resume", "model.folder", "model.attention")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingRun(Section):
+    """The part of a stage's configuration that every training run has."""
+
+    seed: int
+    model: Model
+    mesh: Mesh = free()
+    checkpoint: Checkpoint = free()
+    resume: Resume = free()
+    log: Log = free()
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        return at_least(self, 0, "seed")
 
 
 def at_least(section: Section, least: float, *names: str) -> list[str]:
@@ -271,7 +304,10 @@ def _section(kind: type[T], values: Mapping[str, Any], place: str, wrong: list[s
     """Build one struct; what is wrong is added to `wrong`."""
     before = len(wrong)
     kinds = typing.get_type_hints(kind)
-    wrong += [f"{place}.{name} is no field" for name in values if name not in kinds]
+    for name in values:
+        if name not in kinds:
+            new = config_usage.RENAMED.get(name)
+            wrong.append(f"{place}.{name} is " + (f"{place}.{new} now" if new else "no field"))
     wrong += [f"{place}.{name} is missing" for name in kinds if name not in values]
     built = {
         name: _value(kinds[name], values[name], f"{place}.{name}", wrong)

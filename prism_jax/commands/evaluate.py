@@ -47,7 +47,8 @@ class Config(configuration.Section):
     max_tokens: int  # of a response
     batch_responses: int  # drawn at a time
     rewards: judging.Rewards
-    line_every_steps: int  # between progress lines where standard error is no terminal
+    # Steps between progress lines where standard error is no terminal.
+    line_every_steps: int = configuration.free()
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -81,7 +82,7 @@ def run(
             open_sampler=open_sampler,
             need_teacher=False,
             need_answer=True,
-            may_differ=("rewards.num_workers",),
+            may_differ=configuration.free_fields(Config),
         )
         summary = ask_parts.finished(folder)
         if summary is None:

@@ -67,7 +67,8 @@ class Config(configuration.Section):
     max_tokens: int  # of a response
     batch_responses: int  # drawn at a time
     has_equal_segments: bool  # keep a response of which one segment equals the teacher's
-    line_every_steps: int  # between progress lines where standard error is no terminal
+    # Steps between progress lines where standard error is no terminal.
+    line_every_steps: int = configuration.free()
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -97,7 +98,7 @@ def run(
             open_sampler=open_sampler,
             need_teacher=True,
             need_answer=False,
-            may_differ=(),
+            may_differ=configuration.free_fields(Config),
         )
         summary = ask_parts.finished(folder)
         if summary is None:

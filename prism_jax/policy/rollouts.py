@@ -34,14 +34,17 @@ class Rollout(configuration.Section):
 
     num_prompts: int
     num_responses: int  # to each prompt
-    batch_responses: int | None  # most that are decoded at a time, over all devices; None: all
+    # Most that are decoded at a time, over all devices; None: all.
+    batch_responses: int | None = configuration.free()
     max_response_tokens: int
     temperature: float
     # Log-probs are of the whole vocabulary: with a cut, ratios and mismatch do not see it.
     top_k: int | None
     top_p: float | None
-    chunk_tokens: int  # decoded between two looks of the host
-    dump_every_steps: int | None  # how often responses are written to rollouts/; None: never
+    # Tokens decoded per device call, before the host checks whether all responses have ended.
+    chunk_tokens: int = configuration.free()
+    # Steps between those whose responses are written to rollouts/; None: never.
+    dump_every_steps: int | None = configuration.free()
 
     def problems(self) -> list[str]:
         """See `Section`."""

@@ -27,7 +27,7 @@ class Train(configuration.Section):
     num_steps: int
     head_chunk_tokens: int  # whose logits are in a device's memory at a time
     has_entropy: bool  # measure the policy's entropy
-    num_threads: int  # steps whose prompts are made ahead at a time
+    num_threads: int = configuration.free()  # steps whose prompts are made ahead at a time
     max_skipped_in_row: int  # updates that are not finite before the run is given up
 
     def problems(self) -> list[str]:

@@ -1,11 +1,23 @@
-"""The second half of every training stage: its folder, its identity, and one start of the loop."""
+"""A training run, wired once for all stages: configuration, devices, folder, identity, loop.
+
+def main(argv):
+    with run_lib.opened(argv, "sft", Config) as run:
+        files = setup_models.keep_files(run.options.model, run.folder)
+        model = setup_models.open_model(run.options.model, run.devices, files=files, …)
+        identity = run.identity(model)
+        if run.is_finished(identity):
+            return
+        …
+        run.train(identity, loop.Stage(…), data, start, limits=…, watched=…)
+"""
 
 import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
 import jax
 import ml_collections
@@ -19,6 +31,7 @@ from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 
 Tree = Any
+Options = TypeVar("Options", bound=configuration.TrainingRun)
 _BEAT_SECONDS = 15.0
 _FINISHED = "finished.json"  # what `Checkpointer.finish` writes
 
@@ -41,18 +54,15 @@ _KINDS: dict[Kind, tuple[str, tuple[str, ...]]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Keys:
-    """Hold the random keys of a run; the seed decides both."""
+    """The random keys of a run; the seed decides both."""
 
     init: jax.Array
     run: jax.Array
 
 
-def keys(seed: int) -> Keys:
-    """Return the keys of a seed."""
-    if seed < 0:
-        raise errors.InputError(f"config.seed must be >= 0, got {seed}")
-    init, run_ = jax.random.split(jax.random.key(seed))
-    return Keys(init=init, run=run_)
+def _keys(seed: int) -> Keys:
+    init, run = jax.random.split(jax.random.key(seed))
+    return Keys(init=init, run=run)
 
 
 @contextlib.contextmanager
@@ -84,42 +94,6 @@ def _refuse_others(folder: pathlib.Path, kind: Kind) -> None:
             )
 
 
-def identity(
-    stage: str,
-    config: ml_collections.ConfigDict,
-    models: Sequence[setup_models.Model],
-    *,
-    may_differ: Sequence[str],
-) -> checkpoint_meta.RunIdentity:
-    """Return what names the run in its checkpoints.
-
-    Args:
-      models: the policy first, then a discriminator, if there is one.
-      may_differ: keys that may change in a continuation, besides `configuration.MAY_DIFFER`.
-    """
-    values = dict(models[0].values)
-    if len(models) > 1:
-        values = {"policy": values, "discriminator": dict(models[1].values)}
-    return checkpoint_meta.RunIdentity(
-        project_version=version.VERSION,
-        stage=stage,
-        config=configuration.plain(config),
-        model_config=values,
-        may_differ=(*configuration.MAY_DIFFER, *may_differ),
-    )
-
-
-def is_finished(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) -> bool:
-    """Tell, also the user, whether this very run has ended; nothing needs to be opened then."""
-    marker = checkpoint.finished(str(workdir))
-    if marker is None or marker["config_hash"] != identity.config_hash():
-        return False
-    if identity.config["resume"]["step"] is not None:  # it is to be run again from there
-        return False
-    progress.say(f"{workdir}: finished after {marker['step']} steps already")
-    return True
-
-
 class OnDevices:
     """Put the batches of host data on the devices; the position is the data's."""
 
@@ -140,113 +114,152 @@ class OnDevices:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
-    """Say what is run, and how it is saved and shown."""
+class Run(Generic[Options]):
+    """A training run whose folder this job holds."""
 
-    identity: checkpoint_meta.RunIdentity
-    workdir: pathlib.Path
-    seed: int
-    key: jax.Array
+    stage: str
+    config: ml_collections.ConfigDict  # from which `options` was read
+    options: Options
+    devices: devices_lib.Devices
+    keys: Keys
+    folder: pathlib.Path
     begun: float  # `time.monotonic()` at the start of the program
-    num_steps: int
-    evaluate_every_steps: int | None
-    max_skipped_in_row: int
-    watched: tuple[str, ...]  # the few metrics in the progress line
-    checkpoint: configuration.Checkpoint
-    resume: configuration.Resume
-    log: configuration.Log
 
-
-def run(
-    run: Run,
-    stage: loop.Stage,
-    data: loop.Data,
-    *,
-    abstract_state: Tree,
-    make_state: Callable[[], Tree],
-    summary: Mapping[str, Any],
-) -> Tree:
-    """Begin or continue a run, train to its end, mark it as finished; return the last state.
-
-    On SIGTERM the state is saved and the program leaves with exit code 143.
-
-    Args:
-      data: gives batches on the devices, see `OnDevices`.
-      summary: what `finished.json` tells later stages besides the number of steps.
-    """
-    workdir = run.workdir
-    with checkpoint.Checkpointer(
-        str(workdir.absolute()),
-        identity=run.identity,
-        seed=run.seed,
-        save_every_steps=run.checkpoint.save_every_steps,
-        num_kept=run.checkpoint.num_kept,
-        allow_mismatch=run.resume.allow_mismatch,
-    ) as checkpointer:
-        state, first_step = loop.restore_or_make(
-            checkpointer,
-            data,
-            abstract_state=abstract_state,
-            make_state=make_state,
-            step=run.resume.step,
+    def identity(self, *models: setup_models.Model) -> checkpoint_meta.RunIdentity:
+        """Return the names of the run in its checkpoints; of models the policy comes first."""
+        values = dict(models[0].values)
+        if len(models) > 1:
+            values = {"policy": values, "discriminator": dict(models[1].values)}
+        return checkpoint_meta.RunIdentity(
+            project_version=version.VERSION,
+            stage=self.stage,
+            config=configuration.plain(self.config),
+            model_config=values,
+            may_differ=configuration.free_fields(type(self.options)),
         )
-        if first_step < run.num_steps and jax.process_index() == 0:
-            (workdir / _FINISHED).unlink(missing_ok=True)
-        if first_step:
-            progress.say(f"continuing {workdir} after step {first_step}")
-        with _logs(run, first_step) as logs:
-            try:
-                state = loop.run(
-                    stage,
-                    state,
-                    data,
-                    key=run.key,
-                    first_step=first_step,
-                    limits=loop.Limits(
-                        num_steps=run.num_steps,
-                        evaluate_every_steps=run.evaluate_every_steps,
-                        max_skipped_in_row=run.max_skipped_in_row,
-                    ),
-                    checkpointer=checkpointer,
-                    logs=logs,
-                )
-            except preemption.Preempted as stop:
-                logs.progress.close()
-                progress.say(str(stop))
-                raise
-        checkpointer.finish({"steps": run.num_steps} | dict(summary))
-    return state
+
+    def is_finished(self, identity: checkpoint_meta.RunIdentity) -> bool:
+        """Return whether this very run has ended, and say so; nothing needs to be opened then."""
+        marker = checkpoint.finished(str(self.folder))
+        if marker is None or marker["config_hash"] != identity.config_hash():
+            return False
+        if self.options.resume.step is not None:  # it is to be run again from there
+            return False
+        progress.say(f"{self.folder}: finished after {marker['step']} steps already")
+        return True
+
+    def train(
+        self,
+        identity: checkpoint_meta.RunIdentity,
+        stage: loop.Stage,
+        data: loop.Data,
+        start: setup_models.Start,
+        *,
+        limits: loop.Limits,
+        watched: Sequence[str],
+    ) -> Tree:
+        """Begin or continue the run, train to its end, mark it as finished; return the last state.
+
+        On SIGTERM the state is saved and the program leaves with exit code 143.
+
+        Args:
+          data: gives batches on the devices, see `OnDevices`.
+          watched: the few metrics in the progress line.
+        """
+        options, num_steps = self.options, limits.num_steps
+        with checkpoint.Checkpointer(
+            str(self.folder.absolute()),
+            identity=identity,
+            seed=options.seed,
+            save_every_steps=options.checkpoint.save_every_steps,
+            num_kept=options.checkpoint.num_kept,
+            allow_mismatch=options.resume.allow_mismatch,
+        ) as checkpointer:
+            state, first_step = loop.restore_or_make(
+                checkpointer,
+                data,
+                abstract_state=start.abstract,
+                make_state=start.make,
+                step=options.resume.step,
+            )
+            if first_step < num_steps and jax.process_index() == 0:
+                (self.folder / _FINISHED).unlink(missing_ok=True)
+            if first_step:
+                progress.say(f"continuing {self.folder} after step {first_step}")
+            with _logs(self, first_step, num_steps=num_steps, watched=watched) as logs:
+                try:
+                    state = loop.run(
+                        stage,
+                        state,
+                        data,
+                        key=self.keys.run,
+                        first_step=first_step,
+                        limits=limits,
+                        checkpointer=checkpointer,
+                        logs=logs,
+                    )
+                except preemption.Preempted as stop:
+                    logs.progress.close()
+                    progress.say(str(stop))
+                    raise
+            checkpointer.finish({"steps": num_steps})
+        return state
 
 
 @contextlib.contextmanager
-def _logs(run: Run, first_step: int) -> Iterator[loop.Logs]:
+def opened(argv: Sequence[str], stage: str, kind: type[Options]) -> Iterator[Run[Options]]:
+    """Read a stage's configuration, open its devices and hold its folder.
+
+    Raises:
+      InputError: the configuration is wrong, does not fit the devices, or the folder is not free.
+    """
+    begun = time.monotonic()
+    config, workdir = configuration.read(argv, command=stage)
+    options = configuration.parse(kind, config)
+    devices = devices_lib.open_devices(options.mesh, options.model)
+    with hold(workdir) as folder, jax.set_mesh(devices.mesh):
+        yield Run(
+            stage=stage,
+            config=config,
+            options=options,
+            devices=devices,
+            keys=_keys(options.seed),
+            folder=folder,
+            begun=begun,
+        )
+
+
+@contextlib.contextmanager
+def _logs(
+    run: Run, first_step: int, *, num_steps: int, watched: Sequence[str]
+) -> Iterator[loop.Logs]:
     """Open the files and the progress line of the process that writes; close them at the end."""
     is_writer = jax.process_index() == 0
     opened: list[metric_writers.Writer] = []
     lost_steps = 0
     if is_writer:
-        lines = metric_writers.JsonLines(run.workdir / "metrics.jsonl", last_step=first_step)
-        board = metric_writers.TensorBoard(run.workdir / "tensorboard", last_step=first_step)
+        lines = metric_writers.JsonLines(run.folder / "metrics.jsonl", last_step=first_step)
+        board = metric_writers.TensorBoard(run.folder / "tensorboard", last_step=first_step)
         opened, lost_steps = [lines, board], lines.num_dropped
-        if run.log.wandb_project:
+        if run.options.log.wandb_project:
             opened.append(
                 metric_writers.WeightsAndBiases(
-                    run.workdir, project=run.log.wandb_project, name=run.workdir.name
+                    run.folder, project=run.options.log.wandb_project, name=run.folder.name
                 )
             )
     writers = metric_writers.Writers(opened)
     account = goodput.Goodput(
-        run.workdir / "goodput.jsonl" if is_writer else None,
+        run.folder / "goodput.jsonl" if is_writer else None,
         begun=run.begun,
         lost_steps=lost_steps,
     )
     shown = progress.Progress(
         sys.stderr if is_writer else None,
-        title=run.identity.stage,
+        title=run.stage,
         first_step=first_step,
-        num_steps=run.num_steps,
-        watched=run.watched,
-        line_every_steps=run.log.line_every_steps,
+        num_steps=num_steps,
+        watched=tuple(watched),
+        line_every_steps=run.options.log.line_every_steps,
     )
     try:
         yield loop.Logs(writers=writers, progress=shown, goodput=account)

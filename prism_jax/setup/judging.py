@@ -1,20 +1,16 @@
-"""The judge of responses: how it is configured and its processes are started."""
+"""The judge of answers: how it is configured, and how its processes are started."""
 
 import dataclasses
-from typing import Literal
 
 from prism_jax import configuration
 from prism_jax.rewards import score, workers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rewards(configuration.Section):
-    """Say how responses are judged; see `rewards.score.Rule` and `rewards.workers.JudgePool`."""
+class Processes(configuration.Section):
+    """The processes that judge answers; see `rewards.workers.JudgePool`."""
 
-    judge: Literal["strict", "official"]
-    accuracy_weight: float
-    format_weight: float
-    num_workers: int
+    num_workers: int = configuration.free()
     deadline_seconds: float
     memory_bytes: int  # of a worker
 
@@ -22,16 +18,45 @@ class Rewards(configuration.Section):
         """See `Section`."""
         return configuration.at_least(self, 1, "num_workers", "memory_bytes")
 
-    def open_judge(self) -> workers.JudgePool:
-        """Start the judging processes."""
-        rule = score.Rule(
-            judge=self.judge,
-            accuracy_weight=self.accuracy_weight,
-            format_weight=self.format_weight,
-        )
+    def start(self, rule: score.Rule) -> workers.JudgePool:
+        """Start the processes, which judge by this rule."""
         return workers.JudgePool(
             rule,
             num_workers=self.num_workers,
             deadline_seconds=self.deadline_seconds,
             memory_bytes=self.memory_bytes,
+        )
+
+    def start_for_accuracy(self, judge: score.Judge) -> workers.JudgePool:
+        """Start the processes where only the accuracy and the format of a reward are read."""
+        return self.start(score.Rule(judge=judge, accuracy_weight=1.0, format_weight=0.0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge(Processes):
+    """The judge where accuracy alone counts."""
+
+    rule: score.Judge
+
+    def open(self) -> workers.JudgePool:
+        """Start the judge's processes."""
+        return self.start_for_accuracy(self.rule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rewards(Processes):
+    """The judge, and the weights of accuracy and format in a reward; see `rewards.score.Rule`."""
+
+    judge: score.Judge
+    accuracy_weight: float
+    format_weight: float
+
+    def open_judge(self) -> workers.JudgePool:
+        """Start the judge's processes."""
+        return self.start(
+            score.Rule(
+                judge=self.judge,
+                accuracy_weight=self.accuracy_weight,
+                format_weight=self.format_weight,
+            )
         )

@@ -1,23 +1,4 @@
-"""How every training stage opens devices, models and the beginning of its state.
-
-A stage reads its configuration, opens what it needs and runs, top to bottom; `running.run` is the
-second half:
-
-    config, workdir = configuration.read(argv, command="sft")
-    options = configuration.parse(Config, config)
-    devices = setup.open_devices(options.mesh, options.model)
-    with running.hold(workdir) as folder, jax.set_mesh(devices.mesh):
-        files = setup.keep_files(options.model, folder)
-        model = setup.open_model(options.model, devices, files=files, is_discriminator=False)
-        identity = running.identity("sft", config, [model], may_differ=())
-        if running.is_finished(folder, identity):
-            return
-        optimizer = setup.make_optimizer(options.optim, model.params, num_steps=num_steps)
-        start = setup.start_of(model, optimizer, devices, key=keys.init)
-        stage = loop.Stage(…)
-        data = running.OnDevices(steps, devices)
-        running.run(running.Run(…), stage, data, abstract_state=start.abstract, …)
-"""
+"""How a stage opens its models and begins their states; `running.run` is the wiring around it."""
 
 import dataclasses
 import pathlib
@@ -55,11 +36,23 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-    """Hold how a state begins: what it will be, and the function that makes it."""
+    """The beginning of a state: its abstract form, and the function that makes it.
 
-    abstract: train_state.TrainState  # shapes, types and shardings
-    make: Callable[[], train_state.TrainState]
-    shardings: train_state.TrainState
+    A state is a `TrainState`, or of several models a dict of them, see `together`.
+    """
+
+    abstract: Any  # shapes, types and shardings
+    make: Callable[[], Any]
+    shardings: Any
+
+
+def together(starts: Mapping[str, Start]) -> Start:
+    """Return the beginning of a state that holds one state by name for each of several models."""
+    return Start(
+        abstract={name: start.abstract for name, start in starts.items()},
+        make=lambda: {name: start.make() for name, start in starts.items()},
+        shardings={name: start.shardings for name, start in starts.items()},
+    )
 
 
 def keep_files(

@@ -15,7 +15,7 @@ from prism_jax.setup import prompts as prompts_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts(prompts_lib.Rules):
-    """Say what is learned from: data sets as `commands.ask.job.Prompts` names them, mixed."""
+    """Say what is learned from: data sets in the form of `prompts.Prompts`, with mixing weights."""
 
     path: tuple[str, ...]
     # Of each data set; empty: every row once an epoch. With weights an epoch has as many prompts as

@@ -31,8 +31,9 @@ class Opened:
 class Rules(configuration.Section):
     """Say how data sets of prompts are read, and which of their rows are taken."""
 
-    image_root: str | None  # of pictures given by path; None: the folder of the file
-    cache_dir: str | None  # where a folder on gs:// is copied to
+    # Of pictures given by path; None: the folder of the file.
+    image_root: str | None = configuration.free()
+    cache_dir: str | None = configuration.free()  # where a folder on gs:// is copied to
     max_rows: int | None  # the first so many of a data set; None: all
     max_prompt_tokens: int  # image tokens included
     overlong: Literal["error", "filter"]  # what happens to longer prompts
@@ -49,7 +50,7 @@ class Rules(configuration.Section):
 class Prompts(Rules):
     """Say what is asked: RL parquet, JSON lines, or a folder that `data build` wrote."""
 
-    path: str
+    path: str = configuration.free()  # the rows themselves are compared
 
     def problems(self) -> list[str]:
         """See `Section`."""

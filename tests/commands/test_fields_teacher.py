@@ -1,6 +1,7 @@
 """No dead field in `curate`'s second step: the teacher is a script behind a real address."""
 
 import contextlib
+import functools
 import io
 import random
 import re
@@ -141,7 +142,10 @@ def num_lines(given):
 
 def judged(given):
     """Return what the judge says of four responses, and the processes that are started."""
-    return field_tables.judged(given.options.teacher.judge.open, prompt_fields.TASKS)
+    return field_tables.judged(
+        functools.partial(given.options.teacher.judge.start_for_accuracy, "strict"),
+        prompt_fields.TASKS,
+    )
 
 
 def _each(changes, before=None):

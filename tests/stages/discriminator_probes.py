@@ -147,7 +147,7 @@ def judged(options, folder):
         equivalent_answers=(),
         data_source="",
     )
-    return field_tables.judged(options.verifier.open_judge, [task])
+    return field_tables.judged(options.judge.open, [task])
 
 
 def paces(options, folder):

@@ -49,7 +49,7 @@ _OFFICIAL = {
     "discriminator.all_invalid": "released",
     "discriminator.optim.no_decay": (),
     "gate": "official",
-    "verifier.judge": "official",
+    "judge.rule": "official",
     "algorithm.aggregation": "official",
     "optim.no_decay": (),
 }

@@ -57,10 +57,10 @@ _ALIGN = {
     ),
     probes.judged: field_tables.each(
         {
-            "verifier.judge": "official",
-            "verifier.num_workers": 3,
-            "verifier.deadline_seconds": 3.0,
-            "verifier.memory_bytes": 1 << 30,
+            "judge.rule": "official",
+            "judge.num_workers": 3,
+            "judge.deadline_seconds": 3.0,
+            "judge.memory_bytes": 1 << 30,
         }
     ),
     probes.threads: field_tables.each({"train.num_threads": 3}),

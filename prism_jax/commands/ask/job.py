@@ -25,21 +25,14 @@ from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import prompts as prompts_lib
 
 _CHUNK_TOKENS = 64
-# Keys that may change when a killed job is started again: what they name is compared itself.
-_MAY_DIFFER = (
-    "policy.folder",
-    "prompts.path",
-    "prompts.image_root",
-    "prompts.cache_dir",
-    "line_every_steps",
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy(configuration.Section):
     """Say which policy is asked and how it is computed."""
 
-    folder: str  # Hugging Face folder, converted folder, or workdir of a stage
+    # Hugging Face folder, converted folder, or workdir of a stage; its parameters are compared.
+    folder: str = configuration.free()
     step: int | None  # of a workdir; None: the newest complete one
     dtype: configuration.Dtype
     attention: Literal["auto", "xla", "splash", "cudnn"]
@@ -169,6 +162,7 @@ def begin(
     run has come since.
 
     Args:
+      may_differ: the fields of `config` that may change when a killed job is started again.
       place: what holds the sections `policy`, `prompts` and `mesh`, for messages.
 
     Raises:
@@ -216,7 +210,7 @@ def begin(
         stage=stage,
         config=configuration.plain(config),
         model_config=facts,
-        may_differ=(*_MAY_DIFFER, *may_differ),
+        may_differ=tuple(may_differ),
     )
     ask_parts.claim(workdir, identity)
     return Job(

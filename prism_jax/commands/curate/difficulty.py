@@ -16,7 +16,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import ml_collections
@@ -28,6 +28,7 @@ from prism_jax.data import prompt_files, records
 from prism_jax.policy import responses
 from prism_jax.rewards import score, tags, workers
 from prism_jax.rollout import engine
+from prism_jax.setup import judging
 from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
@@ -37,29 +38,6 @@ HARD_FILE = "hard.parquet"
 _SUMMARY_FILE = "summary.json"  # as `commands.ask.parts` calls it
 _THRESHOLDS = ("rl_above", "rl_below", "hard_at_most")
 _GATES: dict[str, tags.Gate] = {"strict": "strict", "official": "official"}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge(configuration.Section):
-    """Say how responses are judged; see `rewards.workers.JudgePool`."""
-
-    rule: Literal["strict", "official"]
-    num_workers: int
-    deadline_seconds: float
-    memory_bytes: int  # of a worker
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 1, "num_workers", "memory_bytes")
-
-    def open(self) -> workers.JudgePool:
-        """Start the judging processes; what they say of the format is not part of a pass."""
-        return workers.JudgePool(
-            score.Rule(judge=self.rule, accuracy_weight=1.0, format_weight=0.0),
-            num_workers=self.num_workers,
-            deadline_seconds=self.deadline_seconds,
-            memory_bytes=self.memory_bytes,
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,11 +52,12 @@ class Difficulty(configuration.Section):
     num_samples: int  # of each prompt
     max_tokens: int  # of a response
     batch_responses: int  # drawn at a time
-    judge: Judge
-    rl_above: float
-    rl_below: float
-    hard_at_most: float
-    line_every_steps: int  # between progress lines where standard error is no terminal
+    judge: judging.Judge
+    rl_above: float = configuration.free()
+    rl_below: float = configuration.free()
+    hard_at_most: float = configuration.free()
+    # Steps between progress lines where standard error is no terminal.
+    line_every_steps: int = configuration.free()
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -119,7 +98,7 @@ def run(
         open_sampler=open_sampler,
         need_teacher=False,
         need_answer=True,
-        may_differ=("judge.num_workers", *_THRESHOLDS),
+        may_differ=configuration.free_fields(Difficulty),
         place="config.difficulty",
     )
     thresholds = {name: dataclasses.asdict(options)[name] for name in _THRESHOLDS}

@@ -54,7 +54,7 @@ def run(
     rows = sources.Selection(opened.rows, range(min(count, len(opened.rows))))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / REPORT_FILE).unlink(missing_ok=True)  # it tells of other files
-    with options.judge.open() as judge:
+    with options.judge.start_for_accuracy("strict") as judge:
         answers = teacher_answers.Answers(options, folder, key=key, judge=judge)
         told = _ask_all(options, rows, answers)
     lock.check()

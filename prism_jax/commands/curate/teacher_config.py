@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from prism_jax import configuration, errors
-from prism_jax.rewards import score, workers
+from prism_jax.setup import judging
 from prism_jax.teacher import budget, client, request
 
 Json = Any
@@ -114,28 +114,6 @@ class Prices(configuration.Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge(configuration.Section):
-    """Say what judging answers may take; the judge is the strict one."""
-
-    num_workers: int
-    deadline_seconds: float
-    memory_bytes: int  # of a worker
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 1, "num_workers", "memory_bytes")
-
-    def open(self) -> workers.JudgePool:
-        """Start the judging processes; only whether an answer is right matters."""
-        return workers.JudgePool(
-            score.Rule(judge="strict", accuracy_weight=1.0, format_weight=0.0),
-            num_workers=self.num_workers,
-            deadline_seconds=self.deadline_seconds,
-            memory_bytes=self.memory_bytes,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Teacher(configuration.Section):
     """Hold the configuration of the second step of `curate`."""
 
@@ -151,7 +129,7 @@ class Teacher(configuration.Section):
     prices: Prices
     budget: float | None  # what all replies in the cache may cost together
     cache_dir: str | None  # of replies; None: in the workdir
-    judge: Judge
+    judge: judging.Processes  # the rule is the strict one
     line_every_steps: int  # between progress lines where standard error is no terminal
 
     def problems(self) -> list[str]:

@@ -80,7 +80,7 @@ def chosen(
 
 def verify(
     options: align_config.Config,
-    verifier: workers.JudgePool | None,
+    judge: workers.JudgePool | None,
     asked: align_feed.Asked,
     drawn: rollouts.Drawn,
 ) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
@@ -93,7 +93,7 @@ def verify(
         return format_ok, np.ones(len(format_ok), np.float32), {}
     begun = time.monotonic()
     tasks = responses.tasks(asked.rows, drawn.segments, num_responses=options.rollout.num_responses)
-    rewards = verifier.grade(tasks)
+    rewards = judge.grade(tasks)
     accuracy = np.array([reward.accuracy for reward in rewards], np.float32)
     if own.format_of == "judge":
         format_ok = np.array([reward.format > 0 for reward in rewards])

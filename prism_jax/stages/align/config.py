@@ -12,9 +12,9 @@ from prism_jax.losses import pairwise
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
-from prism_jax.rewards import score, tags, workers
+from prism_jax.rewards import tags
+from prism_jax.setup import judging, prompt_mixture, row_shapes
 from prism_jax.setup import models as setup_models
-from prism_jax.setup import prompt_mixture, row_shapes
 
 Mode = Literal["align", "acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align"]
 # What each mode of the advantage reads besides weights and eps.
@@ -45,7 +45,8 @@ class Discriminator(configuration.Section):
     Types and attention are those of `config.model`.
     """
 
-    folder: str  # workdir of `warmup` or `align`, or a folder with a score head
+    # Workdir of `warmup` or `align`, or a folder with a score head.
+    folder: str = configuration.free()
     init: Literal["pretrained", "random"]
     sizes: configuration.Sizes | None  # exactly when init is "random"
     remat: Literal["none", "full", "save_attention", "save_attention_and_dots"]
@@ -166,29 +167,6 @@ class Advantage(configuration.Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Verifier(configuration.Section):
-    """Say how answers are judged; see `rewards.score.Rule` and `rewards.workers.JudgePool`."""
-
-    judge: score.Judge
-    num_workers: int
-    deadline_seconds: float
-    memory_bytes: int  # of a worker
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 1, "num_workers", "memory_bytes")
-
-    def open_judge(self) -> workers.JudgePool:
-        """Start the judging processes; only accuracy and format of a reward are read here."""
-        return workers.JudgePool(
-            score.Rule(judge=self.judge, accuracy_weight=1.0, format_weight=0.0),
-            num_workers=self.num_workers,
-            deadline_seconds=self.deadline_seconds,
-            memory_bytes=self.memory_bytes,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace(configuration.Section):
     """Say how often each model learns."""
 
@@ -242,31 +220,25 @@ class Algorithm(configuration.Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(configuration.Section):
-    """Hold the configuration of the stage."""
+class Config(configuration.TrainingRun):
+    """The configuration of alignment; `model` is the policy."""
 
-    seed: int
-    model: configuration.Model  # the policy
     discriminator: Discriminator
     prompts: prompt_mixture.Prompts
     gate: tags.Gate  # the format that a response must have
     rollout: rollouts.Rollout
-    verifier: Verifier  # read where `advantage.accuracy` asks the judge
+    judge: judging.Judge  # read where `advantage.accuracy` asks the judge
     advantage: Advantage
     pace: Pace
     algorithm: Algorithm
     rows: row_shapes.Rows
     train: policy_update.Train
-    honesty: honesty_panel.Options
+    honesty: honesty_panel.Options = configuration.free()
     optim: configuration.Optim
-    mesh: configuration.Mesh
-    checkpoint: configuration.Checkpoint
-    resume: configuration.Resume
-    log: configuration.Log
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(self, 0, "seed")
+        found = super().problems()
         names = segments.VIEWS[self.discriminator.view]
         if set(self.advantage.weights) != set(names):
             found.append(

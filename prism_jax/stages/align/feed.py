@@ -23,7 +23,7 @@ class Asked:
 
     rows: list[records.PromptRow]
     prompts: list[Example]
-    judged: list[Example]
+    discriminator_prompts: list[Example]
     teachers: list[segments.Cut]
 
 
@@ -42,17 +42,17 @@ class Feed:
         self,
         options: align_config.Config,
         policy: setup_models.Model,
-        judge: setup_models.Model,
+        discriminator: setup_models.Model,
         folder: pathlib.Path,
         *,
         files: pathlib.Path,
-        own_files: pathlib.Path,
+        discriminator_files: pathlib.Path,
     ):
         """Open, validate and measure the prompts and the teacher's responses.
 
         Args:
           folder: gets the list of the rows that are left out.
-          files: small files of the policy, `own_files` of the discriminator.
+          files: small files of the policy, `discriminator_files` of the discriminator.
 
         Raises:
           InputError: for wrong data, fewer prompts than a step takes, or models that read tokens
@@ -64,9 +64,9 @@ class Feed:
             files, min_pixels=prompts.min_pixels, max_pixels=prompts.max_pixels
         )
         own_words = self.words
-        if judge.config.vision is not None:
+        if discriminator.config.vision is not None:
             own_words = processor.processor_of(
-                own_files, min_pixels=own.min_pixels, max_pixels=own.max_pixels
+                discriminator_files, min_pixels=own.min_pixels, max_pixels=own.max_pixels
             )
         elif own.sees_images:
             raise errors.InputError(
@@ -78,7 +78,7 @@ class Feed:
             )
         self.reader = segments.Reader(
             own_words,
-            vocab_tokens=judge.config.text.vocab_size,
+            vocab_tokens=discriminator.config.text.vocab_size,
             gate=options.gate,
             form=own.form,
         )
@@ -156,7 +156,7 @@ class Feed:
         return Asked(
             rows=rows,
             prompts=encode.encode_prompts(rows, self.words),
-            judged=[
+            discriminator_prompts=[
                 self.reader.prompt(row.prompt, row.images, sees_images=sees_images) for row in rows
             ],
             teachers=[self.reader.teacher(segments.teacher_text(row)) for row in rows],

@@ -25,7 +25,7 @@ class Panel:
         self,
         options: align_config.Config,
         devices: devices_lib.Devices,
-        judge: setup_models.Model,
+        discriminator: setup_models.Model,
         *,
         feed: align_feed.Feed,
         shapes: align_feed.Shapes,
@@ -35,7 +35,7 @@ class Panel:
         num_segments = rollout.num_prompts * (1 + rollout.num_responses) * len(own.form.names)
         self._options, self._feed = options, feed
         self._asker = honesty_asker.Asker(
-            judge,
+            discriminator,
             devices,
             align_updates.score_settings(options, devices),
             score,
@@ -103,7 +103,7 @@ class Panel:
                 one = scores[name]
                 known.append((one.teacher[response.prompt], one.student[number]))
         pairs = honesty_panel.Pairs(
-            prompts=asked.judged,
+            prompts=asked.discriminator_prompts,
             units=units,
             names=names,
             is_cut=is_cut,

@@ -24,12 +24,8 @@ GPU or CPU; configs/align.py names sizes, hardware and sources.
 
 import contextlib
 import functools
-import time
 from collections.abc import Sequence
 
-import jax
-
-from prism_jax import configuration
 from prism_jax.checkpoints import model_files
 from prism_jax.running import dump as running_dump
 from prism_jax.running import loop
@@ -41,79 +37,62 @@ from prism_jax.stages.align import feed as align_feed
 from prism_jax.stages.align import step as align_step
 from prism_jax.stages.align import updates as align_updates
 
-# May change between a run and its continuation; the prompts themselves are compared.
-_MAY_DIFFER = (
-    "discriminator.folder",
-    "honesty",
-    "prompts.path",
-    "prompts.image_root",
-    "prompts.cache_dir",
-    "verifier.num_workers",
-    "rollout.batch_responses",
-    "rollout.chunk_tokens",
-    "rollout.dump_every_steps",
-    "train.num_threads",
-)
-
 
 def main(argv: Sequence[str]) -> None:
-    """Align a policy with a teacher it sees the texts of."""
-    begun = time.monotonic()
-    config, workdir = configuration.read(argv, command="align")
-    options = configuration.parse(align_config.Config, config)
-    devices = devices_lib.open_devices(options.mesh, options.model)
-    devices_lib.require_one_process("align")
-    keys = run_lib.keys(options.seed)
-    with run_lib.hold(workdir) as folder, jax.set_mesh(devices.mesh):
+    """Align a policy with a teacher of which only the texts are known."""
+    with run_lib.opened(argv, "align", align_config.Config) as run, contextlib.ExitStack() as stack:
+        options, devices = run.options, run.devices
+        devices_lib.require_one_process("align")
         source = options.discriminator.model(options.model)
-        files = setup_models.keep_files(options.model, folder)
-        own_files = setup_models.keep_files(source, folder, name=model_files.DISCRIMINATOR_FOLDER)
+        files = setup_models.keep_files(options.model, run.folder)
+        discriminator_files = setup_models.keep_files(
+            source, run.folder, name=model_files.DISCRIMINATOR_FOLDER
+        )
         policy = setup_models.open_model(
             options.model, devices, files=files, is_discriminator=False
         )
-        judge = setup_models.open_model(source, devices, files=own_files, is_discriminator=True)
-        identity = run_lib.identity("align", config, [policy, judge], may_differ=_MAY_DIFFER)
-        if run_lib.is_finished(folder, identity):
+        discriminator = setup_models.open_model(
+            source, devices, files=discriminator_files, is_discriminator=True
+        )
+        identity = run.identity(policy, discriminator)
+        if run.is_finished(identity):
             return
-        feed = align_feed.Feed(options, policy, judge, folder, files=files, own_files=own_files)
+        feed = align_feed.Feed(
+            options,
+            policy,
+            discriminator,
+            run.folder,
+            files=files,
+            discriminator_files=discriminator_files,
+        )
         shapes = feed.shapes(devices)
         starts, updates = align_updates.open_updates(
-            options, devices, policy, judge, shapes, key=keys.init
+            options, devices, policy, discriminator, shapes, key=run.keys.init
+        )
+        experience = align_step.Experience(
+            *(options, devices, policy, discriminator),
+            feed=feed,
+            shapes=shapes,
+            judge=stack.enter_context(options.judge.open())
+            if options.advantage.asks_judge
+            else None,
+            dump=running_dump.Dump(run.folder, options.rollout.dump_every_steps),
         )
         gaps = (f"discriminator/{name}_gap" for name in options.discriminator.form.names)
-        with contextlib.ExitStack() as stack:
-            experience = align_step.Experience(
-                *(options, devices, policy, judge),
-                feed=feed,
-                shapes=shapes,
-                verifier=stack.enter_context(options.verifier.open_judge())
-                if options.advantage.asks_judge
-                else None,
-                dump=running_dump.Dump(folder, options.rollout.dump_every_steps),
-            )
-            run_lib.run(
-                run_lib.Run(
-                    identity=identity,
-                    workdir=folder,
-                    seed=options.seed,
-                    key=keys.run,
-                    begun=begun,
-                    num_steps=options.train.num_steps,
-                    evaluate_every_steps=None,
-                    max_skipped_in_row=options.train.max_skipped_in_row,
-                    watched=(*gaps, "rollout/format_fraction", "rollout/response_tokens_mean"),
-                    checkpoint=options.checkpoint,
-                    resume=options.resume,
-                    log=options.log,
-                ),
-                loop.Stage(
-                    experience=experience,
-                    update=functools.partial(align_step.update, updates, options.pace),
-                    evaluate=None,
-                    skip_counters=tuple(f"optim/{name}_skipped_in_row" for name in starts),
-                ),
-                feed.train(),
-                abstract_state={name: start.abstract for name, start in starts.items()},
-                make_state=lambda: {name: start.make() for name, start in starts.items()},
-                summary={},
-            )
+        run.train(
+            identity,
+            loop.Stage(
+                experience=experience,
+                update=functools.partial(align_step.update, updates, options.pace),
+                evaluate=None,
+                skip_counters=tuple(f"optim/{name}_skipped_in_row" for name in starts),
+            ),
+            feed.train(),
+            setup_models.together(starts),
+            limits=loop.Limits(
+                num_steps=options.train.num_steps,
+                evaluate_every_steps=None,
+                max_skipped_in_row=options.train.max_skipped_in_row,
+            ),
+            watched=(*gaps, "rollout/format_fraction", "rollout/response_tokens_mean"),
+        )

@@ -21,7 +21,7 @@ def pack(
     drawn: rollouts.Drawn,
     feed: align_feed.Feed,
     shape: RowShape,
-    judge: setup_models.Model,
+    discriminator: setup_models.Model,
 ) -> tuple[discriminator_batch.PackedSegments, Places]:
     """Lay the segments into rows, and say by name where the score of each will stand.
 
@@ -50,12 +50,12 @@ def pack(
                 kinds.append(kind)
             numbers.append(known[key])
     packed = discriminator_batch.pack(
-        asked.judged,
+        asked.discriminator_prompts,
         units,
         kinds,
         own.form.kinds,
         shape,
-        judge.config,
+        discriminator.config,
         positions=own.positions,
     )
     by_name = packed.indices()[numbers].reshape(len(names), -1)

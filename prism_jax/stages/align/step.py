@@ -33,16 +33,21 @@ class Experience:
         options: align_config.Config,
         devices: devices_lib.Devices,
         policy: setup_models.Model,
-        judge: setup_models.Model,
+        discriminator: setup_models.Model,
         *,
         feed: align_feed.Feed,
         shapes: align_feed.Shapes,
-        verifier: workers.JudgePool | None,
+        judge: workers.JudgePool | None,
         dump: running_dump.Dump,
     ):
         self._options, self._devices, self._feed = options, devices, feed
-        self._policy, self._judge, self._shapes, self._dump = policy, judge, shapes, dump
-        self._verifier = verifier
+        self._policy, self._discriminator, self._shapes, self._dump = (
+            policy,
+            discriminator,
+            shapes,
+            dump,
+        )
+        self._judge = judge
         self._sampler = rollouts.Sampler(
             options.rollout,
             policy,
@@ -52,13 +57,13 @@ class Experience:
             gate=options.gate,
         )
         self._score = discriminator_loss.make_scorer(
-            judge.graphdef, align_updates.score_settings(options, devices)
+            discriminator.graphdef, align_updates.score_settings(options, devices)
         )
         self._panel = align_honesty.Panel(
-            options, devices, judge, feed=feed, shapes=shapes, score=self._score
+            options, devices, discriminator, feed=feed, shapes=shapes, score=self._score
         )
         self._advantages = align_advantages.make_advantages(options)
-        rule = options.discriminator.rule(judge)
+        rule = options.discriminator.rule(discriminator)
         self._at = jax.jit(discriminator_loss.at)
         self._pulls = jax.jit(functools.partial(discriminator_loss.pulls, rule=rule))
 
@@ -69,14 +74,14 @@ class Experience:
         drawn = self._sampler(state["policy"].params, asked.prompts, key)
         begun = time.monotonic()
         packed, places = align_segments.pack(
-            asked, drawn, self._feed, self._shapes.discriminator, self._judge
+            asked, drawn, self._feed, self._shapes.discriminator, self._discriminator
         )
         batch = self._to_devices(packed.batch)
         found = self._score(state["discriminator"].params, batch)
         scores = jax.device_get(self._at(found, places))
         scored = time.monotonic()
         format_ok, accuracy, verified = align_advantages.verify(
-            self._options, self._verifier, asked, drawn
+            self._options, self._judge, asked, drawn
         )
         advantages = np.asarray(self._advantages(scores, format_ok, accuracy))
         pulls, told = self._pulls(found, places)

@@ -56,7 +56,7 @@ def open_updates(
     options: align_config.Config,
     devices: devices_lib.Devices,
     policy: setup_models.Model,
-    judge: setup_models.Model,
+    discriminator: setup_models.Model,
     shapes: align_feed.Shapes,
     *,
     key: jax.Array,
@@ -66,14 +66,18 @@ def open_updates(
     optimizers = {
         "policy": setup_models.make_optimizer(options.optim, policy.params, num_steps=num_steps),
         "discriminator": setup_models.make_optimizer(
-            own.optim, judge.params, num_steps=num_steps * options.pace.discriminator_updates
+            own.optim,
+            discriminator.params,
+            num_steps=num_steps * options.pace.discriminator_updates,
         ),
     }
     starts = {
         name: setup_models.start_of(
             model, optimizers[name], devices, key=jax.random.fold_in(key, number)
         )
-        for number, (name, model) in enumerate((("policy", policy), ("discriminator", judge)))
+        for number, (name, model) in enumerate(
+            (("policy", policy), ("discriminator", discriminator))
+        )
     }
     updates = Updates(
         policy=policy_update.make_update(
@@ -85,14 +89,16 @@ def open_updates(
             shapes.policy,
         ),
         discriminator=make_discriminator_update(
-            own.rule(judge),
+            own.rule(discriminator),
             score_settings(options, devices),
-            judge,
+            discriminator,
             optimizers["discriminator"],
             starts["discriminator"],
             shapes.discriminator,
         ),
-        refresh=make_refresh(own.rule(judge), score_settings(options, devices), judge),
+        refresh=make_refresh(
+            own.rule(discriminator), score_settings(options, devices), discriminator
+        ),
         is_always_fresh=own.head_dropout > 0,
     )
     return starts, updates
@@ -137,8 +143,8 @@ def make_refresh(
         places: align_segments.Places,
         key: jax.Array,
     ) -> discriminator_batch.SegmentBatch:
-        judge = nnx.merge(model.graphdef, params)
-        found = discriminator_loss.all_scores(judge, batch, settings, key)
+        discriminator = nnx.merge(model.graphdef, params)
+        found = discriminator_loss.all_scores(discriminator, batch, settings, key)
         pulls, _ = discriminator_loss.pulls(found, places, rule)
         return dataclasses.replace(batch, pulls=pulls)
 

@@ -97,7 +97,8 @@ class Reference(configuration.Section):
     It counts in the loss, in the reward, or in both. In neither, no reference is loaded.
     """
 
-    folder: str | None  # None: the policy that the run starts from
+    # None: the policy that the run starts from. The parameters themselves are compared.
+    folder: str | None = configuration.free()
     loss_estimator: kl.Estimator
     loss_coefficient: float | None
     reward_estimator: kl.Estimator
@@ -155,11 +156,9 @@ class Train(policy_update.Train):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(configuration.Section):
-    """Hold the configuration of the stage."""
+class Config(configuration.TrainingRun):
+    """The configuration of RLVR."""
 
-    seed: int
-    model: configuration.Model
     prompts: prompt_mixture.Prompts
     rollout: rollouts.Rollout
     groups: Groups
@@ -171,14 +170,10 @@ class Config(configuration.Section):
     rows: row_shapes.Rows
     train: Train
     optim: configuration.Optim
-    mesh: configuration.Mesh
-    checkpoint: configuration.Checkpoint
-    resume: configuration.Resume
-    log: configuration.Log
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(self, 0, "seed")
+        found = super().problems()
         drawn, parts = self.rollout, self.train.num_minibatches
         if drawn.num_prompts % parts:
             found.append(

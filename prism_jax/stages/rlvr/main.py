@@ -14,15 +14,11 @@ folder. Runs on TPU, GPU or CPU; configs/rlvr.py names sizes, hardware and sourc
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
-import jax
-
-from prism_jax import configuration
 from prism_jax.data import processor
 from prism_jax.policy import rollouts
-from prism_jax.running import dump, loop
+from prism_jax.running import dump as running_dump
 from prism_jax.running import run as run_lib
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
@@ -33,43 +29,27 @@ from prism_jax.stages.rlvr import reference as rlvr_reference
 from prism_jax.stages.rlvr import step as rlvr_step
 from prism_jax.stages.rlvr import updates as rlvr_updates
 
-# May change between a run and its continuation; prompts and reference themselves are compared.
-_MAY_DIFFER = (
-    "prompts.path",
-    "prompts.image_root",
-    "prompts.cache_dir",
-    "reference.folder",
-    "rewards.num_workers",
-    "rollout.batch_responses",
-    "rollout.chunk_tokens",
-    "rollout.dump_every_steps",
-    "train.num_threads",
-)
-
 _WATCHED = ("reward/total_mean", "reward/accuracy_mean", "rollout/format_fraction")
 
 
 def main(argv: Sequence[str]) -> None:
     """Train a policy on verifiable rewards."""
-    begun = time.monotonic()
-    config, workdir = configuration.read(argv, command="rlvr")
-    options = configuration.parse(rlvr_config.Config, config)
-    devices = devices_lib.open_devices(options.mesh, options.model)
-    devices_lib.require_one_process("rlvr")
-    keys = run_lib.keys(options.seed)
-    with run_lib.hold(workdir) as folder, jax.set_mesh(devices.mesh):
-        files = setup_models.keep_files(options.model, folder)
+    with run_lib.opened(argv, "rlvr", rlvr_config.Config) as run:
+        options, devices = run.options, run.devices
+        devices_lib.require_one_process("rlvr")
+        files = setup_models.keep_files(options.model, run.folder)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
-        identity = run_lib.identity("rlvr", config, [model], may_differ=_MAY_DIFFER)
-        if run_lib.is_finished(folder, identity):
+        identity = run.identity(model)
+        if run.is_finished(identity):
             return
-        words, opened = rlvr_feed.open_prompts(options, files, folder=folder)
+        words, opened = rlvr_feed.open_prompts(options, files, folder=run.folder)
         shape = rlvr_updates.shape_of(options, opened.sizes, devices)
         num_updates = options.train.num_steps * options.train.num_updates
         optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_updates)
-        start = setup_models.start_of(model, optimizer, devices, key=keys.init)
+        start = setup_models.start_of(model, optimizer, devices, key=run.keys.init)
         reference = rlvr_reference.open_reference(options.reference, model, devices, start)
         sampler = open_sampler(options, model, devices, words, opened)
+        feed = rlvr_feed.open_feed(options, words, opened, sampler.reader, reference)
         with options.rewards.open_judge() as judge:
             experience = rlvr_step.Experience(
                 options,
@@ -79,33 +59,24 @@ def main(argv: Sequence[str]) -> None:
                 judge=judge,
                 shape=shape,
                 reference=None if reference is None else reference.params,
-                dump=dump.Dump(folder, options.rollout.dump_every_steps),
+                dump=running_dump.Dump(run.folder, options.rollout.dump_every_steps),
             )
-            run_lib.run(
-                run_lib.Run(
-                    identity=identity,
-                    workdir=folder,
-                    seed=options.seed,
-                    key=keys.run,
-                    begun=begun,
-                    num_steps=options.train.num_steps,
-                    evaluate_every_steps=None,
-                    max_skipped_in_row=options.train.max_skipped_in_row,
-                    watched=_WATCHED,
-                    checkpoint=options.checkpoint,
-                    resume=options.resume,
-                    log=options.log,
-                ),
+            run.train(
+                identity,
                 loop.Stage(
                     experience=experience,
                     update=rlvr_updates.make(options, devices, model, optimizer, start, shape),
                     evaluate=None,
                     skip_counters=("optim/skipped_in_row",),
                 ),
-                rlvr_feed.open_feed(options, words, opened, sampler.reader, reference),
-                abstract_state=start.abstract,
-                make_state=start.make,
-                summary={},
+                feed,
+                start,
+                limits=loop.Limits(
+                    num_steps=options.train.num_steps,
+                    evaluate_every_steps=None,
+                    max_skipped_in_row=options.train.max_skipped_in_row,
+                ),
+                watched=_WATCHED,
             )
 
 

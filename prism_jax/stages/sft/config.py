@@ -14,7 +14,7 @@ class Data(configuration.Section):
     weights: tuple[float, ...]  # of the sources in the mixture; empty: each row once an epoch
     held_out: tuple[str, ...]  # for the evaluation loss; empty: none
     image_root: str  # of relative image paths; empty: the folder of the file
-    cache_dir: str  # for built data sets on gs://
+    cache_dir: str = configuration.free()  # for built data sets on gs://
     max_bad_rows: int
     overlong: Literal["error", "filter"]  # what happens to rows that fit no packed row
     min_pixels: int | None  # of an image; None: as the model's folder says
@@ -24,8 +24,8 @@ class Data(configuration.Section):
     row_patches: tuple[int, ...]  # sizes of vision rows, ascending; empty: rows without images
     row_images: int
     num_open_rows: int  # rows that are filled at a time
-    num_threads: int
-    cache_mebibytes: int  # memory for encoded demonstrations
+    num_threads: int = configuration.free()
+    cache_mebibytes: int = configuration.free()  # memory for encoded demonstrations
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -76,20 +76,10 @@ class Evaluate(configuration.Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(configuration.Section):
-    """Hold the configuration of the stage."""
+class Config(configuration.TrainingRun):
+    """The configuration of supervised fine-tuning."""
 
-    seed: int
-    model: configuration.Model
     data: Data
     train: Train
     optim: configuration.Optim
-    evaluate: Evaluate
-    mesh: configuration.Mesh
-    checkpoint: configuration.Checkpoint
-    resume: configuration.Resume
-    log: configuration.Log
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 0, "seed")
+    evaluate: Evaluate = configuration.free()

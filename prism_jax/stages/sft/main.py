@@ -7,49 +7,32 @@ names sizes, hardware and sources.
 """
 
 import functools
-import time
 from collections.abc import Sequence
 
-import jax
-
-from prism_jax import configuration
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
-from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.sft import config as sft_config
 from prism_jax.stages.sft import feed as sft_feed
 from prism_jax.stages.sft import step as sft_step
 from prism_jax.training import train_step
 
-# May change between a run and its continuation.
-_MAY_DIFFER = ("data.cache_dir", "data.num_threads", "data.cache_mebibytes", "evaluate")
-
 
 def main(argv: Sequence[str]) -> None:
     """Train a policy on demonstrations."""
-    begun = time.monotonic()
-    config, workdir = configuration.read(argv, command="sft")
-    options = configuration.parse(sft_config.Config, config)
-    devices = devices_lib.open_devices(options.mesh, options.model)
-    keys = run_lib.keys(options.seed)
-    with run_lib.hold(workdir) as folder, jax.set_mesh(devices.mesh):
-        files = setup_models.keep_files(options.model, folder)
+    with run_lib.opened(argv, "sft", sft_config.Config) as run:
+        options, devices = run.options, run.devices
+        files = setup_models.keep_files(options.model, run.folder)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
-        identity = run_lib.identity("sft", config, [model], may_differ=_MAY_DIFFER)
-        if run_lib.is_finished(folder, identity):
+        identity = run.identity(model)
+        if run.is_finished(identity):
             return
-        feed = sft_feed.Feed(
-            options,
-            devices,
-            model,
-            words=sft_feed.open_words(options.data, files),
-            folder=folder,
-        )
+        words = sft_feed.open_words(options.data, files)
+        feed = sft_feed.Feed(options, devices, model, words=words, folder=run.folder)
         num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
         data = feed.train(num_steps)
         optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
-        start = setup_models.start_of(model, optimizer, devices, key=keys.init)
+        start = setup_models.start_of(model, optimizer, devices, key=run.keys.init)
         loss_fn = sft_step.make_loss(options, devices)
         update = train_step.make_train_step(
             model.graphdef,
@@ -62,21 +45,8 @@ def main(argv: Sequence[str]) -> None:
             num_microbatches=options.train.num_microbatches,
             shardings=start.shardings,
         )
-        run_lib.run(
-            run_lib.Run(
-                identity=identity,
-                workdir=folder,
-                seed=options.seed,
-                key=keys.run,
-                begun=begun,
-                num_steps=num_steps,
-                evaluate_every_steps=options.evaluate.every_steps,
-                max_skipped_in_row=options.train.max_skipped_in_row,
-                watched=("loss/nll", "eval/nll", "optim/learning_rate"),
-                checkpoint=options.checkpoint,
-                resume=options.resume,
-                log=options.log,
-            ),
+        run.train(
+            identity,
             loop.Stage(
                 experience=loop.learn_from_data,
                 update=update,
@@ -84,7 +54,11 @@ def main(argv: Sequence[str]) -> None:
                 skip_counters=("optim/skipped_in_row",),
             ),
             data,
-            abstract_state=start.abstract,
-            make_state=start.make,
-            summary={},
+            start,
+            limits=loop.Limits(
+                num_steps=num_steps,
+                evaluate_every_steps=options.evaluate.every_steps,
+                max_skipped_in_row=options.train.max_skipped_in_row,
+            ),
+            watched=("loss/nll", "eval/nll", "optim/learning_rate"),
         )

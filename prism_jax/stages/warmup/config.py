@@ -16,10 +16,13 @@ from prism_jax.setup import row_shapes
 class Data(configuration.Section):
     """Say which pairs, and how the discriminator reads them."""
 
-    train: tuple[str, ...]  # JSONL files, folders of them, or folders that `data build` wrote
+    # JSONL files, folders of them, or folders that `data build` wrote; the pairs themselves are
+    # compared.
+    train: tuple[str, ...] = configuration.free()
     held_out_fraction: float  # of the prompts, for evaluation; a prompt is on one side only
-    image_root: str  # of relative image paths; empty: the folder of the file
-    cache_dir: str  # for built data sets on gs://
+    # Of relative image paths; empty: the folder of the file.
+    image_root: str = configuration.free()
+    cache_dir: str = configuration.free()  # for built data sets on gs://
     max_bad_rows: int
     overlong: Literal["error", "filter"]  # what happens to longer rows
     max_tokens: int  # of a prompt with one segment
@@ -28,13 +31,13 @@ class Data(configuration.Section):
     sees_images: bool  # False: prompts are read without their pictures
     # Folder of tokenizer and chat template; empty: the model's. A text-only trunk needs that of the
     # policy, whose texts it is to score.
-    words: str
+    words: str = configuration.free()
     view: segments.View  # which segments there are
     scored_token: Literal[
         "last", "newline"
     ]  # where a segment is scored, see `discriminator.segments`
     gate: tags.Gate  # the format that a response must have
-    num_threads: int
+    num_threads: int = configuration.free()
 
     @property
     def form(self) -> segments.Form:
@@ -116,26 +119,19 @@ class Evaluate(configuration.Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(configuration.Section):
-    """Hold the configuration of the stage."""
+class Config(configuration.TrainingRun):
+    """The configuration of the warm-up."""
 
-    seed: int
-    model: configuration.Model
     data: Data
     pairs: Pairs
     rows: row_shapes.Rows
     train: Train
-    evaluate: Evaluate
-    honesty: honesty_panel.Options
+    evaluate: Evaluate = configuration.free()
+    honesty: honesty_panel.Options = configuration.free()
     optim: configuration.Optim
-    mesh: configuration.Mesh
-    checkpoint: configuration.Checkpoint
-    resume: configuration.Resume
-    log: configuration.Log
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(self, 0, "seed")
-        return found + segments.problems_of_length(
+        return super().problems() + segments.problems_of_length(
             "pairs.length_beta", self.pairs.length_beta, self.data.view
         )

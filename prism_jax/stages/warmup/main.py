@@ -14,12 +14,8 @@ Source: PRISM moe/train_moe_vl_warmup_fast.py.
 """
 
 import dataclasses
-import time
 from collections.abc import Sequence
 
-import jax
-
-from prism_jax import configuration
 from prism_jax.checkpoints import model_files
 from prism_jax.running import run as run_lib
 from prism_jax.setup import devices as devices_lib
@@ -30,33 +26,20 @@ from prism_jax.stages.warmup import honesty as warmup_honesty
 from prism_jax.stages.warmup import start as warmup_start
 from prism_jax.stages.warmup import step as warmup_step
 
-# May change between a run and its continuation; the pairs themselves are compared.
-_MAY_DIFFER = (
-    "data.train",
-    "data.image_root",
-    "data.words",
-    "data.cache_dir",
-    "data.num_threads",
-    "evaluate",
-    "honesty",
-)
-
 
 def main(argv: Sequence[str]) -> None:
     """Train a discriminator on pairs."""
-    begun = time.monotonic()
-    config, workdir = configuration.read(argv, command="warmup")
-    options = configuration.parse(warmup_config.Config, config)
-    devices = devices_lib.open_devices(options.mesh, options.model)
-    devices_lib.require_one_process("warmup")
-    keys = run_lib.keys(options.seed)
-    with run_lib.hold(workdir) as folder, jax.set_mesh(devices.mesh):
-        # Of a run that trained two models, the files of the discriminator.
-        own = str(model_files.of(options.model.folder, is_discriminator=True))
-        files = setup_models.keep_files(dataclasses.replace(options.model, folder=own), folder)
+    with run_lib.opened(argv, "warmup", warmup_config.Config) as run:
+        options, devices = run.options, run.devices
+        devices_lib.require_one_process("warmup")
+        # If the folder is an alignment run, take the discriminator's files, not the policy's.
+        source = str(model_files.of(options.model.folder, is_discriminator=True))
+        files = setup_models.keep_files(
+            dataclasses.replace(options.model, folder=source), run.folder
+        )
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=True)
-        identity = run_lib.identity("warmup", config, [model], may_differ=_MAY_DIFFER)
-        if run_lib.is_finished(folder, identity):
+        identity = run.identity(model)
+        if run.is_finished(identity):
             return
         feed = warmup_feed.Feed(
             options.data,
@@ -64,35 +47,26 @@ def main(argv: Sequence[str]) -> None:
             files=files,
             num_pairs=options.train.num_pairs,
             seed=options.seed,
-            folder=folder,
+            folder=run.folder,
         )
         shape = options.rows.shape(feed.largest(), devices, place="config.rows")
         num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
         optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
-        start = warmup_start.start_of(model, optimizer, devices, key=keys.init)
+        start = warmup_start.start_of(model, optimizer, devices, key=run.keys.init)
         names = options.data.form.names
-        run_lib.run(
-            run_lib.Run(
-                identity=identity,
-                workdir=folder,
-                seed=options.seed,
-                key=keys.run,
-                begun=begun,
+        run.train(
+            identity,
+            warmup_step.make_stage(
+                options, devices, model, feed, optimizer, start, shape, num_steps=num_steps
+            ),
+            run_lib.OnDevices(feed.train(shape, num_steps=num_steps), devices),
+            start,
+            limits=loop.Limits(
                 num_steps=num_steps,
                 evaluate_every_steps=warmup_honesty.every_steps(
                     options.evaluate.every_steps, options.honesty.every_steps
                 ),
                 max_skipped_in_row=options.train.max_skipped_in_row,
-                watched=("loss/total", *(f"eval/{name}_pair_accuracy" for name in names)),
-                checkpoint=options.checkpoint,
-                resume=options.resume,
-                log=options.log,
             ),
-            warmup_step.make_stage(
-                options, devices, model, feed, optimizer, start, shape, num_steps=num_steps
-            ),
-            run_lib.OnDevices(feed.train(shape, num_steps=num_steps), devices),
-            abstract_state=start.abstract,
-            make_state=start.make,
-            summary={},
+            watched=("loss/total", *(f"eval/{name}_pair_accuracy" for name in names)),
         )
