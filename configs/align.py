@@ -25,6 +25,31 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import common, sampled_training
 
+_SIZES = common.table("""
+         num_prompts  num_responses  max_response_tokens  num_steps  peak  discriminator_peak
+  tiny   2            2              16                   2          1e-3  1e-3
+  demo   4            6              96                   14         2e-5  2e-4
+  small  8            8              320                  30         1e-5  2e-5
+  4b     4            16             6144                 500        1e-6  1e-6
+  8b     4            16             6144                 500        1e-6  1e-6
+""")
+# Of the policy and of the discriminator.
+_ROWS = common.table("""
+         row_tokens  row_sequences  num_rows
+  tiny   256         2              2
+  demo   384         2              8
+  small  1024        4              8
+  4b     8192        16             8
+  8b     8192        16             8
+""")
+_EVERY = common.table("""
+         panel_steps  panel_pairs  save_steps  log_steps
+  tiny   2            2            1           1
+  demo   7            16           7           10
+  small  20           32           50          1
+  4b     50           32           50          1
+  8b     50           32           50          1
+""")
 _MODES = ("acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align")
 _VIEWS = ("whole", "both")
 
@@ -32,12 +57,12 @@ _VIEWS = ("whole", "both")
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
     size, options = common.arguments(
-        arg, ("new", "text_only", "text_trunk", "official", *_VIEWS, *_MODES)
+        arg, ("new", "text_only", "text_trunk", "official", *_VIEWS, *_MODES), _SIZES
     )
     for alternatives in (_VIEWS, _MODES):
         if len(options & set(alternatives)) > 1:
             raise ValueError(f"options: one of {', '.join(alternatives)} must be chosen at most")
-    is_large = size in ("4b", "8b")
+    row, every, is_large = _SIZES[size], _EVERY[size], common.is_large(size)
     if is_large and "new" in options:
         raise ValueError(f"size {size} has no option new")
     config = ConfigDict()
@@ -49,13 +74,11 @@ def get_config(arg: str = "4b") -> ConfigDict:
         # Source: filter_overlong_prompts; every row that is left out is named.
         config.prompts.overlong = "filter"
     config.gate = "strict"
-    prompts, responses, tokens = {
-        "tiny": (2, 2, 16),
-        "demo": (4, 6, 96),
-        "small": (8, 8, 320),
-    }.get(size, (4, 16, 6144))
     config.rollout = sampled_training.rollout(
-        size, num_prompts=prompts, num_responses=responses, max_tokens=tokens
+        size,
+        num_prompts=row.num_prompts,
+        num_responses=row.num_responses,
+        max_tokens=row.max_response_tokens,
     )
     # All at a time: 4 prompts on 8 devices are one a device, 16 responses x 8192 tokens = 19.3 GB
     # beside both models' states, 16 GB for 4B, 23 GB for 8B; see configs/rlvr.py.
@@ -67,27 +90,22 @@ def get_config(arg: str = "4b") -> ConfigDict:
         {"discriminator_updates": 1, "policy_every_steps": 1, "discriminator_warmup_steps": 0}
     )
     config.algorithm = sampled_training.weighing(aggregation="token-mean")
-    config.rows = sampled_training.rows(
-        *{"tiny": (256, 2, 2), "demo": (384, 2, 8), "small": (1024, 4, 8)}.get(size, (8192, 16, 8))
-    )
+    config.rows = ConfigDict(vars(_ROWS[size]))
     config.train = ConfigDict(
         {
-            "num_steps": {"tiny": 2, "demo": 14, "small": 30}.get(size, 500),
+            "num_steps": row.num_steps,
             "head_chunk_tokens": 1024 if is_large else 2048,
             "has_entropy": True,
             "num_threads": 2,
             "max_skipped_in_row": 3,
         }
     )
-    config.honesty = common.honesty(
-        every_steps={"tiny": 2, "demo": 7, "small": 20}.get(size, 50),
-        num_pairs={"tiny": 2, "demo": 16}.get(size, 32),
-    )
-    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 2e-5, "small": 1e-5}.get(size, 1e-6))
+    config.honesty = common.honesty(every_steps=every.panel_steps, num_pairs=every.panel_pairs)
+    config.optim = common.optim(peak=row.peak)
     config.mesh = common.mesh()
-    config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 7}.get(size, 50))
+    config.checkpoint = common.checkpoint(every_steps=every.save_steps)
     config.resume = common.resume()
-    config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 1))
+    config.log = common.log(every_steps=every.log_steps)
     if "official" in options:
         _official(config)
     return config
@@ -163,7 +181,7 @@ def _advantage(options: set[str]) -> ConfigDict:
 
 
 def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDict:
-    is_large = size in ("4b", "8b")
+    is_large = common.is_large(size)
     is_text_only = "text_only" in options
     has_tower = "text_trunk" not in options
     chosen = ConfigDict(
@@ -190,12 +208,8 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
             "head_dropout": 0.0,
             "microbatch_pairs": config_dict.placeholder(int),
             "all_invalid": "none",
-            "rows": sampled_training.rows(
-                *{"tiny": (256, 2, 2), "demo": (384, 2, 8), "small": (1024, 4, 8)}.get(
-                    size, (8192, 16, 8)
-                )
-            ),
-            "optim": common.optim(peak={"tiny": 1e-3, "demo": 2e-4, "small": 2e-5}.get(size, 1e-6)),
+            "rows": ConfigDict(vars(_ROWS[size])),
+            "optim": common.optim(peak=_SIZES[size].discriminator_peak),
         }
     )
     for view in _VIEWS:

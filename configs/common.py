@@ -1,21 +1,69 @@
 """Pieces that the configurations of the stages share."""
 
-from collections.abc import Sequence
+import ast
+import types
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict, config_dict
 
-SIZES = ("tiny", "demo", "small", "4b", "8b")
+
+def table(text: str) -> dict[str, types.SimpleNamespace]:
+    """Return the rows of a table of sizes by name, each with the columns as attributes.
+
+    The first line names the columns, every other line begins with a size. Values are Python's, `-`
+    is None.
+    """
+    head, *lines = (line.split() for line in text.strip().splitlines())
+    rows = {}
+    for size, *cells in lines:
+        values = [None if cell == "-" else ast.literal_eval(cell) for cell in cells]
+        rows[size] = types.SimpleNamespace(**dict(zip(head, values, strict=True)))
+    return rows
 
 
-def arguments(text: str, options: Sequence[str]) -> tuple[str, set[str]]:
+# How a policy is computed. remat: the fastest that fits; of small measured on an H100, see
+# benchmarks/results/h100_train_small.json.
+_MODELS = table("""
+         dtype       remat                 is_large
+  tiny   "float32"   "none"                False
+  demo   "float32"   "none"                False
+  small  "bfloat16"  "save_attention"      False
+  4b     "bfloat16"  "save_attention"      True
+  8b     "bfloat16"  "full"                True
+""")
+
+# New models; their vocabulary is the tokenizer's. With a few hundred tokens: tiny 0.5 million
+# parameters, demo 2.4, small 107.
+_TEXTS = table("""
+         hidden_size  intermediate_size  num_layers  num_heads  num_kv_heads  head_dim
+  tiny   64           128                2           4          2             16
+  demo   128          384                4           4          2             32
+  small  640          2048               12          10         5             64
+""")
+_TOWERS = table("""
+         hidden_size intermediate_size num_layers num_heads num_position_embeddings deepstack_layers
+  tiny   64          128               2          4         16                      (0,1)
+  demo   128         384               3          4         64                      (0,1)
+  small  512         2048              8          8         576                     (2,5)
+""")
+
+
+def arguments(
+    text: str, options: Sequence[str], sizes: Mapping[str, types.SimpleNamespace]
+) -> tuple[str, set[str]]:
     """Return the size and the options of `configs/X.py:SIZE,OPTION,…`."""
     size, *chosen = text.split(",")
-    if size not in SIZES:
-        raise ValueError(f"the size must be one of {', '.join(SIZES)}, got {size!r}")
+    if size not in sizes:
+        raise ValueError(f"the size must be one of {', '.join(sizes)}, got {size!r}")
     unknown = [option for option in chosen if option not in options]
     if unknown:
         raise ValueError(f"options are {', '.join(options) or 'none'}, got {', '.join(unknown)}")
     return size, set(chosen)
+
+
+def is_large(size: str) -> bool:
+    """Return whether the size is that of a published model, whose checkpoint is read."""
+    return _MODELS[size].is_large
 
 
 def mesh() -> ConfigDict:
@@ -37,51 +85,24 @@ def model(size: str) -> ConfigDict:
             "folder": "",
             "init": "pretrained",
             "sizes": config_dict.placeholder(ConfigDict),
-            "dtype": "float32" if size in ("tiny", "demo") else "bfloat16",
+            "dtype": _MODELS[size].dtype,
             "param_dtype": "float32",
             "attention": "auto",
-            # Also the fastest for small, on an H100: benchmarks/results/h100_train_small.json.
-            "remat": {"small": "save_attention", "4b": "save_attention", "8b": "full"}.get(
-                size, "none"
-            ),
+            "remat": _MODELS[size].remat,
         }
     )
 
 
 def new_model(size: str) -> ConfigDict:
-    """Return a model that is made anew; `folder` names its tokenizer.
-
-    With a vocabulary of a few hundred tokens: tiny 0.5 million parameters, demo 2.4, small 107.
-    """
-    widths = {  # hidden, mlp, layers, heads, kv heads, head size
-        "tiny": (64, 128, 2, 4, 2, 16),
-        "demo": (128, 384, 4, 4, 2, 32),
-        "small": (640, 2048, 12, 10, 5, 64),
-    }
-    towers = {  # hidden, mlp, layers, heads, positions, taps
-        "tiny": (64, 128, 2, 4, 16, (0, 1)),
-        "demo": (128, 384, 3, 4, 64, (0, 1)),
-        "small": (512, 2048, 8, 8, 576, (2, 5)),
-    }
-    text, vision = widths[size], towers[size]
+    """Return a model that is made anew; `folder` names its tokenizer."""
     chosen = model(size)
     chosen.init = "random"
     chosen.sizes = ConfigDict(
         {
-            "hidden_size": text[0],
-            "intermediate_size": text[1],
-            "num_layers": text[2],
-            "num_heads": text[3],
-            "num_kv_heads": text[4],
-            "head_dim": text[5],
+            **vars(_TEXTS[size]),
             "rope_theta": 10_000.0,
             "tie_word_embeddings": True,
-            "vision_hidden_size": vision[0],
-            "vision_intermediate_size": vision[1],
-            "vision_num_layers": vision[2],
-            "vision_num_heads": vision[3],
-            "vision_num_position_embeddings": vision[4],
-            "vision_deepstack_layers": vision[5],
+            **{f"vision_{name}": value for name, value in vars(_TOWERS[size]).items()},
             "initializer_range": 0.02,
         }
     )

@@ -23,6 +23,14 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import common, sampled
 
+_SIZES = common.table("""
+         num_samples  max_tokens  batch_responses
+  tiny   2            16          4
+  demo   8            256         64
+  small  8            512         256
+  4b     8            8192        64
+  8b     8            8192        64
+""")
 _INSTRUCTION = (
     "In the caption, write down everything in the image that the question could need: every "
     "object, label, number and relation, exactly as shown. Reason from what the caption says, one "
@@ -33,7 +41,7 @@ _INSTRUCTION = (
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION`."""
-    size, options = common.arguments(arg, ("difficulty", "teacher"))
+    size, options = common.arguments(arg, ("difficulty", "teacher"), _SIZES)
     has_both = len(options) != 1
     config = ConfigDict()
     config.difficulty = config_dict.placeholder(ConfigDict)
@@ -56,9 +64,10 @@ def _difficulty(size: str) -> ConfigDict:
     config.prompts = sampled.prompts(size)
     config.mesh = sampled.mesh()
     config.sampling = sampled.sampling(top_p=None)
-    config.num_samples = 2 if size == "tiny" else 8
-    config.max_tokens = {"tiny": 16, "demo": 256, "small": 512}.get(size, 8192)
-    config.batch_responses = {"tiny": 4, "demo": 64, "small": 256}.get(size, 64)
+    row = _SIZES[size]
+    config.num_samples = row.num_samples
+    config.max_tokens = row.max_tokens
+    config.batch_responses = row.batch_responses
     config.judge = _judge()
     config.judge.rule = "strict"
     # Kept for RL: more often right than never, less often than always.

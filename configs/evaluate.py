@@ -18,10 +18,20 @@ from ml_collections import ConfigDict
 
 from configs import common, sampled
 
+# max_tokens of 4b, 8b: the limit of RLVR; published evaluations allow 8192 to 49152, by benchmark.
+_SIZES = common.table("""
+         max_tokens  batch_responses
+  tiny   16          4
+  demo   112         128
+  small  512         256
+  4b     8192        64
+  8b     8192        64
+""")
+
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("samples", "official"))
+    size, options = common.arguments(arg, ("samples", "official"), _SIZES)
     is_official = "official" in options
     config = ConfigDict()
     config.seed = 0
@@ -31,9 +41,8 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.has_greedy = not is_official
     config.num_samples = 4 if "samples" in options else 1 if is_official else 0
     config.sampling = sampled.sampling(top_p=0.7 if is_official else None)
-    # 4b, 8b: the limit of RLVR; the published evaluations allow 8192 to 49152, by benchmark.
-    config.max_tokens = {"tiny": 16, "demo": 112, "small": 512}.get(size, 8192)
-    config.batch_responses = {"tiny": 4, "demo": 128, "small": 256}.get(size, 64)
+    config.max_tokens = _SIZES[size].max_tokens
+    config.batch_responses = _SIZES[size].batch_responses
     config.rewards = sampled.rewards(is_official=is_official)
     config.line_every_steps = 1
     return config

@@ -18,22 +18,30 @@ from ml_collections import ConfigDict
 
 from configs import common, sampled
 
+# temperature: as in alignment.
+_SIZES = common.table("""
+         max_tokens  batch_responses  temperature
+  tiny   16          4                1.0
+  demo   112         128              0.7
+  small  512         256              0.7
+  4b     6144        64               1.0
+  8b     6144        64               1.0
+""")
+
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("equal",))
+    size, options = common.arguments(arg, ("equal",), _SIZES)
     config = ConfigDict()
     config.seed = 0
     config.policy = sampled.policy(size)
     config.prompts = sampled.prompts(size)
     config.mesh = sampled.mesh()
     config.sampling = sampled.sampling(top_p=None)
-    if size in ("demo", "small"):
-        # As in its alignment.
-        config.sampling.temperature = 0.7
+    config.sampling.temperature = _SIZES[size].temperature
     config.num_responses = 1
-    config.max_tokens = {"tiny": 16, "demo": 112, "small": 512}.get(size, 6144)
-    config.batch_responses = {"tiny": 4, "demo": 128, "small": 256}.get(size, 64)
+    config.max_tokens = _SIZES[size].max_tokens
+    config.batch_responses = _SIZES[size].batch_responses
     config.has_equal_segments = "equal" in options
     config.line_every_steps = 1
     return config

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-_SIZES = ("tiny", "demo", "small")
 # The parts of the corpus that are not those of its level.
 _ROWS = {
     "tiny": ("public=16", "teacher=8", "align=8", "rl_train=8", "rl_test=8", "base=16"),
@@ -32,9 +31,7 @@ _ROWS = {
 
 def get_config(arg: str = "demo") -> ConfigDict:
     """Return the configuration of a size."""
-    size, _ = common.arguments(arg, ())
-    if size not in _SIZES:
-        raise ValueError(f"the size must be one of {', '.join(_SIZES)}, got {size!r}")
+    size, _ = common.arguments(arg, (), _ROWS)
     config = ConfigDict()
     config.seed = 0
     config.size = size

@@ -37,12 +37,28 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import common, sampled, sampled_training
 
+_SIZES = common.table("""
+         num_prompts  num_responses  max_response_tokens  num_steps  peak  save_every  log_every
+  tiny   2            2              16                   2          1e-3  1           1
+  demo   12           8              96                   40         2e-5  20          10
+  small  32           8              320                  60         1e-5  50          1
+  4b     32           16             8192                 1500       1e-6  50          1
+  8b     32           16             8192                 1500       1e-6  50          1
+""")
+_ROWS = common.table("""
+         row_tokens  row_sequences  num_rows
+  tiny   256         2              2
+  demo   384         2              8
+  small  1024        4              8
+  4b     10240       16             8
+  8b     10240       16             8
+""")
+
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("new", "official", "grpo", *_ALGORITHMS))
-    is_large = size in ("4b", "8b")
-    if is_large and "new" in options:
+    size, options = common.arguments(arg, ("new", "official", "grpo", *_ALGORITHMS), _SIZES)
+    if common.is_large(size) and "new" in options:
         raise ValueError(f"size {size} has no option new")
     chosen = sorted(options - {"new", "official"})
     if len(chosen) > 1:
@@ -60,7 +76,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
 
 def _base(size: str) -> ConfigDict:
     """Return GRPO."""
-    is_large = size in ("4b", "8b")
+    row, is_large = _SIZES[size], common.is_large(size)
     config = ConfigDict()
     config.seed = 0
     config.model = common.model(size)
@@ -68,13 +84,11 @@ def _base(size: str) -> ConfigDict:
     if is_large:
         # Source: filter_overlong_prompts; every row that is left out is named.
         config.prompts.overlong = "filter"
-    prompts, responses, tokens = {
-        "tiny": (2, 2, 16),
-        "demo": (12, 8, 96),
-        "small": (32, 8, 320),
-    }.get(size, (32, 16, 8192))
     config.rollout = sampled_training.rollout(
-        size, num_prompts=prompts, num_responses=responses, max_tokens=tokens
+        size,
+        num_prompts=row.num_prompts,
+        num_responses=row.num_responses,
+        max_tokens=row.max_response_tokens,
     )
     if is_large:
         # 16 on each of 8 devices. A token's keys and values take 2 x 36 layers x 8 heads x 128 x 2
@@ -91,14 +105,10 @@ def _base(size: str) -> ConfigDict:
     # Source: loss_agg_mode token-mean, of the whole batch here.
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")
     _add_what_is_off(config, is_large=is_large)
-    config.rows = sampled_training.rows(
-        *{"tiny": (256, 2, 2), "demo": (384, 2, 8), "small": (1024, 4, 8)}.get(
-            size, (10_240, 16, 8)
-        )
-    )
+    config.rows = ConfigDict(vars(_ROWS[size]))
     config.train = ConfigDict(
         {
-            "num_steps": {"tiny": 2, "demo": 40, "small": 60}.get(size, 1500),
+            "num_steps": row.num_steps,
             # Source: ppo_mini_batch_size = train_batch_size in every script, ppo_epochs 1.
             "num_minibatches": 1,
             "num_epochs": 1,
@@ -108,11 +118,11 @@ def _base(size: str) -> ConfigDict:
             "max_skipped_in_row": 3,
         }
     )
-    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 2e-5, "small": 1e-5}.get(size, 1e-6))
+    config.optim = common.optim(peak=row.peak)
     config.mesh = common.mesh()
-    config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 50))
+    config.checkpoint = common.checkpoint(every_steps=row.save_every)
     config.resume = common.resume()
-    config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 1))
+    config.log = common.log(every_steps=row.log_every)
     return config
 
 

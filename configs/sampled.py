@@ -4,6 +4,17 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import common
 
+# max_prompt_tokens: source PRISM scripts/train/experiment, max_prompt_length 2048 of all stages
+# after SFT.
+_SIZES = common.table("""
+         dtype       max_prompt_tokens
+  tiny   "float32"   512
+  demo   "float32"   512
+  small  "bfloat16"  1024
+  4b     "bfloat16"  2048
+  8b     "bfloat16"  2048
+""")
+
 
 def policy(size: str) -> ConfigDict:
     """Return a policy in bfloat16, tiny ones in float32; its folder is to be named."""
@@ -11,7 +22,7 @@ def policy(size: str) -> ConfigDict:
         {
             "folder": "",
             "step": config_dict.placeholder(int),
-            "dtype": "float32" if size in ("tiny", "demo") else "bfloat16",
+            "dtype": _SIZES[size].dtype,
             "attention": "auto",
         }
     )
@@ -25,9 +36,7 @@ def prompts(size: str) -> ConfigDict:
             "image_root": config_dict.placeholder(str),
             "cache_dir": config_dict.placeholder(str),
             "max_rows": config_dict.placeholder(int),
-            # Source: PRISM scripts/train/experiment: max_prompt_length 2048, of all stages after
-            # SFT.
-            "max_prompt_tokens": {"tiny": 512, "demo": 512, "small": 1024}.get(size, 2048),
+            "max_prompt_tokens": _SIZES[size].max_prompt_tokens,
             "overlong": "error",
             "max_bad_rows": 0,
             # Training had its own bounds: give the same ones here.

@@ -2,13 +2,22 @@
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import sampled
+from configs import common, sampled
+
+# Models of 2 or 107 million parameters mix up their words at temperature 1.
+_SIZES = common.table("""
+         temperature  dump_every
+  tiny   1.0          1
+  demo   0.7          10
+  small  0.7          25
+  4b     1.0          25
+  8b     1.0          25
+""")
 
 
 def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int) -> ConfigDict:
-    """Return drawing from the whole vocabulary, at temperature 1.
+    """Return drawing from the whole vocabulary.
 
-    Models of 2 or 107 million parameters mix up their words at 1: demo and small draw at 0.7.
     Source: PRISM scripts/train/experiment: temperature 1.0, top_p 1.0 in every stage.
     """
     return ConfigDict(
@@ -17,11 +26,11 @@ def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int)
             "num_responses": num_responses,
             "batch_responses": config_dict.placeholder(int),
             "max_response_tokens": max_tokens,
-            "temperature": 0.7 if size in ("demo", "small") else 1.0,
+            "temperature": _SIZES[size].temperature,
             "top_k": config_dict.placeholder(int),
             "top_p": config_dict.placeholder(float),
             "chunk_tokens": 64,
-            "dump_every_steps": {"tiny": 1, "demo": 10}.get(size, 25),
+            "dump_every_steps": _SIZES[size].dump_every,
         }
     )
 
@@ -36,13 +45,6 @@ def prompts(size: str) -> ConfigDict:
     del chosen.path
     chosen.path, chosen.weights = (), ()
     return chosen
-
-
-def rows(row_tokens: int, row_sequences: int, num_rows: int) -> ConfigDict:
-    """Return packed rows; their number follows from the largest prompts and responses."""
-    return ConfigDict(
-        {"row_tokens": row_tokens, "row_sequences": row_sequences, "num_rows": num_rows}
-    )
 
 
 def weighing(*, aggregation: str) -> ConfigDict:

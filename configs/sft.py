@@ -19,13 +19,34 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import common
 
+# num_rows: packed rows of a microbatch over all devices. The README's "global batch 2" is almost
+# surely 2 sequences on each of 8 devices; a packed row holds several.
+_SIZES = common.table("""
+         num_rows  num_steps  num_epochs  peak  evaluate_every  save_every  log_every
+  tiny   2         2          -           1e-3  1               1           1
+  demo   8         300        -           3e-4  100             50          20
+  small  16        100        -           2e-4  50              50          10
+  4b     8         -          1           1e-5  1000            500         10
+  8b     8         -          1           1e-5  1000            500         10
+""")
+# demo has short rows of two examples: attention by XLA computes whole rows, whatever is packed into
+# them. An image of 768 x 768 pixels has 2304 patches and 576 tokens.
+_ROWS = common.table("""
+         row_tokens row_examples row_patches  row_images num_open_rows num_threads cache_mebibytes
+  tiny   128        4            (32,)        4          16            2           1024
+  demo   352        2            (32,)        2          16            2           1024
+  small  2048       16           (2048,)      16         16            8           1024
+  4b     8192       32           (8192,16384) 32         64            8           0
+  8b     8192       32           (8192,16384) 32         64            8           0
+""")
+
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
-    size, options = common.arguments(arg, ("new", "train_vision"))
-    is_large = size in ("4b", "8b")
+    size, options = common.arguments(arg, ("new", "train_vision"), _SIZES)
+    row, is_large = _SIZES[size], common.is_large(size)
     if ("new" if is_large else "train_vision") in options:
-        raise ValueError(f"size {size} has no option {', '.join(options)}")
+        raise ValueError(f"size {size} has no option {', '.join(sorted(options))}")
     config = ConfigDict()
     config.seed = 0
     config.model = common.new_model(size) if "new" in options else common.model(size)
@@ -34,9 +55,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
         {
             "num_steps": config_dict.placeholder(int),
             "num_epochs": config_dict.placeholder(int),
-            # Packed rows of a microbatch over all devices. The README's "global batch 2" is almost
-            # surely 2 sequences on each of 8 devices; a packed row holds several.
-            "num_rows": {"tiny": 2, "demo": 8, "small": 16}.get(size, 8),
+            "num_rows": row.num_rows,
             "num_microbatches": 1,
             "head_chunk_tokens": 1024 if is_large else 2048,
             "head": "fused",
@@ -45,41 +64,27 @@ def get_config(arg: str = "4b") -> ConfigDict:
             "max_skipped_in_row": 3,
         }
     )
-    if is_large:
-        config.train.num_epochs = 1
-    else:
-        config.train.num_steps = {"tiny": 2, "demo": 300, "small": 100}[size]
-    config.optim = _optim(size)
+    config.train.num_steps, config.train.num_epochs = row.num_steps, row.num_epochs
+    config.optim = _optim(row.peak)
     if is_large and "train_vision" not in options:
         # Source: LLaMA-Factory freeze_vision_tower and freeze_multi_modal_projector, both on
         # unless asked otherwise; neither README nor paper say what the published run did.
         config.optim.frozen = ("vision/.*",)
     config.evaluate = ConfigDict(
         {
-            "every_steps": {"tiny": 1, "demo": 100, "small": 50}.get(size, 1000),
+            "every_steps": row.evaluate_every,
             "num_batches": config_dict.placeholder(int),
         }
     )
     config.mesh = common.mesh()
-    config.checkpoint = common.checkpoint(
-        every_steps={"tiny": 1, "demo": 50, "small": 50}.get(size, 500)
-    )
+    config.checkpoint = common.checkpoint(every_steps=row.save_every)
     config.resume = common.resume()
-    config.log = common.log(every_steps={"tiny": 1, "demo": 20}.get(size, 10))
+    config.log = common.log(every_steps=row.log_every)
     return config
 
 
 def _data(size: str) -> ConfigDict:
-    rows = {  # tokens, examples, sizes of vision rows, images
-        "tiny": (128, 4, (32,), 4),
-        # Short rows, of two examples: attention by XLA computes whole rows, whatever they are
-        # packed with.
-        "demo": (352, 2, (32,), 2),
-        "small": (2048, 16, (2048,), 16),
-    }
-    # An image of 768 x 768 pixels has 2304 patches and 576 tokens.
-    tokens, examples, patches, images = rows.get(size, (8192, 32, (8192, 16_384), 32))
-    is_large = size in ("4b", "8b")
+    is_large = common.is_large(size)
     return ConfigDict(
         {
             "train": (),
@@ -94,19 +99,13 @@ def _data(size: str) -> ConfigDict:
             # test with the same bounds.
             "min_pixels": 32 * 32 if is_large else config_dict.placeholder(int),
             "max_pixels": 768 * 768 if is_large else config_dict.placeholder(int),
-            "row_tokens": tokens,
-            "row_examples": examples,
-            "row_patches": patches,
-            "row_images": images,
-            "num_open_rows": 64 if is_large else 16,
-            "num_threads": {"tiny": 2, "demo": 2}.get(size, 8),
-            "cache_mebibytes": 0 if is_large else 1024,
+            **vars(_ROWS[size]),
         }
     )
 
 
-def _optim(size: str) -> ConfigDict:
-    optim = common.optim(peak={"tiny": 1e-3, "demo": 3e-4, "small": 2e-4}.get(size, 1e-5))
+def _optim(peak: float) -> ConfigDict:
+    optim = common.optim(peak=peak)
     optim.schedule = "cosine"
     optim.end_factor = 0.0
     optim.warmup_fraction = 0.1

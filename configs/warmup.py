@@ -20,17 +20,46 @@ Options:
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import common, sampled_training
+from configs import common
+
+# num_pairs: published are 4 pairs of segments x 4 accumulations x 8 devices = 128, two a line.
+# max_tokens: source MAX_LENGTH. held_out: the release trains on every pair, its accuracy is that of
+# training.
+_SIZES = common.table("""
+         num_pairs num_steps num_epochs peak max_tokens held_out num_threads save_every log_every
+  tiny   2         2         -          1e-3 512        0.3      2           1          1
+  demo   4         40        -          5e-4 512        0.1      2           20         10
+  small  32        100       -          1e-4 1024       0.1      2           100        10
+  4b     64        -         1          1e-5 8192       0.02     8           100        10
+  8b     64        -         1          1e-5 8192       0.02     8           100        10
+""")
+_ROWS = common.table("""
+         row_tokens  row_sequences  num_rows
+  tiny   512         4              2
+  demo   384         4              6
+  small  2048        8              8
+  4b     16384       16             8
+  8b     16384       16             8
+""")
+# When held-out pairs are scored, and how many; likewise of the honesty panel.
+_EVALUATIONS = common.table("""
+         every_steps  num_batches  panel_every  panel_pairs
+  tiny   1            2            2            4
+  demo   40           8            40           16
+  small  100          16           100          64
+  4b     100          16           100          128
+  8b     100          16           100          128
+""")
 
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
     size, options = common.arguments(
-        arg, ("new", "text_only", "text_trunk", "official", "whole", "both")
+        arg, ("new", "text_only", "text_trunk", "official", "whole", "both"), _SIZES
     )
     if {"whole", "both"} <= options:
         raise ValueError("options: one of whole, both must be chosen at most")
-    is_large = size in ("4b", "8b")
+    row, evaluation, is_large = _SIZES[size], _EVALUATIONS[size], common.is_large(size)
     if is_large and "new" in options:
         raise ValueError(f"size {size} has no option new")
     config = ConfigDict()
@@ -40,43 +69,31 @@ def get_config(arg: str = "4b") -> ConfigDict:
         config.model.remat = "full"
     config.data = _data(size, options)
     config.pairs = _pairs()
-    config.rows = sampled_training.rows(
-        *{"tiny": (512, 4, 2), "demo": (384, 4, 6), "small": (2048, 8, 8)}.get(
-            size, (16_384, 16, 8)
-        )
-    )
+    config.rows = ConfigDict(vars(_ROWS[size]))
     config.train = ConfigDict(
         {
             "num_steps": config_dict.placeholder(int),
             "num_epochs": config_dict.placeholder(int),
-            # Published: 4 pairs of segments x 4 accumulations x 8 devices = 128, two a line.
-            "num_pairs": {"tiny": 2, "demo": 4, "small": 32}.get(size, 64),
+            "num_pairs": row.num_pairs,
             "max_skipped_in_row": 3,
         }
     )
-    if is_large:
-        config.train.num_epochs = 1
-    else:
-        config.train.num_steps = {"tiny": 2, "demo": 40, "small": 100}[size]
+    config.train.num_steps, config.train.num_epochs = row.num_steps, row.num_epochs
     config.evaluate = ConfigDict(
-        {
-            "every_steps": {"tiny": 1, "demo": 40}.get(size, 100),
-            "num_batches": {"tiny": 2, "demo": 8}.get(size, 16),
-        }
+        {"every_steps": evaluation.every_steps, "num_batches": evaluation.num_batches}
     )
     config.honesty = common.honesty(
-        every_steps={"tiny": 2, "demo": 40}.get(size, 100),
-        num_pairs={"tiny": 4, "demo": 16, "small": 64}.get(size, 128),
+        every_steps=evaluation.panel_every, num_pairs=evaluation.panel_pairs
     )
-    config.optim = common.optim(peak={"tiny": 1e-3, "demo": 5e-4, "small": 1e-4}.get(size, 1e-5))
+    config.optim = common.optim(peak=row.peak)
     config.optim.schedule = "cosine"
     config.optim.end_factor = 0.0
     config.optim.warmup_fraction = 0.1
     _without_pictures(config, options)
     config.mesh = common.mesh()
-    config.checkpoint = common.checkpoint(every_steps={"tiny": 1, "demo": 20}.get(size, 100))
+    config.checkpoint = common.checkpoint(every_steps=row.save_every)
     config.resume = common.resume()
-    config.log = common.log(every_steps={"tiny": 1, "demo": 10}.get(size, 10))
+    config.log = common.log(every_steps=row.log_every)
     if "official" in options:
         _official(config)
     return config
@@ -126,18 +143,16 @@ def _pairs() -> ConfigDict:
 
 
 def _data(size: str, options: set[str]) -> ConfigDict:
-    is_large = size in ("4b", "8b")
+    row, is_large = _SIZES[size], common.is_large(size)
     return ConfigDict(
         {
             "train": (),
-            # Not published: every pair was trained on there, and the accuracy was that of training.
-            "held_out_fraction": {"tiny": 0.3, "demo": 0.1, "small": 0.1}.get(size, 0.02),
+            "held_out_fraction": row.held_out,
             "image_root": "",
             "cache_dir": "",
             "max_bad_rows": 0,
             "overlong": "filter" if is_large else "error",
-            # Source: MAX_LENGTH.
-            "max_tokens": {"tiny": 512, "demo": 512, "small": 1024}.get(size, 8192),
+            "max_tokens": row.max_tokens,
             "min_pixels": config_dict.placeholder(int),
             # Source: :63-75: pictures of at most 560 x 560 pixels. Alignment shows larger ones to
             # the released discriminator; here both stages have this limit.
@@ -147,6 +162,6 @@ def _data(size: str, options: set[str]) -> ConfigDict:
             "view": next(iter(options & {"whole", "both"}), "caption_cot"),
             "scored_token": "last",
             "gate": "strict",
-            "num_threads": 8 if is_large else 2,
+            "num_threads": row.num_threads,
         }
     )
