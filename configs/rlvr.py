@@ -156,8 +156,8 @@ def _dapo(config: ConfigDict) -> None:
     Source: arXiv 2503.14476 for the method; PRISM qwen3_vl_dapo_after_prism.sh for the numbers:
     clip_ratio 0.2 / 0.28, clip_ratio_c 10, filter_groups on the accuracy, 3 x 32 prompts at a time,
     at most 10 times, overlong_buffer_len 4096 of 8192, penalty 1. The paper keeps the penalty's
-    buffer at a fifth of the length. Groups that are left over wait for the next step; the released
-    code throws them away.
+    buffer at a fifth of the length. Groups that are left over wait for the next step and learn with
+    the log-probs that drew them; the released code throws them away.
     """
     config.algorithm.clip_high = 0.28
     config.algorithm.dual_clip = 10.0
