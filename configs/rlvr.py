@@ -138,7 +138,8 @@ def _add_what_is_off(config: ConfigDict, *, is_large: bool) -> None:
     config.reference = ConfigDict(
         {
             "folder": config_dict.placeholder(str),
-            # Source: kl_loss_type=low_var_kl of the scripts, whose coefficient nothing uses.
+            # Source: kl_loss_type=low_var_kl of the scripts, whose coefficient nothing uses. Its
+            # gradient is that of KL(reference, policy); "k2" and "k3+" have that of the usual KL.
             "loss_estimator": "k3",
             "loss_coefficient": config_dict.placeholder(float),
             # Source: PRISM verl/verl/trainer/config/ppo_trainer.yaml: kl_penalty kl.

@@ -20,6 +20,7 @@ def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int)
             "temperature": 0.7 if size in ("demo", "small") else 1.0,
             "top_k": config_dict.placeholder(int),
             "top_p": config_dict.placeholder(float),
+            "is_cut_allowed": False,
             "chunk_tokens": 64,
             "dump_every_steps": {"tiny": 1, "demo": 10}.get(size, 25),
         }

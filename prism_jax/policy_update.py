@@ -100,7 +100,7 @@ class Algorithm(configuration.Section):
 class Kl:
     """Say how the distance from a reference policy enters the loss."""
 
-    estimator: kl.Estimator
+    estimator: kl.LossEstimator
     coefficient: float
 
 

@@ -94,7 +94,7 @@ class Reference(configuration.Section):
     """
 
     folder: str | None  # None: the policy that the run starts from
-    loss_estimator: kl.Estimator
+    loss_estimator: kl.LossEstimator  # see its table: k3, as released, pulls otherwise than k2
     loss_coefficient: float | None
     reward_estimator: kl.Estimator
     reward_coefficient: float | None

@@ -43,9 +43,11 @@ class Rollout(configuration.Section):
     batch_responses: int | None  # most that are decoded at a time, over all devices; None: all
     max_response_tokens: int
     temperature: float
-    # Log-probs are of the whole vocabulary: with a cut, ratios and mismatch do not see it.
     top_k: int | None
     top_p: float | None
+    # Log-probs, ratios and weights are those of the whole vocabulary. With top_k or top_p below 1,
+    # samples are of another distribution, which nothing corrects: refused unless this says so.
+    is_cut_allowed: bool
     chunk_tokens: int  # decoded between two looks of the host
     dump_every_steps: int | None  # how often responses are written to rollouts/; None: never
 
@@ -66,6 +68,13 @@ class Rollout(configuration.Section):
             found.append(f"top_k must be >= 1 or None, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             found.append(f"top_p must be in (0, 1] or None, got {self.top_p}")
+        is_cut = self.top_k is not None or (self.top_p is not None and self.top_p < 1)
+        if is_cut and not self.is_cut_allowed:
+            found.append(
+                "top_k must be None and top_p None or 1, because log-probs are of the whole "
+                "vocabulary and samples would be of another distribution; is_cut_allowed=True "
+                f"takes them all the same, got {self.top_k} and {self.top_p}"
+            )
         return found
 
     def batch_prompts(self, devices: setup.Devices) -> int:
@@ -97,8 +106,14 @@ class Rows(configuration.Section):
         """See `Section`."""
         return configuration.at_least(self, 1, "row_tokens", "row_sequences", "num_rows")
 
-    def shape(self, largest: Largest, devices: setup.Devices, *, place: str) -> RowShape:
+    def shape(
+        self, largest: Largest, devices: setup.Devices, *, place: str, advice: str = ""
+    ) -> RowShape:
         """Return the static shapes of a batch.
+
+        Args:
+          place: this section in the configuration, for errors.
+          advice: another way out where rows are too short, for the error.
 
         Raises:
           InputError: the rows are too short, or do not divide over the devices.
@@ -116,6 +131,7 @@ class Rows(configuration.Section):
             microbatch_rows=self.num_rows,
             patch_multiple=128 if is_splash else 1,
             place=place,
+            advice=advice,
         )
 
 

@@ -34,6 +34,7 @@ from prism_jax import (
     train_step,
 )
 from prism_jax.continuations import RowShape
+from prism_jax.losses import pairwise
 from prism_jax.stages import (
     honesty,
     honesty_asker,
@@ -65,6 +66,7 @@ class Pairs(configuration.Section):
     regulariser: float
     router: float  # of no effect without experts
     length_beta: tuple[tuple[str, float], ...]  # segment, coefficient: see `correct_length`
+    score_dtype: pairwise.ScoreDtype  # of the head and of the loss, see `losses.pairwise`
     head_dropout: float  # while learning
 
     def problems(self) -> list[str]:
@@ -86,6 +88,7 @@ class Pairs(configuration.Section):
             length_beta=self.length_beta,
             microbatch_pairs=None,
             all_invalid="none",
+            score_dtype=self.score_dtype,
         )
 
 
@@ -245,6 +248,7 @@ def make_stage(
         implementation=devices.attention,
         remat=options.model.remat,
         head_dropout=options.pairs.head_dropout,
+        score_dtype=options.pairs.score_dtype,
     )
     names = options.data.form.names
     return loop.Stage(

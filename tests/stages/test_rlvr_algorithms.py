@@ -84,7 +84,7 @@ _CHANGES = {
     "groups.generation_prompts": [("", _REFILL, 6)],
     "groups.max_generations": [("", _REFILL, 1)],
     "groups.surplus_steps": [("", _REFILL_MORE, 0), ("", _REFILL_MORE, 2)],
-    "reference.loss_estimator": [("", _LOSS_KL, name) for name in ("k1", "k2", "abs")],
+    "reference.loss_estimator": [("", _LOSS_KL, name) for name in ("k1", "k2", "k3+", "abs")],
     "reference.loss_coefficient": [("", _LOSS_KL, 0.5)],
     "reference.reward_estimator": [("", _REWARD_KL, name) for name in ("k2", "k3", "abs")],
     "reference.reward_coefficient": [("", _REWARD_KL, 0.5)],
@@ -342,16 +342,56 @@ def test_too_few_groups_that_vary_stop_the_run_or_make_a_smaller_step():
     assert [group.index for group in filled.groups] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("num_minibatches", [1, 2])
-def test_a_step_without_any_group_that_varies_moves_nothing(num_minibatches):
-    # Every response begins with b: nothing varies, and no mini-batch has a response.
+class _FirstOnly:
+    """Call the first response of a generation right, if any: at most one group varies."""
+
+    def __init__(self, *, is_any_right):
+        self._is_any_right = is_any_right
+
+    def grade(self, tasks):
+        right = [self._is_any_right and number == 0 for number in range(len(tasks))]
+        return [rl_toy.reward_of("b" if one else "a", ended=True) for one in right]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_any_right", "num_empty"),
+    [
+        ({"train.num_minibatches": 1}, False, 1),
+        ({"train.num_minibatches": 2}, False, 2),
+        # Two generations of one group each: the second part has none.
+        ({"train.num_minibatches": 2}, True, 1),
+    ],
+)
+def test_an_update_without_any_group_moves_neither_parameters_nor_momentum(
+    changes, is_any_right, num_empty
+):
+    run = rl_toy.Run(rl_toy.options_of("", _REFILL | {"groups.surplus_steps": 0} | changes))
+    run.take(2)
+    before = jax.device_get(run.state)
+    assert np.abs(before.opt_state.adam.mu["logits"][...]).max() > 0
+    run.experience._judge = _FirstOnly(is_any_right=is_any_right)
+    row = run.take(1).rows[-1]
+    assert row["rollout/trained_prompts"] == 2 * is_any_right
+    assert row["rollout/generations"] == 2
+    assert (row["optim/empty_updates"], row["optim/skipped_updates"]) == (num_empty, 0)
+    after = jax.device_get(run.state)
+    assert int(after.opt_state.adam.count - before.opt_state.adam.count) == is_any_right
+    moved = jax.tree.map(
+        lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()),
+        (before.params, before.opt_state),
+        (after.params, after.opt_state),
+    )
+    assert any(jax.tree.leaves(moved)) == is_any_right
+
+
+def test_a_step_whose_responses_are_all_filtered_moves_nothing():
+    run = rl_toy.Run(rl_toy.options_of("", {"overlong.is_filtered": True})).take(2)
     table = np.full((rl_toy.NUM_TOKENS,) * 2, -20.0, np.float32)
-    table[:, 2] = 20.0
-    changes = _REFILL | {"train.num_minibatches": num_minibatches}
-    run = rl_toy.Run(rl_toy.options_of("", changes), table=table).take(2)
+    table[:, 2] = 20.0  # No response ends.
+    run.state.params["logits"][...] = jnp.asarray(table)
+    row = run.take(1).rows[-1]
+    assert row["rollout/filtered_fraction"] == row["optim/empty_updates"] == 1
     np.testing.assert_array_equal(run.table, table)
-    assert run.rows[0]["rollout/trained_prompts"] == 0
-    assert run.rows[0]["rollout/generations"] == 2
 
 
 def test_surplus_and_coefficient_are_saved_so_that_a_run_goes_on_bit_for_bit():

@@ -43,6 +43,20 @@ def _options(folder, changes):
     return configuration.parse(rlvr_config.Config, config)
 
 
+@pytest.mark.parametrize("stage", ["align", "rlvr"])
+@pytest.mark.parametrize("cut", [{"top_k": 5}, {"top_p": 0.9}])
+def test_a_cut_of_the_vocabulary_is_refused_unless_it_is_allowed(stage, cut):
+    section = importlib.import_module(f"configs.{stage}").get_config("tiny").rollout
+    section.update({"top_p": 1.0})
+    assert configuration.parse(rollouts.Rollout, section).top_p == 1.0
+    section.update(cut)
+    with pytest.raises(errors.InputError, match="of another distribution; is_cut_allowed=True"):
+        configuration.parse(rollouts.Rollout, section)
+    section.is_cut_allowed = True
+    found = configuration.parse(rollouts.Rollout, section)
+    assert {name: getattr(found, name) for name in cut} == cut
+
+
 def _draw(opened, changes) -> tuple[engine.Rollout, list[int]]:
     """Return the responses, and how many programs each part of decoding was compiled to."""
     folder, files, devices, model, params = opened
