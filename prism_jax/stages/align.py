@@ -26,7 +26,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -185,13 +185,17 @@ class Experience:
         format_ok, accuracy, verified = align_segments.verify(
             self._options, self._verifier, asked, drawn
         )
-        advantages = np.asarray(self._advantages(scores, format_ok, accuracy))
+        advantages = jax.device_get(self._advantages(scores, format_ok, accuracy))
         pulls, told = self._pulls(found, places)
         step = int(state["policy"].step)
         rows = None
         if self._options.pace.has_policy_update(step):
             rows = policy_rows.pack(
-                asked.prompts, drawn, advantages, self._shapes.policy, self._policy
+                asked.prompts,
+                drawn,
+                align_segments.by_token(advantages, drawn),
+                self._shapes.policy,
+                self._policy,
             )
         columns = align_segments.columns(scores, advantages)
         if self._options.advantage.asks_judge:
@@ -211,9 +215,11 @@ class Experience:
         return batches.to_devices(batch, self._devices.mesh, self._devices.rules)
 
 
-def told_of_advantages(advantages: np.ndarray) -> metrics.Metrics:
-    """Return the spread of the advantages."""
-    return {
-        "reward/advantage_mean": rollouts.mean(advantages),
-        "reward/advantage_absolute_mean": rollouts.mean(np.abs(advantages)),
-    }
+def told_of_advantages(advantages: Mapping[str, np.ndarray]) -> metrics.Metrics:
+    """Return the spread of the advantages, by part where parts have their own."""
+    told = {}
+    for part, values in advantages.items():
+        name = "reward/advantage" if part == "response" else f"reward/{part}_advantage"
+        told[f"{name}_mean"] = rollouts.mean(values)
+        told[f"{name}_absolute_mean"] = rollouts.mean(np.abs(values))
+    return told

@@ -16,6 +16,8 @@ from prism_jax.rewards import workers
 from prism_jax.stages import align_config, align_feed, responses, rollouts, segments, setup
 
 Places = dict[str, discriminator_update.Scores]
+# The advantage of each response [N] by the part of it whose tokens it teaches.
+Advantages = dict[str, jax.Array]
 
 
 def pack(
@@ -86,19 +88,22 @@ def _places(
 
 def make_advantages(
     options: align_config.Config,
-) -> Callable[[discriminator_update.ByName, jax.Array, jax.Array | None], jax.Array]:
-    """Return the jitted (scores, format_ok, accuracy) -> advantages, float32[responses].
+) -> Callable[[discriminator_update.ByName, jax.Array, jax.Array | None], Advantages]:
+    """Return the jitted (scores, format_ok, accuracy) -> advantages, float32[responses] each.
 
     Scores count as the pair loss reads them: corrected for length, then clipped.
     """
     rollout, own = options.rollout, options.discriminator
     prompt_id = np.repeat(np.arange(rollout.num_prompts, dtype=np.int32), rollout.num_responses)
-    compare = chosen(options.advantage, num_groups=rollout.num_prompts)
+    compare = {
+        part: chosen(options.advantage, num_groups=rollout.num_prompts, weights=weights)
+        for part, weights in weights_by_part(options.advantage).items()
+    }
     betas = dict(own.length_beta)
 
     def advantages(
         found: discriminator_update.ByName, format_ok: jax.Array, accuracy: jax.Array | None
-    ) -> jax.Array:
+    ) -> Advantages:
         by_segment = {}
         for name, one in found.items():
             # Not rounded again: the released rewards leave bfloat16 right behind the head.
@@ -110,23 +115,61 @@ def make_advantages(
             )
             # A response that was not scored but counts as valid has the released score of 0.
             by_segment[name] = jnp.where(one.is_pair, student, 0.0)
-        return compare(
-            advantage.AlignmentScores(
-                prompt_id=jnp.asarray(prompt_id),
-                by_segment=by_segment,
-                format_ok=format_ok,
-                accuracy=accuracy,
-            )
+        given = advantage.AlignmentScores(
+            prompt_id=jnp.asarray(prompt_id),
+            by_segment=by_segment,
+            format_ok=format_ok,
+            accuracy=accuracy,
         )
+        return {part: of_part(given) for part, of_part in compare.items()}
 
     return jax.jit(advantages)
 
 
+def weights_by_part(options: align_config.Advantage) -> dict[str, dict[str, float]]:
+    """Return the weight of each segment's normalised scores in the advantage of each part.
+
+                        tokens of the caption      of think and answer
+        response        w_caption, w_cot           w_caption, w_cot         the sum, as released
+        segment         2 w_caption                2 w_cot
+        segment_shared  2 w_caption, w_cot         2 w_cot
+
+    A token learns from one segment in place of two, so the weight is doubled: with equal weights
+    both sums are the same. In `segment_shared` the caption also gets half of what the reasoning
+    that rests on it gets. All else, such as penalties, gates and the score of the whole response,
+    stands on every token. "response" is there with every credit: a malformed response has no parts.
+    """
+    weights = options.weights
+    if options.credit == "response":
+        return {"response": weights}
+    shared = weights["cot"] if options.credit == "segment_shared" else 0.0
+    return {
+        "response": weights,
+        "caption": weights | {"caption": 2 * weights["caption"], "cot": shared},
+        "cot": weights | {"caption": 0.0, "cot": 2 * weights["cot"]},
+    }
+
+
+def by_token(advantages: Mapping[str, np.ndarray], drawn: rollouts.Drawn) -> np.ndarray:
+    """Return what each token learns from: float32[N], or [N, longest response] with parts.
+
+    A response that is not well-formed learns from the "response" advantage on all its tokens.
+    """
+    whole = np.asarray(advantages["response"])
+    if len(advantages) == 1:
+        return whole
+    places = np.arange(drawn.rollout.tokens.shape[1])
+    ends = np.array([one.caption_tokens for one in drawn.segments])[:, None]
+    caption, cot = (np.asarray(advantages[part])[:, None] for part in ("caption", "cot"))
+    has_parts = np.array([one.format_ok for one in drawn.segments])[:, None]
+    return np.where(has_parts, np.where(places < ends, caption, cot), whole[:, None])
+
+
 def chosen(
-    options: align_config.Advantage, *, num_groups: int
+    options: align_config.Advantage, *, num_groups: int, weights: Mapping[str, float]
 ) -> Callable[[advantage.AlignmentScores], jax.Array]:
     """Return the advantage of `config.advantage.mode`: the one place where it is chosen."""
-    shared = {"num_groups": num_groups, "eps": options.eps, "weights": options.weights}
+    shared = {"num_groups": num_groups, "eps": options.eps, "weights": weights}
     if options.mode == "align":
         return functools.partial(advantage.align, **shared, format_penalty=options.format_penalty)
     shared["align_coef"] = options.align_coef
@@ -176,11 +219,13 @@ def verify(
 
 
 def columns(
-    scores: Mapping[str, discriminator_update.Scores], advantages: np.ndarray
+    scores: Mapping[str, discriminator_update.Scores], advantages: Mapping[str, np.ndarray]
 ) -> dict[str, Sequence[Any]]:
     """Return what the dump says of each response beside its text."""
-    each = len(advantages) // len(next(iter(scores.values())).teacher)
-    told: dict[str, Sequence[Any]] = {"advantage": advantages}
+    whole = np.asarray(advantages["response"])
+    each = len(whole) // len(next(iter(scores.values())).teacher)
+    told: dict[str, Sequence[Any]] = {"advantage": whole}
+    told |= {f"{part}_advantage": one for part, one in advantages.items() if part != "response"}
     for name, one in scores.items():
         is_scored = zip(one.student, one.is_pair, strict=True)
         told[f"{name}_score"] = [score if ok else None for score, ok in is_scored]

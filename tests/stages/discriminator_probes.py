@@ -77,7 +77,7 @@ def advantages(options, folder):
     ok = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
     found = {name: _numbers(ok)[name] for name in options.advantage.weights}
     right = np.array([1, 0, 1, 1, 1, 1, 1, 1], np.float32)
-    return np.asarray(align_segments.make_advantages(options)(found, ok, right))
+    return jax.device_get(align_segments.make_advantages(options)(found, ok, right))
 
 
 def _rule(options):
