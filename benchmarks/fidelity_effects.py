@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import fidelity_models, fidelity_texts, fidelity_updates
+from benchmarks import fidelity_models, fidelity_scores, fidelity_texts, fidelity_updates
 from prism_jax.data import images
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import advantage, reduce
@@ -122,6 +122,7 @@ def pair_normalisation() -> dict[str, Json]:
             length_beta=(),
             microbatch_pairs=size,
             all_invalid="none",
+            score_dtype="float32",
         )
         losses, shares = [], []
         for order in orders:
@@ -287,6 +288,7 @@ def main() -> None:
         "item_4_positions_item_9_dropout": fidelity_models.scores(),
         "items_5_31_images": image_limits(),
         "item_6_padding_side": padding_side(),
+        "item_10_router_term": fidelity_scores.router_term(),
         "item_11_upcycle_noise": fidelity_models.upcycle_noise(),
         "item_12_head_bias": fidelity_updates.head_bias(),
         "item_18_invalid_group": invalid_group(),
@@ -299,6 +301,7 @@ def main() -> None:
         "item_39_fruitful_steps": fidelity_updates.fruitful_steps(),
         "item_43_judge": judge(args.oracles),
         "equal_scores": equal_scores(),
+        "bfloat16_scores": fidelity_scores.bfloat16_scores(),
         "norm_decay": fidelity_updates.norm_decay(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,9 @@ def scores() -> dict[str, Json]:
         rngs=nnx.Rngs(0),
     )
     graphdef, params = nnx.split(model)
-    settings = discriminator_loss.Settings(implementation="xla", remat="none", head_dropout=0.1)
+    settings = discriminator_loss.Settings(
+        implementation="xla", remat="none", head_dropout=0.1, score_dtype="float32"
+    )
 
     @jax.jit
     def score(params, batch, key):

@@ -82,6 +82,7 @@ def _score_gradients(
         length_beta=(),
         microbatch_pairs=None,
         all_invalid=all_invalid,
+        score_dtype="float32",
     )
     scores = {
         name: discriminator_loss.Scores(

@@ -126,6 +126,9 @@ def _official(config: ConfigDict) -> None:
     own.positions = "text_1d"
     # utils/dataset/rl_dataset.py: no limit on pictures, while warm-up had 560 x 560 pixels.
     own.max_pixels = config_dict.placeholder(int)
+    # workers/critic/dp_critic.py:165, workers/fsdp_workers.py:1346: autocast and bfloat16 weights;
+    # clamp, difference and log-sigmoid stay bfloat16 (:289,962-965).
+    own.score_dtype = "bfloat16"
     # moe/value_head.py:295 and workers/critic/dp_critic.py:742: active in every update.
     own.head_dropout = 0.1
     # workers/critic/dp_critic.py:965,1006: a mean over each microbatch. Those hold up to 8192
@@ -205,6 +208,7 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
             "regulariser": 1e-3,
             # The released update drops the router's term of the warm-up.
             "router": 0.0,
+            "score_dtype": "float32",
             "head_dropout": 0.0,
             "microbatch_pairs": config_dict.placeholder(int),
             "all_invalid": "none",

@@ -148,7 +148,8 @@ def _add_what_is_off(config: ConfigDict, *, is_large: bool) -> None:
     config.reference = ConfigDict(
         {
             "folder": config_dict.placeholder(str),
-            # Source: kl_loss_type=low_var_kl of the scripts, whose coefficient nothing uses.
+            # Source: kl_loss_type=low_var_kl of the scripts, whose coefficient nothing uses. Its
+            # gradient is that of KL(reference, policy); "k2" and "k3+" have that of the usual KL.
             "loss_estimator": "k3",
             "loss_coefficient": config_dict.placeholder(float),
             # Source: PRISM verl/verl/trainer/config/ppo_trainer.yaml: kl_penalty kl.
@@ -166,8 +167,8 @@ def _dapo(config: ConfigDict) -> None:
     Source: arXiv 2503.14476 for the method; PRISM qwen3_vl_dapo_after_prism.sh for the numbers:
     clip_ratio 0.2 / 0.28, clip_ratio_c 10, filter_groups on the accuracy, 3 x 32 prompts at a time,
     at most 10 times, overlong_buffer_len 4096 of 8192, penalty 1. The paper keeps the penalty's
-    buffer at a fifth of the length. Groups that are left over wait for the next step; the released
-    code throws them away.
+    buffer at a fifth of the length. Groups that are left over wait for the next step and learn with
+    the log-probs that drew them; the released code throws them away.
     """
     config.algorithm.clip_high = 0.28
     config.algorithm.dual_clip = 10.0

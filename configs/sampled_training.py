@@ -29,6 +29,7 @@ def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int)
             "temperature": _SIZES[size].temperature,
             "top_k": config_dict.placeholder(int),
             "top_p": config_dict.placeholder(float),
+            "is_cut_allowed": False,
             "chunk_tokens": 64,
             "dump_every_steps": _SIZES[size].dump_every,
         }

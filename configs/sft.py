@@ -20,7 +20,10 @@ from ml_collections import ConfigDict, config_dict
 from configs import common
 
 # num_rows: packed rows of a microbatch over all devices. The README's "global batch 2" is almost
-# surely 2 sequences on each of 8 devices; a packed row holds several.
+# surely 2 sequences on each of 8 devices, 16 an update. 8 rows of 8192 tokens hold about 64 with a
+# mean of 1000 tokens: 4 times as many, so a quarter of the updates at the same learning rate.
+# data.row_examples=2 bounds an update to those 16, at the price of mostly empty rows; a row of one
+# sequence is data.row_examples=1. Which of them the published run had is not known.
 _SIZES = common.table("""
          num_rows  num_steps  num_epochs  peak  evaluate_every  save_every  log_every
   tiny   2         2          -           1e-3  1               1           1

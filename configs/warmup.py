@@ -120,6 +120,13 @@ def _official(config: ConfigDict) -> None:
     # Nothing is held out, and no format is asked for; this is the loosest gate that can be cut.
     config.data.held_out_fraction = 0.0
     config.data.gate = "official"
+    # moe/value_head.py:332, moe/train_moe_vl_warmup_fast.py:465: a bfloat16 head under DeepSpeed,
+    # whose outputs nothing widens before the log-sigmoid.
+    config.pairs.score_dtype = "bfloat16"
+    # moe/value_head.py:318 switches checkpointing on without arguments, which is the reentrant one
+    # in transformers 4.57.0 (modeling_utils.py:3696): router logits are then recorded without a
+    # gradient, so the term that is added to the loss teaches nothing.
+    config.pairs.router = 0.0
     # moe/value_head.py:295.
     config.pairs.head_dropout = 0.1
     # :380: AdamW over all parameters, norms and biases decay as well.
@@ -137,6 +144,7 @@ def _pairs() -> ConfigDict:
             "regulariser": 0.0,
             "router": 0.01,
             "length_beta": (),
+            "score_dtype": "float32",
             "head_dropout": 0.0,
         }
     )

@@ -78,6 +78,7 @@ class Discriminator(nnx.Module):
         remat: Remat,
         kind: Int[Array, "B M"] | None = None,
         head_dropout: HeadDropout | None = None,
+        score_dtype: DTypeLike | None = None,
     ) -> tuple[Float[Array, "B M"], moe.RouterStats | None]:
         """Return a score per segment, float32, and the router's counts per layer (None if dense).
 
@@ -86,6 +87,8 @@ class Discriminator(nnx.Module):
             holds no segment, whose score means nothing.
           kind: of each segment, see `models.kinds`; slot m is the row's sequence m + 1. A segment
             router and two heads need it; without it the router's counts are not told by kind.
+          score_dtype: input, weights and score of the head are rounded to its numbers, as a head of
+            that type computes; None: the head is float32. Scores are float32 arrays either way.
         """
         if kind is None and self.num_heads > 1:
             raise ValueError("a discriminator with two heads must be told the kind of each segment")
@@ -101,12 +104,22 @@ class Discriminator(nnx.Module):
         if head_dropout is not None:
             is_kept = jax.random.bernoulli(head_dropout.key, 1 - head_dropout.rate, scored.shape)
             scored = jnp.where(is_kept, scored / (1 - head_dropout.rate), 0)
-        scores = scored @ self.score.kernel[...].astype(jnp.float32)  # [B, M, heads]
+        kernel = self.score.kernel[...].astype(jnp.float32)
+        scores = _rounded(scored, score_dtype) @ _rounded(kernel, score_dtype)  # [B, M, heads]
+        scores = _rounded(scores, score_dtype)
         if self.num_heads == 1:
             return scores[..., 0], stats
         caption, cot = scores[..., 0], scores[..., 1]
         found = jnp.where(kind == kinds.COT, cot, caption)
         return jnp.where(kind == kinds.WHOLE, (caption + cot) / 2, found), stats
+
+
+def _rounded(x: Float[Array, "..."], dtype: DTypeLike | None) -> Float[Array, "..."]:
+    """Return the nearest numbers of a type in float32; a pair of casts XLA may leave out."""
+    if dtype is None:
+        return x
+    kind = jnp.finfo(dtype)
+    return jax.lax.reduce_precision(x, exponent_bits=kind.nexp, mantissa_bits=kind.nmant)
 
 
 def kind_of_tokens(kind: Int[Array, "B M"], ids: Int[Array, "B T"]) -> Int[Array, "B T"]:

@@ -89,6 +89,7 @@ def row_shape(
     microbatch_rows: int,
     patch_multiple: int,
     place: str,
+    advice: str = "",
 ) -> RowShape:
     """Return shapes into which every batch within the bounds fits.
 
@@ -98,6 +99,7 @@ def row_shape(
     Args:
       patch_multiple: rows of patches are a multiple of it, as an attention may ask.
       place: the part of the configuration that holds the arguments, for the error.
+      advice: another way out, for the error.
 
     Raises:
       InputError: one of the largest units does not fit a row.
@@ -107,7 +109,7 @@ def row_shape(
         raise errors.InputError(
             f"{place}.row_tokens must be >= {largest.unit_tokens}, which the largest prompts with "
             f"what follows them need, and {place}.row_sequences >= {largest.unit_sequences}, "
-            f"got {row_tokens} and {row_sequences}"
+            f"got {row_tokens} and {row_sequences}{advice}"
         )
     num_rows = -(-largest.num_units // units)
     return RowShape(

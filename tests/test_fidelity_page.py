@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterable
@@ -145,6 +146,11 @@ def _percent(shares: Iterable[float]) -> str:
     return ", ".join(f"{100 * share:.0f}" for share in shares) + " %"
 
 
+def _ceiling(values: Iterable[float]) -> str:
+    """Return the least power of ten that none of the values reaches."""
+    return f"{10.0 ** math.ceil(math.log10(max(values))):.0e}"
+
+
 def _measured() -> list[tuple[str, str]]:
     """Return (row of the page, figure that must stand in it) from the recorded measurement."""
     path = _ROOT / "benchmarks" / "results" / "fidelity_effects.json"
@@ -163,7 +169,17 @@ def _of_what_is_seen(found: dict) -> list[tuple[str, str]]:
     large = pictures["tokens"]["1600x1200"]
     shares = cut["share_cut_by_median_cot_tokens"]
     ended = [n for n, is_kept in cut["answer_is_kept_by_cot_tokens"].items() if not is_kept]
+    router, rounded = found["item_10_router_term"], found["bfloat16_scores"]
+    assert not router["reentrant"]["changes_the_routers_gradient"]
+    assert router["not_reentrant"]["changes_the_routers_gradient"]
     return [
+        ("10", f"whose value is {router['reentrant']['value']:.2f}"),
+        ("type of scores", ", ".join(f"{one['mean']:g}" for one in rounded)),
+        ("type of scores", ", ".join(f"{one['deviation']:g}" for one in rounded)),
+        ("type of scores", ", ".join(f"{one['released_error_rms']:.3f}" for one in rounded)),
+        ("type of scores", f"in {_percent(one['released_wrong_signs'] for one in rounded)} of"),
+        ("type of scores", f"{_percent(one['released_groups_with_a_tie'] for one in rounded)} of"),
+        ("type of scores", f"than {_ceiling(one['our_error_rms'] for one in rounded)} here"),
         ("1", f"{ended[0]} to {ended[-1]} tokens"),
         ("1", ", ".join(f"{100 * share:.1f}" for share in shares.values())),
         ("2", f"{100 * ends['pad_cot_last_token_probe_accuracy']:.0f} %"),

@@ -29,6 +29,7 @@ _RULE = discriminator_loss.PairRule(
     length_beta=(),
     microbatch_pairs=None,
     all_invalid="none",
+    score_dtype="float32",
 )
 
 

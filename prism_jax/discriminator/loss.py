@@ -34,6 +34,7 @@ class Settings:
     implementation: attention.Implementation
     remat: Remat
     head_dropout: float  # while learning; 0 for none
+    score_dtype: pairwise.ScoreDtype  # of the head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class PairRule:
     # averaged over responses, as the released update splits a step.
     microbatch_pairs: int | None
     all_invalid: pairwise.AllInvalid
+    score_dtype: pairwise.ScoreDtype  # of the loss, see `losses.pairwise`
 
     def coefficients(self, names: Sequence[str], *, of_segment: float) -> dict[str, float]:
         """Return the factor of each term of `pair_loss`."""
@@ -82,6 +84,7 @@ def scores(
             remat=settings.remat,
             kind=batch.kind,
             head_dropout=dropout,
+            score_dtype=None if settings.score_dtype == "float32" else settings.score_dtype,
         )
 
     found = jax.eval_shape(forward, params)
@@ -168,6 +171,7 @@ def pair_loss(
         normalisation="global",
         all_invalid="none",
         batch_pairs=None,
+        score_dtype=rule.score_dtype,
     )
     router, router_told = _router_term(batch, stats, rule.router)
     return terms | router, told | router_told
@@ -180,7 +184,10 @@ def _corrected(
     name_of = jnp.repeat(batch.pair_name, 2, axis=-1)
     for name, beta in rule.length_beta:
         corrected = pairwise.correct_length(
-            found.reshape(-1), batch.num_tokens.reshape(-1), beta=beta
+            found.reshape(-1),
+            batch.num_tokens.reshape(-1),
+            beta=beta,
+            score_dtype=rule.score_dtype,
         )
         found = jnp.where(name_of == names.index(name), corrected.reshape(found.shape), found)
     return found
@@ -243,8 +250,11 @@ def pulls(found: jax.Array, places: ByName, rule: PairRule) -> tuple[jax.Array, 
 def score_gradients(found: ByName, rule: PairRule) -> tuple[dict[str, Scores], metrics.Metrics]:
     """Return the gradient of the whole pair loss with respect to each score, and its metrics.
 
-    The gradients stand in the places of the scores.
+    The result has the structure of the scores, gradients in place of values. A step without any
+    pair teaches nothing, so all gradients are 0, the regulariser's too; `all_invalid="released"`
+    learns from such a step.
     """
+    has_pair = jnp.stack([jnp.any(one.is_pair) for one in found.values()]).any()
 
     def loss(raw: Mapping[str, tuple[jax.Array, jax.Array]]):
         segments = {
@@ -253,7 +263,10 @@ def score_gradients(found: ByName, rule: PairRule) -> tuple[dict[str, Scores], m
         }
         terms, told = _terms(segments, rule)
         every = dataclasses.replace(rule, router=0.0).coefficients(list(raw), of_segment=1.0)
-        return sum(every[name] * term.value for name, term in terms.items()), told
+        value = sum(every[name] * term.value for name, term in terms.items())
+        if rule.all_invalid == "none":
+            value = jnp.where(has_pair, value, 0.0)
+        return value, told
 
     raw = {name: (one.teacher, one.student) for name, one in found.items()}
     gradients, told = jax.grad(loss, has_aux=True)(raw)
@@ -282,6 +295,7 @@ def _terms(
             normalisation="global" if rule.microbatch_pairs is None else "microbatch",
             all_invalid=rule.all_invalid,
             batch_pairs=batch_pairs,
+            score_dtype=rule.score_dtype,
         )
 
     parts = jax.tree.map(lambda x: x.reshape(-1, size), dict(segments))
@@ -290,8 +304,13 @@ def _terms(
 
 
 def pulled_weights(batch: discriminator_batch.SegmentBatch, router: float) -> dict[str, jax.Array]:
-    """Return the weights of `pulled_loss`: gradients are of the whole batch already."""
-    return {PULLS: jnp.ones(())} | _router_weight(batch, router)
+    """Return the weights of `pulled_loss`: gradients are of the whole batch already.
+
+    Without any gradient there is nothing to learn, nor from the router's term: all weights are 0.
+    """
+    is_learnt = (batch.pulls != 0).any().astype(jnp.float32)
+    every = {PULLS: jnp.ones(())} | _router_weight(batch, router)
+    return {name: weight * is_learnt for name, weight in every.items()}
 
 
 def pulled_loss(

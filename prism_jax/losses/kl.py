@@ -9,22 +9,32 @@ from jaxtyping import Array, Bool, Float
 from prism_jax import metrics
 from prism_jax.losses import reduce
 
-Estimator = Literal["k1", "k2", "k3", "abs"]
+Estimator = Literal["k1", "k2", "k3", "abs"]  # of a value
+# Of a term to be differentiated: "k3+" has the value of k3 and the gradient of k2.
+LossEstimator = Literal["k1", "k2", "k3", "k3+", "abs"]
 
 
 def estimate(
-    logprobs: Float[Array, "*T"], reference_logprobs: Float[Array, "*T"], *, estimator: Estimator
+    logprobs: Float[Array, "*T"],
+    reference_logprobs: Float[Array, "*T"],
+    *,
+    estimator: LossEstimator,
 ) -> Float[Array, "*T"]:
     """Estimate KL(policy ‖ reference) per token from the log-probs of tokens of the policy.
 
     With d = logprobs − reference_logprobs:
 
-    k1   d                         unbiased; its gradient has expectation 0
-    k2   d² / 2                    biased; its gradient is the unbiased one
-    k3   exp(−d) + d − 1           unbiased, never negative; d is clamped to ±20 and the value to
-                                   ±10, where the gradient is 0
-    abs  |d|                       its gradient is 0 at d = 0
-    Source: PRISM verl/verl/trainer/ppo/core_algos.py:1639.
+         value               expectation of its gradient, over tokens of the policy
+    k1   d                   unbiased    0
+    k2   d² / 2              biased      that of KL(policy ‖ reference)
+    k3   exp(−d) + d − 1     unbiased    that of KL(reference ‖ policy), the other divergence
+    k3+  the same            unbiased    that of KL(policy ‖ reference), as it is k2's
+    abs  |d|                 biased      that of Σ |policy − reference|; 0 at d = 0
+
+    k3 is never negative; its d is clamped to ±20 and its value to ±10, beyond which its own
+    gradient is 0. Expectations hold while the tokens are the policy's own: a token of an older
+    policy is not weighed by its ratio here.
+    Source: PRISM verl/verl/trainer/ppo/core_algos.py:1639; http://joschu.net/blog/kl-approx.html.
     """
     difference = logprobs - reference_logprobs
     if estimator == "k1":
@@ -34,10 +44,14 @@ def estimate(
     if estimator == "k3":
         reverse = jnp.clip(-difference, -20.0, 20.0)
         return jnp.clip(jnp.exp(reverse) - reverse - 1.0, -10.0, 10.0)
+    if estimator == "k3+":
+        straight = estimate(logprobs, reference_logprobs, estimator="k2")
+        value = estimate(logprobs, reference_logprobs, estimator="k3")
+        return jax.lax.stop_gradient(value) + (straight - jax.lax.stop_gradient(straight))
     if estimator == "abs":
         # jnp.abs has the gradient 1 at 0, where the policy stands before its first update.
         return difference * jax.lax.stop_gradient(jnp.sign(difference))
-    raise ValueError(f"estimator must be one of {Estimator.__args__}, got {estimator!r}")
+    raise ValueError(f"estimator must be one of {LossEstimator.__args__}, got {estimator!r}")
 
 
 def loss(
@@ -45,7 +59,7 @@ def loss(
     reference_logprobs: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
     *,
-    estimator: Estimator,
+    estimator: LossEstimator,
     token_weights: Float[Array, "B T"] | None,
     aggregation: reduce.Aggregation,
     norm_tokens: int | None,

@@ -17,6 +17,9 @@ from prism_jax.losses import reduce
 
 Normalisation = Literal["global", "microbatch"]
 AllInvalid = Literal["none", "released"]
+# To which numbers scores, and each step of the loss behind them, are rounded. The released head,
+# clamp, difference and log-sigmoid are bfloat16: PRISM verl/verl/workers/critic/dp_critic.py:165.
+ScoreDtype = Literal["float32", "bfloat16"]
 REGULARISER = "regulariser"
 # Factor of the released loss of a batch without any valid pair.
 _FALLBACK_COEFFICIENT = 0.01
@@ -34,26 +37,44 @@ class Segment:
     student_tokens: Any  # int32[P] or None
 
 
-def correct_length(scores: Float[Array, "P"], num_tokens: Any, *, beta: float) -> Float[Array, "P"]:
+def rounded(x: Float[Array, "..."], score_dtype: ScoreDtype) -> Float[Array, "..."]:
+    """Return the nearest numbers of the type in float32; their gradients are rounded as well.
+
+    Not a pair of casts: XLA may leave those out.
+    """
+    if score_dtype == "float32":
+        return x
+    if score_dtype != "bfloat16":
+        raise ValueError(f"score_dtype must be one of {ScoreDtype.__args__}, got {score_dtype!r}")
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+def correct_length(
+    scores: Float[Array, "P"], num_tokens: Any, *, beta: float, score_dtype: ScoreDtype
+) -> Float[Array, "P"]:
     """Return scores − beta · log(1 + max(num_tokens, 1)).
 
     Source: PRISM verl/verl/workers/critic/dp_critic.py:145.
     """
-    return scores - beta * jnp.log1p(jnp.maximum(num_tokens.astype(jnp.float32), 1.0))
+    num_tokens = rounded(jnp.maximum(num_tokens.astype(jnp.float32), 1.0), score_dtype)
+    correction = rounded(beta * rounded(jnp.log1p(num_tokens), score_dtype), score_dtype)
+    return rounded(scores - correction, score_dtype)
 
 
 def ready(
-    segment: Segment, *, beta: float | None, score_clip: float | None
+    segment: Segment, *, beta: float | None, score_clip: float | None, score_dtype: ScoreDtype
 ) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
     """Return teacher and student scores, corrected for length and clipped: as losses and
     advantages read them."""
-    teacher, student = segment.teacher, segment.student
+    teacher, student = (rounded(x, score_dtype) for x in (segment.teacher, segment.student))
     if beta is not None:
-        teacher = correct_length(teacher, segment.teacher_tokens, beta=beta)
-        student = correct_length(student, segment.student_tokens, beta=beta)
+        shared = {"beta": beta, "score_dtype": score_dtype}
+        teacher = correct_length(teacher, segment.teacher_tokens, **shared)
+        student = correct_length(student, segment.student_tokens, **shared)
     if score_clip is not None:
-        teacher = jnp.clip(teacher, -score_clip, score_clip)
-        student = jnp.clip(student, -score_clip, score_clip)
+        teacher, student = (
+            rounded(jnp.clip(x, -score_clip, score_clip), score_dtype) for x in (teacher, student)
+        )
     return teacher, student
 
 
@@ -87,6 +108,7 @@ def loss(
     normalisation: Normalisation,
     all_invalid: AllInvalid,
     batch_pairs: dict[str, Float[Array, ""]] | None,
+    score_dtype: ScoreDtype,
 ) -> tuple[dict[str, reduce.Sum], metrics.Metrics]:
     """Return a term for each segment and `regulariser`, and metrics.
 
@@ -108,6 +130,8 @@ def loss(
         "released", 0.01 · −log σ(mean of T over the microbatch's rows), which drives the
         teacher's scores up.
       batch_pairs: the whole batch's number of pairs by segment; needed for "released" alone.
+      score_dtype: "bfloat16" rounds scores, correction, clip, difference, log-sigmoid and squares,
+        and their gradients; sums over rows are float32 either way.
 
     Source: PRISM verl/verl/workers/critic/dp_critic.py:949-990; GAD core_algos.py:1595.
     """
@@ -116,10 +140,19 @@ def loss(
     terms, told, squares = {}, {}, jnp.zeros(row_mask.shape, jnp.float32)
     for name, segment in segments.items():
         beta = None if length_beta is None else length_beta.get(name)
-        teacher, student = ready(segment, beta=beta, score_clip=score_clip)
-        squares += (jnp.square(teacher) + jnp.square(student)) / (2 * len(segments))
+        teacher, student = ready(segment, beta=beta, score_clip=score_clip, score_dtype=score_dtype)
+        each = (rounded(jnp.square(x), score_dtype) for x in (teacher, student))
+        squares += sum(each) / (2 * len(segments))
         whole = None if batch_pairs is None else batch_pairs[name]
-        terms[name] = _term(teacher, student, segment.is_pair, row_mask, whole, normalisation)
+        terms[name] = _term(
+            teacher,
+            student,
+            segment.is_pair,
+            row_mask,
+            whole,
+            normalisation=normalisation,
+            score_dtype=score_dtype,
+        )
         told |= _measure(name, segment, teacher, student, row_mask, score_clip)
     total = jnp.where(row_mask, squares, 0.0).sum()
     terms[REGULARISER] = reduce.Sum(total=total, weight=rows)
@@ -163,17 +196,24 @@ def _term(
     is_pair: Array,
     row_mask: Array,
     whole_pairs: Array | None,
+    *,
     normalisation: Normalisation,
+    score_dtype: ScoreDtype,
 ) -> reduce.Sum:
     rows, pairs = row_mask.sum(dtype=jnp.float32), is_pair.sum(dtype=jnp.float32)
-    total = jnp.where(is_pair, -jax.nn.log_sigmoid(teacher - student), 0.0).sum()
+    losses = _losses(rounded(teacher - student, score_dtype), score_dtype)
+    total = jnp.where(is_pair, losses, 0.0).sum()
     if normalisation == "microbatch":
         total = total / jnp.maximum(pairs, 1.0) * rows
     if whole_pairs is not None:
         mean = jnp.where(row_mask, teacher, 0.0).sum() / jnp.maximum(rows, 1.0)
-        fallback = _FALLBACK_COEFFICIENT * -jax.nn.log_sigmoid(mean) * rows
+        fallback = _FALLBACK_COEFFICIENT * _losses(rounded(mean, score_dtype), score_dtype) * rows
         total = jnp.where(whole_pairs > 0, total, fallback)
     return reduce.Sum(total=total, weight=_weight(pairs, rows, whole_pairs, normalisation))
+
+
+def _losses(differences: Array, score_dtype: ScoreDtype) -> Array:
+    return rounded(-jax.nn.log_sigmoid(differences), score_dtype)
 
 
 def _is_right(teacher: Array, student: Array) -> Array:

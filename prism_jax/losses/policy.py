@@ -5,8 +5,9 @@ given what stands before it. Advantages are [B, 1] for a whole response or [B, T
 
 Strictly on-policy, `old_logprobs` is `jax.lax.stop_gradient(logprobs)`: the ratio is 1, nothing is
 clipped and no extra forward pass is needed. With several updates per rollout it is the trainer's
-log-probs before the first of them. The sampler's log-probs are no substitute: see `mismatch`,
-whose weights every loss here takes (`token_weights`, None is off).
+log-probs before the first of them. The sampler's log-probs are no substitute, see `mismatch`,
+whose weights every loss here takes (`token_weights`, None is off); but where an older policy drew a
+response, they are all that is left of it, and stand in `old_logprobs`.
 
 Overlong filtering is a mask: clear the rows of responses cut by the length limit, and they count
 neither in totals nor in weights.

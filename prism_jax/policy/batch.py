@@ -38,6 +38,8 @@ class PolicyBatch:
     lengths: Any  # int32[M, B, S]  its tokens; 0 where there is no response
     advantages: Any  # float32[M, B, K]  of each response token
     old_logprobs: Any  # float32[M, B, K]  of the trainer before the first update; None: on-policy
+    # bool[M, B, S]  drawn by an older policy: the old log-probs are the sampler's; None: all False
+    is_older: Any
     reference_logprobs: Any  # float32[M, B, K]  None: there is no reference policy
 
 
@@ -63,6 +65,13 @@ class Laid:
         for place, kept in zip(self.places, is_kept, strict=True):
             lengths[place.row, place.slot] *= kept
         return packed_rows.split(lengths, self.shape)
+
+    def mark(self, is_marked: np.ndarray) -> np.ndarray:
+        """Lay flags [N] out as the responses lie: bool[M, B, S], False where there is none."""
+        marks = np.zeros((self.shape.num_rows, self.shape.row_sequences), bool)
+        for place, value in zip(self.places, is_marked, strict=True):
+            marks[place.row, place.slot] = value
+        return packed_rows.split(marks, self.shape)
 
     def read(self, laid: np.ndarray, max_response_tokens: int) -> np.ndarray:
         """Return values [M, B, K] response by response: float32[N, max_response_tokens]."""
@@ -127,6 +136,7 @@ def lay(
         vision=packed.vision,
         advantages=None,
         old_logprobs=None,
+        is_older=None,
         reference_logprobs=None,
         **packed_rows.split(arrays, shape),
     )

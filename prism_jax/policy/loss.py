@@ -8,7 +8,9 @@ the log-probs are then laid out one response a row, the form that `losses.policy
     logprobs   [a b c], [d e .]                float32[responses, max_response_tokens]
 
 With one update after each rollout the old log-probs are the new ones without their gradient, and no
-other forward pass is needed. With several, `make_logprobs` makes them before the first.
+other forward pass is needed. With several, `make_logprobs` makes them before the first. Responses
+kept from an earlier step (`PolicyBatch.is_older`) were drawn by another policy: their old log-probs
+are the sampler's of that time, so ratio and clip are those of PPO.
 """
 
 import dataclasses
@@ -99,7 +101,7 @@ class Algorithm(configuration.Section):
 class Kl:
     """Say how the distance from a reference policy enters the loss."""
 
-    estimator: kl.Estimator
+    estimator: kl.LossEstimator
     coefficient: float
 
 
@@ -138,8 +140,9 @@ def loss(
 ) -> tuple[train_step.Terms, metrics.Metrics]:
     """Return the loss of one microbatch [B, ...].
 
-    Without `old_logprobs` it is strictly on-policy: the ratio is 1. How far the sampler's log-probs
-    are from those of the trainer before its first update is always measured.
+    Without `old_logprobs` it is strictly on-policy: the ratio is 1, except for older responses. The
+    distance of the sampler's log-probs from those of the trainer before its first update leaves
+    older responses out; theirs is how far the policy has moved, a metric of its own.
     """
     logprobs, entropy = response_logprobs(model, batch, settings)
     mask = _mask(batch.lengths, settings)
@@ -148,14 +151,20 @@ def loss(
     if batch.old_logprobs is not None:
         old = _by_response(batch.old_logprobs, batch, settings)
     sampler = _by_response(batch.sampler_logprobs, batch, settings)
+    told, is_recent = {}, mask
+    if batch.is_older is not None:
+        is_older = batch.is_older.reshape(-1, 1)
+        old, is_recent = jnp.where(is_older, sampler, old), mask & ~is_older
+        moved = jnp.abs(jax.lax.stop_gradient(kept) - sampler)
+        told["policy/older_logprob_difference_mean"] = metrics.Mean.of(moved, mask & is_older)
     advantages = _by_response(batch.advantages, batch, settings)
     sampler_weights = _sampler_weights(algorithm, old, sampler, mask)
     shares = _row_shares(batch.lengths, mask) if algorithm.aggregation == "official" else None
     token_weights = sampler_weights
     if shares is not None:
         token_weights = shares if sampler_weights is None else shares * sampler_weights
-    term, told = _policy_loss(algorithm, kept, old, advantages, mask, token_weights)
-    told |= mismatch.measure(old, sampler, mask, sampler_weights)
+    term, loss_metrics = _policy_loss(algorithm, kept, old, advantages, mask, token_weights)
+    told |= loss_metrics | mismatch.measure(old, sampler, is_recent, sampler_weights)
     terms = {TERM: term}
     if reference is not None:
         terms[KL_TERM], own = kl.loss(

@@ -38,9 +38,11 @@ class Rollout(configuration.Section):
     batch_responses: int | None = configuration.free()
     max_response_tokens: int
     temperature: float
-    # Log-probs are of the whole vocabulary: with a cut, ratios and mismatch do not see it.
     top_k: int | None
     top_p: float | None
+    # Log-probs, ratios and weights are those of the whole vocabulary. With top_k or top_p below 1,
+    # samples are of another distribution, which nothing corrects: refused unless this says so.
+    is_cut_allowed: bool
     # Tokens decoded per device call, before the host checks whether all responses have ended.
     chunk_tokens: int = configuration.free()
     # Steps between those whose responses are written to rollouts/; None: never.
@@ -63,6 +65,13 @@ class Rollout(configuration.Section):
             found.append(f"top_k must be >= 1 or None, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             found.append(f"top_p must be in (0, 1] or None, got {self.top_p}")
+        is_cut = self.top_k is not None or (self.top_p is not None and self.top_p < 1)
+        if is_cut and not self.is_cut_allowed:
+            found.append(
+                "top_k must be None and top_p None or 1, because log-probs are of the whole "
+                "vocabulary and samples would be of another distribution; is_cut_allowed=True "
+                f"takes them all the same, got {self.top_k} and {self.top_p}"
+            )
         return found
 
     def batch_prompts(self, devices: devices_lib.Devices) -> int:

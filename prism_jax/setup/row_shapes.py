@@ -20,8 +20,14 @@ class Rows(configuration.Section):
         """See `Section`."""
         return configuration.at_least(self, 1, "row_tokens", "row_sequences", "num_rows")
 
-    def shape(self, largest: Largest, devices: devices_lib.Devices, *, place: str) -> RowShape:
+    def shape(
+        self, largest: Largest, devices: devices_lib.Devices, *, place: str, advice: str = ""
+    ) -> RowShape:
         """Return the static shapes of a batch.
+
+        Args:
+          place: this section in the configuration, for errors.
+          advice: another way out where rows are too short, for the error.
 
         Raises:
           InputError: the rows are too short, or do not divide over the devices.
@@ -39,4 +45,5 @@ class Rows(configuration.Section):
             microbatch_rows=self.num_rows,
             patch_multiple=128 if is_splash else 1,
             place=place,
+            advice=advice,
         )

@@ -39,6 +39,7 @@ class Update:
     grad_norm: jax.Array  # global norm before clipping
     is_clipped: jax.Array
     is_taken: jax.Array  # False: parameters and moments are as before
+    is_empty: jax.Array  # not taken because there was nothing to learn, all being finite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,12 +85,14 @@ class Optimizer:
         *,
         step: jax.Array,
         is_finite: jax.Array,
+        is_empty: jax.Array,
     ) -> tuple[nnx.State, OptState, Update]:
-        """Take one step, or none where `is_finite` or the norm of the gradients says so.
+        """Take one step, or none where `is_finite`, the gradients' norm or `is_empty` says so.
 
-        All arithmetic is float32; parameters and moments are stored in their own dtypes. A skipped
-        step leaves parameters, moments and Adam's count bit-equal, for any number of steps in a
-        row: it is the caller who stops the run (`num_skipped_in_row`).
+        All arithmetic is float32; parameters and moments are stored in their own dtypes. A step
+        that is not taken leaves parameters, moments and Adam's count bit-equal, for any number of
+        steps in a row. Steps that are not finite are counted, and the caller stops the run
+        (`num_skipped_in_row`); empty ones leave these counts as they are.
 
         Args:
           grads: the gradients, in the structure of `trainable`.
@@ -97,10 +100,14 @@ class Optimizer:
           trainable: the parameters to change.
           step: int32[], where in the schedule this step is.
           is_finite: bool[], False when the loss is not finite.
+          is_empty: bool[], True when there is nothing to learn: without it, momentum and weight
+            decay would move the parameters.
         """
         grads = _cast(grads, jnp.float32)
         grad_norm = optax.global_norm(grads)
-        is_taken = is_finite & jnp.isfinite(grad_norm)
+        is_finite = is_finite & jnp.isfinite(grad_norm)
+        is_empty = is_finite & is_empty
+        is_taken = is_finite & ~is_empty
         is_clipped = jnp.zeros((), bool)
         if self.clip_norm is not None:
             is_clipped = grad_norm > self.clip_norm
@@ -121,17 +128,19 @@ class Optimizer:
         def keep(new, old):
             return jnp.where(is_taken, new, old)
 
-        skipped = 1 - is_taken.astype(jnp.int32)
+        skipped = 1 - is_finite.astype(jnp.int32)
+        in_row = (opt_state.num_skipped_in_row + skipped) * skipped
         opt_state = OptState(
             adam=jax.tree.map(keep, adam, opt_state.adam),
             num_skipped=opt_state.num_skipped + skipped,
-            num_skipped_in_row=(opt_state.num_skipped_in_row + skipped) * skipped,
+            num_skipped_in_row=jnp.where(is_empty, opt_state.num_skipped_in_row, in_row),
         )
         told = Update(
             learning_rate=learning_rate,
             grad_norm=grad_norm,
             is_clipped=is_clipped,
             is_taken=is_taken,
+            is_empty=is_empty,
         )
         return jax.tree.map(keep, moved, trainable), opt_state, told
 

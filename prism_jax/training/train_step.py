@@ -41,7 +41,9 @@ def make_train_step(
     """Return the jitted `(state, batch, key) -> (state, metrics)`; it donates the state.
 
     A step whose loss or gradient is not finite changes nothing but `step` and the counts of
-    skipped updates, which the metrics `optim/skipped_updates` and `optim/skipped_in_row` show.
+    skipped updates, which the metrics `optim/skipped_updates` and `optim/skipped_in_row` show. Nor
+    does a step without anything to learn, in which each term with a coefficient has the weight 0:
+    `optim/empty_updates` is then 1.
 
     Args:
       graphdef: static structure of the model, from `training.train_state.abstract_params`.
@@ -77,7 +79,12 @@ def make_train_step(
 
         grads, loss, told = _accumulate(loss_of, trainable, batch, key, num_microbatches, layout)
         trainable, opt_state, update = optimizer.update(
-            grads, state.opt_state, trainable, step=state.step, is_finite=jnp.isfinite(loss)
+            grads,
+            state.opt_state,
+            trainable,
+            step=state.step,
+            is_finite=jnp.isfinite(loss),
+            is_empty=_is_empty(weights, coefficients),
         )
         state = train_state.TrainState(
             step=state.step + 1,
@@ -152,6 +159,12 @@ def _share(total: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.where(is_empty, 0.0, total / jnp.where(is_empty, 1.0, weight))
 
 
+def _is_empty(weights: Mapping[str, jax.Array], coefficients: Mapping[str, float]) -> jax.Array:
+    """Return whether no term that counts has any weight in the whole batch."""
+    counted = [weights[name] == 0 for name, factor in coefficients.items() if factor]
+    return jnp.stack(counted).all() if counted else jnp.ones((), bool)
+
+
 def _own_metrics(
     loss: jax.Array, update: optim.Update, opt_state: optim.OptState
 ) -> metrics.Metrics:
@@ -165,6 +178,7 @@ def _own_metrics(
         "optim/clipped_fraction": mean(update.is_clipped),
         "optim/skipped_updates": mean(opt_state.num_skipped),
         "optim/skipped_in_row": mean(opt_state.num_skipped_in_row),
+        "optim/empty_updates": metrics.Sum(value=update.is_empty.astype(jnp.float32)),
     }
 
 

@@ -19,7 +19,9 @@ from tests.models import cases
 _PROMPTS = [*cases.ROWS["rows_of_different_length"][:2], *cases.ROWS["one_image"]]
 _CASE = "moe_untied"
 _CONFIG = config_lib.from_hf(cases.CONFIGS[_CASE])
-_SETTINGS = discriminator_loss.Settings(implementation="xla", remat="none", head_dropout=0.0)
+_SETTINGS = discriminator_loss.Settings(
+    implementation="xla", remat="none", head_dropout=0.0, score_dtype="float32"
+)
 _PLAIN = discriminator_loss.PairRule(
     score_clip=None,
     regulariser=0.0,
@@ -27,6 +29,7 @@ _PLAIN = discriminator_loss.PairRule(
     length_beta=(),
     microbatch_pairs=None,
     all_invalid="none",
+    score_dtype="float32",
 )
 _RULE = dataclasses.replace(_PLAIN, score_clip=10.0, regulariser=0.1, length_beta=(("cot", 0.5),))
 _KINDS = (kinds.CAPTION, kinds.COT)
@@ -241,6 +244,27 @@ def test_gradients_of_scores_known_beforehand_give_the_update_of_the_pair_loss()
         np.testing.assert_allclose(measured[f"discriminator/{name}_loss"].total, total, rtol=1e-4)
 
 
+def test_a_bfloat16_head_gives_the_nearest_numbers_of_its_type_in_scores_and_update():
+    packed = _singles()
+    settings = dataclasses.replace(_SETTINGS, score_dtype="bfloat16")
+    found = discriminator_loss.make_scorer(_model()[0], settings)(_model()[1], packed.batch)
+    scores, exact = packed.read(found), packed.read(_scorer()(_model()[1], packed.batch))
+    np.testing.assert_array_equal(scores, scores.astype(jnp.bfloat16).astype(np.float32))
+    # Input and weights are rounded too, so the score need not be the nearest to the exact one.
+    assert 0 < np.abs(scores - exact).max() < 2**-6 * np.abs(exact).max()
+    rule = dataclasses.replace(_RULE, score_dtype="bfloat16")
+    rounded, _ = _pulled_gradient(rule, settings)
+    plain, _ = _pulled_gradient()
+    leaves = zip(jax.tree.leaves(rounded), jax.tree.leaves(plain), strict=True)
+    for one, other in leaves:
+        one, other = np.asarray(one), np.asarray(other)
+        assert np.abs(one - other).max() < 0.1 * np.abs(other).max() + 1e-6
+    assert any(
+        (np.asarray(x) != np.asarray(y)).any()
+        for x, y in zip(jax.tree.leaves(rounded), jax.tree.leaves(plain), strict=True)
+    )
+
+
 def _numbers(teacher, student, is_pair):
     return discriminator_loss.Scores(
         teacher=np.array(teacher, np.float32),
@@ -286,7 +310,7 @@ def test_a_step_without_a_pair_teaches_nothing_unless_the_released_fallback_is_c
 
 
 def test_dropout_of_the_head_changes_the_update_and_its_scores_are_those_of_the_update():
-    settings = dataclasses.replace(_SETTINGS, head_dropout=0.3)
+    settings = dataclasses.replace(_SETTINGS, head_dropout=0.3, score_dtype="float32")
     graphdef, params = _model()
     packed = _singles()
 

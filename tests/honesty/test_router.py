@@ -15,7 +15,9 @@ from prism_jax.rows import Continuation
 from tests.models import cases
 
 _PROMPTS = [*cases.ROWS["rows_of_different_length"][:2], *cases.ROWS["one_image"]]
-_SETTINGS = discriminator_loss.Settings(implementation="xla", remat="none", head_dropout=0.0)
+_SETTINGS = discriminator_loss.Settings(
+    implementation="xla", remat="none", head_dropout=0.0, score_dtype="float32"
+)
 _KINDS = (kinds.CAPTION, kinds.COT)
 
 

@@ -21,9 +21,40 @@ def test_every_oracle_case_gives_value_and_gradient_of_each_estimator(oracle):
             np.testing.assert_allclose(gradient, expected["grad_logprob"], **close)
 
 
+def test_expected_gradients_are_those_of_the_divergence_that_the_docstring_names():
+    rng = np.random.default_rng(0)
+    logits, reference = jnp.array(rng.normal(size=(2, 7)), jnp.float32)
+    reference = jax.nn.log_softmax(reference)
+    probabilities = jax.nn.softmax(logits)
+
+    def expected(logits, estimator):
+        # Over every token, the policy's probabilities held fixed: the mean over endless samples.
+        values = kl.estimate(jax.nn.log_softmax(logits), reference, estimator=estimator)
+        return (probabilities * values).sum()
+
+    def forward(logits):
+        logprobs = jax.nn.log_softmax(logits)
+        return (jnp.exp(logprobs) * (logprobs - reference)).sum()
+
+    def reverse(logits):
+        return (jnp.exp(reference) * (reference - jax.nn.log_softmax(logits))).sum()
+
+    of_divergence = {"k1": 0.0 * logits, "k2": jax.grad(forward)(logits)}
+    of_divergence |= {"k3": jax.grad(reverse)(logits), "k3+": jax.grad(forward)(logits)}
+    for estimator, wanted in of_divergence.items():
+        found = jax.grad(expected)(logits, estimator)
+        np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=estimator)
+    assert np.abs(of_divergence["k2"] - of_divergence["k3"]).max() > 0.05
+    for estimator in ("k1", "k3", "k3+"):
+        np.testing.assert_allclose(expected(logits, estimator), forward(logits), rtol=1e-5)
+    logprobs = jax.nn.log_softmax(logits)
+    values = [kl.estimate(logprobs, reference, estimator=name) for name in ("k3", "k3+")]
+    np.testing.assert_array_equal(*values)
+
+
 def test_a_policy_equal_to_its_reference_is_pushed_by_k1_alone():
     logprobs = jnp.array([-1.5, 0.0])
-    for estimator in kl.Estimator.__args__:
+    for estimator in kl.LossEstimator.__args__:
         value, pull = jax.vjp(
             lambda x, e=estimator: kl.estimate(x, logprobs, estimator=e), logprobs
         )

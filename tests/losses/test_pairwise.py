@@ -14,6 +14,7 @@ DEFAULT = {
     "normalisation": "global",
     "all_invalid": "none",
     "batch_pairs": None,
+    "score_dtype": "float32",
 }
 
 
@@ -39,6 +40,45 @@ def rows_of(segments, rows):
     return jax.tree.map(lambda x: x[rows], segments)
 
 
+def test_bfloat16_rounds_every_step_behind_the_head_and_the_gradients_as_a_bfloat16_tensor_does():
+    rng = np.random.default_rng(0)
+    teacher, student = 12 * rng.normal(size=(2, 64)).astype(np.float32)
+    tokens = rng.integers(1, 3000, size=(2, 64))
+    is_pair = np.arange(64) % 5 > 0
+    half = jnp.bfloat16.dtype.type  # NumPy rounds the result of each operation on it
+
+    def ready(scores, num_tokens):
+        length = np.log1p(num_tokens.astype(half).astype(np.float32)).astype(half)
+        # A factor that is no tensor stays as it is.
+        correction = (np.float32(0.3) * length.astype(np.float32)).astype(half)
+        corrected = scores.astype(half) - correction
+        return corrected, np.clip(corrected, half(-10), half(10)).astype(half)
+
+    (free_t, t), (free_s, s) = ready(teacher, tokens[0]), ready(student, tokens[1])
+    difference = (t - s).astype(np.float32)
+    losses = np.log1p(np.exp(-difference.astype(np.float64))).astype(half)
+    squares = ((t * t).astype(np.float32) + (s * s).astype(np.float32)) / 2
+
+    def total(raw_teacher, dtype):
+        segments = {"cot": segment(raw_teacher, student, is_pair, *tokens)}
+        options = DEFAULT | {"score_clip": 10.0, "length_beta": {"cot": 0.3}, "score_dtype": dtype}
+        terms, _ = pairwise.loss(segments, jnp.ones(64, bool), **options)
+        return terms["cot"].total, terms["regulariser"].total
+
+    for of in (total, jax.jit(total, static_argnums=1)):  # a compiler may not leave roundings out
+        pair, regulariser = of(teacher, "bfloat16")
+        np.testing.assert_allclose(pair, losses[is_pair].astype(np.float32).sum(), rtol=1e-3)
+        np.testing.assert_allclose(regulariser, squares.sum(), rtol=1e-6)
+    exact = np.array(total(teacher, "float32"))
+    assert (np.abs(exact - np.array([pair, regulariser])) > 1e-4 * np.abs(exact)).all()
+    gradient = np.array(jax.jit(jax.grad(lambda x: total(x, "bfloat16")[0]))(teacher))
+    np.testing.assert_array_equal(gradient, gradient.astype(half).astype(np.float32))
+    wanted = -1 / (1 + np.exp(difference.astype(np.float64)))
+    wanted *= is_pair & (np.abs(free_t.astype(np.float32)) < 10)
+    np.testing.assert_allclose(gradient, wanted, rtol=2**-7, atol=1e-9)
+    assert np.abs(free_s.astype(np.float32)).max() > 10
+
+
 def test_every_oracle_case_gives_the_loss_of_both_segments_and_the_regulariser(oracle):
     cases = oracle("discriminator_loss.json")
     num_rows = max(len(case["format_ok"]) for case in cases)
@@ -60,6 +100,7 @@ def test_every_oracle_case_gives_the_loss_of_both_segments_and_the_regulariser(o
             normalisation="global",
             all_invalid="released",
             batch_pairs={name: is_pair.sum(dtype=jnp.float32) for name in segments},
+            score_dtype="float32",
         )
         got = {name: float(term.value) for name, term in terms.items()}
         close = {"rtol": 1e-5, "atol": 1e-6, "err_msg": f"case {index}"}

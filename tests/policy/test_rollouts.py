@@ -8,6 +8,7 @@ import pytest
 
 from prism_jax import configuration, errors
 from prism_jax.data import encode
+from prism_jax.policy import rollouts
 from prism_jax.rollout import decode, engine
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
@@ -46,6 +47,20 @@ def _options(folder, changes):
     with config.ignore_type():
         config.update_from_flattened_dict(own | changes)
     return configuration.parse(rlvr_config.Config, config)
+
+
+@pytest.mark.parametrize("stage", ["align", "rlvr"])
+@pytest.mark.parametrize("cut", [{"top_k": 5}, {"top_p": 0.9}])
+def test_a_cut_of_the_vocabulary_is_refused_unless_it_is_allowed(stage, cut):
+    section = importlib.import_module(f"configs.{stage}").get_config("tiny").rollout
+    section.update({"top_p": 1.0})
+    assert configuration.parse(rollouts.Rollout, section).top_p == 1.0
+    section.update(cut)
+    with pytest.raises(errors.InputError, match="of another distribution; is_cut_allowed=True"):
+        configuration.parse(rollouts.Rollout, section)
+    section.is_cut_allowed = True
+    found = configuration.parse(rollouts.Rollout, section)
+    assert {name: getattr(found, name) for name in cut} == cut
 
 
 def _draw(opened, changes) -> tuple[engine.Rollout, list[int]]:

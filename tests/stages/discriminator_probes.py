@@ -107,7 +107,7 @@ def coefficients(options, folder):
     return _rule(options).coefficients(["caption", "cot"], of_segment=1.0)
 
 
-def dropout(options, folder):
+def settings(options, folder):
     """Return how the discriminator computes its scores while it learns."""
     del folder
     devices = devices_lib.open_devices(options.mesh, options.model)

@@ -99,6 +99,12 @@ def sizes(prefix: str) -> Fields:
     return each(at(prefix, _SIZES))
 
 
+def cuts() -> Fields:
+    """Return the fields that cut the vocabulary that is drawn from, for `asked_of_the_engine`."""
+    changes = {"rollout.top_k": 5, "rollout.top_p": 0.5}
+    return each(changes, before={"rollout.is_cut_allowed": True})
+
+
 def mesh() -> Fields:
     """Return the fields of the mesh that one process can show, for `placed`."""
     two = {"mesh.num_devices": 2, "mesh.axes.data": 1, "mesh.axes.fsdp": -1}
@@ -127,7 +133,12 @@ def moved(options: configuration.Optim) -> Any:
         size = jnp.array([3.0, 1e-4, -1.0]) * (step + 1)
         grads = jax.tree.map(lambda x, size=size: x * size, trainable)
         trainable, state, _ = optimizer.update(
-            grads, state, trainable, step=jnp.int32(step), is_finite=jnp.array(True)
+            grads,
+            state,
+            trainable,
+            step=jnp.int32(step),
+            is_finite=jnp.array(True),
+            is_empty=jnp.array(False),
         )
     return trainable, state.adam, len(nnx.to_flat_state(frozen))
 

@@ -44,6 +44,7 @@ _OFFICIAL = {
     "discriminator.scored_token": "pad",
     "discriminator.positions": "text_1d",
     "discriminator.max_pixels": None,
+    "discriminator.score_dtype": "bfloat16",
     "discriminator.head_dropout": 0.1,
     "discriminator.microbatch_pairs": 2,
     "discriminator.all_invalid": "released",
@@ -62,6 +63,8 @@ def test_official_is_the_base_configuration_and_the_released_choices(size):
         "data.scored_token": "newline",
         "data.held_out_fraction": 0.0,
         "data.gate": "official",
+        "pairs.score_dtype": "bfloat16",
+        "pairs.router": 0.0,
         "pairs.head_dropout": 0.1,
         "optim.no_decay": (),
     }

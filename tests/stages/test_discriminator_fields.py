@@ -47,11 +47,17 @@ _ALIGN = {
         )
     },
     probes.pulls: field_tables.each(
-        {"discriminator.regulariser": 0.5, "discriminator.microbatch_pairs": 2}
+        {
+            "discriminator.regulariser": 0.5,
+            "discriminator.microbatch_pairs": 2,
+            "discriminator.score_dtype": "bfloat16",
+        }
     ),
     probes.pulls_without_a_pair: field_tables.each({"discriminator.all_invalid": "released"}),
     probes.coefficients: field_tables.each({"discriminator.router": 0.01}),
-    probes.dropout: field_tables.each({"discriminator.head_dropout": 0.1}),
+    probes.settings: field_tables.each(
+        {"discriminator.head_dropout": 0.1, "discriminator.score_dtype": "bfloat16"}
+    ),
     probes.verified: field_tables.each(
         {"advantage.accuracy": "nobody", "advantage.format_of": "judge"}
     ),
@@ -123,12 +129,11 @@ _ALIGN = {
             "rollout.num_responses": 2,
             "rollout.max_response_tokens": 64,
             "rollout.temperature": 0.5,
-            "rollout.top_k": 5,
-            "rollout.top_p": 0.5,
             "rollout.chunk_tokens": 8,
             "rollout.batch_responses": 4,
         }
-    ),
+    )
+    | field_tables.cuts(),
     probes.policy_optimizer: field_tables.optim("optim."),
     probes.discriminator_optimizer: field_tables.optim("discriminator.optim."),
     probes.policy_model: field_tables.sizes("model.sizes."),
@@ -140,10 +145,14 @@ _SHARED = {
     | field_tables.each({"model.attention": "splash"})
 }
 _WARMUP = {
-    probes.pulls: field_tables.each({"pairs.score_clip": 0.5, "pairs.regulariser": 0.5})
+    probes.pulls: field_tables.each(
+        {"pairs.score_clip": 0.5, "pairs.regulariser": 0.5, "pairs.score_dtype": "bfloat16"}
+    )
     | {"pairs.length_beta": ({}, {"pairs.length_beta": (("cot", 0.5),)})},
     probes.coefficients: field_tables.each({"pairs.router": 0.5}),
-    probes.dropout: field_tables.each({"pairs.head_dropout": 0.1}),
+    probes.settings: field_tables.each(
+        {"pairs.head_dropout": 0.1, "pairs.score_dtype": "bfloat16"}
+    ),
     probes.read_pairs: field_tables.each(
         {
             "seed": 1,
@@ -215,6 +224,7 @@ _ELSEWHERE = {
     ),
     "tests/honesty/test_panel.py": ("honesty.every_steps", "honesty.num_pairs"),
     "tests/stages/align/test_align.py": ("rollout.dump_every_steps",),
+    "tests/policy/test_rollouts.py": ("rollout.is_cut_allowed",),
     "one process alone": ("mesh.is_distributed",),
 }
 _TABLES = {"align": _ALIGN | _SHARED, "warmup": _WARMUP | _SHARED}

@@ -31,12 +31,13 @@ def _schedule(kind="cosine", **changes):
 
 def _jitted(optimizer):
     @jax.jit
-    def update(grads, opt_state, trainable, step, is_finite):
-        told = optimizer.update(grads, opt_state, trainable, step=step, is_finite=is_finite)
+    def update(grads, opt_state, trainable, step, flags):
+        told = optimizer.update(grads, opt_state, trainable, step=step, **flags)
         return told[0], told[1], dataclasses.asdict(told[2])
 
-    def run(grads, opt_state, trainable, *, step=5, is_finite=True):
-        trainable, opt_state, told = update(grads, opt_state, trainable, step, is_finite)
+    def run(grads, opt_state, trainable, *, step=5, is_finite=True, is_empty=False):
+        flags = {"is_finite": is_finite, "is_empty": is_empty}
+        trainable, opt_state, told = update(grads, opt_state, trainable, step, flags)
         return trainable, opt_state, optim.Update(**told)
 
     return run
@@ -136,9 +137,19 @@ def test_steps_that_are_not_finite_change_nothing_but_the_counts(kind):
     after = _leaves((params, opt_state.adam))
     for name, leaf in before.items():
         np.testing.assert_array_equal(leaf, after[name])
+    # An empty step in between moves nothing either, and neither counts nor forgives a skip.
+    zeros = jax.tree.map(np.zeros_like, params)
+    params, opt_state, told = update(zeros, opt_state, params, is_empty=True)
+    assert bool(told.is_empty) and not bool(told.is_taken)
+    assert int(opt_state.num_skipped_in_row) == int(opt_state.num_skipped) == 5
+    after = _leaves((params, opt_state.adam))
+    for name, leaf in before.items():
+        np.testing.assert_array_equal(leaf, after[name])
+    params, opt_state, told = update(bad, opt_state, params, is_finite=False, is_empty=True)
+    assert not bool(told.is_empty) and int(opt_state.num_skipped) == 6
     params, opt_state, told = update(good, opt_state, params)
     assert bool(told.is_taken)
-    assert int(opt_state.num_skipped) == 5
+    assert int(opt_state.num_skipped) == 6
     assert int(opt_state.num_skipped_in_row) == 0
 
 

@@ -79,6 +79,31 @@ def test_rows_without_a_kept_token_add_nothing_and_no_nan():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+def test_a_step_whose_terms_have_no_weight_leaves_parameters_and_momentum_bit_equal():
+    graphdef, params = train_state.abstract_params(toy_run.Toy, param_dtype=jnp.float32)
+    # The rows of the other term have weight, but the term itself has no part in the loss.
+    factors = {"token": 1.0, "row": 0.0}
+    step = _make_step(
+        graphdef, toy_run.make_optimizer(params), num_microbatches=2, coefficients=factors
+    )
+    good = train_step.split_rows(toy_run.make_batch(0, num_rows=8), 2)
+    empty = good | {"mask": np.zeros_like(good["mask"])}
+    state = toy_run.setup(num_microbatches=2)[1]()
+    for _ in range(3):
+        state, told = step(state, good, KEY)
+        assert metrics.read(told)["optim/empty_updates"] == 0
+    before = jax.device_get(state)
+    for _ in range(2):
+        state, told = step(state, empty, KEY)
+        told = metrics.read(told)
+        assert told["optim/empty_updates"] == 1
+        assert told["optim/skipped_updates"] == told["optim/skipped_in_row"] == 0
+    assert int(state.step) == 5
+    kept = tree_paths.named_leaves((state.params, state.opt_state))
+    for name, leaf in tree_paths.named_leaves((before.params, before.opt_state)).items():
+        np.testing.assert_array_equal(leaf, kept[name], err_msg=name)
+
+
 def test_a_loss_that_measures_nothing_learns_from_several_microbatches():
     graphdef, params = train_state.abstract_params(toy_run.Toy, param_dtype=jnp.float32)
     silent = train_step.make_train_step(

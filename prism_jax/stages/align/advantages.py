@@ -34,8 +34,12 @@ def make_advantages(
     ) -> jax.Array:
         by_segment = {}
         for name, one in found.items():
+            # Not rounded again: the released rewards leave bfloat16 right behind the head.
             _, student = pairwise.ready(
-                one.segment(), beta=betas.get(name), score_clip=own.score_clip
+                one.segment(),
+                beta=betas.get(name),
+                score_clip=own.score_clip,
+                score_dtype="float32",
             )
             # A response that was not scored but counts as valid has the released score of 0.
             by_segment[name] = jnp.where(one.is_pair, student, 0.0)

@@ -61,6 +61,7 @@ class Discriminator(configuration.Section):
     length_beta: tuple[tuple[str, float], ...]  # segment, coefficient: see `correct_length`
     regulariser: float
     router: float  # coefficient of the router's load balance; of no effect without experts
+    score_dtype: pairwise.ScoreDtype  # of the head and of the loss, see `losses.pairwise`
     head_dropout: float  # while learning; each update then computes its scores anew
     # None: the loss is a mean over all pairs of a step; n: over those among n responses each,
     # averaged over responses.
@@ -106,6 +107,7 @@ class Discriminator(configuration.Section):
             length_beta=self.length_beta,
             microbatch_pairs=self.microbatch_pairs,
             all_invalid=self.all_invalid,
+            score_dtype=self.score_dtype,
         )
 
 

@@ -133,8 +133,20 @@ class Feed:
         return Shapes(
             policy=policy_update.shape_of(options.rows, options.rollout, self.sizes, devices),
             discriminator=options.discriminator.rows.shape(
-                largest, devices, place="config.discriminator.rows"
+                largest,
+                devices,
+                place="config.discriminator.rows",
+                advice=self._advice_on_teachers(longest),
             ),
+        )
+
+    def _advice_on_teachers(self, longest_of_policy: int) -> str:
+        """Return what shortens rows where a teacher's segment is the longest."""
+        if self._longest <= longest_of_policy:
+            return ""
+        return (
+            f"; the longest segment is a teacher's, of {self._longest} tokens: "
+            "config.discriminator.teacher_max_tokens cuts what is beyond, at the cost of its end"
         )
 
     def train(self) -> steps.Steps:

@@ -49,6 +49,7 @@ def score_settings(
         implementation=devices.attention,
         remat=options.discriminator.remat,
         head_dropout=options.discriminator.head_dropout,
+        score_dtype=options.discriminator.score_dtype,
     )
 
 

@@ -31,9 +31,8 @@ class Groups(configuration.Section):
     generation_prompts: int | None  # drawn at a time
     max_generations: int | None  # in a step
     when_short: Literal["error", "train"]  # after them: stop, or learn from what there is
-    # A group that is left over is kept so many steps; 0: thrown away. Its responses are then of an
-    # older policy, which `policy/sampler_logprob_difference_mean` shows and
-    # `algorithm.sampler_weights` corrects.
+    # Steps for which a group that is left over is kept; 0: thrown away. An older policy drew its
+    # responses: their old log-probs are the sampler's, so ratio and clip count from that policy.
     surplus_steps: int | None
 
     def problems(self) -> list[str]:
@@ -99,7 +98,7 @@ class Reference(configuration.Section):
 
     # None: the policy that the run starts from. The parameters themselves are compared.
     folder: str | None = configuration.free()
-    loss_estimator: kl.Estimator
+    loss_estimator: kl.LossEstimator  # see its table: k3, as released, pulls otherwise than k2
     loss_coefficient: float | None
     reward_estimator: kl.Estimator
     reward_coefficient: float | None
@@ -184,6 +183,11 @@ class Config(configuration.TrainingRun):
             found.append(
                 "algorithm.loss must have a ratio (ppo, gspo, cispo) for several updates of a "
                 "rollout, got reinforce"
+            )
+        if self.algorithm.loss == "reinforce" and self.groups.surplus_steps:
+            found.append(
+                "groups.surplus_steps must be 0 or None for the loss reinforce, which has no ratio "
+                f"to an older policy, got {self.groups.surplus_steps}"
             )
         buffer = self.overlong.buffer_tokens
         if buffer is not None and buffer > drawn.max_response_tokens:

@@ -142,6 +142,7 @@ class Experience:
         options = self._options
         found = [one for group in groups for one in group.responses]
         lengths = np.array([len(one.tokens) for one in found], np.int32)
+        is_older = np.array([group.step < step for group in groups for _ in group.responses], bool)
         max_tokens = options.rollout.max_response_tokens
         penalties = rlvr_advantages.overlong_penalties(
             lengths, options.overlong, max_response_tokens=max_tokens
@@ -156,7 +157,7 @@ class Experience:
         distance = None
         if options.reference.reward_coefficient is not None:
             given = options.reference.reward_coefficient if coefficient is None else coefficient
-            distance = _distance(laid, parts, given, max_tokens)
+            distance = _distance(laid, parts, given, max_tokens, is_older=is_older)
         each = options.rollout.num_responses
         advantages, next_coefficient, told = self._compare(
             rewards,
@@ -173,7 +174,7 @@ class Experience:
         is_kept = np.array([one.segments.ended for one in found], bool)
         if not options.overlong.is_filtered:
             is_kept = np.ones(len(found), bool)
-        learned = self._finish(laid, parts, advantages, is_kept)
+        learned = self._finish(laid, parts, advantages, is_kept, is_older)
         return learned, None if coefficient is None else next_coefficient, told
 
     def _lay(self, groups: Sequence[Group]) -> policy_batch.Laid:
@@ -208,8 +209,12 @@ class Experience:
         parts: Sequence[policy_batch.PolicyBatch],
         advantages: np.ndarray,
         is_kept: np.ndarray,
+        is_older: np.ndarray,
     ) -> rlvr_updates.Batches:
-        """Add advantages; responses that are not kept count nowhere."""
+        """Add advantages; responses that are not kept count nowhere.
+
+        Groups kept from an earlier step are marked: they learn with the log-probs that drew them.
+        """
         finished, done = [], 0
         for one, part in zip(laid, parts, strict=True):
             own = slice(done, done + len(one.places))
@@ -217,8 +222,10 @@ class Experience:
             changes = {"advantages": one.spread(advantages[own])}
             if self._options.overlong.is_filtered:
                 changes["lengths"] = one.lengths(is_kept[own])
+            if self._options.groups.keep != "all":
+                changes["is_older"] = one.mark(is_older[own])
             if self._options.train.num_updates == 1:
-                # Nothing was updated in between: the ratio is 1 by construction.
+                # No update lies between drawing and learning, except for older groups.
                 part = dataclasses.replace(part, old_logprobs=None)
             finished.append(dataclasses.replace(part, **self._to_devices(changes)))
         return tuple(finished)
@@ -256,14 +263,22 @@ def _distance(
     parts: Sequence[policy_batch.PolicyBatch],
     coefficient: float,
     max_response_tokens: int,
+    *,
+    is_older: np.ndarray,
 ) -> rlvr_advantages.Distance:
-    """Lay the log-probs of all parts out response by response, on the host."""
-    pairs = jax.device_get([(part.old_logprobs, part.reference_logprobs) for part in parts])
-    both = [
-        [one.read(values, max_response_tokens) for values in pair]
-        for one, pair in zip(laid, pairs, strict=True)
+    """Lay the log-probs of all parts out response by response, on the host.
+
+    Those of older responses are the sampler's, of the policy that drew them.
+    """
+    arrays = jax.device_get(
+        [(part.old_logprobs, part.reference_logprobs, part.sampler_logprobs) for part in parts]
+    )
+    by_response = [
+        [one.read(values, max_response_tokens) for values in of_part]
+        for one, of_part in zip(laid, arrays, strict=True)
     ]
-    old, reference = (np.concatenate(values) for values in zip(*both, strict=True))
+    old, reference, sampler = (np.concatenate(values) for values in zip(*by_response, strict=True))
+    old = np.where(is_older[:, None], sampler, old)
     return rlvr_advantages.Distance(
         old_logprobs=old, reference_logprobs=reference, coefficient=coefficient
     )

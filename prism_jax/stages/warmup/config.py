@@ -7,6 +7,7 @@ from prism_jax import configuration
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
 from prism_jax.honesty import panel as honesty_panel
+from prism_jax.losses import pairwise
 from prism_jax.rewards import tags
 from prism_jax.setup import models as setup_models
 from prism_jax.setup import row_shapes
@@ -63,6 +64,7 @@ class Pairs(configuration.Section):
     regulariser: float
     router: float  # of no effect without experts
     length_beta: tuple[tuple[str, float], ...]  # segment, coefficient: see `correct_length`
+    score_dtype: pairwise.ScoreDtype  # of the head and of the loss, see `losses.pairwise`
     head_dropout: float  # while learning
 
     def problems(self) -> list[str]:
@@ -84,6 +86,7 @@ class Pairs(configuration.Section):
             length_beta=self.length_beta,
             microbatch_pairs=None,
             all_invalid="none",
+            score_dtype=self.score_dtype,
         )
 
 

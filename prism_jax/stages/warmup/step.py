@@ -64,6 +64,7 @@ def make_stage(
         implementation=devices.attention,
         remat=options.model.remat,
         head_dropout=options.pairs.head_dropout,
+        score_dtype=options.pairs.score_dtype,
     )
     names = options.data.form.names
     return loop.Stage(

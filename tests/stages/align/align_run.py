@@ -20,17 +20,27 @@ TEXTS = (
 
 
 @contextlib.contextmanager
-def scripted(tokenizer: pathlib.Path, texts: tuple[str, ...] = TEXTS) -> Iterator[None]:
-    """Let every policy answer one of the texts by chance; the last of them is cut."""
+def scripted(
+    tokenizer: pathlib.Path, texts: tuple[str, ...] = TEXTS, *, good_steps: int | None = None
+) -> Iterator[None]:
+    """Let every policy answer one of the texts by chance; the last of them is cut.
+
+    After `good_steps` steps all answers are the last one; None: never.
+    """
+    num_calls = 0
     words = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     end = words.token_to_id("<|im_end|>")
 
     def generate(
         self, params, prompts, sampling, key, *, num_responses, first_prompt=0, on_chunk=None
     ):
+        nonlocal num_calls
+        num_calls += 1
         del self, params, first_prompt, on_chunk
         size = len(prompts) * num_responses
         chosen = np.asarray(jax.random.randint(key, (size,), 0, len(texts)))
+        if good_steps is not None and num_calls > good_steps:
+            chosen = np.full(size, len(texts) - 1)
         rollout = engine.Rollout(
             tokens=np.zeros((size, sampling.max_tokens), np.int32),
             logprobs=np.zeros((size, sampling.max_tokens), np.float32),

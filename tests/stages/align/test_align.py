@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from prism_jax.checkpoints import checkpoint
 from prism_jax.policy import responses
 from prism_jax.rewards import tags
 from prism_jax.running import metric_writers
@@ -31,9 +32,9 @@ def folder(tmp_path_factory):
         yield rl_run.write(tmp_path_factory.mktemp("align"))
 
 
-def _scripted(folder, workdir, *overrides):
+def _scripted(folder, workdir, *overrides, good_steps=None):
     """Run with responses from a script instead of the engine: a new policy writes no tags."""
-    with align_run.scripted(folder / "tok"):
+    with align_run.scripted(folder / "tok", good_steps=good_steps):
         return rl_run.run("align", folder, workdir, *_SCRIPTED, *overrides)
 
 
@@ -173,6 +174,45 @@ def test_the_policy_moves_to_what_the_discriminator_prefers(folder, tmp_path):
         scores = [row[f"discriminator/{name}_student_score"] for row in rows]
         assert np.mean(scores[-2:]) > np.mean(scores[:2]) + 0.06, scores
     assert max(row["policy/sampler_logprob_difference_max"] for row in rows) < 1e-4
+
+
+@pytest.mark.parametrize(("all_invalid", "is_moved"), [("none", False), ("released", True)])
+def test_a_step_without_a_pair_leaves_the_discriminator_and_its_momentum_bit_equal(
+    folder, tmp_path, all_invalid, is_moved
+):
+    overrides = ["train.num_steps=4", "checkpoint.save_every_steps=1", "honesty.every_steps=None"]
+    overrides += ["discriminator.regulariser=0.1", f"discriminator.all_invalid={all_invalid}"]
+    overrides = [f"--config.{one}" for one in overrides]
+    assert _scripted(folder, tmp_path, *overrides, good_steps=3) == 0
+    rows = rl_run.rows(tmp_path)
+    assert [row["rollout/format_fraction"] > 0 for row in rows] == [True] * 3 + [False]
+    empty = [row["optim/discriminator_empty_updates"] for row in rows]
+    assert empty == [0, 0, 0, int(not is_moved)]
+    before, after = (checkpoint.read_meta(str(tmp_path), step=step)["leaves"] for step in (3, 4))
+    items = [
+        {f"{item}/{name}": leaf for item in saved for name, leaf in saved[item].items()}
+        for saved in (before, after)
+    ]
+    own = {name for name in items[0] if "discriminator" in name and not name.endswith("/step")}
+    assert len(own) > 3 * len(before["discriminator.params"])
+    changed = {name for name in items[0] if items[0][name] != items[1][name]}
+    assert bool(own & changed) == is_moved
+    # The policy learns from its penalties.
+    assert {name.split("/")[0] for name in changed} >= {"policy.params", "opt_state"}
+
+
+@pytest.mark.parametrize(("response_tokens", "is_named"), [(16, True), (96, False)])
+def test_rows_too_short_for_a_teacher_name_the_field_that_cuts_it(
+    folder, tmp_path, capsys, response_tokens, is_named
+):
+    overrides = (
+        "--config.discriminator.rows.row_tokens=60",
+        f"--config.rollout.max_response_tokens={response_tokens}",
+    )
+    assert rl_run.run("align", folder, tmp_path, *overrides) == 2
+    told = capsys.readouterr().err
+    assert "config.discriminator.rows.row_tokens must be >= " in told
+    assert ("config.discriminator.teacher_max_tokens cuts" in told) == is_named
 
 
 def test_models_that_read_tokens_differently_are_refused(folder, tmp_path, capsys):

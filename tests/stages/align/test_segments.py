@@ -75,4 +75,5 @@ def _rule(options):
         length_beta=(),
         microbatch_pairs=None,
         all_invalid="none",
+        score_dtype="float32",
     )

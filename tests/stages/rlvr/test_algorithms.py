@@ -86,7 +86,7 @@ _CHANGES = {
     "groups.generation_prompts": [("", _REFILL, 6)],
     "groups.max_generations": [("", _REFILL, 1)],
     "groups.surplus_steps": [("", _REFILL_MORE, 0), ("", _REFILL_MORE, 2)],
-    "reference.loss_estimator": [("", _LOSS_KL, name) for name in ("k1", "k2", "abs")],
+    "reference.loss_estimator": [("", _LOSS_KL, name) for name in ("k1", "k2", "k3+", "abs")],
     "reference.loss_coefficient": [("", _LOSS_KL, 0.5)],
     "reference.reward_estimator": [("", _REWARD_KL, name) for name in ("k2", "k3", "abs")],
     "reference.reward_coefficient": [("", _REWARD_KL, 0.5)],
@@ -142,39 +142,82 @@ def _drawn(options, step=0):
     return prompts, sampler.prepare(params)(prompts, key)
 
 
-def test_several_updates_are_those_of_an_optimiser_by_hand():
-    options = rl_toy.options_of("", _SEVERAL | {"optim.clip_norm": None})
-    each = options.rollout.num_responses
-    _, drawn = _drawn(options)
-    table = rl_toy.first_table().astype(np.float64)
-    old = rl_toy.log_softmax(table)
-    totals = np.array([rl_toy.reward_of(s.text, s.ended).total for s in drawn.segments])
-    groups = totals.reshape(4, each)
-    spread = groups.std(1, ddof=1, keepdims=True) + 1e-6
-    advantages = ((groups - groups.mean(1, keepdims=True)) / spread).reshape(-1)
-    moments = [np.zeros_like(table), np.zeros_like(table)]
-    for count, part in enumerate([0, 1, 0, 1], start=1):
-        gradient, num_tokens = np.zeros_like(table), 0
-        logprobs = rl_toy.log_softmax(table)
-        for number in range(part * 2 * each, (part + 1) * 2 * each):
-            last = number // each + 1
-            for token in drawn.rollout.tokens[number, : drawn.rollout.lengths[number]]:
-                ratio = np.exp(logprobs[last, token] - old[last, token])
-                bound = np.clip(ratio, 0.8, 1.2)
-                num_tokens += 1
-                if advantages[number] * ratio <= advantages[number] * bound:
+def _terms_of(groups, drawn_by):
+    """Return (prompt letter, tokens, log-probs under the policy that drew them, advantage) each."""
+    terms = []
+    for group in groups:
+        totals = np.array([one.reward.total for one in group.responses])
+        advantages = (totals - totals.mean()) / (totals.std(ddof=1) + 1e-6)
+        for one, advantage_ in zip(group.responses, advantages, strict=True):
+            letter = int(group.prompt.tokens[-1])
+            lasts = [letter, *one.tokens[:-1]]
+            logprobs = rl_toy.log_softmax(drawn_by[group.step])
+            terms.append((letter, one.tokens, logprobs[lasts, one.tokens], advantage_))
+    return terms
+
+
+def _adam_by_hand(state, updates, rate):
+    """Take AdamW steps (eps 1, no decay) on PPO's objective with the clip [0.8, 1.2]."""
+    table = np.array(state.params["logits"][...], np.float64)
+    adam = state.opt_state.adam
+    moments = [np.array(one["logits"][...], np.float64) for one in (adam.mu, adam.nu)]
+    for count, terms in enumerate(updates, start=int(adam.count) + 1):
+        gradient, logprobs = np.zeros_like(table), rl_toy.log_softmax(table)
+        for last, tokens, old, advantage_ in terms:
+            for token, old_logprob in zip(tokens, old, strict=True):
+                ratio = np.exp(logprobs[last, token] - old_logprob)
+                if advantage_ * ratio <= advantage_ * np.clip(ratio, 0.8, 1.2):
                     own = -np.exp(logprobs[last])
                     own[token] += 1
-                    gradient[last] -= advantages[number] * ratio * own
+                    gradient[last] -= advantage_ * ratio * own
                 last = token
-        gradient /= num_tokens
+        gradient /= sum(len(tokens) for _, tokens, _, _ in terms)
         moments[0] = 0.9 * moments[0] + 0.1 * gradient
         moments[1] = 0.999 * moments[1] + 0.001 * gradient**2
         first, second = moments[0] / (1 - 0.9**count), moments[1] / (1 - 0.999**count)
-        table -= 6.0 * first / (np.sqrt(second) + 1.0)
-    run = rl_toy.Run(options).take(1)
-    assert run.rows[0]["policy/clip_fraction"] > 0.05
-    np.testing.assert_allclose(run.table, table, atol=2e-5)
+        table -= rate * first / (np.sqrt(second) + 1.0)
+    return table
+
+
+@pytest.mark.parametrize(("num_minibatches", "num_epochs", "rate"), [(1, 1, 20.0), (2, 2, 6.0)])
+def test_updates_by_hand_have_the_ratio_to_the_policy_that_drew_each_group(
+    monkeypatch, num_minibatches, num_epochs, rate
+):
+    changes = (
+        _SEVERAL
+        | _REFILL
+        | {
+            "groups.generation_prompts": 8,
+            "optim.clip_norm": None,
+            "optim.peak": rate,
+            "train.num_minibatches": num_minibatches,
+            "train.num_epochs": num_epochs,
+        }
+    )
+    run = rl_toy.Run(rl_toy.options_of("", changes))
+    fill, filled = rlvr_groups.fill, []
+    monkeypatch.setattr(
+        rlvr_groups, "fill", lambda *a, **k: filled.append(fill(*a, **k)) or filled[-1]
+    )
+    drawn_by, shares, bound = {}, [], []
+    for step in range(1, 5):
+        drawn_by[step], state = run.table, jax.device_get(run.state)
+        run.take(1)
+        groups = filled[-1].groups
+        size = len(groups) // num_minibatches
+        parts = [groups[number * size : (number + 1) * size] for number in range(num_minibatches)]
+        updates = [_terms_of(part, drawn_by) for part in parts] * num_epochs
+        np.testing.assert_allclose(run.table, _adam_by_hand(state, updates, rate), atol=1e-4)
+        shares.append(run.rows[-1]["rollout/older_prompts_fraction"])
+        bound.append(run.rows[-1]["policy/clip_fraction"])
+        # This sampler's log-probs are exact; older responses, of another policy, do not count.
+        assert run.rows[-1].get("policy/sampler_logprob_difference_max", 0.0) < 1e-5
+    assert shares[0] == 0 and any(0 < share < 1 for share in shares), shares
+    # Only what an older policy drew can be out of bounds before an update.
+    assert max(bound) > 0.02
+    assert num_epochs > 1 or all(
+        share > 0 for share, part in zip(shares, bound, strict=True) if part
+    )
 
 
 def test_one_update_is_bit_for_bit_that_of_rows_with_advantages_and_asks_no_other_forward():
@@ -301,16 +344,56 @@ def test_too_few_groups_that_vary_stop_the_run_or_make_a_smaller_step():
     assert [group.index for group in filled.groups] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("num_minibatches", [1, 2])
-def test_a_step_without_any_group_that_varies_moves_nothing(num_minibatches):
-    # Every response begins with b: nothing varies, and no mini-batch has a response.
+class _FirstOnly:
+    """Call the first response of a generation right, if any: at most one group varies."""
+
+    def __init__(self, *, is_any_right):
+        self._is_any_right = is_any_right
+
+    def grade(self, tasks):
+        right = [self._is_any_right and number == 0 for number in range(len(tasks))]
+        return [rl_toy.reward_of("b" if one else "a", ended=True) for one in right]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_any_right", "num_empty"),
+    [
+        ({"train.num_minibatches": 1}, False, 1),
+        ({"train.num_minibatches": 2}, False, 2),
+        # Two generations of one group each: the second part has none.
+        ({"train.num_minibatches": 2}, True, 1),
+    ],
+)
+def test_an_update_without_any_group_moves_neither_parameters_nor_momentum(
+    changes, is_any_right, num_empty
+):
+    run = rl_toy.Run(rl_toy.options_of("", _REFILL | {"groups.surplus_steps": 0} | changes))
+    run.take(2)
+    before = jax.device_get(run.state)
+    assert np.abs(before.opt_state.adam.mu["logits"][...]).max() > 0
+    run.experience._judge = _FirstOnly(is_any_right=is_any_right)
+    row = run.take(1).rows[-1]
+    assert row["rollout/trained_prompts"] == 2 * is_any_right
+    assert row["rollout/generations"] == 2
+    assert (row["optim/empty_updates"], row["optim/skipped_updates"]) == (num_empty, 0)
+    after = jax.device_get(run.state)
+    assert int(after.opt_state.adam.count - before.opt_state.adam.count) == is_any_right
+    moved = jax.tree.map(
+        lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()),
+        (before.params, before.opt_state),
+        (after.params, after.opt_state),
+    )
+    assert any(jax.tree.leaves(moved)) == is_any_right
+
+
+def test_a_step_whose_responses_are_all_filtered_moves_nothing():
+    run = rl_toy.Run(rl_toy.options_of("", {"overlong.is_filtered": True})).take(2)
     table = np.full((rl_toy.NUM_TOKENS,) * 2, -20.0, np.float32)
-    table[:, 2] = 20.0
-    changes = _REFILL | {"train.num_minibatches": num_minibatches}
-    run = rl_toy.Run(rl_toy.options_of("", changes), table=table).take(2)
+    table[:, 2] = 20.0  # No response ends.
+    run.state.params["logits"][...] = jnp.asarray(table)
+    row = run.take(1).rows[-1]
+    assert row["rollout/filtered_fraction"] == row["optim/empty_updates"] == 1
     np.testing.assert_array_equal(run.table, table)
-    assert run.rows[0]["rollout/trained_prompts"] == 0
-    assert run.rows[0]["rollout/generations"] == 2
 
 
 def test_surplus_and_coefficient_are_saved_so_that_a_run_goes_on_bit_for_bit():
@@ -469,6 +552,7 @@ def test_a_resumed_run_refuses_another_reference_policy():
         ("", {"algorithm.sampler_low": 0.5}, "sampler_low must be given for"),
         ("", {"algorithm.dual_clip": 1.0}, "dual_clip must be > 1"),
         ("", _REFILL | {"rollout.num_responses": 1}, "num_responses must be >= 2"),
+        ("rloo", _REFILL, "surplus_steps must be 0 or None for the loss reinforce"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(arg, changes, told):

@@ -120,12 +120,11 @@ _TABLE = {
             "rollout.num_responses": 4,
             "rollout.max_response_tokens": 64,
             "rollout.temperature": 0.5,
-            "rollout.top_k": 5,
-            "rollout.top_p": 0.5,
             "rollout.chunk_tokens": 8,
             "rollout.batch_responses": 2,
         }
-    ),
+    )
+    | field_tables.cuts(),
     judged: field_tables.each(
         {
             "rewards.judge": "official",
@@ -167,6 +166,7 @@ _ELSEWHERE = {
     "tests/stages/sft/test_sft.py, test_rlvr.py: where a model comes from": (
         *("model.folder", "model.init"),
     ),
+    "tests/policy/test_rollouts.py": ("rollout.is_cut_allowed",),
     "one process alone": ("mesh.is_distributed",),
 }
 

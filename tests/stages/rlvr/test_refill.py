@@ -6,12 +6,13 @@ import signal
 
 import pytest
 
+from prism_jax.checkpoints import checkpoint
 from prism_jax.rewards import score
 from prism_jax.running import metric_writers
 from prism_jax.setup import judging
 from prism_jax.setup import models as setup_models
 from prism_jax.training import train_step
-from tests.stages import rl_run, sft_run
+from tests.stages import rl_run, rl_toy, sft_run
 
 
 class _Judge:
@@ -138,18 +139,36 @@ def test_a_named_reference_is_read_from_its_folder_and_none_without_a_coefficien
     assert not [name for name in rl_run.rows(tmp_path / "b")[0] if "reference" in name]
 
 
-def test_a_step_without_a_prompt_that_varies_goes_on_to_the_next_one(folder, tmp_path):
-    # The real judge: a new policy is never right.
-    overrides = (*_ALL, "--config.train.num_steps=2", "--config.rollout.dump_every_steps=1")
-    assert rl_run.run("rlvr", folder, tmp_path, *overrides) == 0
+def test_steps_without_a_prompt_that_varies_leave_policy_and_momentum_bit_equal(folder, tmp_path):
+    write = metric_writers.JsonLines.write
+
+    def write_and_turn(self, step, values):
+        write(self, step, values)
+        if step == 2:
+            patch.setattr(_Judge, "grade", rl_toy.Judge().grade)  # nothing is right any more
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metric_writers.JsonLines, "write", write_and_turn)
+        overrides = ["groups.surplus_steps=0", "checkpoint.save_every_steps=1"]
+        overrides += ["checkpoint.num_kept=3", "rollout.dump_every_steps=1"]
+        assert _run(folder, tmp_path, *(f"--config.{one}" for one in overrides)) == 0
     rows = rl_run.rows(tmp_path)
-    assert [row["rollout/trained_prompts"] for row in rows] == [0, 0]
-    assert [row["rollout/generations"] for row in rows] == [3, 3]
-    assert [row["optim/grad_norm"] for row in rows] == [0, 0]
-    told = rl_run.run(
-        "rlvr", folder, tmp_path / "b", *overrides, "--config.groups.when_short=error"
-    )
-    assert told == 2
+    assert [row["rollout/trained_prompts"] for row in rows[2:]] == [0, 0]
+    assert [row["rollout/generations"] for row in rows[2:]] == [3, 3]
+    assert [row["optim/grad_norm"] for row in rows[2:]] == [0, 0]
+    # Two parts, twice each.
+    assert [row["optim/empty_updates"] for row in rows] == [0, 0, 4, 4]
+    assert [row["optim/skipped_updates"] for row in rows] == [0, 0, 0, 0]
+    before, after = (checkpoint.read_meta(str(tmp_path), step=step)["leaves"] for step in (2, 4))
+    assert before["params"] == after["params"]
+    moments = {name: leaf for name, leaf in before["opt_state"].items() if "adam" in name}
+    assert moments and moments.items() <= after["opt_state"].items()
+
+
+def test_too_few_prompts_that_vary_end_the_run_where_asked(folder, tmp_path):
+    # The real judge: a new policy is never right.
+    overrides = (*_ALL, "--config.groups.when_short=error")
+    assert rl_run.run("rlvr", folder, tmp_path, *overrides) == 2
 
 
 @pytest.mark.slow
