@@ -133,7 +133,7 @@ def pair_normalisation() -> dict[str, Json]:
                 teacher_tokens=jnp.zeros(1, jnp.int32),
                 student_tokens=jnp.zeros(16, jnp.int32),
             )
-            gradients, told = discriminator_loss.score_gradients({"cot": one}, rule)
+            gradients, told = discriminator_loss.gradients_by_name({"cot": one}, rule)
             losses.append(float(told["discriminator/cot_loss"].value))
             back = np.empty(16)
             back[order] = np.asarray(gradients["cot"].student)

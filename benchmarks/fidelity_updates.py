@@ -94,7 +94,7 @@ def _score_gradients(
         )
         for number, name in enumerate(_SEGMENTS)
     }
-    found, _ = discriminator_loss.score_gradients(scores, rule)
+    found, _ = discriminator_loss.gradients_by_name(scores, rule)
     return [found[name] for name in _SEGMENTS]
 
 

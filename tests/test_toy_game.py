@@ -112,7 +112,7 @@ def _play(seed, case):
             )
             for name in _NAMES
         }
-        pulls, _ = discriminator_loss.score_gradients(found, _RULE)
+        pulls, _ = discriminator_loss.gradients_by_name(found, _RULE)
         gradients = {
             name: jnp.zeros_like(tables[name])
             .at[shown[name]]

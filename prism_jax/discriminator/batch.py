@@ -25,7 +25,7 @@ Positions = Literal["mrope", "text_1d"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentBatch:
-    """Hold packed segments in M microbatches of B rows, each with S places for segments."""
+    """Packed segments in M microbatches of B rows, each with S places for segments."""
 
     text: Any  # TextInput [M, B, T]
     vision: Any  # VisionInput [M, B, P] or None
@@ -36,12 +36,13 @@ class SegmentBatch:
     # int32[M, B, S / 2]  which name the pair of segments 2i (teacher) and 2i + 1 (student) has,
     # -1 for none; None where segments are not in pairs
     pair_name: Any
-    pulls: Any  # float32[M, B, S] or None  gradient of the loss with respect to the score
+    # float32[M, B, S] or None  gradient of the loss with respect to the score
+    score_gradients: Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackedSegments:
-    """Hold a batch and where the segments lie in it, to read their scores."""
+    """A batch, and the place of each segment in it, to read its score."""
 
     batch: SegmentBatch
     places: list[packed_rows.Place]
@@ -102,7 +103,7 @@ def pack(
         num_tokens=packed_rows.split(num_tokens, shape),
         is_segment=packed_rows.split(is_segment, shape),
         pair_name=pair_name,
-        pulls=None,
+        score_gradients=None,
     )
     return PackedSegments(batch=batch, places=packed.places, shape=shape)
 

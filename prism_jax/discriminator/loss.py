@@ -4,7 +4,7 @@ Warm-up knows its pairs beforehand: teacher and student of a pair stand side by 
 and `pair_loss` compares them. Alignment compares each teacher's segment with those of many
 responses, too many for one microbatch. But the loss depends on the parameters through the scores
 alone, which were computed for the reward, from the same parameters. So its gradient with respect
-to every score is known before the update (`score_gradients`), and `pulled_loss` sums
+to every score is known before the update (`gradients`), and `surrogate_loss` sums
 score x gradient over any split of the segments: the same update, each segment scored once.
 """
 
@@ -24,12 +24,12 @@ from prism_jax.losses import pairwise, reduce
 from prism_jax.training import train_step
 
 ROUTER = "router"
-PULLS = "scores"
+SCORES = "scores"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Hold how the scores are computed."""
+    """The computation of scores."""
 
     implementation: attention.Implementation
     remat: Remat
@@ -39,7 +39,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairRule:
-    """Hold the numbers of the pair loss, see `losses.pairwise`."""
+    """The numbers of the pair loss, see `losses.pairwise`."""
 
     score_clip: float | None
     regulariser: float  # coefficient of the mean square of the scores
@@ -53,8 +53,8 @@ class PairRule:
 
     def coefficients(self, names: Sequence[str], *, of_segment: float) -> dict[str, float]:
         """Return the factor of each term of `pair_loss`."""
-        every = dict.fromkeys(names, of_segment) | {pairwise.REGULARISER: self.regulariser}
-        return every | ({ROUTER: self.router} if self.router else {})
+        factors = dict.fromkeys(names, of_segment) | {pairwise.REGULARISER: self.regulariser}
+        return factors | ({ROUTER: self.router} if self.router else {})
 
 
 def scores(
@@ -68,7 +68,7 @@ def scores(
     A microbatch without segments is not computed: its scores and counts are 0.
 
     Args:
-      key: of the head's dropout; None for none, as scores that are looked at have it.
+      key: of the head's dropout; None for none, as where scores are only read.
     """
     graphdef, params = nnx.split(model)
     dropout = None
@@ -87,13 +87,13 @@ def scores(
             score_dtype=None if settings.score_dtype == "float32" else settings.score_dtype,
         )
 
-    found = jax.eval_shape(forward, params)
+    shapes = jax.eval_shape(forward, params)
 
-    def nothing(params: nnx.State) -> tuple[jax.Array, moe.RouterStats | None]:
+    def zeros(params: nnx.State) -> tuple[jax.Array, moe.RouterStats | None]:
         del params
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    return jax.lax.cond(batch.is_segment.any(), forward, nothing, params)
+    return jax.lax.cond(batch.is_segment.any(), forward, zeros, params)
 
 
 def all_scores(
@@ -129,13 +129,13 @@ def pair_weights(
     batch: discriminator_batch.SegmentBatch, names: Sequence[str], rule: PairRule
 ) -> dict[str, jax.Array]:
     """Return the weights of `pair_loss` over the whole batch, from its masks alone."""
-    found = pairwise.weights(
+    weights = pairwise.weights(
         {name: batch.pair_name == number for number, name in enumerate(names)},
         batch.pair_name >= 0,
         normalisation="global",
         all_invalid="none",
     )
-    return found | _router_weight(batch, rule.router)
+    return weights | _router_weight(batch, rule.router)
 
 
 def pair_loss(
@@ -150,20 +150,20 @@ def pair_loss(
 
     The regulariser counts the scores of each pair once; see `losses.pairwise.loss`.
     """
-    found, stats = scores(model, batch, settings, key)
+    raw, stats = scores(model, batch, settings, key)
     pair_name = batch.pair_name.reshape(-1)
-    found = _corrected(found, batch, names, rule)
+    corrected = _corrected(raw, batch, names, rule)
     segments = {
         name: pairwise.Segment(
-            teacher=found[:, 0::2].reshape(-1),
-            student=found[:, 1::2].reshape(-1),
+            teacher=corrected[:, 0::2].reshape(-1),
+            student=corrected[:, 1::2].reshape(-1),
             is_pair=pair_name == number,
             teacher_tokens=None,
             student_tokens=None,
         )
         for number, name in enumerate(names)
     }
-    terms, told = pairwise.loss(
+    terms, logged = pairwise.loss(
         segments,
         pair_name >= 0,
         score_clip=rule.score_clip,
@@ -173,30 +173,30 @@ def pair_loss(
         batch_pairs=None,
         score_dtype=rule.score_dtype,
     )
-    router, router_told = _router_term(batch, stats, rule.router)
-    return terms | router, told | router_told
+    router_terms, router_metrics = _router_term(batch, stats, rule.router)
+    return terms | router_terms, logged | router_metrics
 
 
 def _corrected(
-    found: jax.Array, batch: discriminator_batch.SegmentBatch, names: Sequence[str], rule: PairRule
+    raw: jax.Array, batch: discriminator_batch.SegmentBatch, names: Sequence[str], rule: PairRule
 ) -> jax.Array:
     """Return the scores [B, S], those of each name corrected for length by its coefficient."""
     name_of = jnp.repeat(batch.pair_name, 2, axis=-1)
     for name, beta in rule.length_beta:
         corrected = pairwise.correct_length(
-            found.reshape(-1),
+            raw.reshape(-1),
             batch.num_tokens.reshape(-1),
             beta=beta,
             score_dtype=rule.score_dtype,
         )
-        found = jnp.where(name_of == names.index(name), corrected.reshape(found.shape), found)
-    return found
+        raw = jnp.where(name_of == names.index(name), corrected.reshape(raw.shape), raw)
+    return raw
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Hold the scores of one segment name: N prompts, R responses to each."""
+    """The scores of one segment name: N prompts, R responses to each."""
 
     teacher: Any  # float32[N]
     student: Any  # float32[N * R]  0 where there is none
@@ -219,61 +219,64 @@ class Scores:
 ByName = Mapping[str, Scores]
 
 
-def at(found: jax.Array, places: ByName) -> dict[str, Scores]:
-    """Return the scores [M, B, S] that stand at these places of the array laid flat.
+def scores_at(scores: jax.Array, places: ByName) -> dict[str, Scores]:
+    """Return the scores [M, B, S] that stand at these places of the flattened array.
 
     `places` holds indices for scores; where `is_pair` is False the index means nothing.
     """
-    flat = found.reshape(-1)
+    flat = scores.reshape(-1)
     return {
         name: dataclasses.replace(
-            one,
-            teacher=flat[one.teacher],
-            student=jnp.where(one.is_pair, flat[one.student], 0.0),
+            place,
+            teacher=flat[place.teacher],
+            student=jnp.where(place.is_pair, flat[place.student], 0.0),
         )
-        for name, one in places.items()
+        for name, place in places.items()
     }
 
 
-def pulls(found: jax.Array, places: ByName, rule: PairRule) -> tuple[jax.Array, metrics.Metrics]:
+def gradients(
+    scores: jax.Array, places: ByName, rule: PairRule
+) -> tuple[jax.Array, metrics.Metrics]:
     """Return the gradient of the pair loss with respect to each score of [M, B, S], and metrics."""
-    gradients, told = score_gradients(at(found, places), rule)
-    flat = jnp.zeros(found.size, jnp.float32)
-    for name, one in gradients.items():
-        nowhere = found.size
-        students = jnp.where(places[name].is_pair, places[name].student, nowhere)
-        flat = flat.at[places[name].teacher].add(one.teacher)
-        flat = flat.at[students].add(one.student, mode="drop")
-    return flat.reshape(found.shape), told
+    by_name, logged = gradients_by_name(scores_at(scores, places), rule)
+    flat = jnp.zeros(scores.size, jnp.float32)
+    for name, gradient in by_name.items():
+        # Several responses may share a score, and each teacher's serves all responses: add up.
+        students = jnp.where(places[name].is_pair, places[name].student, scores.size)
+        flat = flat.at[places[name].teacher].add(gradient.teacher)
+        flat = flat.at[students].add(gradient.student, mode="drop")
+    return flat.reshape(scores.shape), logged
 
 
-def score_gradients(found: ByName, rule: PairRule) -> tuple[dict[str, Scores], metrics.Metrics]:
+def gradients_by_name(scores: ByName, rule: PairRule) -> tuple[dict[str, Scores], metrics.Metrics]:
     """Return the gradient of the whole pair loss with respect to each score, and its metrics.
 
     The result has the structure of the scores, gradients in place of values. A step without any
     pair teaches nothing, so all gradients are 0, the regulariser's too; `all_invalid="released"`
     learns from such a step.
     """
-    has_pair = jnp.stack([jnp.any(one.is_pair) for one in found.values()]).any()
+    has_pair = jnp.stack([jnp.any(segment.is_pair) for segment in scores.values()]).any()
 
-    def loss(raw: Mapping[str, tuple[jax.Array, jax.Array]]):
+    def loss(values: Mapping[str, tuple[jax.Array, jax.Array]]):
         segments = {
-            name: dataclasses.replace(found[name], teacher=teacher, student=student).segment()
-            for name, (teacher, student) in raw.items()
+            name: dataclasses.replace(scores[name], teacher=teacher, student=student).segment()
+            for name, (teacher, student) in values.items()
         }
-        terms, told = _terms(segments, rule)
-        every = dataclasses.replace(rule, router=0.0).coefficients(list(raw), of_segment=1.0)
-        value = sum(every[name] * term.value for name, term in terms.items())
+        terms, logged = _terms(segments, rule)
+        # The router's term has no gradient with respect to scores.
+        factors = dataclasses.replace(rule, router=0.0).coefficients(list(values), of_segment=1.0)
+        total = sum(factors[name] * term.value for name, term in terms.items())
         if rule.all_invalid == "none":
-            value = jnp.where(has_pair, value, 0.0)
-        return value, told
+            total = jnp.where(has_pair, total, 0.0)
+        return total, logged
 
-    raw = {name: (one.teacher, one.student) for name, one in found.items()}
-    gradients, told = jax.grad(loss, has_aux=True)(raw)
+    values = {name: (segment.teacher, segment.student) for name, segment in scores.items()}
+    by_name, logged = jax.grad(loss, has_aux=True)(values)
     return {
-        name: dataclasses.replace(found[name], teacher=teacher, student=student)
-        for name, (teacher, student) in gradients.items()
-    }, told
+        name: dataclasses.replace(scores[name], teacher=teacher, student=student)
+        for name, (teacher, student) in by_name.items()
+    }, logged
 
 
 def _terms(
@@ -286,7 +289,7 @@ def _terms(
     if rule.all_invalid == "released":
         batch_pairs = {n: jnp.sum(one.is_pair, dtype=jnp.float32) for n, one in segments.items()}
 
-    def one(part: Mapping[str, pairwise.Segment]):
+    def loss(part: Mapping[str, pairwise.Segment]):
         return pairwise.loss(
             part,
             jnp.ones(size, bool),
@@ -300,32 +303,34 @@ def _terms(
 
     parts = jax.tree.map(lambda x: x.reshape(-1, size), dict(segments))
     # Terms and metrics are sums and weights: those of the parts add up.
-    return jax.tree.map(lambda x: x.sum(0), jax.vmap(one)(parts))
+    return jax.tree.map(lambda x: x.sum(0), jax.vmap(loss)(parts))
 
 
-def pulled_weights(batch: discriminator_batch.SegmentBatch, router: float) -> dict[str, jax.Array]:
-    """Return the weights of `pulled_loss`: gradients are of the whole batch already.
+def surrogate_weights(
+    batch: discriminator_batch.SegmentBatch, router: float
+) -> dict[str, jax.Array]:
+    """Return the weights of `surrogate_loss`: the gradients are those of the whole batch already.
 
     Without any gradient there is nothing to learn, nor from the router's term: all weights are 0.
     """
-    is_learnt = (batch.pulls != 0).any().astype(jnp.float32)
-    every = {PULLS: jnp.ones(())} | _router_weight(batch, router)
-    return {name: weight * is_learnt for name, weight in every.items()}
+    has_gradient = (batch.score_gradients != 0).any().astype(jnp.float32)
+    weights = {SCORES: jnp.ones(())} | _router_weight(batch, router)
+    return {name: weight * has_gradient for name, weight in weights.items()}
 
 
-def pulled_loss(
+def surrogate_loss(
     model: discriminator.Discriminator,
     batch: discriminator_batch.SegmentBatch,
     router: float,
     settings: Settings,
     key: jax.Array,
 ) -> tuple[train_step.Terms, metrics.Metrics]:
-    """Return the sum over segments of score x its gradient; the value itself means nothing."""
-    found, stats = scores(model, batch, settings, key)
-    total = jnp.where(batch.is_segment, found * batch.pulls, 0.0).sum()
-    terms, told = _router_term(batch, stats, router)
-    told["discriminator/segments"] = metrics.Sum(value=batch.is_segment.sum(dtype=jnp.float32))
-    return {PULLS: reduce.Sum(total=total, weight=jnp.ones(()))} | terms, told
+    """Return the sum over segments of score x its gradient; only its gradient has a meaning."""
+    raw, stats = scores(model, batch, settings, key)
+    total = jnp.where(batch.is_segment, raw * batch.score_gradients, 0.0).sum()
+    terms, logged = _router_term(batch, stats, router)
+    logged["discriminator/segments"] = metrics.Sum(value=batch.is_segment.sum(dtype=jnp.float32))
+    return {SCORES: reduce.Sum(total=total, weight=jnp.ones(()))} | terms, logged
 
 
 def _router_weight(
@@ -341,15 +346,15 @@ def _router_term(
 ) -> tuple[train_step.Terms, metrics.Metrics]:
     """Return the load balance of a microbatch, weighted by its tokens.
 
-    It is not a sum over tokens, so it is the one term that depends on the split: it asks for
-    balance within each microbatch. Measured even when its coefficient is 0.
+    It is not a sum over tokens, so it is the one term that depends on the split into microbatches:
+    it asks for balance within each. It is measured even when its coefficient is 0.
     """
     if stats is None:
         return {}, {}
     tokens = (batch.text.segments.ids > 0).sum(dtype=jnp.float32)
     total = moe.load_balance(stats) * tokens
-    told = {"discriminator/router_balance": metrics.Mean(total=total, weight=tokens)}
+    logged = {"discriminator/router_balance": metrics.Mean(total=total, weight=tokens)}
     if not coefficient:
-        return {}, jax.lax.stop_gradient(told)
+        return {}, jax.lax.stop_gradient(logged)
     term = reduce.Sum(total=total, weight=tokens)
-    return {ROUTER: term}, jax.lax.stop_gradient(told)
+    return {ROUTER: term}, jax.lax.stop_gradient(logged)

@@ -173,7 +173,7 @@ class Reader:
         parts = dataclasses.asdict(text)
         return _cut_of({name: self._tokens(parts[name]) + tail for name in form.names}, ())
 
-    def drawn(self, tokens: np.ndarray, found: tags.Segments) -> Cut:
+    def cut(self, tokens: np.ndarray, found: tags.Segments) -> Cut:
         """Return the segments of a well-formed response as it was drawn, see `Form`."""
         parts = self._slices(tokens.tolist(), found.caption_tokens)
         if self._form.scored_token == "newline":

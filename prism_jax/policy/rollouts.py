@@ -92,8 +92,8 @@ class Rollout(configuration.Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """Hold the responses of a step, those to one prompt side by side."""
+class Responses:
+    """The responses of a step, those to one prompt side by side."""
 
     rollout: engine.Rollout
     segments: list[tags.Segments]
@@ -108,14 +108,16 @@ class Drawn:
             for number, length in enumerate(self.rollout.lengths)
         ]
 
-    def told(self) -> metrics.Metrics:
-        """Return what a user watches of the responses themselves."""
+    def metrics(self) -> metrics.Metrics:
+        """Return metrics about the responses."""
         lengths = self.rollout.lengths
         return {
             "rollout/response_tokens_mean": metrics.mean(lengths),
             "rollout/response_tokens_max": metrics.Max(value=np.float32(lengths.max())),
             "rollout/ended_fraction": metrics.mean(self.rollout.ended),
-            "rollout/format_fraction": metrics.mean([one.format_ok for one in self.segments]),
+            "rollout/format_fraction": metrics.mean(
+                [segments.format_ok for segments in self.segments]
+            ),
             "time/generate_seconds": metrics.mean([self.seconds]),
         }
 
@@ -165,11 +167,13 @@ class Sampler:
 
     def __call__(
         self, params: nnx.State, prompts: Sequence[inputs.Example], key: jax.Array
-    ) -> Drawn:
+    ) -> Responses:
         """Return the responses to a step's prompts and their segments."""
         return self.prepare(params)(prompts, key)
 
-    def prepare(self, params: nnx.State) -> Callable[[Sequence[inputs.Example], jax.Array], Drawn]:
+    def prepare(
+        self, params: nnx.State
+    ) -> Callable[[Sequence[inputs.Example], jax.Array], Responses]:
         """Return (prompts, key) -> responses of these parameters, laid out for decoding once.
 
         What is returned holds a copy of the parameters: let go of it before the update.
@@ -179,10 +183,10 @@ class Sampler:
         )
         sampler = dataclasses.replace(self._engine, graphdef=graphdef)
 
-        def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> Drawn:
+        def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> Responses:
             begun = time.monotonic()
             rollout = self._in_batches(functools.partial(sampler.generate, prepared), prompts, key)
-            return Drawn(
+            return Responses(
                 rollout=rollout,
                 segments=self.reader.read(rollout),
                 seconds=time.monotonic() - begun,

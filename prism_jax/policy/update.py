@@ -57,16 +57,16 @@ def shape_of(
 
 def pack(
     prompts: Sequence[Example],
-    drawn: rollouts.Drawn,
+    responses: rollouts.Responses,
     advantages: np.ndarray,
     shape: RowShape,
     model: setup_models.Model,
 ) -> policy_batch.PolicyBatch:
     """Return the rows from which the policy learns."""
-    rollout = drawn.rollout
+    rollout = responses.rollout
     logprobs = [rollout.logprobs[number, :length] for number, length in enumerate(rollout.lengths)]
     return policy_batch.pack(
-        prompts, drawn.continuations(), logprobs, advantages, shape, model.config
+        prompts, responses.continuations(), logprobs, advantages, shape, model.config
     )
 
 

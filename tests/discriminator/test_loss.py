@@ -190,7 +190,7 @@ def _same(got, expected):
 
 
 def _score_gradients(scores, rule):
-    return jax.jit(lambda scores: discriminator_loss.score_gradients(scores, rule))(scores)
+    return jax.jit(lambda scores: discriminator_loss.gradients_by_name(scores, rule))(scores)
 
 
 def _places(packed, num_responses):
@@ -222,14 +222,14 @@ def _pulled_gradient(rule=_RULE, settings=_SETTINGS, seed=None):
     def pull(params, batch):
         model = nnx.merge(graphdef, params)
         found = discriminator_loss.all_scores(model, batch, settings, key)
-        return discriminator_loss.pulls(found, _places(packed, 1), rule)
+        return discriminator_loss.gradients(found, _places(packed, 1), rule)
 
     found, told = jax.jit(pull)(params, packed.batch)
     gradient, _ = _whole_gradient(
-        lambda model, part, key: discriminator_loss.pulled_loss(model, part, 0.0, settings, key),
-        lambda batch: discriminator_loss.pulled_weights(batch, 0.0),
-        dataclasses.replace(packed.batch, pulls=found),
-        {discriminator_loss.PULLS: 1.0},
+        lambda model, part, key: discriminator_loss.surrogate_loss(model, part, 0.0, settings, key),
+        lambda batch: discriminator_loss.surrogate_weights(batch, 0.0),
+        dataclasses.replace(packed.batch, score_gradients=found),
+        {discriminator_loss.SCORES: 1.0},
         key,
     )
     return gradient, told

@@ -37,7 +37,7 @@ def _drawn(words, reader, pieces):
     table = tags.token_bytes(words.tokenizer, vocab_tokens=None)
     found = tags.segment(tokens, bytes_of_token=table, end_tokens=words.ids.ends, gate="strict")
     assert found.format_ok
-    return tokens, reader.drawn(np.array(tokens, np.int32), found).tokens
+    return tokens, reader.cut(np.array(tokens, np.int32), found).tokens
 
 
 def _said(words, tokens):

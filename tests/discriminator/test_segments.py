@@ -39,7 +39,7 @@ def _drawn(words, reader, text):
         end_tokens=gate.end_tokens,
         gate="strict",
     )
-    return reader.drawn(tokens, found)
+    return reader.cut(tokens, found)
 
 
 @pytest.mark.parametrize("view", segments.VIEWS)

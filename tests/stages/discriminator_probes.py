@@ -92,7 +92,7 @@ def _rule(options):
 def pulls(options, folder, is_pair=(1, 1, 1, 0, 1, 0, 0, 0)):
     del folder
     found = {name: _numbers(np.array(is_pair, bool))[name] for name in ("caption", "cot")}
-    gradients, told = discriminator_loss.score_gradients(found, _rule(options))
+    gradients, told = discriminator_loss.gradients_by_name(found, _rule(options))
     return [(one.teacher, one.student) for one in gradients.values()], told
 
 
@@ -174,7 +174,7 @@ def paces(options, folder):
         known = types.SimpleNamespace(num_skipped_in_row=jnp.zeros(()))
         state = {name: _State(step=step, opt_state=known) for name in counts}
         has_policy = options.pace.has_policy_update(step)
-        learned = align_updates.Learned(
+        learned = align_updates.StepBatch(
             policy=1 if has_policy else None, discriminator=None, places={}
         )
         align_step.update(updates, options.pace, state, learned, jax.random.key(0))
@@ -228,7 +228,7 @@ def packed_segments(options, folder, workdir, texts):
         lengths=lengths,
         ended=np.ones(size, bool),
     )
-    drawn = rollouts.Drawn(
+    drawn = rollouts.Responses(
         rollout=rollout, segments=reader.read(rollout), num_prompts=len(asked.rows), seconds=0.0
     )
     packed, places = align_segments.pack(asked, drawn, feed, shapes.discriminator, judge)

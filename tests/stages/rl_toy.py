@@ -102,7 +102,7 @@ class Sampler:
         """Return (prompts, key) -> responses."""
         logprobs = log_softmax(np.asarray(params["logits"][...]))
 
-        def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> rollouts.Drawn:
+        def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> rollouts.Responses:
             rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
             size = len(prompts) * self.num_responses
             tokens = np.zeros((size, MAX_TOKENS), np.int32)
@@ -117,7 +117,7 @@ class Sampler:
                     if chosen == 0:
                         break
             ended = tokens[np.arange(size), lengths - 1] == 0
-            return rollouts.Drawn(
+            return rollouts.Responses(
                 rollout=engine.Rollout(tokens=tokens, logprobs=told, lengths=lengths, ended=ended),
                 segments=[
                     segments_of(tokens[number, :length]) for number, length in enumerate(lengths)

@@ -1,8 +1,9 @@
-"""From scores to advantages: the mode is chosen here, and the judge asked where it counts."""
+"""From scores to advantages: the mode is chosen here, and the judge is asked where it counts."""
 
+import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,55 +12,175 @@ import numpy as np
 from prism_jax import metrics
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import advantage, pairwise
-from prism_jax.policy import responses, rollouts
+from prism_jax.policy import responses as policy_responses
+from prism_jax.policy import rollouts
 from prism_jax.rewards import workers
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
 
 
+# float32[responses] by the part of a response whose tokens learn from it, see `weights_by_part`.
+Advantages = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The advantages of a step's responses, and the verdicts that entered them."""
+
+    by_part: dict[str, np.ndarray]  # "response", and with `advantage.credit` "caption" and "cot"
+    by_token: np.ndarray  # float32[responses], or float32[responses, longest response]
+    accuracy: np.ndarray | None  # float32[responses]; None: no mode asks for it
+    is_judged: bool  # the accuracy is the judge's
+    metrics: metrics.Metrics
+
+
+class Comparison:
+    """Compare each response with the others to its prompt."""
+
+    def __init__(self, options: align_config.Config, judge: workers.JudgePool | None):
+        """Store the parts.
+
+        Args:
+          judge: None where `advantage.accuracy` does not ask it.
+        """
+        self._options, self._judge = options, judge
+        self._compare = make_advantages(options)
+
+    def __call__(
+        self,
+        scores: discriminator_loss.ByName,
+        prompts: align_feed.Prompts,
+        responses: rollouts.Responses,
+    ) -> Compared:
+        """Return the advantage of each response: how far its score lies above the others'."""
+        format_ok, accuracy, logged = self._verdicts(prompts, responses)
+        by_part = jax.device_get(self._compare(scores, format_ok, accuracy))
+        for part, values in by_part.items():
+            name = "reward/advantage" if part == "response" else f"reward/{part}_advantage"
+            logged[f"{name}_mean"] = metrics.mean(values)
+            logged[f"{name}_absolute_mean"] = metrics.mean(np.abs(values))
+        return Compared(
+            by_part=by_part,
+            by_token=by_token(by_part, responses),
+            accuracy=accuracy,
+            is_judged=self._options.advantage.asks_judge,
+            metrics=logged,
+        )
+
+    def _verdicts(
+        self, prompts: align_feed.Prompts, responses: rollouts.Responses
+    ) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
+        """Return whether each format is valid, the accuracy that the mode reads, and metrics."""
+        options = self._options.advantage
+        format_ok = np.array([segments.format_ok for segments in responses.segments])
+        if options.accuracy == "off":
+            return format_ok, None, {}
+        if options.accuracy == "nobody":
+            return format_ok, np.ones(len(format_ok), np.float32), {}
+        begun = time.monotonic()
+        tasks = policy_responses.tasks(
+            prompts.rows,
+            responses.segments,
+            num_responses=self._options.rollout.num_responses,
+        )
+        rewards = self._judge.grade(tasks)
+        accuracy = np.array([reward.accuracy for reward in rewards], np.float32)
+        if options.format_of == "judge":
+            format_ok = np.array([reward.format > 0 for reward in rewards])
+        return (
+            format_ok,
+            accuracy,
+            {
+                "reward/accuracy_mean": metrics.mean(accuracy),
+                "time/judge_seconds": metrics.mean([time.monotonic() - begun]),
+            },
+        )
+
+
 def make_advantages(
     options: align_config.Config,
-) -> Callable[[discriminator_loss.ByName, jax.Array, jax.Array | None], jax.Array]:
-    """Return the jitted (scores, format_ok, accuracy) -> advantages, float32[responses].
+) -> Callable[[discriminator_loss.ByName, jax.Array, jax.Array | None], Advantages]:
+    """Return the jitted (scores, format_ok, accuracy) -> advantages by part.
 
     Scores count as the pair loss reads them: corrected for length, then clipped.
     """
-    rollout, own = options.rollout, options.discriminator
+    rollout, discriminator = options.rollout, options.discriminator
     prompt_id = np.repeat(np.arange(rollout.num_prompts, dtype=np.int32), rollout.num_responses)
-    compare = chosen(options.advantage, num_groups=rollout.num_prompts)
-    betas = dict(own.length_beta)
+    compare = {
+        part: choose(options.advantage, num_groups=rollout.num_prompts, weights=weights)
+        for part, weights in weights_by_part(options.advantage).items()
+    }
+    betas = dict(discriminator.length_beta)
 
     def advantages(
-        found: discriminator_loss.ByName, format_ok: jax.Array, accuracy: jax.Array | None
-    ) -> jax.Array:
+        scores: discriminator_loss.ByName, format_ok: jax.Array, accuracy: jax.Array | None
+    ) -> Advantages:
         by_segment = {}
-        for name, one in found.items():
+        for name, segment in scores.items():
             # Not rounded again: the released rewards leave bfloat16 right behind the head.
             _, student = pairwise.ready(
-                one.segment(),
+                segment.segment(),
                 beta=betas.get(name),
-                score_clip=own.score_clip,
+                score_clip=discriminator.score_clip,
                 score_dtype="float32",
             )
-            # A response that was not scored but counts as valid has the released score of 0.
-            by_segment[name] = jnp.where(one.is_pair, student, 0.0)
-        return compare(
-            advantage.AlignmentScores(
-                prompt_id=jnp.asarray(prompt_id),
-                by_segment=by_segment,
-                format_ok=format_ok,
-                accuracy=accuracy,
-            )
+            # If a response is accepted but was not scored, use 0, as the released code does.
+            by_segment[name] = jnp.where(segment.is_pair, student, 0.0)
+        inputs = advantage.AlignmentScores(
+            prompt_id=jnp.asarray(prompt_id),
+            by_segment=by_segment,
+            format_ok=format_ok,
+            accuracy=accuracy,
         )
+        return {part: compare_part(inputs) for part, compare_part in compare.items()}
 
     return jax.jit(advantages)
 
 
-def chosen(
-    options: align_config.Advantage, *, num_groups: int
+def weights_by_part(options: align_config.Advantage) -> dict[str, dict[str, float]]:
+    """Return the weight of each segment's normalised scores in the advantage of each part.
+
+                        tokens of the caption      of think and answer
+        response        w_caption, w_cot           w_caption, w_cot         the sum, as released
+        segment         2 w_caption                2 w_cot
+        segment_shared  2 w_caption, w_cot         2 w_cot
+
+    A token learns from one segment in place of two, so the weight is doubled: with equal weights
+    both sums are the same. In `segment_shared` the caption also gets half of what the reasoning
+    that rests on it gets. All else, such as penalties, gates and the score of the whole response,
+    stands on every token. "response" is there with every credit: a malformed response has no parts.
+    """
+    weights = options.weights
+    if options.credit == "response":
+        return {"response": weights}
+    shared = weights["cot"] if options.credit == "segment_shared" else 0.0
+    return {
+        "response": weights,
+        "caption": weights | {"caption": 2 * weights["caption"], "cot": shared},
+        "cot": weights | {"caption": 0.0, "cot": 2 * weights["cot"]},
+    }
+
+
+def by_token(by_part: Mapping[str, np.ndarray], responses: rollouts.Responses) -> np.ndarray:
+    """Return the advantage of each token: float32[N], or float32[N, longest response] with parts.
+
+    A malformed response gets the "response" advantage on all its tokens.
+    """
+    whole = np.asarray(by_part["response"])
+    if len(by_part) == 1:
+        return whole
+    places = np.arange(responses.rollout.tokens.shape[1])
+    ends = np.array([segments.caption_tokens for segments in responses.segments])[:, None]
+    caption, cot = (np.asarray(by_part[part])[:, None] for part in ("caption", "cot"))
+    has_parts = np.array([segments.format_ok for segments in responses.segments])[:, None]
+    return np.where(has_parts, np.where(places < ends, caption, cot), whole[:, None])
+
+
+def choose(
+    options: align_config.Advantage, *, num_groups: int, weights: Mapping[str, float]
 ) -> Callable[[advantage.AlignmentScores], jax.Array]:
-    """Return the advantage of `config.advantage.mode`: the one place where it is chosen."""
-    shared = {"num_groups": num_groups, "eps": options.eps, "weights": options.weights}
+    """Return the advantage of `config.advantage.mode`. This is the one place where it is chosen."""
+    shared = {"num_groups": num_groups, "eps": options.eps, "weights": weights}
     if options.mode == "align":
         return functools.partial(advantage.align, **shared, format_penalty=options.format_penalty)
     shared["align_coef"] = options.align_coef
@@ -80,29 +201,3 @@ def chosen(
     if options.mode == "rlvr_v2":
         return functools.partial(advantage.rlvr_v2, **shared, **penalties)
     return functools.partial(advantage.sign_align, **shared, **penalties)
-
-
-def verify(
-    options: align_config.Config,
-    judge: workers.JudgePool | None,
-    asked: align_feed.Asked,
-    drawn: rollouts.Drawn,
-) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
-    """Return whose format counts as right, the accuracy that the advantage reads, and metrics."""
-    own = options.advantage
-    format_ok = np.array([one.format_ok for one in drawn.segments])
-    if own.accuracy == "off":
-        return format_ok, None, {}
-    if own.accuracy == "nobody":
-        return format_ok, np.ones(len(format_ok), np.float32), {}
-    begun = time.monotonic()
-    tasks = responses.tasks(asked.rows, drawn.segments, num_responses=options.rollout.num_responses)
-    rewards = judge.grade(tasks)
-    accuracy = np.array([reward.accuracy for reward in rewards], np.float32)
-    if own.format_of == "judge":
-        format_ok = np.array([reward.format > 0 for reward in rewards])
-    told = {
-        "reward/accuracy_mean": metrics.mean(accuracy),
-        "time/judge_seconds": metrics.mean([time.monotonic() - begun]),
-    }
-    return format_ok, accuracy, told

@@ -18,25 +18,25 @@ from prism_jax.stages.align import config as align_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Hold the prompts of a step, as both models read them, and the teacher's responses."""
+class Prompts:
+    """The prompts of a step, as each model reads them, and the teacher's responses."""
 
     rows: list[records.PromptRow]
-    prompts: list[Example]
-    discriminator_prompts: list[Example]
+    policy: list[Example]
+    discriminator: list[Example]
     teachers: list[segments.Cut]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Hold the static sizes of both models' rows."""
+    """The static sizes of both models' rows."""
 
     policy: RowShape
     discriminator: RowShape
 
 
 class Feed:
-    """Give the prompts of each step; their order follows from the seed."""
+    """The prompts of each step, in an order that follows from the seed."""
 
     def __init__(
         self,
@@ -58,29 +58,29 @@ class Feed:
           InputError: for wrong data, fewer prompts than a step takes, or models that read tokens
             as different texts.
         """
-        own, prompts = options.discriminator, options.prompts
+        section, prompts = options.discriminator, options.prompts
         self.options = options
         self.words = processor.processor_of(
             files, min_pixels=prompts.min_pixels, max_pixels=prompts.max_pixels
         )
-        own_words = self.words
+        discriminator_words = self.words
         if discriminator.config.vision is not None:
-            own_words = processor.processor_of(
-                discriminator_files, min_pixels=own.min_pixels, max_pixels=own.max_pixels
+            discriminator_words = processor.processor_of(
+                discriminator_files, min_pixels=section.min_pixels, max_pixels=section.max_pixels
             )
-        elif own.sees_images:
+        elif section.sees_images:
             raise errors.InputError(
                 "config.discriminator.sees_images must be False for a model without vision"
             )
-        if not segments.same_words(self.words, own_words):
+        if not segments.same_words(self.words, discriminator_words):
             raise errors.InputError(
                 "config.discriminator.folder: policy and discriminator must have the same tokens"
             )
         self.reader = segments.Reader(
-            own_words,
+            discriminator_words,
             vocab_tokens=discriminator.config.text.vocab_size,
             gate=options.gate,
-            form=own.form,
+            form=section.form,
         )
         self._opened = prompts_lib.open_prompts(
             prompts.path,
@@ -95,7 +95,7 @@ class Feed:
             self._opened, options.rollout.num_prompts, field="rollout.num_prompts"
         )
         self.sizes = self._opened.sizes
-        self._longest, self._own_sizes = self._measure(self._opened)
+        self._longest, self._discriminator_sizes = self._measure(self._opened)
 
     def _check_teacher(self, row: records.PromptRow) -> None:
         """Raise RowError for a teacher's response that is malformed."""
@@ -125,10 +125,10 @@ class Feed:
         largest = Largest(
             num_units=num_names * (options.rollout.num_prompts + num_responses),
             unit_sequences=1,
-            unit_tokens=max(size.tokens for size in self._own_sizes) + continued,
+            unit_tokens=max(size.tokens for size in self._discriminator_sizes) + continued,
             continued_tokens=continued,
-            prompt_patches=max(size.patches for size in self._own_sizes),
-            prompt_frames=max(size.images for size in self._own_sizes),
+            prompt_patches=max(size.patches for size in self._discriminator_sizes),
+            prompt_frames=max(size.images for size in self._discriminator_sizes),
         )
         return Shapes(
             policy=policy_update.shape_of(options.rows, options.rollout, self.sizes, devices),
@@ -154,7 +154,7 @@ class Feed:
         options = self.options
         return prompt_mixture.index_steps(
             self._opened,
-            self._ask,
+            self._prompts,
             weights=options.prompts.weights,
             num_prompts=options.rollout.num_prompts,
             num_steps=options.train.num_steps,
@@ -162,13 +162,13 @@ class Feed:
             num_threads=options.train.num_threads,
         )
 
-    def _ask(self, indices: Sequence[int]) -> Asked:
+    def _prompts(self, indices: Sequence[int]) -> Prompts:
         rows = [self._opened.rows[index] for index in indices]
         sees_images = self.options.discriminator.sees_images
-        return Asked(
+        return Prompts(
             rows=rows,
-            prompts=encode.encode_prompts(rows, self.words),
-            discriminator_prompts=[
+            policy=encode.encode_prompts(rows, self.words),
+            discriminator=[
                 self.reader.prompt(row.prompt, row.images, sees_images=sees_images) for row in rows
             ],
             teachers=[self.reader.teacher(segments.teacher_text(row)) for row in rows],

@@ -1,4 +1,4 @@
-"""The honesty panel in alignment, on a step's own pairs before they are learnt from."""
+"""The honesty panel in alignment, on the pairs of a step before the discriminator learns them."""
 
 import time
 
@@ -19,7 +19,7 @@ from prism_jax.stages.align import updates as align_updates
 
 
 class Panel:
-    """Measure the panel on the first step, where it is due, and on the last."""
+    """The panel, measured on the first step, where it is due, and on the last."""
 
     def __init__(
         self,
@@ -31,8 +31,8 @@ class Panel:
         shapes: align_feed.Shapes,
         score: honesty_asker.Scorer,
     ):
-        own, rollout = options.discriminator, options.rollout
-        num_segments = rollout.num_prompts * (1 + rollout.num_responses) * len(own.form.names)
+        section, rollout = options.discriminator, options.rollout
+        num_segments = rollout.num_prompts * (1 + rollout.num_responses) * len(section.form.names)
         self._options, self._feed = options, feed
         self._asker = honesty_asker.Asker(
             discriminator,
@@ -41,10 +41,10 @@ class Panel:
             score,
             honesty_asker.Layout(
                 shape=shapes.discriminator,
-                positions=own.positions,
+                positions=section.positions,
                 is_paired=False,
                 batch_pairs=num_segments // 2,
-                sees_images=own.sees_images,
+                sees_images=section.sees_images,
             ),
         )
 
@@ -52,8 +52,8 @@ class Panel:
         self,
         step: int,
         params: nnx.State,
-        asked: align_feed.Asked,
-        drawn: rollouts.Drawn,
+        prompts: align_feed.Prompts,
+        responses: rollouts.Responses,
         scores: discriminator_loss.ByName,
     ) -> metrics.Metrics:
         """Return the panel of this step, counted from 1; nothing where it is not due.
@@ -66,44 +66,44 @@ class Panel:
         if not (is_first or options.is_due(step, self._options.train.num_steps)):
             return {}
         begun = time.monotonic()
-        pairs, known = self._pairs(asked, drawn, scores)
-        told = honesty_panel.measure(
+        pairs, known = self._pairs(prompts, responses, scores)
+        values = honesty_panel.measure(
             pairs,
             self._asker.judge(params),
             known=known,
             fitted=None,
             num_pairs=options.num_pairs,
         )
-        for line in honesty_panel.warnings(told, pairs.segments):
+        for line in honesty_panel.warnings(values, pairs.segments):
             progress.say(line)
-        told["time/honesty_seconds"] = time.monotonic() - begun
-        return {name: metrics.mean([value]) for name, value in told.items()}
+        values["time/honesty_seconds"] = time.monotonic() - begun
+        return {name: metrics.mean([value]) for name, value in values.items()}
 
     def _pairs(
         self,
-        asked: align_feed.Asked,
-        drawn: rollouts.Drawn,
+        prompts: align_feed.Prompts,
+        responses: rollouts.Responses,
         scores: discriminator_loss.ByName,
     ) -> tuple[honesty_panel.Pairs, np.ndarray]:
         """Return the teacher beside each well-formed response, and float[pairs, 2] scores."""
         form = self._options.discriminator.form
-        responses = drawn.continuations()
+        continuations = responses.continuations()
         units, names, is_cut, known = [], [], [], []
-        for number, found in enumerate(drawn.segments):
-            if not found.format_ok:
+        for number, text in enumerate(responses.segments):
+            if not text.format_ok:
                 continue
-            response = responses[number]
-            teacher = asked.teachers[response.prompt]
-            student = self._feed.reader.drawn(response.tokens, found)
+            response = continuations[number]
+            teacher = prompts.teachers[response.prompt]
+            student = self._feed.reader.cut(response.tokens, text)
             for place, name in enumerate(form.names):
                 both = (teacher, student)
                 units.append([segments.continuation(response.prompt, cut, name) for cut in both])
                 names.append(place)
                 is_cut.append(name in teacher.shortened)
-                one = scores[name]
-                known.append((one.teacher[response.prompt], one.student[number]))
+                segment = scores[name]
+                known.append((segment.teacher[response.prompt], segment.student[number]))
         pairs = honesty_panel.Pairs(
-            prompts=asked.discriminator_prompts,
+            prompts=prompts.discriminator,
             units=units,
             names=names,
             is_cut=is_cut,

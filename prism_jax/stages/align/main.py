@@ -1,21 +1,16 @@
 """Stage 2, alignment: `python -m prism_jax align --config=configs/align.py:4b --workdir=…`.
 
-    prompts ─→ policy ─→ responses ─→ caption, cot ─┐
-                 ↑                                  ├─→ discriminator ─→ scores ─→ advantages ─┐
-                 │        teacher ─→ caption, cot ──┘         ↑               │                │
-                 │                                            └── teacher above student       │
-                 └───────────────────────── policy gradient ←──────────────────────────────────┘
+Each step draws responses from the policy, cuts them into caption and cot (or into the segments of
+`discriminator.view`), and lets the discriminator score them. A response's advantage is how far its
+score lies above those of the other responses to the same prompt; a malformed one pays a penalty.
+`advantage.mode` names one of the six ways of `losses.advantage`; all but the default ask the judge
+whether answers are right. Then the discriminator learns to put the teacher's segments above the
+policy's, and the policy learns from the advantages. There is no reference policy and no KL term.
 
-Each step draws responses from the policy, cuts them into caption and cot (or into what
-`discriminator.view` says), and lets the discriminator score them. What a response scores above the
-others to its prompt is its advantage; a malformed one pays a penalty. `advantage.mode` names one of
-the six ways of `losses.advantage`; all but the default ask the judge for right and wrong. Then the
-discriminator learns to put the teacher's segments above the policy's, and the policy learns from
-the advantages. There is no reference policy and no KL term.
-
-The discriminator scores before it learns, each of the teacher's segments once a prompt; those same
-scores give the gradient of its update, see `discriminator.loss`. Where it learns several times in
-a step, or with dropout, each update has scores of its own. `pace` says how often each model learns.
+All segments are scored before the discriminator is updated. A teacher segment is scored once per
+prompt, and the same scores give the gradient for the update, see `discriminator.loss`. With several
+updates in a step, or with dropout, each update computes scores of its own. `pace` says how often
+each model is updated. `step.py` is the step itself.
 
 `config.model.folder` is the policy: the workdir of `sft`, or a Hugging Face folder;
 `config.discriminator.folder` the workdir of `warmup`, or a folder with a score head. Runs on TPU,
@@ -27,13 +22,20 @@ import functools
 from collections.abc import Sequence
 
 from prism_jax.checkpoints import model_files
+from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.policy import rollouts
+from prism_jax.rewards import workers
 from prism_jax.running import dump as running_dump
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
+from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
+from prism_jax.stages.align import honesty as align_honesty
+from prism_jax.stages.align import report as align_report
+from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align import step as align_step
 from prism_jax.stages.align import updates as align_updates
 
@@ -69,14 +71,11 @@ def main(argv: Sequence[str]) -> None:
         starts, updates = align_updates.open_updates(
             options, devices, policy, discriminator, shapes, key=run.keys.init
         )
-        experience = align_step.Experience(
-            *(options, devices, policy, discriminator),
-            feed=feed,
-            shapes=shapes,
-            judge=stack.enter_context(options.judge.open())
-            if options.advantage.asks_judge
-            else None,
-            dump=running_dump.Dump(run.folder, options.rollout.dump_every_steps),
+        judge = None
+        if options.advantage.asks_judge:
+            judge = stack.enter_context(options.judge.open())
+        experience = open_experience(
+            run, policy, discriminator, feed=feed, shapes=shapes, judge=judge
         )
         gaps = (f"discriminator/{name}_gap" for name in options.discriminator.form.names)
         run.train(
@@ -96,3 +95,42 @@ def main(argv: Sequence[str]) -> None:
             ),
             watched=(*gaps, "rollout/format_fraction", "rollout/response_tokens_mean"),
         )
+
+
+def open_experience(
+    run: run_lib.Run[align_config.Config],
+    policy: setup_models.Model,
+    discriminator: setup_models.Model,
+    *,
+    feed: align_feed.Feed,
+    shapes: align_feed.Shapes,
+    judge: workers.JudgePool | None,
+) -> align_step.Experience:
+    """Return the parts of a step; nothing is compiled before the first one."""
+    options, devices = run.options, run.devices
+    score = discriminator_loss.make_scorer(
+        discriminator.graphdef, align_updates.score_settings(options, devices)
+    )
+    panel = align_honesty.Panel(
+        options, devices, discriminator, feed=feed, shapes=shapes, score=score
+    )
+    dump = running_dump.Dump(run.folder, options.rollout.dump_every_steps)
+    return align_step.Experience(
+        pace=options.pace,
+        sampler=rollouts.Sampler(
+            options.rollout,
+            policy,
+            devices,
+            words=feed.words,
+            sizes=feed.sizes,
+            gate=options.gate,
+        ),
+        scorer=align_scores.Scorer(
+            options, devices, discriminator, feed=feed, shape=shapes.discriminator, score=score
+        ),
+        comparison=align_advantages.Comparison(options, judge),
+        report=align_report.Report(dump=dump, panel=panel),
+        policy=policy,
+        shapes=shapes,
+        devices=devices,
+    )

@@ -1,154 +1,96 @@
-"""A step of alignment."""
+"""A step of alignment, in the paper's order.
+
+    prompts ─→ policy ─→ responses ─→ caption, cot ─┐
+                 ↑                                  ├─→ discriminator ─→ scores ─→ advantages ─┐
+                 │        teacher ─→ caption, cot ──┘         ↑               │                │
+                 │                                            └── teacher above student       │
+                 └───────────────────────── policy gradient ←──────────────────────────────────┘
+
+`Experience` is 1 to 4, respond, cut, score and compare; `update` is 5 and 6, both models learn.
+"""
 
 import dataclasses
-import functools
-import time
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from prism_jax import batches, metrics
-from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
-from prism_jax.rewards import workers
-from prism_jax.running import dump as running_dump
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
-from prism_jax.stages.align import honesty as align_honesty
-from prism_jax.stages.align import segments as align_segments
+from prism_jax.stages.align import report as align_report
+from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align import updates as align_updates
+from prism_jax.stages.align.updates import State, StepBatch
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Experience:
-    """Turn a step's prompts into what both models learn from."""
+    """The half of a step that turns prompts into batches for both updates."""
 
-    def __init__(
-        self,
-        options: align_config.Config,
-        devices: devices_lib.Devices,
-        policy: setup_models.Model,
-        discriminator: setup_models.Model,
-        *,
-        feed: align_feed.Feed,
-        shapes: align_feed.Shapes,
-        judge: workers.JudgePool | None,
-        dump: running_dump.Dump,
-    ):
-        self._options, self._devices, self._feed = options, devices, feed
-        self._policy, self._discriminator, self._shapes, self._dump = (
-            policy,
-            discriminator,
-            shapes,
-            dump,
-        )
-        self._judge = judge
-        self._sampler = rollouts.Sampler(
-            options.rollout,
-            policy,
-            devices,
-            words=feed.words,
-            sizes=feed.sizes,
-            gate=options.gate,
-        )
-        self._score = discriminator_loss.make_scorer(
-            discriminator.graphdef, align_updates.score_settings(options, devices)
-        )
-        self._panel = align_honesty.Panel(
-            options, devices, discriminator, feed=feed, shapes=shapes, score=self._score
-        )
-        self._advantages = align_advantages.make_advantages(options)
-        rule = options.discriminator.rule(discriminator)
-        self._at = jax.jit(discriminator_loss.at)
-        self._pulls = jax.jit(functools.partial(discriminator_loss.pulls, rule=rule))
+    pace: align_config.Pace
+    sampler: rollouts.Sampler
+    scorer: align_scores.Scorer
+    comparison: align_advantages.Comparison
+    report: align_report.Report
+    policy: setup_models.Model
+    shapes: align_feed.Shapes
+    devices: devices_lib.Devices
 
     def __call__(
-        self, state: align_updates.State, asked: align_feed.Asked, key: jax.Array
-    ) -> tuple[align_updates.Learned, metrics.Metrics]:
-        """Return what both models learn from, on the devices, and what the responses were like."""
-        drawn = self._sampler(state["policy"].params, asked.prompts, key)
-        begun = time.monotonic()
-        packed, places = align_segments.pack(
-            asked, drawn, self._feed, self._shapes.discriminator, self._discriminator
-        )
-        batch = self._to_devices(packed.batch)
-        found = self._score(state["discriminator"].params, batch)
-        scores = jax.device_get(self._at(found, places))
-        scored = time.monotonic()
-        format_ok, accuracy, verified = align_advantages.verify(
-            self._options, self._judge, asked, drawn
-        )
-        advantages = np.asarray(self._advantages(scores, format_ok, accuracy))
-        pulls, told = self._pulls(found, places)
+        self, state: State, prompts: align_feed.Prompts, key: jax.Array
+    ) -> tuple[StepBatch, metrics.Metrics]:
+        """Return the batches for both updates, on the devices, and metrics about the responses."""
+        # 1. The policy responds, several times to each prompt.
+        responses = self.sampler(state["policy"].params, prompts.policy, key)
+        # 2, 3. Responses are cut into caption and cot, and scored before the discriminator learns
+        # from them: an advantage must not depend on an update that saw the very response, and the
+        # same scores then give the gradient of that update.
+        scores = self.scorer(state["discriminator"].params, prompts, responses)
+        # 4. Each response is compared with the others to its prompt. The judge is off by default.
+        comparison = self.comparison(scores.by_name, prompts, responses)
+        # Steps are counted by the policy, which also counts those in which it stands still.
         step = int(state["policy"].step)
         rows = None
-        if self._options.pace.has_policy_update(step):
+        if self.pace.has_policy_update(step):
             rows = policy_update.pack(
-                asked.prompts, drawn, advantages, self._shapes.policy, self._policy
+                prompts.policy, responses, comparison.by_token, self.shapes.policy, self.policy
             )
-        columns = align_segments.columns(scores, advantages)
-        if self._options.advantage.asks_judge:
-            columns["accuracy"] = accuracy
-        self._dump.write(step + 1, asked.rows, drawn.segments, columns)
-        told = told | drawn.told() | told_of_advantages(advantages) | verified
-        told |= self._panel(step + 1, state["discriminator"].params, asked, drawn, scores)
-        told["time/score_seconds"] = metrics.mean([scored - begun])
-        learned = align_updates.Learned(
-            policy=None if rows is None else self._to_devices(rows),
-            discriminator=dataclasses.replace(batch, pulls=pulls),
-            places=places,
-        )
-        return learned, told
-
-    def _to_devices(self, batch: Any) -> Any:
-        return batches.to_devices(batch, self._devices.mesh, self._devices.rules)
-
-
-def told_of_advantages(advantages: np.ndarray) -> metrics.Metrics:
-    """Return the spread of the advantages."""
-    return {
-        "reward/advantage_mean": metrics.mean(advantages),
-        "reward/advantage_absolute_mean": metrics.mean(np.abs(advantages)),
-    }
+            rows = batches.to_devices(rows, self.devices.mesh, self.devices.rules)
+        batch = StepBatch(policy=rows, discriminator=scores.batch, places=scores.places)
+        return batch, self.report(step + 1, state, prompts, responses, scores, comparison)
 
 
 def update(
     updates: align_updates.Updates,
     pace: align_config.Pace,
-    state: align_updates.State,
-    learned: align_updates.Learned,
+    state: State,
+    batch: StepBatch,
     key: jax.Array,
-) -> tuple[align_updates.State, metrics.Metrics]:
+) -> tuple[State, metrics.Metrics]:
     """Update the discriminator on (teacher, student) pairs, then the policy on its advantages."""
-    discriminator, batch = state["discriminator"], learned.discriminator
+    # 5. The discriminator learns to put the teacher above the student.
+    discriminator, segments = state["discriminator"], batch.discriminator
     for number in range(pace.discriminator_updates):
-        own_key = jax.random.fold_in(key, number)
+        update_key = jax.random.fold_in(key, number)
+        # The gradients at hand are those of the scores that were just computed, without dropout. A
+        # second update, or dropout, needs scores of its own.
         if number or updates.is_always_fresh:
-            batch = updates.refresh(discriminator.params, batch, learned.places, own_key)
-        discriminator, judged = updates.discriminator(discriminator, batch, own_key)
-    # The discriminator's loss is told with its pairs; this sum only carries their gradient.
-    del judged["loss/total"]
-    told = _named(judged, "discriminator")
+            segments = updates.refresh(discriminator.params, segments, batch.places, update_key)
+        discriminator, discriminator_metrics = updates.discriminator(
+            discriminator, segments, update_key
+        )
+    # The pair loss is logged with the scores. This total only carries their gradient.
+    del discriminator_metrics["loss/total"]
+    logged = align_updates.with_owner(discriminator_metrics, "discriminator")
+    # 6. The policy learns from its advantages.
     policy = state["policy"]
-    if learned.policy is None:
-        skipped = jnp.copy(policy.opt_state.num_skipped_in_row)
-        told["optim/policy_skipped_in_row"] = metrics.Mean(total=skipped, weight=jnp.ones(()))
-        policy = dataclasses.replace(policy, step=policy.step + 1)
+    if batch.policy is None:
+        policy, policy_metrics = align_updates.skip_policy(policy)
     else:
-        policy, own = updates.policy(policy, learned.policy, key)
-        told |= _named(own, "policy")
-    return {"policy": policy, "discriminator": discriminator}, told
-
-
-def _named(told: metrics.Metrics, owner: str) -> metrics.Metrics:
-    """Say in the names of a train step's own metrics of which model they are."""
-    own = ("loss/", "optim/")
-    return {
-        name.replace("/", f"/{owner}_", 1) if name.startswith(own) else name: metric
-        for name, metric in told.items()
-    }
+        policy, policy_metrics = updates.policy(policy, batch.policy, key)
+    logged |= align_updates.with_owner(policy_metrics, "policy")
+    return {"policy": policy, "discriminator": discriminator}, logged

@@ -1,11 +1,13 @@
-"""How both models of alignment learn: the discriminator from its scores, then the policy."""
+"""The updates of both models of alignment, and the beginnings of their states."""
 
 import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from prism_jax import metrics
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.policy import batch as policy_batch
@@ -15,36 +17,37 @@ from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
-from prism_jax.stages.align import segments as align_segments
+from prism_jax.stages.align import scores as align_scores
 from prism_jax.training import optim, train_state, train_step
 
 State = dict[str, train_state.TrainState]  # "policy" and "discriminator"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Learned:
-    """Hold what both models learn from in a step."""
+class StepBatch:
+    """The batches of a step for both updates."""
 
     policy: policy_batch.PolicyBatch | None  # None in a step in which the policy stands still
     discriminator: discriminator_batch.SegmentBatch  # with the gradient of each score
-    places: align_segments.Places  # where the scores stand
+    places: align_scores.Places  # of each score in the batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Updates:
-    """Hold how each model learns, jitted."""
+    """The jitted updates of both models."""
 
     policy: train_step.TrainStep
     discriminator: train_step.TrainStep
     # (parameters, batch, places, key) -> the batch with the gradients of scores as they are now
     refresh: Callable[..., discriminator_batch.SegmentBatch]
-    is_always_fresh: bool  # also before the first update, whose dropout the known scores had not
+    # Refresh before the first update too: the scores at hand were computed without its dropout.
+    is_always_fresh: bool
 
 
 def score_settings(
     options: align_config.Config, devices: devices_lib.Devices
 ) -> discriminator_loss.Settings:
-    """Return how scores are computed."""
+    """Return the settings with which scores are computed."""
     return discriminator_loss.Settings(
         implementation=devices.attention,
         remat=options.discriminator.remat,
@@ -62,12 +65,14 @@ def open_updates(
     *,
     key: jax.Array,
 ) -> tuple[dict[str, setup_models.Start], Updates]:
-    """Return how the state of each model begins, and their updates."""
-    num_steps, own = options.train.num_steps, options.discriminator
+    """Return the beginning of each model's state, and the updates."""
+    num_steps = options.train.num_steps
+    rule = options.discriminator.rule(discriminator)
+    settings = score_settings(options, devices)
     optimizers = {
         "policy": setup_models.make_optimizer(options.optim, policy.params, num_steps=num_steps),
         "discriminator": setup_models.make_optimizer(
-            own.optim,
+            options.discriminator.optim,
             discriminator.params,
             num_steps=num_steps * options.pace.discriminator_updates,
         ),
@@ -90,17 +95,15 @@ def open_updates(
             shapes.policy,
         ),
         discriminator=make_discriminator_update(
-            own.rule(discriminator),
-            score_settings(options, devices),
+            rule,
+            settings,
             discriminator,
             optimizers["discriminator"],
             starts["discriminator"],
             shapes.discriminator,
         ),
-        refresh=make_refresh(
-            own.rule(discriminator), score_settings(options, devices), discriminator
-        ),
-        is_always_fresh=own.head_dropout > 0,
+        refresh=make_refresh(rule, settings, discriminator),
+        is_always_fresh=options.discriminator.head_dropout > 0,
     )
     return starts, updates
 
@@ -114,16 +117,16 @@ def make_discriminator_update(
     shape: RowShape,
 ) -> train_step.TrainStep:
     """Return the update of the discriminator by the gradients of its scores."""
-    coefficients = {discriminator_loss.PULLS: 1.0}
+    coefficients = {discriminator_loss.SCORES: 1.0}
 
     def loss(model: nnx.Module, batch: discriminator_batch.SegmentBatch, key: jax.Array):
-        return discriminator_loss.pulled_loss(model, batch, rule.router, settings, key)
+        return discriminator_loss.surrogate_loss(model, batch, rule.router, settings, key)
 
     return train_step.make_train_step(
         model.graphdef,
         loss,
         optimizer,
-        weights_fn=lambda batch: discriminator_loss.pulled_weights(batch, rule.router),
+        weights_fn=lambda batch: discriminator_loss.surrogate_weights(batch, rule.router),
         coefficients=coefficients
         | ({discriminator_loss.ROUTER: rule.router} if rule.router else {}),
         num_microbatches=shape.num_microbatches,
@@ -136,17 +139,35 @@ def make_refresh(
     settings: discriminator_loss.Settings,
     model: setup_models.Model,
 ) -> Callable[..., discriminator_batch.SegmentBatch]:
-    """Return the jitted function that scores a batch again, as an update of the key will."""
+    """Return the jitted function that scores a batch again, as the update of that key does."""
 
     def refresh(
         params: nnx.State,
         batch: discriminator_batch.SegmentBatch,
-        places: align_segments.Places,
+        places: align_scores.Places,
         key: jax.Array,
     ) -> discriminator_batch.SegmentBatch:
         discriminator = nnx.merge(model.graphdef, params)
-        found = discriminator_loss.all_scores(discriminator, batch, settings, key)
-        pulls, _ = discriminator_loss.pulls(found, places, rule)
-        return dataclasses.replace(batch, pulls=pulls)
+        scores = discriminator_loss.all_scores(discriminator, batch, settings, key)
+        gradients, _ = discriminator_loss.gradients(scores, places, rule)
+        return dataclasses.replace(batch, score_gradients=gradients)
 
     return jax.jit(refresh)
+
+
+def skip_policy(
+    policy: train_state.TrainState,
+) -> tuple[train_state.TrainState, metrics.Metrics]:
+    """Return the policy after a step in which it stands still: only the step is counted."""
+    skipped = jnp.copy(policy.opt_state.num_skipped_in_row)
+    logged = {"optim/skipped_in_row": metrics.Mean(total=skipped, weight=jnp.ones(()))}
+    return dataclasses.replace(policy, step=policy.step + 1), logged
+
+
+def with_owner(logged: metrics.Metrics, owner: str) -> metrics.Metrics:
+    """Prefix the train step's own metrics with the model's name."""
+    prefixes = ("loss/", "optim/")
+    return {
+        name.replace("/", f"/{owner}_", 1) if name.startswith(prefixes) else name: metric
+        for name, metric in logged.items()
+    }

@@ -59,7 +59,7 @@ class Group:
 
 
 def make(
-    asked: Prompts, drawn: rollouts.Drawn, rewards: Sequence[score.Reward], *, step: int
+    asked: Prompts, drawn: rollouts.Responses, rewards: Sequence[score.Reward], *, step: int
 ) -> list[Group]:
     """Return the responses prompt by prompt."""
     rollout = drawn.rollout

@@ -29,7 +29,7 @@ from prism_jax.stages.rlvr import updates as rlvr_updates
 from prism_jax.stages.rlvr.groups import Group
 from prism_jax.training import train_state
 
-Draw = Callable[[Sequence[Example], jax.Array], rollouts.Drawn]
+Draw = Callable[[Sequence[Example], jax.Array], rollouts.Responses]
 
 
 class Sampler(Protocol):
@@ -131,7 +131,7 @@ class Experience:
         begun = time.monotonic()
         each = self._options.rollout.num_responses
         rewards = self._judge.grade(responses.tasks(asked.rows, drawn.segments, num_responses=each))
-        told = drawn.told() | rlvr_advantages.told_of(rewards, num_responses=each)
+        told = drawn.metrics() | rlvr_advantages.told_of(rewards, num_responses=each)
         told["time/judge_seconds"] = metrics.mean([time.monotonic() - begun])
         return rlvr_groups.make(asked, drawn, rewards, step=step), told
 

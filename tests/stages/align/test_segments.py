@@ -42,7 +42,7 @@ def test_equal_segments_of_a_prompt_share_a_place_and_no_others_do(laid):
 def test_equal_responses_have_equal_advantages_and_none_where_all_are_equal(laid):
     options, packed, places = laid
     scores = np.random.default_rng(0).normal(size=packed.batch.is_segment.shape)
-    found = discriminator_loss.at(jnp.asarray(scores, jnp.float32), places)
+    found = discriminator_loss.scores_at(jnp.asarray(scores, jnp.float32), places)
     size = options.rollout.num_prompts * 4
     advantages = align_advantages.make_advantages(options)(
         found, jnp.ones(size, bool), jnp.ones(size, jnp.float32)
@@ -57,8 +57,10 @@ def test_a_shared_score_is_pulled_by_all_that_share_it(laid):
     rule = _rule(options)
     scores = np.random.default_rng(1).normal(size=packed.batch.is_segment.shape)
     scores = jnp.asarray(scores, jnp.float32)
-    pulled, _ = discriminator_loss.pulls(scores, places, rule)
-    each, _ = discriminator_loss.score_gradients(discriminator_loss.at(scores, places), rule)
+    pulled, _ = discriminator_loss.gradients(scores, places, rule)
+    each, _ = discriminator_loss.gradients_by_name(
+        discriminator_loss.scores_at(scores, places), rule
+    )
     flat = np.asarray(pulled).ravel()
     for name, one in places.items():
         for place in np.unique(one.student):
