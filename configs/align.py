@@ -165,6 +165,8 @@ def _advantage(options: set[str]) -> ConfigDict:
             "caption_weight": 0.5,
             "cot_weight": 0.5,
             "response_weight": config_dict.placeholder(float),
+            # Source: core_algos.py:536: the sum of both stands on every token.
+            "credit": "response",
             "eps": 1e-6,
             "align_coef": config_dict.placeholder(float) if mode == "align" else 1.0,
             "accuracy_weight": 1.0 if has_reward else config_dict.placeholder(float),

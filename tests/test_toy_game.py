@@ -6,6 +6,7 @@ only equilibrium is a policy that draws as the teacher does, which no score can 
 """
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,21 @@ import pytest
 
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import advantage, policy
+from prism_jax.stages.align import advantages as align_advantages
 
 _NAMES = ("caption", "cot")
 _TEACHER = {"caption": (0.4, 0.3, 0.15, 0.1, 0.05), "cot": (0.05, 0.1, 0.2, 0.25, 0.4)}
 # It begins with what the teacher likes least.
 _FIRST_LOGITS = {"caption": (0.0, 0.0, 0.0, 1.0, 2.0), "cot": (2.0, 1.0, 0.0, 0.0, 0.0)}
-_WEIGHTS = ((0.5, 0.5), (1.0, 0.0), (0.0, 1.0))
-_NUM_PROMPTS, _NUM_RESPONSES, _NUM_STEPS, _NUM_SEEDS = 16, 8, 500, 4
+# Credit and weights of caption and cot.
+_CASES = (
+    ("response", 0.5, 0.5),
+    ("response", 1.0, 0.0),
+    ("response", 0.0, 1.0),
+    ("segment", 0.5, 0.5),
+)
+_NUM_PROMPTS, _NUM_RESPONSES, _NUM_STEPS, _NUM_SEEDS = 16, 8, 500, 8
+_STUDENT_T = 2.365  # of 95 % and 7 degrees of freedom
 _RULE = discriminator_loss.PairRule(
     score_clip=10.0,
     regulariser=1e-3,
@@ -52,7 +61,7 @@ def _distances(logits):
 
 
 def _advantages(found, case):
-    """Return the advantages with the weights of this number."""
+    """Return the advantages of caption and cot of each response in the case of this number."""
     size = _NUM_PROMPTS * _NUM_RESPONSES
     scores = advantage.AlignmentScores(
         prompt_id=jnp.repeat(jnp.arange(_NUM_PROMPTS), _NUM_RESPONSES),
@@ -60,16 +69,19 @@ def _advantages(found, case):
         format_ok=jnp.ones(size, bool),
         accuracy=None,
     )
-    every = [
-        advantage.align(
-            scores,
-            num_groups=_NUM_PROMPTS,
-            eps=1e-6,
-            weights=dict(zip(_NAMES, weights, strict=True)),
-            format_penalty=1.5,
+    every = []
+    for credit, *weights in _CASES:
+        options = types.SimpleNamespace(
+            credit=credit, weights=dict(zip(_NAMES, weights, strict=True))
         )
-        for weights in _WEIGHTS
-    ]
+        by_part = {
+            part: advantage.align(
+                scores, num_groups=_NUM_PROMPTS, eps=1e-6, weights=own, format_penalty=1.5
+            )
+            for part, own in align_advantages.weights_by_part(options).items()
+        }
+        of_names = [by_part.get(name, by_part["response"]) for name in _NAMES]
+        every.append(jnp.stack(of_names, -1))
     return jnp.stack(every)[case]
 
 
@@ -79,7 +91,7 @@ def _policy_loss(logits, drawn, advantages):
     term, _ = policy.ppo(
         logprobs,
         jax.lax.stop_gradient(logprobs),
-        advantages[:, None],
+        advantages,
         jnp.ones(logprobs.shape, bool),
         clip_low=0.2,
         clip_high=0.2,
@@ -135,10 +147,10 @@ def _play(seed, case):
 
 @functools.cache
 def _games():
-    """Return the distances, float32[weights, seeds, steps, segments]."""
+    """Return the distances, float32[cases, seeds, steps, segments]."""
     over_seeds = jax.vmap(_play, in_axes=(0, None))
     play = jax.jit(jax.vmap(over_seeds, in_axes=(None, 0)))
-    return np.asarray(play(jnp.arange(_NUM_SEEDS), jnp.arange(len(_WEIGHTS))))
+    return np.asarray(play(jnp.arange(_NUM_SEEDS), jnp.arange(len(_CASES))))
 
 
 def test_alignment_moves_the_policy_to_the_teacher_on_every_seed():
@@ -153,3 +165,15 @@ def test_a_segment_without_weight_stays_where_it_is(case, moving, standing):
     played = _games()[case]
     assert played[:, -1, moving].max() < 0.03
     assert np.abs(played[:, -1, standing] - played[:, 0, standing]).max() < 0.05
+
+
+def test_segment_credit_is_at_least_twice_as_fast_as_the_sum_with_95_percent_confidence():
+    summed, own = (_CASES.index((credit, 0.5, 0.5)) for credit in ("response", "segment"))
+    played = _games()[[summed, own]]
+    # The first step at which a quarter of the distance is left.
+    is_near = played < played[:, :, :1] / 4
+    assert is_near.any(2).all()
+    first = is_near.argmax(2)
+    ratios = first[0] / first[1]
+    margin = _STUDENT_T * ratios.std(0, ddof=1) / _NUM_SEEDS**0.5
+    assert (ratios.mean(0) - margin > 2).all(), (ratios.mean(0), margin)

@@ -21,7 +21,7 @@ from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
-from prism_jax.stages.align import segments as align_segments
+from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align import step as align_step
 from prism_jax.stages.align import updates as align_updates
 from prism_jax.stages.warmup import config as warmup_config
@@ -80,7 +80,7 @@ def advantages(options, folder):
     ok = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
     found = {name: _numbers(ok)[name] for name in options.advantage.weights}
     right = np.array([1, 0, 1, 1, 1, 1, 1, 1], np.float32)
-    return np.asarray(align_advantages.make_advantages(options)(found, ok, right))
+    return jax.device_get(align_advantages.make_advantages(options)(found, ok, right))
 
 
 def _rule(options):
@@ -132,9 +132,9 @@ def verified(options, folder):
 
     row = types.SimpleNamespace(id="a", ground_truth="1", equivalent_answers=(), data_source=None)
     one = types.SimpleNamespace(text="", ended=True, format_ok=False)
-    asked = types.SimpleNamespace(rows=[row] * 2)
-    drawn = types.SimpleNamespace(segments=[one] * 8)
-    return align_advantages.verify(options, Judge(), asked, drawn)[:2]
+    prompts = types.SimpleNamespace(rows=[row] * 2)
+    responses = types.SimpleNamespace(segments=[one] * 8)
+    return align_advantages.verdicts(options, Judge(), prompts, responses)[:2]
 
 
 def judged(options, folder):
@@ -193,29 +193,38 @@ def _open_align(options, folder, workdir):
     devices = devices_lib.open_devices(options.mesh, options.model)
     source = options.discriminator.model(options.model)
     files = setup_models.keep_files(options.model, workdir)
-    own_files = setup_models.keep_files(source, workdir, name="discriminator")
+    discriminator_files = setup_models.keep_files(source, workdir, name="discriminator")
     policy = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
-    judge = setup_models.open_model(source, devices, files=own_files, is_discriminator=True)
-    feed = align_feed.Feed(options, policy, judge, workdir, files=files, own_files=own_files)
-    return devices, policy, judge, feed
+    discriminator = setup_models.open_model(
+        source, devices, files=discriminator_files, is_discriminator=True
+    )
+    feed = align_feed.Feed(
+        options,
+        policy,
+        discriminator,
+        workdir,
+        files=files,
+        discriminator_files=discriminator_files,
+    )
+    return devices, policy, discriminator, feed
 
 
 def read(options, folder, workdir):
     """Return what both models are given in the first step, with the shapes of the rows."""
-    asked, feed, shapes, packed, places = packed_segments(options, folder, workdir, _TEXTS)
-    seen = [(x.tokens, x.pixels) for x in (*asked.prompts, *asked.judged)]
+    prompts, feed, shapes, packed, places = packed_segments(options, folder, workdir, _TEXTS)
+    seen = [(x.tokens, x.pixels) for x in (*prompts.policy, *prompts.discriminator)]
     return shapes, seen, packed.batch, places, len(feed.sizes)
 
 
 def packed_segments(options, folder, workdir, texts):
     """Lay the segments of a first step into rows; the responses are these texts in turn."""
-    devices, policy, judge, feed = _open_align(options, folder, workdir)
+    devices, policy, discriminator, feed = _open_align(options, folder, workdir)
     shapes = feed.shapes(devices)
-    asked = next(feed.train())
+    prompts = next(feed.train())
     reader = responses.Reader.of(
         feed.words, vocab_tokens=policy.config.text.vocab_size, gate=options.gate
     )
-    size = len(asked.rows) * options.rollout.num_responses
+    size = len(prompts.rows) * options.rollout.num_responses
     tokens = np.zeros((size, 96), np.int32)
     lengths = np.zeros(size, np.int32)
     for row in range(size):
@@ -229,10 +238,10 @@ def packed_segments(options, folder, workdir, texts):
         ended=np.ones(size, bool),
     )
     drawn = rollouts.Responses(
-        rollout=rollout, segments=reader.read(rollout), num_prompts=len(asked.rows), seconds=0.0
+        rollout=rollout, segments=reader.read(rollout), num_prompts=len(prompts.rows), seconds=0.0
     )
-    packed, places = align_segments.pack(asked, drawn, feed, shapes.discriminator, judge)
-    return asked, feed, shapes, packed, places
+    packed, places = align_scores.pack(prompts, drawn, feed, shapes.discriminator, discriminator)
+    return prompts, feed, shapes, packed, places
 
 
 def drawn_with(options, folder, workdir):

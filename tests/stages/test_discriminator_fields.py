@@ -29,6 +29,7 @@ _ALIGN = {
         {
             "advantage.caption_weight": 0.7,
             "advantage.cot_weight": 0.7,
+            "advantage.credit": "segment",
             "advantage.eps": 0.5,
             "advantage.align_coef": 2.0,
             "advantage.accuracy_weight": 2.0,

@@ -18,7 +18,6 @@ from prism_jax.rewards import workers
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
 
-
 # float32[responses] by the part of a response whose tokens learn from it, see `weights_by_part`.
 Advantages = dict[str, jax.Array]
 
@@ -53,7 +52,7 @@ class Comparison:
         responses: rollouts.Responses,
     ) -> Compared:
         """Return the advantage of each response: how far its score lies above the others'."""
-        format_ok, accuracy, logged = self._verdicts(prompts, responses)
+        format_ok, accuracy, logged = verdicts(self._options, self._judge, prompts, responses)
         by_part = jax.device_get(self._compare(scores, format_ok, accuracy))
         for part, values in by_part.items():
             name = "reward/advantage" if part == "response" else f"reward/{part}_advantage"
@@ -67,34 +66,35 @@ class Comparison:
             metrics=logged,
         )
 
-    def _verdicts(
-        self, prompts: align_feed.Prompts, responses: rollouts.Responses
-    ) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
-        """Return whether each format is valid, the accuracy that the mode reads, and metrics."""
-        options = self._options.advantage
-        format_ok = np.array([segments.format_ok for segments in responses.segments])
-        if options.accuracy == "off":
-            return format_ok, None, {}
-        if options.accuracy == "nobody":
-            return format_ok, np.ones(len(format_ok), np.float32), {}
-        begun = time.monotonic()
-        tasks = policy_responses.tasks(
-            prompts.rows,
-            responses.segments,
-            num_responses=self._options.rollout.num_responses,
-        )
-        rewards = self._judge.grade(tasks)
-        accuracy = np.array([reward.accuracy for reward in rewards], np.float32)
-        if options.format_of == "judge":
-            format_ok = np.array([reward.format > 0 for reward in rewards])
-        return (
-            format_ok,
-            accuracy,
-            {
-                "reward/accuracy_mean": metrics.mean(accuracy),
-                "time/judge_seconds": metrics.mean([time.monotonic() - begun]),
-            },
-        )
+
+def verdicts(
+    options: align_config.Config,
+    judge: workers.JudgePool | None,
+    prompts: align_feed.Prompts,
+    responses: rollouts.Responses,
+) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
+    """Return whether each format is valid, the accuracy that the mode reads, and metrics."""
+    format_ok = np.array([segments.format_ok for segments in responses.segments])
+    if options.advantage.accuracy == "off":
+        return format_ok, None, {}
+    if options.advantage.accuracy == "nobody":
+        return format_ok, np.ones(len(format_ok), np.float32), {}
+    begun = time.monotonic()
+    tasks = policy_responses.tasks(
+        prompts.rows, responses.segments, num_responses=options.rollout.num_responses
+    )
+    rewards = judge.grade(tasks)
+    accuracy = np.array([reward.accuracy for reward in rewards], np.float32)
+    if options.advantage.format_of == "judge":
+        format_ok = np.array([reward.format > 0 for reward in rewards])
+    return (
+        format_ok,
+        accuracy,
+        {
+            "reward/accuracy_mean": metrics.mean(accuracy),
+            "time/judge_seconds": metrics.mean([time.monotonic() - begun]),
+        },
+    )
 
 
 def make_advantages(

@@ -119,6 +119,9 @@ class Advantage(configuration.Section):
     caption_weight: float | None  # of the segments of the view; None for one that it has not
     cot_weight: float | None
     response_weight: float | None
+    # Which tokens a segment's advantage teaches, see `advantages.weights_by_part`: all of the
+    # response, as released; its own; or its own, and the caption's also half of the cot's.
+    credit: Literal["response", "segment", "segment_shared"]
     eps: float
     align_coef: float | None
     accuracy_weight: float | None
@@ -246,6 +249,11 @@ class Config(configuration.TrainingRun):
             found.append(
                 f"advantage must have a weight for each of {', '.join(names)}, the segments of the "
                 f"view {self.discriminator.view}, got {', '.join(self.advantage.weights)}"
+            )
+        if self.advantage.credit != "response" and "caption" not in names:
+            found.append(
+                "advantage.credit must be 'response' for the view "
+                f"{self.discriminator.view}, which has no parts, got {self.advantage.credit!r}"
             )
         size = self.discriminator.microbatch_pairs
         num_responses = self.rollout.num_prompts * self.rollout.num_responses

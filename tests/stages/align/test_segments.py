@@ -1,5 +1,9 @@
 """Alignment's segments in rows: what is equal is scored once."""
 
+import dataclasses
+import types
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,9 +51,105 @@ def test_equal_responses_have_equal_advantages_and_none_where_all_are_equal(laid
     advantages = align_advantages.make_advantages(options)(
         found, jnp.ones(size, bool), jnp.ones(size, jnp.float32)
     )
-    rows = np.asarray(advantages).reshape(-1, 4)
+    rows = np.asarray(advantages["response"]).reshape(-1, 4)
     np.testing.assert_array_equal(rows[:, 0], rows[:, 2])
     assert (rows[:, 0] != rows[:, 1]).all()
+
+
+_OK = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
+_CAPTION_TOKENS = np.array([1, 2, 3, 0, 4, 2, 1, 5])
+
+
+def _by_token(options, *, cot_shift=0.0):
+    """Return the advantages of two prompts' responses by token [8, 6], the fourth malformed."""
+    scores = {
+        name: discriminator_loss.Scores(
+            teacher=np.zeros(2, np.float32),
+            student=values,
+            is_pair=_OK,
+            teacher_tokens=np.ones(2, np.int32),
+            student_tokens=np.ones(8, np.int32),
+        )
+        for name, values in _SCORES.items()
+    }
+    moved = scores["cot"].student + np.float32(cot_shift) * (np.arange(8) % 2)
+    scores["cot"] = dataclasses.replace(scores["cot"], student=moved)
+    right = np.array([1, 0, 1, 1, 0, 1, 1, 1], np.float32)
+    found = align_advantages.make_advantages(options)(scores, _OK, right)
+    drawn = types.SimpleNamespace(
+        rollout=types.SimpleNamespace(tokens=np.zeros((8, 6))),
+        segments=[
+            types.SimpleNamespace(format_ok=bool(ok), caption_tokens=int(tokens))
+            for ok, tokens in zip(_OK, _CAPTION_TOKENS, strict=True)
+        ],
+    )
+    values = align_advantages.by_token(jax.device_get(found), drawn)
+    return values if values.ndim == 2 else np.repeat(values[:, None], 6, axis=1)
+
+
+_DRAWS = 2 * np.random.default_rng(3).normal(size=(2, 8)).astype(np.float32)
+_SCORES = dict(zip(("caption", "cot"), _DRAWS, strict=True))
+
+
+def _normalised(scores):
+    """Return each group's scores over its deviation, the malformed one below the others."""
+    found = []
+    for group, ok in zip(scores.reshape(2, 4).astype(np.float64), _OK.reshape(2, 4), strict=True):
+        sunk = np.where(ok, group, group[ok].min() - 1)
+        found.append((sunk - sunk.mean()) / (sunk.std(ddof=1) + 1e-6))
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize(
+    ("credit", "of_caption", "of_cot"),
+    [
+        ("response", (0.6, 0.3), (0.6, 0.3)),
+        ("segment", (1.2, 0.0), (0.0, 0.6)),
+        ("segment_shared", (1.2, 0.3), (0.0, 0.6)),
+    ],
+)
+def test_each_credit_gives_each_token_its_segments_and_leaves_penalties_on_all(
+    laid, credit, of_caption, of_cot
+):
+    changes = {"mode": "acc_gating", "accuracy_weight": None, "format_weight": None}
+    changes |= {"caption_weight": 0.6, "cot_weight": 0.3, "credit": credit, "align_coef": 0.5}
+    options = dataclasses.replace(
+        laid[0], advantage=dataclasses.replace(laid[0].advantage, **changes)
+    )
+    assert options.advantage.problems() == []
+    caption, cot = (_normalised(_SCORES[name]) for name in ("caption", "cot"))
+    penalties = np.zeros(8)
+    penalties[[1, 4]] = options.advantage.wrong_penalty
+    penalties[3] = options.advantage.format_penalty
+    wanted = np.empty((8, 6))
+    for row, end in enumerate(_CAPTION_TOKENS):
+        for token in range(6):
+            weights = of_caption if token < end else of_cot
+            if not _OK[row]:
+                weights = (0.6, 0.3)  # no parts: the sum, as it is without segment credit
+            aligned = weights[0] * caption[row] + weights[1] * cot[row]
+            wanted[row, token] = 0.5 * aligned - penalties[row]
+    found = _by_token(options)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    # Other cots: the captions of well-formed responses notice only where they share.
+    other = _by_token(options, cot_shift=5.0)
+    is_caption = (np.arange(6) < _CAPTION_TOKENS[:, None]) & _OK[:, None]
+    assert ((found != other)[is_caption].any()) == (credit != "segment")
+    assert (found != other)[~is_caption & _OK[:, None]].any()
+
+
+def test_a_view_without_parts_has_no_segment_credit(laid):
+    options = laid[0]
+    advantage = dataclasses.replace(
+        options.advantage,
+        caption_weight=None,
+        cot_weight=None,
+        response_weight=1.0,
+        credit="segment",
+    )
+    whole = dataclasses.replace(options.discriminator, view="whole")
+    told = dataclasses.replace(options, advantage=advantage, discriminator=whole).problems()
+    assert any("advantage.credit must be 'response' for the view whole" in one for one in told)
 
 
 def test_a_shared_score_is_pulled_by_all_that_share_it(laid):
