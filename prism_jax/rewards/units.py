@@ -72,6 +72,21 @@ _OTHER = (
     ("mph", "mph", _make("0.44704", m=1, s=-1)),
     ("kph kmph", "kph kmph", _make("5/18", m=1, s=-1)),
     ("cc", "", _make("1/1000000", m=3)),
+    ("kWh", "kilowatt-hour kilowatthour", _make(3600000, kg=1, m=2, s=-2)),
+    ("atm", "atmosphere atm", _make(101325, kg=1, m=-1, s=-2)),
+    ("M", "molar", _make(1000, mol=1, m=-3)),
+    ("mM", "millimolar", _make(1, mol=1, m=-3)),
+    ("KB kB", "kilobyte", _make(1, kilobyte=1)),
+    ("MB", "megabyte", _make(1, megabyte=1)),
+    ("GB", "gigabyte", _make(1, gigabyte=1)),
+    ("TB", "terabyte", _make(1, terabyte=1)),
+    ("Kb kb", "kilobit", _make(1, kilobit=1)),
+    ("Mb", "megabit", _make(1, megabit=1)),
+    ("Gb", "gigabit", _make(1, gigabit=1)),
+    ("dB", "decibel", _make(1, decibel=1)),
+    ("lx", "lux", _make(1, lux=1)),
+    ("hp", "horsepower", _make(1, horsepower=1)),
+    ("ly", "", _make(1, light_year=1)),
     ("° deg", "degree deg", _make(1, degree=1)),
     ("rad", "radian", _make(1, radian=1)),
     ("°C", "celsius", _make(1, celsius=1)),
@@ -123,8 +138,14 @@ def _name_table() -> dict[str, Unit]:
     return table
 
 
+ONE = _make(1)
 _SYMBOLS = _symbol_table()
 _NAMES = _name_table()
+_ANY_CASE = {
+    symbol.lower(): unit
+    for symbol, unit in _SYMBOLS.items()
+    if {unit} == {u for s, u in _SYMBOLS.items() if s.lower() == symbol.lower()}
+}
 # A unit that says only that there is one.
 _GENERIC = {
     "unit",
@@ -201,7 +222,8 @@ def _known(text: str) -> Unit | None:
 def _look_up(symbol: str) -> Unit | None:
     found = _SYMBOLS.get(symbol) or _NAMES.get(symbol.lower())
     if found is None and len(symbol) > 1:
-        found = _SYMBOLS.get(symbol.lower())
+        # `KG` and `KW` can mean one thing, `mhz` could be MHz or mHz.
+        found = _SYMBOLS.get(symbol.lower()) or _ANY_CASE.get(symbol.lower())
     return found
 
 

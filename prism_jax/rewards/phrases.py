@@ -1,0 +1,110 @@
+"""Compare names and phrases: without regard to layout, with regard to the case of symbols.
+
+Words of three letters and more are compared without case. One or two letters are not words but
+variables, units, chemical symbols or genotypes, where case is meaning: `CO` is not `Co`.
+"""
+
+import re
+
+_ELEMENTS = (
+    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br"
+    " Kr Rb Sr Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho"
+    " Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es"
+    " Fm Md No Lr"
+)
+_FORMULA = re.compile(rf"(?:(?:{'|'.join(sorted(_ELEMENTS.split(), key=len, reverse=True))})\d*)+")
+_GENOTYPE = re.compile(
+    r"(?:([A-Za-z])(?i:\1)){1,6}|[Xx][A-Za-z][Xx][A-Za-z]|[Xx][A-Za-z][Yy]|[Xx][Yy]"
+)
+# Two letters that are words, capital or not; what is also an element needs another word beside it.
+_SHORT_WORDS = frozenset("no up on go ox or of is to by do it me my we us an so if".split())
+_SHORT_WORDS_IN_PHRASES = _SHORT_WORDS | frozenset("in as at be he am".split())
+_TOKEN = re.compile(r"[A-Za-z\d]+")
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_YES_NO = re.compile(r"(yes|no|true|false)(?: ?[,.;:!-]+\s*(?P<rest>.*))?", re.I | re.DOTALL)
+_OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+_TAKEN_BACK = re.compile(
+    r"\b(?:wait|sorry|actually|rather|instead|oops|correction|scratch|maybe|perhaps|unsure|hmm+"
+    r"|not sure|i meant?|or)\b",
+    re.IGNORECASE,
+)
+
+
+def same(answer: str, truth: str) -> bool:
+    """Compare two cleaned texts as phrases."""
+    given, wanted = _spelling(answer), _spelling(truth)
+    if given == wanted:
+        return bool(given) or answer == truth
+    if given.lower() != wanted.lower():
+        return False
+    pairs = list(zip(_TOKEN.findall(given), _TOKEN.findall(wanted), strict=False))
+    return all(_case_agrees(one, other, is_alone=len(pairs) == 1) for one, other in pairs)
+
+
+def _spelling(text: str) -> str:
+    """Return the text without what is layout in a phrase.
+
+    Quotes, end punctuation, hyphens inside words, the points of abbreviations, the lowering of
+    indices and a leading article do not count; signs, decimal points, factorials and anything else
+    between digits or single letters do.
+    """
+    text = re.sub(r"\"|(?<=[^\d\s])[,;:](?=\s|$)", "", text)
+    text = re.sub(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|(?<=\b[A-Za-z])-(?=[A-Za-z]{3})", " ", text)
+    text = re.sub(r"(?<=[A-Za-z)])_(?:\{(\d+)\}|(?=\d))", r"\1", text)
+    text = re.sub(r"(?<=[A-Za-z])\.", "", text)
+    text = re.sub(r"\s+", " ", text).strip(" .,;:")
+    marked = re.search(r"(?<![A-Za-z\\])([A-Za-z]{2,})[!?]{1,3}$", text)
+    if marked and not _is_product(marked[1]):
+        text = text[: marked.end(1)]
+    return re.sub(r"^(?:[Aa]n? (?=\S\S)|[Tt]he (?=\S))", "", text)
+
+
+def _is_product(letters: str) -> bool:
+    """Say whether `!` behind these letters may be a factorial: `nn!`, `abc!`, not `cat!`."""
+    lower = letters.lower()
+    if lower in ("no", "yes"):
+        return False
+    if len(lower) < 3 or not re.search("[aeiouy]", lower):
+        return True
+    return len(lower) == 3 and list(lower) == sorted(lower)
+
+
+def _case_agrees(answer: str, truth: str, *, is_alone: bool) -> bool:
+    """Compare two spellings of one word that differ in case at most."""
+    if answer == truth:
+        return True
+    lower = truth.lower()
+    if re.search(r"\d", truth):
+        # `h2o` can only be meant as H2O; `Co2` may be another substance than CO2, `x2` than X2.
+        symbols = re.findall("[A-Z]", truth)
+        return len(symbols) > 1 and bool(_FORMULA.fullmatch(truth)) and answer == lower
+    if len(lower) < 3:
+        words = _SHORT_WORDS if is_alone else _SHORT_WORDS_IN_PHRASES
+        return lower in words and not (answer.isupper() or truth.isupper())
+    if _GENOTYPE.fullmatch(answer) or (_FORMULA.fullmatch(answer) and _FORMULA.fullmatch(truth)):
+        return False
+    # `xyz` and `XYZ` are symbols in the order of the alphabet.
+    return not (len(lower) == 3 and lower in _LETTERS)
+
+
+def yes_no(answer: str, truth: str) -> bool | None:
+    """Compare where the truth is yes, no, true or false; None where it is not.
+
+    None as well where the answer is a sentence, which others take apart.
+    """
+    wanted = _YES_NO.fullmatch(truth)
+    if wanted is None or wanted["rest"]:
+        return None
+    given = _YES_NO.fullmatch(answer)
+    if given is None:
+        return None
+    if given[1].lower() != wanted[1].lower():
+        return False
+    if not given["rest"]:
+        # NO may be nitrogen monoxide.
+        return given[1].lower() != "no" or (given[1] == "NO") == (wanted[1] == "NO")
+    opposite = _OPPOSITE[wanted[1].lower()]
+    return not (
+        re.search(rf"\b{opposite}\b", given["rest"], re.IGNORECASE)
+        or _TAKEN_BACK.search(given["rest"])
+    )
