@@ -80,7 +80,7 @@ def letters(text: str) -> frozenset[str]:
         parts = list(text) if is_sorted or (len(text) == 2 and text[0] != text[1]) else []
     if len(parts) > 2 and parts[-1] == "only":
         parts.pop()
-    if len({part.endswith(".") for part in parts}) > 1:
+    if any(part.endswith(".") for part in parts) and "," not in text:
         return frozenset()  # `C. A and B` chooses C
     if len(parts) > 1 and all(part.strip("().") in _ROMAN for part in parts):
         return frozenset(part.strip("().") for part in parts)

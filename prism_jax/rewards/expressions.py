@@ -8,6 +8,10 @@ _FUNCTION = {
     "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "pi", "abs", "arcsin",
     "arccos", "arctan", "sinh", "cosh", "tanh", "det", "max", "min", "lim", "mod", "gcd", "lcm",
 }  # fmt: skip
+_NAMES = "|".join(sorted(_FUNCTION - {"sqrt", "abs", "mod", "lcm"}, key=len, reverse=True))
+# `H2O` is no product, and a number with an index has another base.
+_INDEX = re.compile(r"[A-Za-z]\d|\d_")
+_NO_INDEX = re.compile(rf"\\[A-Za-z]+|(?i:{_NAMES}|sqrt)(?=\d)|(?<=\d)[eE](?=[-+]?\d)")
 _SHORT_WORDS = {
     "no", "on", "is", "in", "of", "to", "at", "or", "an", "as", "if", "do", "go", "he", "it", "me",
     "my", "so", "up", "us", "we", "am", "be", "by",
@@ -33,6 +37,9 @@ def comparable(answer: str, truth: str) -> tuple[str, str] | None:
     if min(len(_SEGMENT.findall(text)) for text in (given, wanted)) > 1:
         # Two lengths, not four letters: AB * CD is not AC * BD.
         given, wanted = (_SEGMENT.sub(r"{\1_{\2}}", text) for text in (given, wanted))
+    letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", t))) for t in (given, wanted)]
+    if any(letter.swapcase() in letters[1] - letters[0] for letter in letters[0] - letters[1]):
+        return None  # math-verify has no regard to case
     related = [bool(RELATION.search(text)) for text in (given, wanted)]
     intervals = any(re.search(r"\\infty|\\cup|^[\[(].*,", text) for text in (given, wanted))
     if related[0] != related[1] and not intervals:
@@ -67,6 +74,8 @@ def is_expression(text: str) -> bool:
     if re.search(r"\d[eE][-+]?\d{4}", text) or _GEOMETRY.search(text):
         return False
     body, _ = split_unit(text)
+    if _INDEX.search(_NO_INDEX.sub(" ", body)):
+        return False
     body = re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+", " ", body)
     for word in re.findall(r"[A-Za-z]{2,}", body):
         if word.lower() in _FUNCTION:
@@ -84,10 +93,10 @@ def latex(text: str) -> str:
     text = (
         re.sub(r"∛\s*(\d+)", r"\\sqrt[3]{\1}", text).replace("μ", "\\mu ").replace("Ω", "\\Omega ")
     )
-    text = re.sub(r"(\d+(?:\.\d+)?)\s*°", r"\\frac{\1\\pi}{180}", text)
+    text = re.sub(r"(?<!\d)(\d+(?:\.\d+)?)\s*°", r"\\frac{\1\\pi}{180}", text)
     text = re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)
     text = re.sub(r"\^\s*(-?\d{2,})", r"^{\1}", text)
     text = re.sub(r"\\(le|ge|ne)(?=[\s\d])", r"\\\1 ", text)
-    names = "|".join(sorted(_FUNCTION - {"sqrt", "abs", "mod", "lcm"}, key=len, reverse=True))
-    text = re.sub(rf"(?<![\\A-Za-z])({names})(?![A-Za-z])", r"\\\1 ", text)
+    text = re.sub(r"_(\d{2,})", r"_{\1}", text)
+    text = re.sub(rf"(?<![\\A-Za-z])({_NAMES})(?![A-Za-z])", r"\\\1 ", text)
     return text.replace("*", "\\cdot ")

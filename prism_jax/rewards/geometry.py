@@ -11,6 +11,7 @@ _WORDS = re.compile(
 _COMMANDS = {"perpendicular": "perp", "congruent": "cong", "similar": "sim"}
 _SEGMENT = re.compile(r"(?:\\overline ?|line |segment )?\{?([A-Z])([A-Z])\}?")
 _ANGLE = re.compile(r"m?\\angle ([A-Z])([A-Z])([A-Z])")
+_VARIABLES = re.compile(r"\([a-z](?: ?, ?[a-z]){1,3}\) ?= ?(?=\()")
 _POINT = re.compile(
     r"(?P<name>[A-Z]'?|[a-z](?= ?=)|\\(?:vec|overrightarrow) ?\{[A-Za-z]+\})"
     r"(?: ?=? ?(?=\([^()]*\)$)| ?= ?(?=\\?\{[^{}]*\}$))"
@@ -53,6 +54,7 @@ def _segment(text: str) -> str:
 def without_names(answer: str, truth: str) -> tuple[str, str]:
     """Drop the name of a point, `A(2,3)`, unless the two differ; write `f(x) =` as `y =`."""
     texts = [re.sub(r"^f ?\(x\) ?=(?!.*=)", "y =", text) for text in (answer, truth)]
+    texts = [_without_variables(text) for text in texts]
     points = [_POINT.match(text) if "," in text or ";" in text else None for text in texts]
     if all(points) and points[0]["name"] != points[1]["name"]:
         return answer, truth
@@ -60,3 +62,10 @@ def without_names(answer: str, truth: str) -> tuple[str, str]:
         text[point.end() :] if point else text for text, point in zip(texts, points, strict=True)
     )
     return given, wanted
+
+
+def _without_variables(text: str) -> str:
+    """Drop the left side of `(x, y) = (3, -4)`, its letters in the order of the alphabet."""
+    found = _VARIABLES.match(text)
+    letters = re.findall("[a-z]", found.group()) if found else []
+    return text[found.end() :] if letters and letters == sorted(letters) else text

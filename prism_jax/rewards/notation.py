@@ -22,8 +22,8 @@ _CHARACTERS = {
     "∩": "\\cap ", "∈": "\\in ", "±": "\\pm ", ">=": "\\ge ", "<=": "\\le ", "!=": "\\ne ",
     "∥": "\\parallel ", "⊥": "\\perp ", "∅": "\\emptyset ", "∴": "", "Δ": "\\Delta ",
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "θ": "\\theta ", "λ": "\\lambda ",
-    "φ": "\\phi ", "ω": "\\omega ", "≅": "\\cong ", "∼": "\\sim ", "∽": "\\sim ", "⟂": "\\perp ", "≃": "\\approx ",
-    "≒": "\\approx ", "‖": "\\parallel ", "∖": "\\setminus ", "ℝ": "\\mathbb{R} ", "∣": "|",
+    "φ": "\\phi ", "ω": "\\omega ", "≅": "\\cong ", "∼": "\\sim ", "∽": "\\sim ", "⟂": "\\perp ",
+    "≃": "\\approx ", "≒": "\\approx ", "‖": "\\parallel ", "∖": "\\setminus ", "ℝ": "\\mathbb{R} ", "∣": "|",
     "⩽": "\\le ", "⩾": "\\ge ", "∉": "\\notin ", "\\lt ": "<", "\\gt ": ">", "～": "~",
 } | _MULTIPLY  # fmt: skip
 # As a value of its own; `Infinity War` is a name.
@@ -100,6 +100,7 @@ def clean(text: str) -> str:
     text = _INNER_DOLLARS.sub(r"\1", text)
     text = _INNER_PARENTHESES.sub(" ", text)
     text = re.sub(r" {2,}", " ", text)
+    text = re.sub(r"_\{ ?(\d+|[A-Za-z]) ?\}", r"_\1", text)
     return re.sub(r" (?=\^)", "", text).strip()
 
 

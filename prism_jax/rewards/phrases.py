@@ -16,9 +16,8 @@ _FORMULA = re.compile(rf"(?:(?:{'|'.join(sorted(_ELEMENTS.split(), key=len, reve
 _GENOTYPE = re.compile(
     r"(?:([A-Za-z])(?i:\1)){1,6}|[Xx][A-Za-z][Xx][A-Za-z]|[Xx][A-Za-z][Yy]|[Xx][Yy]"
 )
-# Two letters that are words, capital or not; what is also an element needs another word beside it.
+# Two letters that are words, capital or not, and no symbols of elements.
 _SHORT_WORDS = frozenset("no up on go ox or of is to by do it me my we us an so if".split())
-_SHORT_WORDS_IN_PHRASES = _SHORT_WORDS | frozenset("in as at be he am".split())
 _TOKEN = re.compile(r"[A-Za-z\d]+")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _YES_NO = re.compile(r"(yes|no|true|false)(?: ?[,.;:!-]+\s*(?P<rest>.*))?", re.I | re.DOTALL)
@@ -38,7 +37,11 @@ def same(answer: str, truth: str) -> bool:
     if given.lower() != wanted.lower():
         return False
     pairs = list(zip(_TOKEN.findall(given), _TOKEN.findall(wanted), strict=False))
-    return all(_case_agrees(one, other, is_alone=len(pairs) == 1) for one, other in pairs)
+    is_phrase = any(len(one) > 3 for one, _ in pairs)
+    is_capital = is_phrase and (given.isupper() or wanted.isupper())
+    return all(
+        _case_agrees(one, other, is_phrase=is_phrase, is_capital=is_capital) for one, other in pairs
+    )
 
 
 def _spelling(text: str) -> str:
@@ -56,7 +59,7 @@ def _spelling(text: str) -> str:
     marked = re.search(r"(?<![A-Za-z\\])([A-Za-z]{2,})[!?]{1,3}$", text)
     if marked and not _is_product(marked[1]):
         text = text[: marked.end(1)]
-    return re.sub(r"^(?:[Aa]n? (?=\S\S)|[Tt]he (?=\S))", "", text)
+    return re.sub(r"^(?:an? (?=\S\S)|the (?=\S))", "", text, flags=re.IGNORECASE)
 
 
 def _is_product(letters: str) -> bool:
@@ -69,8 +72,11 @@ def _is_product(letters: str) -> bool:
     return len(lower) == 3 and list(lower) == sorted(lower)
 
 
-def _case_agrees(answer: str, truth: str, *, is_alone: bool) -> bool:
-    """Compare two spellings of one word that differ in case at most."""
+def _case_agrees(answer: str, truth: str, *, is_phrase: bool, is_capital: bool) -> bool:
+    """Compare two spellings of one word that differ in case at most.
+
+    is_phrase: there are longer words beside it. is_capital: one of the phrases is all capitals.
+    """
     if answer == truth:
         return True
     lower = truth.lower()
@@ -79,8 +85,11 @@ def _case_agrees(answer: str, truth: str, *, is_alone: bool) -> bool:
         symbols = re.findall("[A-Z]", truth)
         return len(symbols) > 1 and bool(_FORMULA.fullmatch(truth)) and answer == lower
     if len(lower) < 3:
-        words = _SHORT_WORDS if is_alone else _SHORT_WORDS_IN_PHRASES
-        return lower in words and not (answer.isupper() or truth.isupper())
+        if len(lower) < 2 or _GENOTYPE.fullmatch(truth):
+            return False
+        if is_phrase:
+            return is_capital or not (answer.isupper() or truth.isupper())
+        return lower in _SHORT_WORDS and not (answer.isupper() or truth.isupper())
     if _GENOTYPE.fullmatch(answer) or (_FORMULA.fullmatch(answer) and _FORMULA.fullmatch(truth)):
         return False
     # `xyz` and `XYZ` are symbols in the order of the alphabet.

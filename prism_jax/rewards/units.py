@@ -229,6 +229,9 @@ def _look_up(symbol: str) -> Unit | None:
 
 def _counted_thing(text: str) -> Unit | None:
     names = text.lower().replace("(s)", "s").split()
+    if len(names) == 3 and names[1] == "of":
+        # `lines of symmetry`; what is counted is the first word.
+        names = [f"{names[0]}-of-{names[2]}"] if _WORD.fullmatch(names[2]) else names
     if not 1 <= len(names) <= 3 or any(
         name in _NOT_A_UNIT or not _WORD.fullmatch(name) for name in names
     ):
