@@ -113,12 +113,13 @@ def _is_rounding(left: str, right: str, comparison: Comparison, depth: int) -> b
             return False
     one, other = lefts[-1], rights[0]
     values = quantities.parse(one), quantities.parse(other)
+    if values[1] is None or values[1].is_fraction:
+        # `3.33 ≈ 10/3`: the rounded one stands first, and has decimals.
+        if "." not in one:
+            return False
+        one, other, values = other, one, values[::-1]
     if all(values):
-        return quantities.is_rounding(*values, other) or quantities.is_rounding(
-            *reversed(values), one
-        )
-    if values[0] is not None:
-        one, other, values = other, one, (values[1], values[0])
+        return quantities.is_rounding(*values, other)
     if values[1] is None or not expressions.is_expression(one):
         return False
     body, _ = expressions.split_unit(one)

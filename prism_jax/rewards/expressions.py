@@ -69,7 +69,9 @@ def split_unit(text: str) -> tuple[str, str]:
 
 def is_expression(text: str) -> bool:
     """Say whether a text is mathematics and nothing else: no prose, no time, no date, no name."""
-    if not _OPERATOR.search(text) or _RANGE_OR_DATE.fullmatch(text) or ":" in text:
+    if not _OPERATOR.search(text) or _RANGE_OR_DATE.fullmatch(text):
+        return False
+    if ":" in text or text.count("|") % 2:
         return False
     if re.search(r"\d[eE][-+]?\d{4}", text) or _GEOMETRY.search(text):
         return False

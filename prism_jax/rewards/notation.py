@@ -23,8 +23,8 @@ _CHARACTERS = {
     "∥": "\\parallel ", "⊥": "\\perp ", "∅": "\\emptyset ", "∴": "", "Δ": "\\Delta ",
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "θ": "\\theta ", "λ": "\\lambda ",
     "φ": "\\phi ", "ω": "\\omega ", "≅": "\\cong ", "∼": "\\sim ", "∽": "\\sim ", "⟂": "\\perp ",
-    "≃": "\\approx ", "≒": "\\approx ", "‖": "\\parallel ", "∖": "\\setminus ", "ℝ": "\\mathbb{R} ", "∣": "|",
-    "⩽": "\\le ", "⩾": "\\ge ", "∉": "\\notin ", "\\lt ": "<", "\\gt ": ">", "～": "~",
+    "≃": "\\approx ", "≒": "\\approx ", "‖": "\\parallel ", "∖": "\\setminus ", "ℝ": "\\mathbb{R} ",
+    "∣": "|", "⩽": "\\le ", "⩾": "\\ge ", "∉": "\\notin ", "\\lt ": "<", "\\gt ": ">", "～": "~",
 } | _MULTIPLY  # fmt: skip
 # As a value of its own; `Infinity War` is a name.
 _INFINITY = re.compile(

@@ -23,8 +23,8 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _YES_NO = re.compile(r"(yes|no|true|false)(?: ?[,.;:!-]+\s*(?P<rest>.*))?", re.I | re.DOTALL)
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _TAKEN_BACK = re.compile(
-    r"\b(?:wait|sorry|actually|rather|instead|oops|correction|scratch|maybe|perhaps|unsure|hmm+"
-    r"|not sure|i meant?|or)\b",
+    r"\b(?:wait|sorry|actually|oops|correction|scratch|maybe|perhaps|unsure|hmm+"
+    r"|not sure|i meant?)\b",
     re.IGNORECASE,
 )
 

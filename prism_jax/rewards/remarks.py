@@ -26,7 +26,7 @@ _LIST = rf"{_L}(?:(?:, (?:and |or )?| and | or | nor | & | to | through |, ?){_L
 _INNOCENT = tuple(
     re.compile(pattern)
     for pattern in (
-        rf"^(?:[Bb]oth|[Nn]either|[Oo]nly|[Aa]ll of|[Nn]one of) (?:of )?(?:{_NOUN} )?{_LIST}"
+        rf"^(?:[Bb]oth|[Nn]either|[Aa]ll of|[Nn]one of) (?:of )?(?:{_NOUN} )?{_LIST}"
         r"(?: (?:only|(?:are|is) (?:true|false|correct|incorrect|right|wrong)))?",
         rf"\b(?i:{_NOUN}) {_LIST}",
         rf"(?:^|\b(?:because|since|as|that) ){_L}(?:, {_L})*,? and {_L} "
@@ -40,13 +40,17 @@ _INNOCENT = tuple(
         r"|correct|incorrect)",
     )
 )  # fmt: skip
-# Another option's letter: alone, not an article, a unit behind a number or a function's argument.
 _LISTING = re.compile(
-    rf"({_LIST})(?: only|(?: are)?(?: both)?(?: true| false| correct| incorrect))?(?=$|[.,;])"
+    rf"(?:[Oo]nly )?({_LIST})"
+    r"(?: only|(?: are)?(?: both)?(?: true| false| correct| incorrect))?(?=$|[.,;])"
 )
-_MENTION = re.compile(r"(?<![\w'\\^_{(°-])([A-HJ])(?![\w'^_({])|(?<!\w)\(([A-Ja-j])\)(?!\w)")
+# Another option's letter: alone, not an article, a unit behind a number or a function's argument.
+_MENTION = re.compile(
+    r"(?<![\w'\\^_{°-])(?<![A-Za-z]\()([A-HJ])(?![\w'^_({])|(?<!\w)\(([A-Ja-j])\)(?!\w)"
+)
 _AS_LABEL = re.compile(r"(?:^|[\s,;])(?:([A-J])|([a-j]))[.):] ?(?=\S|$)")
 _MARKED = re.compile(r"(?:^|\s)\([A-Ja-j]\)(?!\w)")
+_UNITS = ("A", "C", "F", "G", "H", "J")
 _LONE_SMALL = re.compile(r"(?<![\w'\\^_{(])([b-hj])(?![\w'^_({])")
 _ARTICLE = re.compile(
     r"A (?=[a-z])(?!(?:is|was|are|and|or|nor|has|have|seems?|looks|would|should|may|might|could"
@@ -59,6 +63,10 @@ _SWITCH = re.compile(
     r"|otherwise|also|but|however|should|could|might|unless|sure|thought|scratch|change|switch"
     r"|final|finally|or|true|false|then|second|hold)\b|\?",
     re.IGNORECASE,
+)
+_LONE = re.compile(r"\W*([A-Ja-j])\W*(?:$|[,;])")
+_BY_ORDER = re.compile(
+    r"\b(?:first|second|third|fourth|fifth|last|other|next) (?:option|choice|answer|one)\b", re.I
 )
 _REJECTION = re.compile(
     r"(?:is |are )?(?:not (?:\(?[A-J]\b|it\b|sure|correct|right|true|the )|isn't|wrong(?! \w)"
@@ -80,7 +88,7 @@ def takes_back(remark: str, named: str) -> bool:
         return True
     rest = remark
     listing = _LISTING.match(remark)
-    if listing and max(re.findall("[A-J]", listing[1])) < named and _several(listing[1]):
+    if listing and _is_reference(listing, named):
         rest = remark[listing.end() :]  # `C. A and B`: an option that refers to those before it
     for pattern in _INNOCENT:
         rest = pattern.sub(" ", rest)
@@ -98,14 +106,19 @@ def hedges(text: str) -> bool:
     return bool(_HEDGE.search(text) or _AS_LABEL.search(text) or _MARKED.search(text))
 
 
-def _several(text: str) -> bool:
-    return len(set(re.findall("[A-J]", text))) > 1
+def _is_reference(listing: re.Match, named: str) -> bool:
+    """Say whether `A and B`, or `only A`, lists options before the named one."""
+    listed = set(re.findall("[A-J]", listing[1]))
+    return max(listed) < named and (len(listed) > 1 or "nly" in listing.group())
 
 
 def _claims(remark: str, named: str) -> bool:
     """Say whether another letter stands as that of an option: `(B)`, `B. cat`, `or B`."""
     labels = {(a or b).upper() for a, b in _AS_LABEL.findall(remark)}
-    return bool(labels - {named}) or bool(_HEDGE.search(remark) and _others(remark, named))
+    lone = _LONE.match(remark)
+    if labels - {named} or _BY_ORDER.search(remark) or (lone and lone[1].upper() != named):
+        return True
+    return bool(_HEDGE.search(remark) and _others(remark, named))
 
 
 def _others(text: str, named: str) -> bool:
@@ -117,8 +130,10 @@ def _others(text: str, named: str) -> bool:
         starts = not before.strip() or before.rstrip()[-1] in ".!?;"
         if found[1] == "A" and starts and _ARTICLE.match(text, found.start()):
             continue
-        is_unit = re.search(r"(?:\d|°) ?$", before) and not re.match(
-            r"[.):] ?\S", text[found.end() :]
+        is_unit = (
+            found[1] in _UNITS
+            and re.search(r"(?:\d|°) ?$", before)
+            and not re.match(r"[.):] ?\S", text[found.end() :])
         )
         if not is_unit:
             return True

@@ -105,7 +105,9 @@ def _parse(text: str) -> RealSet | None:
         return inside and RealSet(found[1], inside.pieces, is_explicit=True)
     found = _BUILDER.fullmatch(text)
     if found:
-        inside = _parse(found[2])
+        # Here a comma is an "and".
+        is_plain = not re.search(r"[(\[]", found[2])
+        inside = _parse(found[2].replace(",", " and") if is_plain else found[2])
         if inside is None or inside.name not in ("", found[1]):
             return None
         return RealSet("", inside.pieces, is_explicit=True)
