@@ -10,19 +10,19 @@ from prism_jax.rewards import remarks
 
 _LETTER = "[A-Ja-j]"
 _ALONE = re.compile(
-    r"(?:option|choice|letter|point|vertex|figure|image|picture|graph|diagram)?\s*"
-    rf"[(\[{{]?\s*({_LETTER})\s*[)\]}}]?[.:)]?",
+    r"(?:option|choice|letter|point|vertex|figure|image|picture|graph|diagram)?\s?"
+    rf"[(\[{{]?\s?({_LETTER})\s?[)\]}}]?[.:)]?",
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    rf"(?:[(\[]\s*({_LETTER})\s*[)\]]\s*[:.,-]?\s*|({_LETTER})\s*[.):]\s*"
-    r"|([A-J])(?:(?:[,;]| -)\s+|\s*\n|\s+(?=because\b|since\b|[(\[][^()\[\]]*[)\]]$)))"
+    rf"(?:[(\[]\s?({_LETTER})\s?[)\]]\s?[:.,-]?\s?|({_LETTER})\s?[.):]\s?"
+    r"|([A-J])(?:(?:[,;]| -)\s+|\s?\n|\s+(?=because\b|since\b|[(\[][^()\[\]]*[)\]]$)))"
     r"(?P<text>\S.*)",
     re.DOTALL,
 )
 _PHRASE = re.compile(
-    r"\b(?:answer|option|choice|choose|pick|select|it is|it's|so)\s*(?:is|would be)?\s*[:=]?\s*"
-    r"(?:option|choice)?\s*(?:\(\s*([A-Ja-j])\s*\)|([A-J]))(?![\w'])",
+    r"\b(?:answer|option|choice|choose|pick|select|it is|it's|so)\s?(?:is|would be)?\s?[:=]?\s?"
+    r"(?:option|choice)?\s?(?:\(\s?([A-Ja-j])\s?\)|([A-J]))(?![\w'])",
     re.IGNORECASE,
 )
 _STATED = re.compile(

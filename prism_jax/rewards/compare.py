@@ -144,8 +144,8 @@ class Comparison:
 
 
 def _without_blanks(text: str) -> str:
-    """Drop the blank between a number and its unit: `300 K` is `300K`."""
-    return re.sub(r"(?<=\d) (?=[A-Za-z%°])", "", text)
+    """Drop the blanks before a unit and around the hyphen of a range: `300 K` is `300K`."""
+    return re.sub(r"(?<=\d) (?=[A-Za-z%°])", "", re.sub(r"(?<=\d) - (?=\d)", "-", text))
 
 
 def _unwrapped(text: str) -> str:

@@ -14,9 +14,10 @@ from prism_jax.rewards import expressions, quantities
 
 # Each alternative starts with another character, so that a mismatch costs no backtracking.
 _NAME = re.compile(
-    r"(?:\\?[A-Za-zα-ω∠△°' |]|_\d*|\{\w+\}|\([A-Za-z\d, ]+\)|\\(?:angle|triangle) ?\d?)+"
+    r"\\frac ?\{d[a-zA-Z]?\} ?\{d[a-z]\}"
+    r"|(?:\\?[A-Za-zα-ω∠△°' |]|_\d*|\{\w+\}|\([A-Za-z\d, ]+\)|\\(?:angle|triangle) ?\d)+"
 )
-_VALUE = re.compile(r"\\(?:sqrt|frac|pi|infty)(?![A-Za-z])")
+_VALUE = re.compile(r"(?!\\frac ?\{d).*\\(?:sqrt|frac|pi|infty)(?![A-Za-z])")
 _JOINT = re.compile(r"(?<![<>!\\])=|\\approx(?![A-Za-z])")
 _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
@@ -50,7 +51,7 @@ def name_and_value(text: str) -> tuple[str, str]:
     left, right = text[: joints[0].start()].strip(), text[joints[0].end() :].strip()
     if len(joints) == 1 and not _NAME.fullmatch(left) and _NAME.fullmatch(right):
         left, right = right, left
-    if not left or not right or not _NAME.fullmatch(left) or _VALUE.search(left):
+    if not left or not right or not _NAME.fullmatch(left) or _VALUE.match(left):
         return "", text
     name = re.sub(r"\\angle|\\triangle|\\overline|\\|[∠_{}\s]|\bm(?=\\angle)", "", left)
     # Variables differ by case, words do not.

@@ -76,6 +76,8 @@ def is_expression(text: str) -> bool:
     if re.search(r"\d[eE][-+]?\d{4}", text) or _GEOMETRY.search(text):
         return False
     body, _ = split_unit(text)
+    if "%" in body:
+        return False
     if _INDEX.search(_NO_INDEX.sub(" ", body)):
         return False
     body = re.sub(r"\\(?:begin|end)\{[a-z]+\}|\\[A-Za-z]+", " ", body)

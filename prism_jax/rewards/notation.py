@@ -99,7 +99,7 @@ def clean(text: str) -> str:
     text = _without_wrapping(markup.plain(markup.merge_space(text)))
     text = _INNER_DOLLARS.sub(r"\1", text)
     text = _INNER_PARENTHESES.sub(" ", text)
-    text = re.sub(r" {2,}", " ", text)
+    text = markup.merge_space(text)
     text = re.sub(r"_\{ ?(\d+|[A-Za-z]) ?\}", r"_\1", text)
     return re.sub(r" (?=\^)", "", text).strip()
 

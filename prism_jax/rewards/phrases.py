@@ -19,6 +19,7 @@ _GENOTYPE = re.compile(
 # Two letters that are words, capital or not, and no symbols of elements.
 _SHORT_WORDS = frozenset("no up on go ox or of is to by do it me my we us an so if".split())
 _TOKEN = re.compile(r"[A-Za-z\d]+")
+_HYPHEN = re.compile(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _YES_NO = re.compile(r"(yes|no|true|false)(?: ?[,.;:!-]+\s*(?P<rest>.*))?", re.I | re.DOTALL)
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
@@ -32,6 +33,9 @@ _TAKEN_BACK = re.compile(
 def same(answer: str, truth: str) -> bool:
     """Compare two cleaned texts as phrases."""
     given, wanted = _spelling(answer), _spelling(truth)
+    if given.lower() != wanted.lower():
+        # `counter-clockwise` is one word as well.
+        given, wanted = (_spelling(_HYPHEN.sub("", text)) for text in (answer, truth))
     if given == wanted:
         return bool(given) or answer == truth
     if given.lower() != wanted.lower():

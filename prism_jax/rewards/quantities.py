@@ -95,7 +95,7 @@ def parse(text: str) -> Quantity | None:
         return Quantity(value, None, is_fraction, letter)
     if re.fullmatch(r"'?s", rest) and _DECADE.match(text):
         return None
-    rest = re.sub(r"^\s*(?:-\s*(?=[A-Za-z])|of\s+)", "", rest)
+    rest = re.sub(r"^\s*(?:-\s*(?=[A-Za-z])|of (?:an? )?|an? (?=[a-z]{3}))", "", rest)
     # "2abc" is a product of letters, "2 ants" and "2boxes" are things.
     if re.fullmatch("[A-Za-z]{1,3}", rest) and not units.is_known(rest):
         return None

@@ -25,6 +25,7 @@ _BUILDER = re.compile(
     r"(?:\\mid(?![A-Za-z])|\\vert|[|:]) ?(.*?)\\?\}",
     re.DOTALL,
 )
+_BUILT = re.compile(rf"\\?\{{ ?(?:{_NAME})[^{{}}|]{{0,40}}(?:\\mid(?![A-Za-z])|\|)")
 _REALS = re.compile(r"\\mathbb ?\{?R\}?|\\R|(?:the set of )?(?:all )?real numbers|all reals")
 _EXCEPT = re.compile(
     rf"(?:{_REALS.pattern})(?: ?\\(?:setminus|backslash) ?|,? (?:except|but|other than)(?: for)? )"
@@ -65,7 +66,9 @@ def same(answer: str, truth: str, compare: Same) -> bool | None:
     """Compare two texts as sets of numbers; None where that is not what both are."""
     given, wanted = _parse(answer), _parse(truth)
     if given is None or wanted is None:
-        return None
+        # A set builder is no list of what stands between its commas.
+        is_builder = any(_BUILT.match(text) for text in (answer, truth))
+        return False if is_builder else None
     if not (given.is_explicit or wanted.is_explicit):
         return None
     if given.name and wanted.name and given.name != wanted.name:

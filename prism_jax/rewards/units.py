@@ -210,7 +210,7 @@ def _known(text: str) -> Unit | None:
         for written in _TIMES.split(group.strip("() ")):
             found = _FACTOR.fullmatch(written)
             unit = _look_up(found.group(1)) if found else None
-            if unit is None:
+            if unit is None or (found.group(2) and unit.dimensions == (("percent", 1),)):
                 return None
             power = int(found.group(2) or 1) * (1 if place == 0 else -1)
             total *= unit.factor**power
