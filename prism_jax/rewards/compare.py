@@ -18,7 +18,7 @@ from prism_jax.rewards import (
 # Nested tuples beyond this are no answer.
 _MAX_DEPTH = 4
 # What all comparisons of one answer may cost, in characters: a bound for lists in lists.
-_MAX_EFFORT = 60_000
+_MAX_EFFORT = 45_000
 _EFFORT_OF_ONE = 100
 _INFINITE = ("\\infty", "-\\infty", "- \\infty")
 

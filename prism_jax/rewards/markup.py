@@ -61,8 +61,9 @@ def plain(text: str) -> str:
         text = _ENTITY.sub(lambda found: html.unescape(found.group()), text)
     if "<" in text:
         text = _without_tags(text)
+    found = _BULLET.match(text)
+    text = text[found.end() :] if found else text
     if "*" in text or "_" in text:
-        text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text
         text = _EMPHASIS.sub(r"\2", _STRONG.sub(r"\2", text))
     return _without_commands(text) if "\\" in text else text
 

@@ -9,7 +9,9 @@ from prism_jax.rewards import quantities
 
 _KINDS = "(?:[pbBvV]|small)?matrix|array"
 _MATRIX = re.compile(
-    r"(?:(?P<name>[A-Za-z]|\\[A-Za-z]{2,8}) ?= ?)?(?P<left>[(\[|]|\\[{|])? ?"
+    r"(?:(?P<name>(?:[A-Za-z]|\\[A-Za-z]{2,8}(?: ?\{?[A-Za-z]\}?)?)(?:[\^_]\{?[-\w]{1,3}\}?)?)"
+    r" ?= ?)?"
+    r"(?P<left>[(\[|]|\\[{|])? ?"
     rf"\\begin\{{(?P<kind>{_KINDS})\*?\}}(?P<cells>.*?)\\end\{{(?P=kind)\*?\}} ?"
     r"(?P<right>[)\]|]|\\[}|])?(?: ?\^ ?\{?(?P<power>T|\\top)\}?)?",
     re.DOTALL,

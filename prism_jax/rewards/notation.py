@@ -58,6 +58,7 @@ _COMMANDS = (
     (re.compile(r"(?:^|(?<=[(\[{,;=<>])) ?\+ ?(?=\\infty )"), ""),
     (re.compile(r"(?<![\\A-Za-z])[Aa]ngle ?(?=[A-Z]{1,3}(?![A-Za-z])|\d(?!\d))"), r"\\angle "),
     (re.compile(r"(?<![\\A-Za-z])[Tt]riangle ?(?=[A-Z]{3}(?![A-Za-z]))"), r"\\triangle "),
+    (re.compile(r"\\(angle|triangle) ?\{([A-Z]{1,3})\}"), r"\\\1 \2"),
     (re.compile(r"\\(angle|triangle|measuredangle)(?![A-Za-z]) ?"), r"\\\1 "),
     (re.compile(r" ?\\(perp|parallel|cong|sim)(?![A-Za-z]) ?"), r" \\\1 "),
     # Units first: `\mu F`. `answer.latex` turns the letters back.

@@ -22,6 +22,8 @@ _TOKEN = re.compile(r"[A-Za-z\d]+")
 _HYPHEN = re.compile(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _YES_NO = re.compile(r"(yes|no|true|false)(?: ?[,.;:!-]+\s*(?P<rest>.*))?", re.I | re.DOTALL)
+_REASON = re.compile(r"[A-Za-z]+(?:, |\. |; )[A-Za-z]{2}")
+_VERDICT = re.compile(r"\b(?:yes|no|true|false)\b", re.IGNORECASE)
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _TAKEN_BACK = re.compile(
     r"\b(?:wait|sorry|actually|oops|correction|scratch|maybe|perhaps|unsure|hmm+"
@@ -105,19 +107,24 @@ def yes_no(answer: str, truth: str) -> bool | None:
 
     None as well where the answer is a sentence, which others take apart.
     """
-    wanted = _YES_NO.fullmatch(truth)
-    if wanted is None or wanted["rest"]:
+    wanted, given = _YES_NO.fullmatch(truth), _YES_NO.fullmatch(answer)
+    if wanted is None or given is None:
         return None
-    given = _YES_NO.fullmatch(answer)
-    if given is None:
-        return None
+    is_reason = _REASON.match(truth) and not _VERDICT.search(wanted["rest"] or "")
+    if wanted["rest"] and not is_reason:
+        return None  # `Yes, it is.` gives its reason, `No. 5` and `Yes, no` do not
     if given[1].lower() != wanted[1].lower():
         return False
     if not given["rest"]:
         # NO may be nitrogen monoxide.
         return given[1].lower() != "no" or (given[1] == "NO") == (wanted[1] == "NO")
-    opposite = _OPPOSITE[wanted[1].lower()]
-    return not (
-        re.search(rf"\b{opposite}\b", given["rest"], re.IGNORECASE)
-        or _TAKEN_BACK.search(given["rest"])
+    return not _is_hedged(given)
+
+
+def _is_hedged(found: re.Match) -> bool:
+    """Say whether the opposite of a yes or no follows it, or doubt."""
+    opposite = _OPPOSITE[found[1].lower()]
+    return bool(
+        re.search(rf"\b{opposite}\b", found["rest"], re.IGNORECASE)
+        or _TAKEN_BACK.search(found["rest"])
     )

@@ -33,8 +33,9 @@ _INNOCENT = tuple(
         r"(?:are|have|lie|form|intersect|meet|share|touch|overlap|belong|represent|show|attract"
         r"|repel|move|react)\b",
         rf"(?:^|\b(?:because|since|as|that) ){_L} (?:is|are|lies|was|has|moves) "
-        rf"[a-z -]{{1,40}}?\b(?:than|to|of|from|as|with|on|between) (?:that of )?{_LIST}",
+        rf"[a-z -]{{0,40}}?\b(?:than|to|of|from|as|with|on|between) (?:that of )?{_LIST}",
         rf"{_L} ?(?:[<>=+/-]|\\(?:le|ge|ne|perp|parallel|cong|sim|cup|cap|subset)) ?{_L}",
+        r"\b[A-J] ?= ?(?:[a-z]{1,2}|[a-z] ?[*/+-] ?[a-z])(?![a-z])",
         r"\b[A-J] (?:cells?|lymphocytes?|flat|sharp|major|minor|blood|coli)\b",
         r"\b[A-J] is (?:true|false|correct|incorrect),? (?:but|and|while) R is (?:true|false"
         r"|correct|incorrect)",
@@ -84,7 +85,7 @@ def takes_back(remark: str, named: str) -> bool:
     """Say whether a remark behind the letter `named` takes it back or claims another one."""
     if not remark:
         return False
-    if _REJECTION.match(remark) or _claims(remark, named):
+    if _REJECTION.match(remark):
         return True
     rest = remark
     listing = _LISTING.match(remark)
@@ -92,6 +93,8 @@ def takes_back(remark: str, named: str) -> bool:
         rest = remark[listing.end() :]  # `C. A and B`: an option that refers to those before it
     for pattern in _INNOCENT:
         rest = pattern.sub(" ", rest)
+    if _claims(rest, named):
+        return True
     if _others(rest, named):
         return True
     if rest == remark:

@@ -34,6 +34,7 @@ _CLOSING = re.compile(
     rf"(?:(?:{_CONCLUSION})?{_ANSWER}|(?:{_CONCLUSION}))",
     re.IGNORECASE,
 )
+_TURNED = re.compile(r"([^.;]{1,120}) is the (?:final |correct |right )?(?:answer|result)")
 _ANY_ANSWER = re.compile(_ANSWER, re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DOUBT = re.compile(
@@ -68,6 +69,9 @@ def stated(text: str) -> Stated | None:
     found = _LEAD_IN.match(rest)
     if found and not _DOUBT.search(found.group()):
         rest = notation.clean(rest[found.end() :])
+    found = _TURNED.fullmatch(rest)
+    if found and not _DOUBT.search(found[1]):
+        rest = notation.clean(found[1])
     found = _LABEL.match(rest) or _COPULA.match(rest)
     if found and found.end() < len(rest) and not _DOUBT.search(found["subject"]):
         subject, rest = found["subject"].strip(), notation.clean(rest[found.end() :])

@@ -86,9 +86,12 @@ def _same_time(answer: re.Match, truth: re.Match) -> bool:
         (int(one["h"]), int(one["m"] or 0), int(one["s"] or 0), (one["half"] or "")[:1].lower())
         for one in (answer, truth)
     ]
-    if bool(clock[0][3]) == bool(clock[1][3]) or not any(one[0] in _ONLY_OF_24 for one in clock):
+    halves = [half for *_, half in clock]
+    if not any(halves) or not any(one[0] in _ONLY_OF_24 for one in clock):
         # Where one side does not say am or pm, that is forgiven as a missing unit is.
-        return clock[0][:3] == clock[1][:3] and clock[0][3] in ("", clock[1][3] or clock[0][3])
+        return clock[0][:3] == clock[1][:3] and halves[0] in ("", halves[1] or halves[0])
+    if any(half == "a" and hours > 12 for hours, *_, half in clock):
+        return False
     of_day = [
         ((hours % 12 + 12 * (half == "p")) if half else hours, minutes, seconds)
         for hours, minutes, seconds, half in clock
