@@ -27,7 +27,7 @@ _VERDICT = re.compile(r"\b(?:yes|no|true|false)\b", re.IGNORECASE)
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _TAKEN_BACK = re.compile(
     r"\b(?:wait|sorry|actually|oops|correction|scratch|maybe|perhaps|unsure|hmm+"
-    r"|not sure|i meant?)\b",
+    r"|not (?:sure|really|quite|exactly)|doubt|i meant?)\b",
     re.IGNORECASE,
 )
 
@@ -61,7 +61,8 @@ def _spelling(text: str) -> str:
     text = re.sub(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|(?<=\b[A-Za-z])-(?=[A-Za-z]{3})", " ", text)
     text = re.sub(r"(?<=[A-Za-z)])_(?:\{(\d+)\}|(?=\d))", r"\1", text)
     text = re.sub(r"(?<=[A-Za-z])\.", "", text)
-    text = re.sub(r"\s+", " ", text).strip(" .,;:")
+    text = re.sub(r"\s+", " ", text).strip(" ,;:")
+    text = text if text.endswith("..") else text.removesuffix(".")
     marked = re.search(r"(?<![A-Za-z\\])([A-Za-z]{2,})[!?]{1,3}$", text)
     if marked and not _is_product(marked[1]):
         text = text[: marked.end(1)]

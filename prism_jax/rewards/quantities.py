@@ -95,7 +95,9 @@ def parse(text: str) -> Quantity | None:
         return Quantity(value, None, is_fraction, letter)
     if re.fullmatch(r"'?s", rest) and _DECADE.match(text):
         return None
-    rest = re.sub(r"^\s*(?:-\s*(?=[A-Za-z])|of (?:an? )?|an? (?=[a-z]{3}))", "", rest)
+    rest = re.sub(r"^\s*(?:-\s*(?=[A-Za-z])|of (?:an? )?)", "", rest)
+    if text[0].isalpha():
+        rest = re.sub(r"^ an? (?=[a-z]{3})", " ", rest)  # `half a cup`
     # "2abc" is a product of letters, "2 ants" and "2boxes" are things.
     if re.fullmatch("[A-Za-z]{1,3}", rest) and not units.is_known(rest):
         return None

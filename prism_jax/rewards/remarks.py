@@ -22,11 +22,12 @@ _NOUNS = (
 ).split()
 _NOUN = rf"(?:{'|'.join(_NOUNS)})(?:e?s)?"
 _L = r"\(?[A-J]\)?(?![\w'])"
-_LIST = rf"{_L}(?:(?:, (?:and |or )?| and | or | nor | & | to | through |, ?){_L})*"
+_LIST = rf"{_L}(?:(?:, (?:and )?| and | nor | & | to | through |, ?){_L})*"
+_OR_LIST = rf"{_L}(?:(?:, (?:and |or )?| and | or | nor | & |, ?){_L})*"
 _INNOCENT = tuple(
     re.compile(pattern)
     for pattern in (
-        rf"^(?:[Bb]oth|[Nn]either|[Aa]ll of|[Nn]one of) (?:of )?(?:{_NOUN} )?{_LIST}"
+        rf"^(?:[Bb]oth|[Nn]either|[Aa]ll of|[Nn]one of) (?:of )?(?:{_NOUN} )?{_OR_LIST}"
         r"(?: (?:only|(?:are|is) (?:true|false|correct|incorrect|right|wrong)))?",
         rf"\b(?i:{_NOUN}) {_LIST}",
         rf"(?:^|\b(?:because|since|as|that) ){_L}(?:, {_L})*,? and {_L} "
@@ -35,7 +36,7 @@ _INNOCENT = tuple(
         rf"(?:^|\b(?:because|since|as|that) ){_L} (?:is|are|lies|was|has|moves) "
         rf"[a-z -]{{0,40}}?\b(?:than|to|of|from|as|with|on|between) (?:that of )?{_LIST}",
         rf"{_L} ?(?:[<>=+/-]|\\(?:le|ge|ne|perp|parallel|cong|sim|cup|cap|subset)) ?{_L}",
-        r"\b[A-J] ?= ?(?:[a-z]{1,2}|[a-z] ?[*/+-] ?[a-z])(?![a-z])",
+        r"\b[EFBJ] ?= ?(?:m[acgv]|kx|hf|q[ev])(?![a-z])",
         r"\b[A-J] (?:cells?|lymphocytes?|flat|sharp|major|minor|blood|coli)\b",
         r"\b[A-J] is (?:true|false|correct|incorrect),? (?:but|and|while) R is (?:true|false"
         r"|correct|incorrect)",

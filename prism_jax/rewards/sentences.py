@@ -34,6 +34,10 @@ _CLOSING = re.compile(
     rf"(?:(?:{_CONCLUSION})?{_ANSWER}|(?:{_CONCLUSION}))",
     re.IGNORECASE,
 )
+_NAMED = re.compile(
+    r"(?i:(?:the )?(?:value|length|measure|size|area|perimeter|radius|diameter|volume) of )?"
+    r"(?i:line |segment |side )?([A-Za-z]|[A-Z]{2,3}|\\angle [A-Z]{1,3})"
+)
 _TURNED = re.compile(r"([^.;]{1,120}) is the (?:final |correct |right )?(?:answer|result)")
 _ANY_ANSWER = re.compile(_ANSWER, re.IGNORECASE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
@@ -75,6 +79,10 @@ def stated(text: str) -> Stated | None:
     found = _LABEL.match(rest) or _COPULA.match(rest)
     if found and found.end() < len(rest) and not _DOUBT.search(found["subject"]):
         subject, rest = found["subject"].strip(), notation.clean(rest[found.end() :])
+        named = _NAMED.fullmatch(subject)
+        if named and rest:
+            # `The value of y is 5` is `y = 5`.
+            subject, rest = "", f"{named[1]} = {rest}"
     return Stated(subject, rest) if rest and rest != text else None
 
 

@@ -176,6 +176,8 @@ _NOT_A_UNIT = {
     "maybe", "perhaps", "possibly", "if", "wrong", "incorrect", "plus", "minus", "times", "x",
     "million", "billion", "half", "approximately", "about", "above", "below", "either", "other",
     "others", "because", "since", "remainder", "through",
+    "dozen", "probably", "likely", "think", "guess", "nearly", "almost", "around", "roughly",
+    "surely",
 }  # fmt: skip
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]{2,}|[\u4e00-\u9fff]{1,3}")
 
