@@ -23,8 +23,8 @@ def _make(factor: str | int | Fraction, **powers: int) -> Unit:
 
 
 _PREFIXES = {
-    "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3), "c": ("centi", -2),
-    "d": ("deci", -1), "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12),
+    "p": ("pico", -12), "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3),
+    "c": ("centi", -2), "d": ("deci", -1), "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12),
 }  # fmt: skip
 _NEWTON = {"kg": 1, "m": 1, "s": -2}
 # symbol, names, unit. Every prefix is allowed.
@@ -141,10 +141,12 @@ def _name_table() -> dict[str, Unit]:
 ONE = _make(1)
 _SYMBOLS = _symbol_table()
 _NAMES = _name_table()
+# `pc` is rather a piece or a parsec than pC.
 _ANY_CASE = {
     symbol.lower(): unit
     for symbol, unit in _SYMBOLS.items()
-    if {unit} == {u for s, u in _SYMBOLS.items() if s.lower() == symbol.lower()}
+    if symbol[0] != "p"
+    and {unit} == {u for s, u in _SYMBOLS.items() if s.lower() == symbol.lower()}
 }
 # A unit that says only that there is one.
 _GENERIC = {
