@@ -61,7 +61,7 @@ _COMMANDS = (
     (re.compile(r"\\(angle|triangle) ?\{([A-Z]{1,3})\}"), r"\\\1 \2"),
     (re.compile(r"\\(angle|triangle|measuredangle)(?![A-Za-z]) ?"), r"\\\1 "),
     (re.compile(r" ?\\(perp|parallel|cong|sim)(?![A-Za-z]) ?"), r" \\\1 "),
-    # Units first: `\mu F`. `answer.latex` turns the letters back.
+    # Units first: `\mu F`. `expressions.latex` turns the letters back.
     (re.compile(r"\\mu(?![A-Za-z])\s*"), "μ"),
     (re.compile(r"\\Omega(?![A-Za-z])"), "Ω"),
     (re.compile(r"\\overline\s*\{([A-Z']+)\}"), r"\1"),

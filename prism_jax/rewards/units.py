@@ -24,7 +24,8 @@ def _make(factor: str | int | Fraction, **powers: int) -> Unit:
 
 _PREFIXES = {
     "p": ("pico", -12), "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3),
-    "c": ("centi", -2), "d": ("deci", -1), "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12),
+    "c": ("centi", -2), "d": ("deci", -1), "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9),
+    "T": ("tera", 12),
 }  # fmt: skip
 _NEWTON = {"kg": 1, "m": 1, "s": -2}
 # symbol, names, unit. Every prefix is allowed.
@@ -141,12 +142,14 @@ def _name_table() -> dict[str, Unit]:
 ONE = _make(1)
 _SYMBOLS = _symbol_table()
 _NAMES = _name_table()
-# `pc` is rather a piece or a parsec than pC.
+_BY_LOWER_CASE: dict[str, set[Unit]] = {}
+for _symbol, _unit in _SYMBOLS.items():
+    _BY_LOWER_CASE.setdefault(_symbol.lower(), set()).add(_unit)
+# What can be one unit only, in whatever case; `pc` is rather a piece or a parsec than pC.
 _ANY_CASE = {
-    symbol.lower(): unit
-    for symbol, unit in _SYMBOLS.items()
-    if symbol[0] != "p"
-    and {unit} == {u for s, u in _SYMBOLS.items() if s.lower() == symbol.lower()}
+    symbol: next(iter(units))
+    for symbol, units in _BY_LOWER_CASE.items()
+    if len(units) == 1 and symbol[0] != "p"
 }
 # A unit that says only that there is one.
 _GENERIC = {

@@ -99,7 +99,7 @@ def test_most_answers_need_no_mathematics():
 
 
 def test_an_approximation_ends_in_a_verdict_whatever_stands_beside_it():
-    for row in ROWS[::7]:
+    for row in [row for row in ROWS if row["kind"] == "oracle"] + ROWS[::7]:
         for given in (f"{row['answer']} ≈ {row['truth']}", f"{row['answer']} \\approx 5"):
             assert answer.is_correct(given, row["truth"], lambda *_: False) in (True, False)
 
