@@ -34,7 +34,7 @@ def is_correct(answer: str, truth: str, mathematics: answer_official.Mathematics
     """
     if max(len(answer), len(truth)) > MAX_CHARS or any(tag in answer for tag in tags.TAGS):
         return False
-    given, wanted = notation.clean(answer), notation.clean(truth)
+    given, wanted = notation.clean(answer), notation.clean(_unpacked(truth))
     if not given or not wanted or max(len(given), len(wanted)) > MAX_CHARS:
         return False
     if given == wanted:
@@ -100,13 +100,28 @@ def check_ground_truth(text: str) -> str | None:
         return "ground truth contains a tag of the response format"
     if re.search(r"[\x00-\x08\x0e-\x1f\ufffd]", text):
         return "ground truth contains control or replacement characters"
-    if _is_json(text):
+    if _is_json(_unpacked(text)):
         return "ground truth is JSON or a list of texts, not one answer"
     if not notation.clean(text):
         return "ground truth is empty without its delimiters"
     if "\\" in text and not notation.is_balanced(text):
         return "ground truth has unbalanced braces"
     return None
+
+
+def _unpacked(truth: str) -> str:
+    """Return the only value of a truth that is JSON, `{"target": "7"}` or `["7"]`; else the text."""
+    if truth.strip()[:1] not in ("{", "[") or '"' not in truth:
+        return truth
+    try:
+        value = json.loads(truth)
+    except (ValueError, RecursionError):
+        return truth
+    values = list(value.values()) if isinstance(value, dict) else value
+    if not isinstance(values, list) or len(values) != 1:
+        return truth
+    is_text = isinstance(values[0], str | int | float) and not isinstance(values[0], bool)
+    return str(values[0]) if is_text else truth
 
 
 def _is_json(text: str) -> bool:

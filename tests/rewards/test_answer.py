@@ -181,7 +181,7 @@ def test_released_choice_letters_prefer_the_stated_answer_over_earlier_markers()
         ("5</answer>", "tag"),
         ("\\frac{1}{2", "unbalanced"),
         ("5\x00", "control"),
-        ('{"target": "7"}', "JSON"),
+        ('{"target": "7", "steps": "6+1"}', "JSON"),
         ("['four', '4']", "JSON"),
     ],
 )
