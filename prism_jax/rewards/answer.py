@@ -37,7 +37,7 @@ def is_correct(answer: str, truth: str, mathematics: answer_official.Mathematics
     given, wanted = notation.clean(answer), notation.clean(_unpacked(truth))
     if not given or not wanted or max(len(given), len(wanted)) > MAX_CHARS:
         return False
-    if given == wanted:
+    if given == wanted or answer.strip() == truth.strip():
         return True
     givens, wanteds = _forms(given), _forms(wanted)
     by_options = _same_options(givens, wanteds)
@@ -110,7 +110,7 @@ def check_ground_truth(text: str) -> str | None:
 
 
 def _unpacked(truth: str) -> str:
-    """Return the only value of a truth that is JSON, `{"target": "7"}` or `["7"]`; else the text."""
+    """Return the only value of a truth in JSON, `{"target": "7"}` or `["7"]`; else the text."""
     if truth.strip()[:1] not in ("{", "[") or '"' not in truth:
         return truth
     try:
