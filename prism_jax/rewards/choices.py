@@ -6,38 +6,31 @@ no letter: a hedge is never right.
 
 import re
 
+from prism_jax.rewards import remarks
+
 _LETTER = "[A-Ja-j]"
 _ALONE = re.compile(
-    r"(?:option|choice|letter|point|vertex|figure|image|picture|graph|diagram)?\s*"
-    rf"[(\[{{]?\s*({_LETTER})\s*[)\]}}]?[.:)]?",
+    r"(?:option|choice|letter|point|vertex|figure|image|picture|graph|diagram)?\s?"
+    rf"[(\[{{]?\s?({_LETTER})\s?[)\]}}]?[.:)]?",
     re.IGNORECASE,
 )
 _WITH_TEXT = re.compile(
-    rf"(?:[(\[]\s*({_LETTER})\s*[)\]]\s*[:.,-]?\s*|({_LETTER})\s*[.):]\s*"
-    r"|([A-J])(?:(?:[,;]| -)\s+|\s*\n|\s+(?=because\b|since\b|[(\[][^()\[\]]*[)\]]$)))"
+    rf"(?:[(\[]\s?({_LETTER})\s?[)\]]\s?[:.,-]?\s?|({_LETTER})\s?[.):]\s?"
+    r"|([A-J])(?:(?:[,;]| -)\s+|\s?\n|\s+(?=because\b|since\b|[(\[][^()\[\]]*[)\]]$)))"
     r"(?P<text>\S.*)",
     re.DOTALL,
 )
 _PHRASE = re.compile(
-    r"\b(?:answer|option|choice|choose|pick|select|it is|it's|so)\s*(?:is|would be)?\s*[:=]?\s*"
-    r"(?:option|choice)?\s*(?:\(\s*([A-Ja-j])\s*\)|([A-J]))(?![\w'])",
+    r"\b(?:answer|option|choice|choose|pick|select|it is|it's|so)\s?(?:is|would be)?\s?[:=]?\s?"
+    r"(?:option|choice)?\s?(?:\(\s?([A-Ja-j])\s?\)|([A-J]))(?![\w'])",
     re.IGNORECASE,
 )
 _STATED = re.compile(
     rf"\(?({_LETTER})\)?\s+is\s+(?:the\s+)?"
     r"(?:(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|answer)"
 )
-# The start of a remark that takes a letter back; "Not enough information" is an option's text.
-_REJECTION = re.compile(
-    r"(?:is |are )?(?:not (?:\(?[A-J]\b|it\b|sure|correct|right|true|the )|isn't|wrong(?! \w)"
-    r"|nor|unsure|maybe)"
-)
 _NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure|maybe)\b", re.I)
-_HEDGE = re.compile(
-    r"^\W*[A-Ja-j]\W*(?:$|[,;])|^\W*(?:or|and|/|,|&|\+|not)\W*[A-Ja-j]\b(?![a-z'])"
-    r"|\bor\s+(?:option\s+)?\(?[A-J]\)?(?![\w'])"
-    r"|(?:^|\s)\([A-Ja-j]\)(?!\w)|(?:^|\s)[A-J][.)](?:\s|$)|\n\s*[A-J]\s*(?:\n|$)|\(ii\)"
-)
+_ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
 _TRUTH_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)\s*|([A-J])[.:)]\s+)(?P<text>\S.*)", re.DOTALL)
 
 
@@ -46,7 +39,7 @@ def truth(text: str) -> tuple[str, str]:
     if re.fullmatch(r"\(?[A-J]\)?\.?", text):
         return text.strip("()."), ""
     found = _TRUTH_WITH_TEXT.fullmatch(text)
-    if found and not _HEDGE.search(found["text"]):
+    if found and not remarks.hedges(found["text"]):
         return (found.group(1) or found.group(2)).upper(), found["text"].strip()
     return "", ""
 
@@ -61,27 +54,40 @@ def letter(text: str) -> str:
     if found:
         named = "".join(group for group in found.groups()[:3] if group).upper()
         said = _phrase_letters(found["text"])
-        if _HEDGE.search(found["text"]) or said - {named} or _REJECTION.match(found["text"]):
+        if said - {named} or remarks.takes_back(found["text"], named):
             return ""
         return named
     said = _phrase_letters(text)
     phrases = list(_PHRASE.finditer(text))
-    if len(said) != 1 or _HEDGE.search(text[phrases[-1].end() :]):
+    if len(said) != 1 or _NEGATION.search(text):
         return ""
-    return "" if _NEGATION.search(text) else said.pop()
+    named = said.pop()
+    remark = text[phrases[-1].end() :].lstrip(" .,:;)-\n")
+    return "" if remarks.takes_back(remark, named) else named
 
 
 def letters(text: str) -> frozenset[str]:
-    """Return the letters of an answer that chooses several options: `A, C`, `(A) and (C)`, `AC`."""
+    """Return the labels of an answer that chooses several: `A, C`, `(A) and (C)`, `AC`, `①③`.
+
+    The order of two letters does not count; `BCA` may be an order that was asked for.
+    """
     if re.fullmatch(r"\([^()]*\)", text):
         return frozenset()  # a pair, whose order counts
-    parts = [part for part in re.split(r"\s*[,;&]\s*(?:and\s+)?|\s+and\s+|\s+", text) if part]
+    text = re.sub(r"\) ?\(", ") (", text)
+    parts = [part for part in re.split(r"[\s,;&]+(?:and\s+)?", text) if part]
     if len(parts) == 1 and re.fullmatch("[A-J]{2,10}", text):
-        parts = list(text) if sorted(set(text)) == list(text) else []
-    if len({part.endswith(".") for part in parts}) > 1:
+        is_sorted = sorted(set(text)) == list(text)
+        parts = list(text) if is_sorted or (len(text) == 2 and text[0] != text[1]) else []
+    if len(parts) > 2 and parts[-1] == "only":
+        parts.pop()
+    if any(part.endswith(".") for part in parts) and "," not in text:
         return frozenset()  # `C. A and B` chooses C
-    found = [re.fullmatch(r"\(?([A-Ja-j])[.)]?", part) for part in parts]
-    return frozenset(one.group(1).upper() for one in found) if all(found) else frozenset()
+    if len(parts) > 1 and all(part.strip("().") in _ROMAN for part in parts):
+        return frozenset(part.strip("().") for part in parts)
+    found = [re.fullmatch(r"\(?([A-Ja-j])[.)]?|\(([1-9])\)", part) for part in parts]
+    if not all(found) or len({one[2] is None for one in found}) > 1:
+        return frozenset()
+    return frozenset((one[1] or one[2]).upper() for one in found)
 
 
 def _phrase_letters(text: str) -> set[str]:

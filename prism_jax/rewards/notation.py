@@ -7,6 +7,8 @@ limited to 1024 characters before they arrive.
 import re
 import unicodedata
 
+from prism_jax.rewards import markup
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff]")
@@ -20,38 +22,54 @@ _CHARACTERS = {
     "∩": "\\cap ", "∈": "\\in ", "±": "\\pm ", ">=": "\\ge ", "<=": "\\le ", "!=": "\\ne ",
     "∥": "\\parallel ", "⊥": "\\perp ", "∅": "\\emptyset ", "∴": "", "Δ": "\\Delta ",
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "θ": "\\theta ", "λ": "\\lambda ",
-    "φ": "\\phi ", "ω": "\\omega ",
+    "φ": "\\phi ", "ω": "\\omega ", "≅": "\\cong ", "∼": "\\sim ", "∽": "\\sim ", "⟂": "\\perp ",
+    "≃": "\\approx ", "≒": "\\approx ", "‖": "\\parallel ", "∖": "\\setminus ", "ℝ": "\\mathbb{R} ",
+    "∣": "|", "⩽": "\\le ", "⩾": "\\ge ", "∉": "\\notin ", "\\lt ": "<", "\\gt ": ">", "～": "~",
 } | _MULTIPLY  # fmt: skip
+# As a value of its own; `Infinity War` is a name.
+_INFINITY = re.compile(
+    r"(?<![A-Za-z\\])(?<![A-Za-z\\] )((?:negative|minus|positive|plus) |- ?)?"
+    r"(?:infinity|inf)(?![A-Za-z])(?! [A-Za-z])",
+    re.IGNORECASE,
+)
 _COMMANDS = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])"), ""),
-    (re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mathsf|operatorname|mbox|ce)"
-                r"\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![A-Za-z])"), "° "),
     (re.compile(r"\{,\}"), ","),
     (re.compile(r"(?<=\d)\\[,!;: ](?=\d{3})"), ","),
-    (re.compile(r"(?<!\\)\\(?:[,!;: ]|quad|qquad)|(?<!\\)~"), " "),
+    (re.compile(r"(?<=[A-Z]) ?~ ?(?=\\triangle|[A-Z]{2,})"), r" \\sim "),
+    (re.compile(r"(?<!\\)\\(?:[,!;: ]|quad|qquad)|(?<![\\~])~(?!~)"), " "),
     (re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])"), r"\\pi "),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
-    (re.compile(r"\\(leq|geq|neq|leqslant|geqslant)(?![A-Za-z])"),
+    (re.compile(r"\\(leq|geq|neq|leqslant|geqslant|leqq|geqq)(?![A-Za-z])"),
      lambda found: "\\" + found.group(1)[:2]),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\therefore(?![A-Za-z])"), ""),
     (re.compile(r"\\Delta\s*(?=[A-Z]{3})"), r"\\triangle "),
-    (re.compile(r"(?<=[A-Z]) ?\|\| ?(?=[A-Z])"), r" \\parallel "),
-    # Units first: `\mu F`. `answer.latex` turns the letters back.
+    (re.compile(r"(?<=[A-Z]) ?(?:\|\||//) ?(?=[A-Z])"), r" \\parallel "),
+    (re.compile(r"\\(?:simeq|doteq|approxeq|thickapprox)(?![A-Za-z])"), r"\\approx "),
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
+    (re.compile(r"\\(?:infin|infty)(?![A-Za-z]) ?"), r"\\infty "),
+    (_INFINITY, lambda found: ("-" if found[1] and found[1][0] in "nNmM-" else "") + r"\infty "),
+    (re.compile(r"(?:^|(?<=[(\[{,;=<>])) ?\+ ?(?=\\infty )"), ""),
+    (re.compile(r"(?<![\\A-Za-z])[Aa]ngle ?(?=[A-Z]{1,3}(?![A-Za-z])|\d(?!\d))"), r"\\angle "),
+    (re.compile(r"(?<![\\A-Za-z])[Tt]riangle ?(?=[A-Z]{3}(?![A-Za-z]))"), r"\\triangle "),
+    (re.compile(r"\\(angle|triangle) ?\{([A-Z]{1,3})\}"), r"\\\1 \2"),
+    (re.compile(r"\\(angle|triangle|measuredangle)(?![A-Za-z]) ?"), r"\\\1 "),
+    (re.compile(r" ?\\(perp|parallel|cong|sim)(?![A-Za-z]) ?"), r" \\\1 "),
+    # Units first: `\mu F`. `expressions.latex` turns the letters back.
     (re.compile(r"\\mu(?![A-Za-z])\s*"), "μ"),
     (re.compile(r"\\Omega(?![A-Za-z])"), "Ω"),
     (re.compile(r"\\overline\s*\{([A-Z']+)\}"), r"\1"),
     (re.compile(r"\\(?:langle)(?![A-Za-z])"), "<"),
     (re.compile(r"\\(?:rangle)(?![A-Za-z])"), ">"),
-    (re.compile(r"\*\*(?=[^*\s])(.+?)(?<=[^*\s])\*\*"), r"\1"),
 )  # fmt: skip
-_MATRIX = re.compile(
-    r"(?:^|(?<==)) ?\\begin\{(?P<kind>[pb]matrix)\}(?P<cells>[^,]*?)\\end\{(?P=kind)\}$"
-)
+# Some characters have long spellings; whatever is longer than this is no answer.
+MAX_CLEAN_CHARS = 4096
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ('"', '"'),
                ("'", "'"))  # fmt: skip
@@ -61,33 +79,30 @@ _INNER_PARENTHESES = re.compile(r"\\[()]")
 
 def clean(text: str) -> str:
     """Return one spelling for texts that differ in layout only."""
-    text = _INVISIBLE.sub("", text).strip()
+    text = markup.merge_space(_INVISIBLE.sub("", text))
     if text.isdecimal() and text.isascii():
         return text
     text = _VULGAR.sub(lambda found: " " + unicodedata.normalize("NFKC", found.group()), text)
     text = _SUPERSCRIPT_RUN.sub(
         lambda found: "^{" + found.group().translate(_SUPERSCRIPTS) + "}", text
     )
+    text = _without_wrapping(markup.plain(text))
     for character, plain in _CHARACTERS.items():
         text = text.replace(character, plain) if character in text else text
     text = re.sub("[₀-₉]+", lambda found: "_" + unicodedata.normalize("NFKC", found.group()), text)
     text = re.sub("[①-⑨]", lambda found: f"({ord(found.group()) - ord('①') + 1}) ", text)
     text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
-    text = _without_wrapping(text)
+    if len(text) > MAX_CLEAN_CHARS:
+        return text
+    text = _without_wrapping(markup.merge_space(text))
     for pattern, plain in _COMMANDS:
         text = pattern.sub(plain, text)
-    text = _without_wrapping(text)
+    text = _without_wrapping(markup.plain(markup.merge_space(text)))
     text = _INNER_DOLLARS.sub(r"\1", text)
     text = _INNER_PARENTHESES.sub(" ", text)
-    text = re.sub(r"[ \t\r\f\v\xa0]+", " ", text)
-    text = _MATRIX.sub(_rows, text)
+    text = markup.merge_space(text)
+    text = re.sub(r"_\{ ?(\d+|[A-Za-z]) ?\}", r"_\1", text)
     return re.sub(r" (?=\^)", "", text).strip()
-
-
-def _rows(found: re.Match) -> str:
-    """Write a matrix in brackets or parentheses as `[[1,2],[3,4]]`."""
-    rows = [row.split("&") for row in found["cells"].split("\\\\") if row.strip()]
-    return "[" + ",".join("[" + ",".join(map(str.strip, row)) + "]" for row in rows) + "]"
 
 
 def _without_wrapping(text: str) -> str:
@@ -139,18 +154,3 @@ def is_balanced(text: str) -> bool:
         if depth < 0:
             return False
     return depth == 0
-
-
-def words(text: str) -> str:
-    """Return the text as lower-case words for the comparison of names and phrases.
-
-    Quotes, end punctuation, hyphens inside words, the points of abbreviations, the lowering of
-    indices and a leading article do not count; signs,
-    decimal points and anything else between digits or single letters do.
-    """
-    text = re.sub(r"\"|(?<=[^\d\s])[,;:](?=\s|$)", "", text.lower())
-    text = re.sub(r"(?<=[a-z]{2})-(?=[a-z]{2})|(?<=\b[a-z])-(?=[a-z]{3})", " ", text)
-    text = re.sub(r"(?<=[a-z])\.|(?<=[a-z)])_(?=\{?\d)", "", text)
-    text = re.sub(r"\s+", " ", text).strip(" .,;:")
-    text = re.sub(r"(?<=\w\w)[!?]+$", "", text)
-    return re.sub(r"^(?:an? (?=\S\S)|the (?=\S))", "", text)

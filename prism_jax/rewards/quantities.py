@@ -5,7 +5,7 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
-from prism_jax.rewards import units
+from prism_jax.rewards import number_words, units
 
 RELATIVE_TOLERANCE = Fraction(1, 10**6)
 # A power of ten beyond this is left as text: an exact value would need that many digits.
@@ -34,31 +34,15 @@ _EXTENT = re.compile(
     r"|in (?:total|all|length|width|height|area|volume|perimeter|diameter))$"
 )
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
-_DIGIT_WORDS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen".split()
-    )
-} | {
-    word: 10 * value
-    for value, word in enumerate(
-        "twenty thirty forty fifty sixty seventy eighty ninety".split(), start=2
-    )
-}
-_NUMBER_WORD = re.compile(
-    rf"({'|'.join(_DIGIT_WORDS)})(?:[- ]({'|'.join(list(_DIGIT_WORDS)[1:10])}))?(?![A-Za-z-])",
-    re.IGNORECASE,
-)
-_PARTS = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8,
-          "tenth": 10}  # fmt: skip
-_FRACTION_WORD = re.compile(
-    rf"(?:(?P<n>an?|{'|'.join(_DIGIT_WORDS)})[- ](?P<d>{'|'.join(_PARTS)}|halve)s?|(?P<half>half))"
-    r"(?![A-Za-z-])",
-    re.IGNORECASE,
-)
+_SCALE = re.compile(rf"\s*(?:an? )?({'|'.join(_SCALES)})s?\b", re.IGNORECASE)
+# 12K, 1.2M: without a blank, where `12 K` is a temperature and `2m` a length.
+_SHORT_SCALES = {"k": 3, "K": 3, "M": 6, "B": 9, "bn": 9}
+_SHORT_SCALE = re.compile(r"(k|K|M|B|bn)(?=$| [A-Za-z])")
+_SHORT_PRICES = _SHORT_SCALES | {"m": 6, "b": 9, "T": 12, "t": 12, "mn": 6}
+_SHORT_PRICE = re.compile(r" ?(k|K|M|m|mn|B|b|bn|T|t)$")
 _REPEATING = re.compile(r"(-?\d*)\.(\d*)\\overline ?\{(\d{1,9})\}")
+_DIGITS = re.compile(r"(\d[\d,]*)(?:\.(\d+))?(?:(?:[eE]| ?[*x] ?10 ?\^ ?\{?)([-+]?\d{1,4}))?")
+_PERCENT = (("percent", 1),)
 # "1990s" are years, "1990 s" seconds.
 _DECADE = re.compile(r"(?:19|20)\d0'?s$")
 _COMPOUND = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)(?:\s*,?\s*(?:and\s+)?|$)")
@@ -66,10 +50,17 @@ _COMPOUND = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)(?:\s*,?\s*(?:and\s+)?|$)"
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """Hold an exact value and its unit; `unit` None: none was written."""
+    """An exact value and its unit.
+
+    unit: None where none was written.
+    is_fraction: written as a fraction, which is never a number of per cent.
+    short_scale: the letter of `12K`, which may mean something else.
+    """
 
     value: Fraction
     unit: units.Unit | None
+    is_fraction: bool = False
+    short_scale: str = ""
 
 
 def parse(text: str) -> Quantity | None:
@@ -77,33 +68,41 @@ def parse(text: str) -> Quantity | None:
     text = _APPROXIMATE.sub("", text.strip(), count=1) if text[:1] in "\\~aAr" else text.strip()
     currency = _CURRENCY.fullmatch(text)
     if currency:
-        inner = parse(currency["sign"] + currency["rest"])
+        rest = currency["rest"]
+        short = _SHORT_PRICE.search(rest)
+        if short:
+            rest = rest[: short.start()]
+        inner = parse(currency["sign"] + rest)
         unit = units.parse(currency["symbol"].lstrip("\\").rstrip("."))
         if inner is None or inner.unit not in (None, unit):
             return None
-        return Quantity(inner.value, unit)
+        return Quantity(inner.value * 10 ** _SHORT_PRICES.get(short[1] if short else "", 0), unit)
     if _SPACED.fullmatch(text):
         text = text.replace(" ", "")
     read = _leading_number(text)
     if read is None:
         return None
     value, rest = read
-    scale = _SCALE.match(rest)
+    is_fraction = bool(re.search(r"/|\\frac", text[: len(text) - len(rest)]))
+    scale, short = _SCALE.match(rest), _SHORT_SCALE.match(rest)
     if scale:
         value, rest = value * 10 ** _SCALES[scale.group(1).lower()], rest[scale.end() :]
-    if not rest.strip():
-        return Quantity(value, None)
+    elif short:
+        value, rest = value * 10 ** _SHORT_SCALES[short[1]], rest[short.end() :]
+    letter = short[1] if short else ""
     rest = _EXTENT.sub("", rest)
-    if not rest:
-        return Quantity(value, None)
+    if not rest.strip():
+        return Quantity(value, None, is_fraction, letter)
     if re.fullmatch(r"'?s", rest) and _DECADE.match(text):
         return None
-    rest = re.sub(r"^\s*(?:-\s*(?=[A-Za-z])|of\s+)", "", rest)
+    rest = re.sub(r"^\s*(?:-\s*(?=[A-Za-z])|of (?:an? )?)", "", rest)
+    if text[0].isalpha():
+        rest = re.sub(r"^ an? (?=[a-z]{3})", " ", rest)  # `half a cup`
     # "2abc" is a product of letters, "2 ants" and "2boxes" are things.
     if re.fullmatch("[A-Za-z]{1,3}", rest) and not units.is_known(rest):
         return None
     unit = units.parse(rest)
-    return Quantity(value, unit) if unit else _compound(text)
+    return Quantity(value, unit, is_fraction, letter) if unit else _compound(text)
 
 
 def _leading_number(text: str) -> tuple[Fraction, str] | None:
@@ -113,17 +112,8 @@ def _leading_number(text: str) -> tuple[Fraction, str] | None:
     repeating = _REPEATING.fullmatch(text)
     if repeating:
         return _repeating(*repeating.groups()), ""
-    part = _FRACTION_WORD.match(text)
-    if part:
-        return _part(part), text[part.end() :]
     if found is None:
-        word = _NUMBER_WORD.match(text)
-        if word is None:
-            return None
-        tens, ones = word.group(1).lower(), (word.group(2) or "zero").lower()
-        if word.group(2) and _DIGIT_WORDS[tens] < 20:
-            return None
-        return Fraction(_DIGIT_WORDS[tens] + _DIGIT_WORDS[ones]), text[word.end() :]
+        return number_words.parse(text)
     rest = text[found.end() :]
     # "1.2.3", "3-5", "10:30", "2/3/4", "3!" and "1,23" are no numbers with something behind.
     if re.match(r"[\d.,:!^/+*=<>_\\-]", rest) and not re.match(r"-[A-Za-z]", rest):
@@ -137,14 +127,6 @@ def _repeating(whole: str, digits: str, period: str) -> Fraction:
     tail = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(digits))
     head = Fraction(Decimal(f"{whole or 0}.{digits or 0}"))
     return head - tail if whole.startswith("-") else head + tail
-
-
-def _part(found: re.Match) -> Fraction:
-    """Return `two thirds`, `a quarter`, `half`."""
-    if found["half"]:
-        return Fraction(1, 2)
-    parts = _PARTS.get(found["d"].lower(), 2)
-    return Fraction(_DIGIT_WORDS.get(found["n"].lower(), 1), parts)
 
 
 def _value(parts: dict[str, str]) -> Fraction | None:
@@ -184,20 +166,59 @@ def equal(answer: Quantity, truth: Quantity) -> bool:
     """Compare values and units.
 
     With units on both sides the dimensions must agree and the values are converted: 5 kg is
-    5000 g, not 5 lb. A side without a unit is taken in the other side's unit (`12` for `12 cm`);
-    for percentages a bare 0.5 is 50 % as well.
+    5000 g, not 5 lb. A side without a unit is taken in the other side's unit (`12` for `12 cm`).
     """
+    if answer.short_scale.lower() == truth.short_scale.lower() != "":
+        return answer.short_scale == truth.short_scale and close(answer.value, truth.value)
     if answer.unit is None or truth.unit is None or not _both_measure(answer.unit, truth.unit):
-        unit = answer.unit or truth.unit
-        if close(answer.value, truth.value):
-            return True
-        if unit is None or unit.dimensions != (("percent", 1),):
-            return False
-        scaled = [q.value * (q.unit.factor if q.unit else 1) for q in (answer, truth)]
-        return close(*scaled)
+        percents = [q for q in (answer, truth) if q.unit and q.unit.dimensions == _PERCENT]
+        if len(percents) == 1:
+            return _equal_percent(answer, truth)
+        return close(answer.value, truth.value)
     if answer.unit.dimensions != truth.unit.dimensions:
         return False
     return close(answer.value * answer.unit.factor, truth.value * truth.unit.factor)
+
+
+def _equal_percent(answer: Quantity, truth: Quantity) -> bool:
+    """Compare where one side is a percentage: 0.5 and 50 are 50 %, 0.125 is not 0.125 %.
+
+    A bare number is taken for a number of per cent only where it cannot be the share itself: not
+    as a fraction, and not from 0 to 1.
+    """
+    scaled = [q.value * (q.unit.factor if q.unit else 1) for q in (answer, truth)]
+    if close(*scaled):
+        return True
+    bare = truth if answer.unit and answer.unit.dimensions == _PERCENT else answer
+    smallest = 1 if bare is answer else Fraction(1000001, 1000000)
+    if bare.is_fraction or abs(bare.value) < smallest:
+        return False
+    return close(answer.value, truth.value)
+
+
+def is_rounding(exact: Quantity, rounded: Quantity, text: str) -> bool:
+    """Say whether `rounded`, which `text` gives, is the other value to the digits it is written in.
+
+    A third of the value is the most that rounding may change.
+    """
+    unit = exact.unit or rounded.unit
+    values = [q.value * (q.unit or unit or units.ONE).factor for q in (exact, rounded)]
+    if exact.unit and rounded.unit and exact.unit.dimensions != rounded.unit.dimensions:
+        return False
+    half = half_digit(text) * (rounded.unit or unit or units.ONE).factor
+    difference = abs(values[0] - values[1])
+    return difference <= half * Fraction(1000001, 1000000) and 3 * difference <= abs(values[1])
+
+
+def half_digit(text: str) -> Fraction:
+    """Return half a unit of the last digit that a decimal number is written in."""
+    found = _DIGITS.search(text)
+    if found is None or re.search(r"/|\\frac", text):
+        return Fraction(0)
+    whole = found[1].replace(",", "")
+    power = -len(found[2]) if found[2] else len(whole) - len(whole.rstrip("0"))
+    power += int(found[3] or 0)
+    return Fraction(10) ** power / 2 if abs(power) <= MAX_EXPONENT else Fraction(0)
 
 
 def _both_measure(one: units.Unit, other: units.Unit) -> bool:

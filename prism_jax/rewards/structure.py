@@ -13,15 +13,11 @@ _SPACED = re.compile(r"[-+]?\d+(?:\.\d+)?(?: [-+]?\d+(?:\.\d+)?)+")
 _CONJUNCTION = re.compile(r",?\s+(?:and|&)\s+|\s*\n+\s*", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r",?\s+(?:or|\\(?:text|mbox)\{\s*or\s*\})\s+", re.IGNORECASE)
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])\s*|\+/-\s*|\+-\s*")
-_RELATION = re.compile(r"\s*(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>)\s*")
-_MIRRORED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
-_LEAST, _MOST = "-\\infty", "\\infty"
-_VARIABLE = re.compile(r"[A-Za-z]|\\(?:alpha|beta|theta|phi|lambda)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Hold the parts of an answer, two or more, and whether their order counts.
+    """The parts of an answer, two or more, and whether their order counts.
 
     `brackets` are the outer ones, "" for a bare list. The brackets of an interval or a tuple
     count: [0, 1) is not (0, 1).
@@ -47,6 +43,13 @@ def readings(text: str) -> list[Parts]:
         if bare is not None and bare not in found:
             found.append(bare)
     return found
+
+
+def is_single(text: str) -> bool:
+    """Say whether a text may be one value: no list, once its commas may part thousands."""
+    if any(one(text) is not None for one in (_numbered, _bracketed, _plus_minus)):
+        return False
+    return _bare_list(text, protect_thousands=True) is None
 
 
 def _numbered(text: str) -> Parts | None:
@@ -95,29 +98,6 @@ def _plus_minus(text: str) -> Parts | None:
     upper, lower = _PLUS_MINUS.sub("+", text), _PLUS_MINUS.sub("-", text)
     upper = re.sub(r"(^|[({=]\s*)\+", r"\1", upper)
     return Parts((upper.strip(), lower.strip()), "{}", ordered=False)
-
-
-def interval(text: str) -> tuple[str, str] | None:
-    """Read `x > 2` or `1 \\le x < 5` as a variable and an interval: `(2,\\infty)`, `[1,5)`."""
-    sides = _RELATION.split(text)
-    if len(sides) == 3:
-        left, relation, right = sides
-        if _VARIABLE.fullmatch(left):
-            left, relation, right = right, _MIRRORED[relation], left
-        sides = [left, relation, right, relation, ""]
-    if len(sides) != 5 or not _VARIABLE.fullmatch(sides[2]):
-        return None
-    low, opens, name, closes, high = sides
-    falls = opens in (">", "\\ge")
-    if falls != (closes in (">", "\\ge")) or not (low or high):
-        return None
-    if falls:
-        low, opens, closes, high = high, closes, opens, low
-    if any(re.search(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", end) for end in (low, high)):
-        return None
-    left = "[" if low and len(opens) > 1 else "("
-    right = "]" if high and len(closes) > 1 else ")"
-    return name, f"{left}{low or _LEAST},{high or _MOST}{right}"
 
 
 def _bare_list(text: str, *, protect_thousands: bool) -> Parts | None:

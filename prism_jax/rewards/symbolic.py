@@ -22,6 +22,10 @@ _LATEX = (
         )
     ),
 )
+_FAILURES = (
+    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError,
+    ValueError, sympy.SympifyError, sympy.polys.polyerrors.BasePolynomialError, AssertionError,
+)  # fmt: skip
 _TRUTH_TARGETS = (
     parser.LatexExtractionConfig(),
     parser.ExprExtractionConfig(),
@@ -37,16 +41,31 @@ _ANSWER_TARGETS = (
 def verify(method: str, answer: str, truth: str) -> bool:
     """Compare answer and truth by the named method.
 
-    expression: both are one LaTeX expression each. official_expression and official_extraction:
-    the two calls of the released judge.
+    expression: both are one LaTeX expression each. rounding: the answer is one, and the truth is a
+    value and the most that the expression may differ from it. official_expression and
+    official_extraction: the two calls of the released judge.
     """
-    if method == "expression":
-        return _expressions_equal(answer, truth)
+    if method in ("expression", "rounding"):
+        compare = _expressions_equal if method == "expression" else _is_near
+        try:
+            return compare(answer, truth)
+        except _FAILURES:
+            # What cannot be compared was not shown to be equal.
+            return False
     if method == "official_expression":
         return _official_expressions_equal(answer, truth)
     if method == "official_extraction":
         return _official_extractions_equal(answer, truth)
     raise ValueError(f"symbolic.verify has no method {method!r}")
+
+
+def _is_near(answer: str, bounds: str) -> bool:
+    given = _parse(answer)
+    value, most = map(sympy.Rational, bounds.split())
+    if not given or not _is_number(given[0]):
+        return False
+    difference = abs(sympy.N(given[0] - value, 30))
+    return bool(difference.is_finite and difference <= most)
 
 
 def _parse(text: str) -> list:

@@ -11,6 +11,10 @@ _TIME = re.compile(
     re.IGNORECASE,
 )
 _HOUR = re.compile(rf"(?P<h>\d{{1,2}})(?P<m>)(?P<s>)\s*{_HALF}", re.IGNORECASE)
+# Hours that a clock of 12 hours does not have.
+_ONLY_OF_24 = frozenset((0, *range(13, 25)))
+_NAMED = {"noon": "12:00 pm", "12 noon": "12:00 pm", "midnight": "12:00 am",
+          "12 midnight": "12:00 am"}  # fmt: skip
 _NUMBER = r"\d+(?:\.\d+)?"
 _RATIO = re.compile(rf"{_NUMBER}(?:\s*:\s*{_NUMBER})+|{_NUMBER} to {_NUMBER}")
 _SPAN = re.compile(r"(?:from )?(\d{4})\s*(?:-|to)\s*(\d{4})")
@@ -39,6 +43,7 @@ def same(answer: str, truth: str) -> bool | None:
 
     None: neither is, or a colon or a hyphen stands in something else.
     """
+    answer, truth = (_NAMED.get(text.lower(), text) for text in (answer, truth))
     if not any(character.isdigit() for character in truth):
         return None
     spans = _SPAN.fullmatch(answer), _SPAN.fullmatch(truth)
@@ -81,9 +86,12 @@ def _same_time(answer: re.Match, truth: re.Match) -> bool:
         (int(one["h"]), int(one["m"] or 0), int(one["s"] or 0), (one["half"] or "")[:1].lower())
         for one in (answer, truth)
     ]
-    if bool(clock[0][3]) == bool(clock[1][3]) or not any(one[0] > 12 for one in clock):
+    halves = [half for *_, half in clock]
+    if not any(halves) or not any(one[0] in _ONLY_OF_24 for one in clock):
         # Where one side does not say am or pm, that is forgiven as a missing unit is.
-        return clock[0][:3] == clock[1][:3] and clock[0][3] in ("", clock[1][3] or clock[0][3])
+        return clock[0][:3] == clock[1][:3] and halves[0] in ("", halves[1] or halves[0])
+    if any(half == "a" and hours > 12 for hours, *_, half in clock):
+        return False
     of_day = [
         ((hours % 12 + 12 * (half == "p")) if half else hours, minutes, seconds)
         for hours, minutes, seconds, half in clock

@@ -23,8 +23,9 @@ def _make(factor: str | int | Fraction, **powers: int) -> Unit:
 
 
 _PREFIXES = {
-    "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3), "c": ("centi", -2),
-    "d": ("deci", -1), "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9), "T": ("tera", 12),
+    "p": ("pico", -12), "n": ("nano", -9), "μ": ("micro", -6), "m": ("milli", -3),
+    "c": ("centi", -2), "d": ("deci", -1), "k": ("kilo", 3), "M": ("mega", 6), "G": ("giga", 9),
+    "T": ("tera", 12),
 }  # fmt: skip
 _NEWTON = {"kg": 1, "m": 1, "s": -2}
 # symbol, names, unit. Every prefix is allowed.
@@ -72,6 +73,21 @@ _OTHER = (
     ("mph", "mph", _make("0.44704", m=1, s=-1)),
     ("kph kmph", "kph kmph", _make("5/18", m=1, s=-1)),
     ("cc", "", _make("1/1000000", m=3)),
+    ("kWh", "kilowatt-hour kilowatthour", _make(3600000, kg=1, m=2, s=-2)),
+    ("atm", "atmosphere atm", _make(101325, kg=1, m=-1, s=-2)),
+    ("M", "molar", _make(1000, mol=1, m=-3)),
+    ("mM", "millimolar", _make(1, mol=1, m=-3)),
+    ("KB kB", "kilobyte", _make(1, kilobyte=1)),
+    ("MB", "megabyte", _make(1, megabyte=1)),
+    ("GB", "gigabyte", _make(1, gigabyte=1)),
+    ("TB", "terabyte", _make(1, terabyte=1)),
+    ("Kb kb", "kilobit", _make(1, kilobit=1)),
+    ("Mb", "megabit", _make(1, megabit=1)),
+    ("Gb", "gigabit", _make(1, gigabit=1)),
+    ("dB", "decibel", _make(1, decibel=1)),
+    ("lx", "lux", _make(1, lux=1)),
+    ("hp", "horsepower", _make(1, horsepower=1)),
+    ("ly", "", _make(1, light_year=1)),
     ("° deg", "degree deg", _make(1, degree=1)),
     ("rad", "radian", _make(1, radian=1)),
     ("°C", "celsius", _make(1, celsius=1)),
@@ -123,8 +139,18 @@ def _name_table() -> dict[str, Unit]:
     return table
 
 
+ONE = _make(1)
 _SYMBOLS = _symbol_table()
 _NAMES = _name_table()
+_BY_LOWER_CASE: dict[str, set[Unit]] = {}
+for _symbol, _unit in _SYMBOLS.items():
+    _BY_LOWER_CASE.setdefault(_symbol.lower(), set()).add(_unit)
+# What can be one unit only, in whatever case; `pc` is rather a piece or a parsec than pC.
+_ANY_CASE = {
+    symbol: next(iter(units))
+    for symbol, units in _BY_LOWER_CASE.items()
+    if len(units) == 1 and symbol[0] != "p"
+}
 # A unit that says only that there is one.
 _GENERIC = {
     "unit",
@@ -155,6 +181,8 @@ _NOT_A_UNIT = {
     "maybe", "perhaps", "possibly", "if", "wrong", "incorrect", "plus", "minus", "times", "x",
     "million", "billion", "half", "approximately", "about", "above", "below", "either", "other",
     "others", "because", "since", "remainder", "through",
+    "dozen", "probably", "likely", "think", "guess", "nearly", "almost", "around", "roughly",
+    "surely",
 }  # fmt: skip
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]{2,}|[\u4e00-\u9fff]{1,3}")
 
@@ -189,7 +217,7 @@ def _known(text: str) -> Unit | None:
         for written in _TIMES.split(group.strip("() ")):
             found = _FACTOR.fullmatch(written)
             unit = _look_up(found.group(1)) if found else None
-            if unit is None:
+            if unit is None or (found.group(2) and unit.dimensions == (("percent", 1),)):
                 return None
             power = int(found.group(2) or 1) * (1 if place == 0 else -1)
             total *= unit.factor**power
@@ -201,12 +229,16 @@ def _known(text: str) -> Unit | None:
 def _look_up(symbol: str) -> Unit | None:
     found = _SYMBOLS.get(symbol) or _NAMES.get(symbol.lower())
     if found is None and len(symbol) > 1:
-        found = _SYMBOLS.get(symbol.lower())
+        # `KG` and `KW` can mean one thing, `mhz` could be MHz or mHz.
+        found = _SYMBOLS.get(symbol.lower()) or _ANY_CASE.get(symbol.lower())
     return found
 
 
 def _counted_thing(text: str) -> Unit | None:
     names = text.lower().replace("(s)", "s").split()
+    if len(names) == 3 and names[1] == "of":
+        # `lines of symmetry`; what is counted is the first word.
+        names = [f"{names[0]}-of-{names[2]}"] if _WORD.fullmatch(names[2]) else names
     if not 1 <= len(names) <= 3 or any(
         name in _NOT_A_UNIT or not _WORD.fullmatch(name) for name in names
     ):

@@ -1,0 +1,166 @@
+"""Compare two cleaned texts: each as what it most plausibly is, both as the same kind of thing."""
+
+import re
+
+from prism_jax.rewards import (
+    answer_official,
+    equations,
+    expressions,
+    geometry,
+    matrices,
+    phrases,
+    quantities,
+    sets,
+    structure,
+    times,
+)
+
+# Nested tuples beyond this are no answer.
+_MAX_DEPTH = 4
+# What all comparisons of one answer may cost, in characters: a bound for lists in lists.
+_MAX_EFFORT = 45_000
+_EFFORT_OF_ONE = 100
+_INFINITE = ("\\infty", "-\\infty", "- \\infty")
+
+
+class Comparison:
+    """Compare texts with `mathematics` and a bounded effort.
+
+    Whatever `mathematics` raises passes through.
+    """
+
+    def __init__(self, mathematics: answer_official.Mathematics):
+        self.mathematics = mathematics
+        self._effort = _MAX_EFFORT
+
+    def same(self, answer: str, truth: str, depth: int = 0) -> bool:
+        """Compare two cleaned texts."""
+        self._effort -= _EFFORT_OF_ONE + len(answer) + len(truth)
+        if depth > _MAX_DEPTH or not answer or not truth or self._effort < 0:
+            return False
+        answer, truth = answer.strip(), truth.strip()
+        if answer == truth:
+            return True
+        for decide in (self._same_words, self._same_figure, self._same_numbers):
+            decided = decide(answer, truth, depth)
+            if decided is not None:
+                return decided
+        answer, truth = map(_unwrapped, geometry.without_names(answer, truth))
+        return self._same_parts_or_value(answer, truth, depth)
+
+    def _same_words(self, answer: str, truth: str, depth: int) -> bool | None:
+        del depth
+        by_yes_no = phrases.yes_no(answer, truth)
+        if by_yes_no is not None:
+            return by_yes_no
+        dates = times.date(answer), times.date(truth)
+        if any(dates):
+            return dates[0] == dates[1]
+        if not re.search(r"\d", answer + truth) and phrases.same(answer, truth):
+            return True
+        return None
+
+    def _same_figure(self, answer: str, truth: str, depth: int) -> bool | None:
+        by_geometry = geometry.same(answer, truth)
+        if by_geometry is not None:
+            return by_geometry
+        return matrices.same(answer, truth, lambda a, t: self.same(a, t, depth + 1))
+
+    def _same_numbers(self, answer: str, truth: str, depth: int) -> bool | None:
+        """Compare sets of numbers and infinity."""
+        if answer in _INFINITE or truth in _INFINITE:
+            sides = [equations.name_and_value(text)[1].replace("- ", "-").strip()
+                     for text in (answer, truth)]  # fmt: skip
+            return sides[0] == sides[1]
+        return sets.same(answer, truth, lambda a, t: self.same(a, t, depth + 1))
+
+    def _same_parts_or_value(self, answer: str, truth: str, depth: int) -> bool:
+        given, wanted = structure.readings(answer), structure.readings(truth)
+        if any(self._same_parts(a, t, depth) for a in given for t in wanted):
+            return True
+        # A text that can only be read as several values is never a single one.
+        for text, readings in ((answer, given), (truth, wanted)):
+            if readings and quantities.parse(text) is None and not structure.is_single(text):
+                return not re.search(r"\d", truth) and phrases.same(answer, truth)
+        return self._same_value(answer, truth, depth)
+
+    def _same_parts(self, answer: structure.Parts, truth: structure.Parts, depth: int) -> bool:
+        if len(answer.items) != len(truth.items) or not _brackets_agree(answer, truth):
+            return False
+        is_hedge = not answer.ordered and not answer.brackets and truth.ordered
+        if is_hedge and not re.search(r"\d", "".join(truth.items)):
+            return False  # `cat or dog` is not `cat and dog`; of numbers both are two solutions
+        named = [
+            dict(equations.name_and_value(item) for item in parts.items)
+            for parts in (answer, truth)
+        ]
+        if all("" not in one and len(one) == len(truth.items) for one in named):
+            return named[0].keys() == named[1].keys() and all(
+                self.same(value, named[1][name], depth + 1) for name, value in named[0].items()
+            )
+        if (answer.ordered or truth.ordered) and "{}" not in (answer.brackets, truth.brackets):
+            pairs = zip(answer.items, truth.items, strict=True)
+            return all(self.same(a, t, depth + 1) for a, t in pairs)
+        return self._same_in_any_order(answer.items, truth.items, depth)
+
+    def _same_in_any_order(
+        self, answers: tuple[str, ...], truths: tuple[str, ...], depth: int
+    ) -> bool:
+        left, unmatched = list(answers), []
+        for truth in truths:
+            if truth in left:
+                left.remove(truth)
+            else:
+                unmatched.append(truth)
+        for truth in unmatched:
+            found = next((a for a in left if self.same(a, truth, depth + 1)), None)
+            if found is None:
+                return False
+            left.remove(found)
+        return True
+
+    def _same_value(self, answer: str, truth: str, depth: int) -> bool:
+        """Compare two texts that are not lists."""
+        decided = times.same(answer, truth)
+        if decided is not None:
+            return decided
+        if _without_blanks(answer) == _without_blanks(truth):
+            return True
+        given, wanted = quantities.parse(answer), quantities.parse(truth)
+        if given is not None and wanted is not None:
+            return quantities.equal(given, wanted)
+        if equations.is_equation(answer) or equations.is_equation(truth):
+            return equations.same(answer, truth, self, depth)
+        if phrases.same(answer, truth):
+            return True
+        return self.same_expression(answer, truth)
+
+    def same_expression(self, answer: str, truth: str) -> bool:
+        """Compare two expressions by mathematics, if that is what they are."""
+        if quantities.parse(truth) is not None and expressions.has_prose(answer):
+            return False  # read as a product of letters, `not 0` would be 0
+        both = expressions.comparable(answer, truth)
+        return both is not None and self.mathematics("expression", *both)
+
+
+def _without_blanks(text: str) -> str:
+    """Drop the blanks before a unit and around the hyphen of a range: `300 K` is `300K`."""
+    return re.sub(r"(?<=\d) (?=[A-Za-z%°])", "", re.sub(r"(?<=\d) - (?=\d)", "-", text))
+
+
+def _unwrapped(text: str) -> str:
+    text = re.sub(r"^[A-Za-z]\s*\\in\b\s*(?=[(\[{\\])", "", text)
+    inner, brackets = structure.unwrap(text)
+    return inner if brackets in ("()", "{}", "[]") and not re.search(r"[,;]", inner) else text
+
+
+def _brackets_agree(answer: structure.Parts, truth: structure.Parts) -> bool:
+    """Allow missing brackets, except of alternatives and of an interval with a closed end."""
+    if answer.brackets == truth.brackets:
+        return True
+    pair = (answer.brackets or truth.brackets) in ("()", "[]")
+    if pair and any(not one.brackets and not one.ordered for one in (answer, truth)):
+        return False  # `2 or 3` is not the point (2,3)
+    if answer.brackets and truth.brackets:
+        return False
+    return (answer.brackets or truth.brackets) in ("()", "{}", "[]")

@@ -1,0 +1,131 @@
+"""Compare equations, named values and chains: `x = 4`, `2 + 2 = 4`, `10/3 ≈ 3.33`.
+
+A named value is its value, unless the other side names something else. Of a chain joined by `=`
+every side must be right, so that `5 = 4` is never 4. A chain with `≈` is right where one of the
+sides between two `≈` is right and every other is a rounding of its neighbour: `10/3 ≈ 3.33` is 10/3
+and 3.33, `4 ≈ 5` is neither.
+"""
+
+import itertools
+import re
+from typing import Protocol
+
+from prism_jax.rewards import expressions, quantities
+
+# Each alternative starts with another character, so that a mismatch costs no backtracking.
+_NAME = re.compile(
+    r"\\frac ?\{d[a-zA-Z]?\} ?\{d[a-z]\}"
+    r"|(?:\\?[A-Za-zα-ω∠△°' |]|_\d*|\{\w+\}|\([A-Za-z\d, ]+\)|\\(?:angle|triangle) ?\d)+"
+)
+_VALUE = re.compile(r"(?!\\frac ?\{d).*\\(?:sqrt|frac|pi|infty)(?![A-Za-z])")
+_JOINT = re.compile(r"(?<![<>!\\])=|\\approx(?![A-Za-z])")
+_APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
+_EQUALS = re.compile(r"(?<![<>!\\])=")
+_FIGURE = re.compile(r"[A-Z]{2,3}")
+_MAX_SIDES = 8
+
+
+class Comparison(Protocol):
+    """What compares the sides."""
+
+    def same(self, answer: str, truth: str, depth: int) -> bool:
+        """Compare two texts that are shorter than the equation."""
+
+    def same_expression(self, answer: str, truth: str) -> bool:
+        """Compare by mathematics."""
+
+    def mathematics(self, method: str, answer: str, truth: str) -> bool:
+        """Ask math-verify."""
+
+
+def is_equation(text: str) -> bool:
+    """Say whether a text has two sides."""
+    return bool(_JOINT.search(text))
+
+
+def name_and_value(text: str) -> tuple[str, str]:
+    """Split `x = 4` into name and value; ("", text) when the left side is no name."""
+    joints = list(_JOINT.finditer(text))
+    if not joints:
+        return "", text
+    left, right = text[: joints[0].start()].strip(), text[joints[0].end() :].strip()
+    if len(joints) == 1 and not _NAME.fullmatch(left) and _NAME.fullmatch(right):
+        left, right = right, left
+    if not left or not right or not _NAME.fullmatch(left) or _VALUE.match(left):
+        return "", text
+    name = re.sub(r"\\angle|\\triangle|\\overline|\\|[∠_{}\s]|\bm(?=\\angle)", "", left)
+    # Variables differ by case, words do not.
+    return name if len(name) < 3 else name.lower(), right
+
+
+def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
+    """Compare where at least one side is an equation."""
+    (given_name, given), (wanted_name, wanted) = map(name_and_value, (answer, truth))
+    if _FIGURE.fullmatch(given) or _FIGURE.fullmatch(wanted):
+        # `AB = CD` is a statement, not a value.
+        return {given_name.upper(), given} == {wanted_name.upper(), wanted}
+    if given_name and wanted_name and given_name != wanted_name:
+        return False
+    if not (_APPROXIMATELY.search(given) or _APPROXIMATELY.search(wanted)):
+        has_sides = [bool(_EQUALS.search(text)) for text in (given, wanted)]
+        is_named = bool(given_name), bool(wanted_name)
+        for one in range(2):
+            side = (given, wanted)[one]
+            if has_sides[one] and is_named[1 - one] and re.search("[A-Za-z]", side):
+                return comparison.same_expression(answer, truth)
+        if all(has_sides):
+            return comparison.same_expression(given, wanted)
+    if not wanted_name and expressions.RELATION.search(_APPROXIMATELY.sub("", wanted)):
+        return False
+    givens, wanteds = _sides(_APPROXIMATELY, given), _sides(_APPROXIMATELY, wanted)
+    if not givens or not wanteds or max(len(givens), len(wanteds)) > _MAX_SIDES:
+        return False
+    unchanged = len(givens) == len(wanteds) == 1 and (given, wanted) == (answer, truth)
+    if unchanged and not (_EQUALS.search(given) or _EQUALS.search(wanted)):
+        return False
+    if not any(_same_exact(g, w, comparison, depth) for g in givens for w in wanteds):
+        return False
+    return all(
+        _is_rounding(one, other, comparison, depth) for one, other in itertools.pairwise(givens)
+    )
+
+
+def _sides(joint: re.Pattern, text: str) -> list[str]:
+    """Return the sides of a chain; none where one is empty."""
+    sides = [side.strip() for side in joint.split(text)]
+    return sides if all(sides) else []
+
+
+def _same_exact(given: str, wanted: str, comparison: Comparison, depth: int) -> bool:
+    """Compare what is joined by `=` alone: every side with every side."""
+    givens, wanteds = _sides(_EQUALS, given), _sides(_EQUALS, wanted)
+    if not givens or not wanteds or len(givens) * len(wanteds) > _MAX_SIDES:
+        return False
+    return all(comparison.same(g, w, depth + 1) for g in givens for w in wanteds)
+
+
+def _is_rounding(left: str, right: str, comparison: Comparison, depth: int) -> bool:
+    """Say whether one of two neighbours is the other one rounded."""
+    lefts, rights = _sides(_EQUALS, left), _sides(_EQUALS, right)
+    if not lefts or not rights or max(len(lefts), len(rights)) > _MAX_SIDES:
+        return False
+    for chain in (lefts, rights):
+        if not all(comparison.same(a, b, depth + 1) for a, b in itertools.pairwise(chain)):
+            return False
+    one, other = lefts[-1], rights[0]
+    values = quantities.parse(one), quantities.parse(other)
+    if values[1] is None or values[1].is_fraction:
+        # `3.33 ≈ 10/3`: the rounded one stands first, and has decimals.
+        if "." not in one:
+            return False
+        one, other, values = other, one, values[::-1]
+    if all(values):
+        return quantities.is_rounding(*values, other)
+    if values[1] is None or not expressions.is_expression(one):
+        return False
+    body, _ = expressions.split_unit(one)
+    value, half = values[1].value, quantities.half_digit(other)
+    if 3 * half > abs(value):
+        return False
+    bounds = " ".join(f"{bound.numerator}/{bound.denominator}" for bound in (value, half))
+    return comparison.mathematics("rounding", expressions.latex(body), bounds)

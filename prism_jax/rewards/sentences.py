@@ -1,0 +1,117 @@
+"""Find the value that a sentence states: `The answer is 12`, `So x = 7`, `The area is 5 cm`.
+
+The same is done to answers and truths. Where a sentence names its subject (`The dog is black`),
+the subject is returned: two sentences about different things do not say the same.
+"""
+
+import dataclasses
+import re
+
+from prism_jax.rewards import notation
+
+_MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
+_CONCLUSION = r"(?:so|thus|hence|therefore|finally|in conclusion)[, ]+|故|所以|因此"
+_ANSWER = (
+    r"(?:(?:my |the )?(?:final |correct |right )?"
+    r"(?:answer|option|choice|result|solution)\s*(?:is\s*[:=]?|[:=])\s*"
+    r"|(?:答案|选项|应?选)\s*[是为:]?\s*)"
+)
+_STATEMENT = (
+    rf"(?:=\s*|{_ANSWER}"
+    r"|(?:it is|it's|there (?:is|are)|this is|that is|they are|we (?:get|have)"
+    r"|(?:in )?(?:the )?year)\s+"
+    rf"|(?:in|on|at)\s+(?=\d|(?:{_MONTHS})))"
+)
+_LEAD_IN = re.compile(rf"(?:{_CONCLUSION}){_STATEMENT}?|{_STATEMENT}", re.IGNORECASE)
+_LABEL = re.compile(r"(?P<subject>[A-Za-z]{3,20}(?: [A-Za-z]{3,20}){0,3}):\s+")
+_COPULA = re.compile(
+    r"(?P<subject>[^=<>,;:\d]{1,120}?)\s(?:is|are|equals|was|were)\s+(?:equal to\s+)?",
+    re.IGNORECASE,
+)
+# The last sentence of a solution.
+_CLOSING = re.compile(
+    r"(?:[.;\n]\s?|,\s(?=so|thus|hence|therefore))"
+    rf"(?:(?:{_CONCLUSION})?{_ANSWER}|(?:{_CONCLUSION}))",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"(?i:(?:the )?(?:value|length|measure|size|area|perimeter|radius|diameter|volume) of )?"
+    r"(?i:line |segment |side )?([A-Za-z]|[A-Z]{2,3}|\\angle [A-Z]{1,3})"
+)
+_TURNED = re.compile(r"([^.;]{1,120}) is the (?:final |correct |right )?(?:answer|result)")
+_ANY_ANSWER = re.compile(_ANSWER, re.IGNORECASE)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_DOUBT = re.compile(
+    r"\b(?:or|not|no|none|never|neither|nor|if|unless|wrong|either|could|might|may|maybe|perhaps"
+    r"|except|than|cannot|without|false|incorrect|nobody|nothing|hardly|other|another|opposite"
+    r"|instead|rather)\b|n't\b",
+    re.IGNORECASE,
+)
+_ROUNDED = re.compile(r"approx(?:\.|imate(?:ly)?)?|rounded|exact(?:ly)?", re.IGNORECASE)
+_REPETITION = re.compile(r"(?:or|i\.e\.,?|that is,?|=|\\approx) ?", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stated:
+    """A value and its subject, "" for none (`The answer is 12`)."""
+
+    subject: str
+    value: str
+
+
+def stated(text: str) -> Stated | None:
+    """Return what a cleaned sentence states; None for a text that is no such sentence."""
+    boxed = _boxed(text)
+    if boxed is not None:
+        return boxed
+    closing = list(_CLOSING.finditer(text))
+    subject, rest = "", text
+    if closing and len(_ANY_ANSWER.findall(text)) < 2:
+        if _DOUBT.search(text[: closing[-1].start()]):
+            return None
+        rest = notation.clean(text[closing[-1].end() :])
+    found = _LEAD_IN.match(rest)
+    if found and not _DOUBT.search(found.group()):
+        rest = notation.clean(rest[found.end() :])
+    found = _TURNED.fullmatch(rest)
+    if found and not _DOUBT.search(found[1]):
+        rest = notation.clean(found[1])
+    found = _LABEL.match(rest) or _COPULA.match(rest)
+    if found and found.end() < len(rest) and not _DOUBT.search(found["subject"]):
+        subject, rest = found["subject"].strip(), notation.clean(rest[found.end() :])
+        named = _NAMED.fullmatch(subject)
+        if named and rest:
+            # `The value of y is 5` is `y = 5`.
+            subject, rest = "", f"{named[1]} = {rest}"
+    return Stated(subject, rest) if rest and rest != text else None
+
+
+def _boxed(text: str) -> Stated | None:
+    """Read the only box of a text, behind words that do not put it in doubt."""
+    boxes = list(_BOX.finditer(text))
+    if len(boxes) != 1:
+        return None
+    start = boxes[0].end() - 1
+    stop = notation.closing(text, start)
+    before, behind = text[: boxes[0].start()], text[stop + 1 :]
+    if stop < 0 or behind.strip(" .$\n") or _DOUBT.search(before):
+        return None
+    value = notation.clean(text[start + 1 : stop])
+    return Stated("", value) if re.search(r"[A-Za-z]{2}", before) and value else None
+
+
+def said_twice(text: str) -> tuple[str, str] | None:
+    """Split `1/2 (0.5)`, `0.5 or 50%` in two that must both be right; None for another text.
+
+    A remark on rounding counts as the same value again.
+    """
+    once = again = ""
+    if text.endswith(")") and text.count("(") == 1 and not text.startswith("("):
+        once, _, again = text[:-1].partition("(")
+        again = again[found.end() :] if (found := _REPETITION.match(again)) else again
+    elif len(parts := re.split(r",? or ", text, flags=re.IGNORECASE)) == 2:
+        once, again = parts
+    once, again = once.strip(), again.strip()
+    if not once or not again:
+        return None
+    return once, once if _ROUNDED.fullmatch(again) else again

@@ -1,0 +1,254 @@
+"""Compare sets of real numbers: inequalities, intervals, unions, set builders, all but a point.
+
+    x < 1 or x > 2     (-\\infty,1)\\cup(2,\\infty)     \\{x \\mid x < 1\\} \\cup ...     x \\ne 3
+
+A bare `(1,2)` is a point or an interval: it is read as an interval only where the other side leaves
+no choice.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from prism_jax.rewards import quantities
+
+_LEAST, _MOST = "-\\infty", "\\infty"
+_RELATION = re.compile(r" ?(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>) ?")
+_MIRRORED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+_NAME = r"[A-Za-z]|\\(?:alpha|beta|theta|phi|lambda|omega|gamma)"
+_VARIABLE = re.compile(_NAME)
+_MEMBER = re.compile(rf"({_NAME}) ?(?:\\in(?![A-Za-z])|\bin\b) ?(?=[(\[{{\\])")
+_BUILDER = re.compile(
+    rf"\\?\{{ ?({_NAME})(?: ?\\in ?\\mathbb ?\{{?R\}}?)? ?"
+    r"(?:\\mid(?![A-Za-z])|\\vert|[|:]) ?(.*?)\\?\}",
+    re.DOTALL,
+)
+_BUILT = re.compile(rf"\\?\{{ ?(?:{_NAME})[^{{}}|]{{0,40}}(?:\\mid(?![A-Za-z])|\|)")
+_REALS = re.compile(r"\\mathbb ?\{?R\}?|\\R|(?:the set of )?(?:all )?real numbers|all reals")
+_EXCEPT = re.compile(
+    rf"(?:{_REALS.pattern})(?: ?\\(?:setminus|backslash) ?|,? (?:except|but|other than)(?: for)? )"
+    rf"(?:(?:{_NAME}) ?= ?)?(?P<points>.+)"
+)
+_NOT_EQUAL = re.compile(rf"({_NAME}) ?\\ne ?([^<>=]+)")
+_UNION = re.compile(r" ?\\cup(?![A-Za-z]) ?| or |, or ")
+_BOTH = re.compile(r",? and |, ?| ?\\(?:land|wedge)(?![A-Za-z]) ?|; ?")
+_INTERVAL = re.compile(r"([(\[])([^()\[\]]*)([)\]])")
+_MAX_PIECES = 12
+
+Same = Callable[[str, str], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """An interval; a point has two equal closed ends."""
+
+    low: str
+    high: str
+    low_closed: bool
+    high_closed: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class RealSet:
+    """A union of pieces, "" as the variable's name where none is given.
+
+    is_explicit: it can be read as nothing else.
+    """
+
+    name: str
+    pieces: tuple[Piece, ...]
+    is_explicit: bool
+
+
+def same(answer: str, truth: str, compare: Same) -> bool | None:
+    """Compare two texts as sets of numbers; None where that is not what both are."""
+    given, wanted = _parse(answer), _parse(truth)
+    if given is None or wanted is None:
+        # A set builder is no list of what stands between its commas.
+        is_builder = any(_BUILT.match(text) for text in (answer, truth))
+        return False if is_builder else None
+    if not (given.is_explicit or wanted.is_explicit):
+        return None
+    if given.name and wanted.name and given.name != wanted.name:
+        return False
+    return _same_pieces(_merged(given.pieces), _merged(wanted.pieces), compare)
+
+
+def _same_pieces(given: Sequence[Piece], wanted: Sequence[Piece], compare: Same) -> bool:
+    """Compare in any order; ends need not be numbers."""
+    left = list(given)
+    for piece in wanted:
+        found = next(
+            (
+                one
+                for one in left
+                if (one.low_closed, one.high_closed) == (piece.low_closed, piece.high_closed)
+                and compare(one.low, piece.low)
+                and compare(one.high, piece.high)
+            ),
+            None,
+        )
+        if found is None:
+            return False
+        left.remove(found)
+    return not left
+
+
+def _parse(text: str) -> RealSet | None:
+    if not re.search(r"[<>\[(]|\\(?:le|ge|ne|in|cup|mathbb|R)(?![A-Za-z])|real", text):
+        return None
+    if _REALS.fullmatch(text):
+        return RealSet("", (Piece(_LEAST, _MOST, False, False),), is_explicit=True)
+    name = ""
+    found = _MEMBER.match(text)
+    if found:
+        inside = _parse(text[found.end() :])
+        return inside and RealSet(found[1], inside.pieces, is_explicit=True)
+    found = _BUILDER.fullmatch(text)
+    if found:
+        # Here a comma is an "and".
+        is_plain = not re.search(r"[(\[]", found[2])
+        inside = _parse(found[2].replace(",", " and") if is_plain else found[2])
+        if inside is None or inside.name not in ("", found[1]):
+            return None
+        return RealSet("", inside.pieces, is_explicit=True)
+    parts = _UNION.split(text)
+    if len(parts) > _MAX_PIECES:
+        return None
+    pieces, names, explicit = [], set(), len(parts) > 1
+    for part in parts:
+        found = _piece(part.strip())
+        if found is None:
+            return None
+        name, some, is_explicit = found
+        pieces += some
+        names |= {name} - {""}
+        explicit |= is_explicit
+    if len(names) > 1:
+        return None
+    return RealSet(names.pop() if names else "", tuple(pieces), explicit)
+
+
+def _piece(text: str) -> tuple[str, list[Piece], bool] | None:
+    """Return name, pieces and whether the reading is the only one."""
+    found = _MEMBER.match(text)
+    if found:
+        inside = _piece(text[found.end() :])
+        return inside and (found[1], inside[1], True)
+    found = _INTERVAL.fullmatch(text)
+    if found:
+        ends = [end.strip() for end in re.split("[,;]", found[2])]
+        if len(ends) != 2 or not all(ends):
+            return None
+        piece = Piece(*ends, found[1] == "[", found[3] == "]")
+        # A half-open bracket and an infinite end are never those of a point.
+        sure = found[1] + found[3] in ("[)", "(]") or "\\infty" in found[2]
+        return "", [piece], sure
+    found = _EXCEPT.fullmatch(text)
+    if found:
+        pieces = _all_but(found["points"])
+        return pieces and ("", pieces, True)
+    found = _NOT_EQUAL.fullmatch(text)
+    if found:
+        pieces = _all_but(found[2])
+        return pieces and (found[1], pieces, True)
+    return _inequalities(text)
+
+
+def _all_but(points: str) -> list[Piece] | None:
+    """Return the real numbers without one to three numbers."""
+    points = re.sub(r"^\\?\{(.*?)\\?\}$", r"\1", points.strip())
+    ends = [end.strip() for end in re.split(r",? and |[,;]", points)]
+    values = [_number(end) for end in ends]
+    if not 1 <= len(ends) <= 3 or None in values or len(set(values)) < len(values):
+        return None
+    ordered = [end for _, end in sorted(zip(values, ends, strict=True))]
+    bounds = [_LEAST, *ordered, _MOST]
+    return [Piece(low, high, False, False) for low, high in itertools.pairwise(bounds)]
+
+
+def _inequalities(text: str) -> tuple[str, list[Piece], bool] | None:
+    """Read `1 < x < 5`, or inequalities that hold together: `x > 1, x < 3`.
+
+    Of `x < 1, x > 3`, which nothing fulfils, the comma is an "or"; an "and" is not.
+    """
+    whole = _inequality(text)
+    read = [whole] if whole else [_inequality(one.strip()) for one in _BOTH.split(text)]
+    if None in read or len(read) > 2 or len({name for name, _ in read}) > 1:
+        return None
+    name, first = read[0]
+    if len(read) == 1:
+        return name, [first], True
+    both = _intersection(first, read[1][1])
+    if both:
+        return name, [both], True
+    is_and = " and " in text or "\\land" in text or "\\wedge" in text
+    return None if both is None or is_and else (name, [first, read[1][1]], True)
+
+
+def _inequality(text: str) -> tuple[str, Piece] | None:
+    sides = _RELATION.split(text)
+    if len(sides) == 3:
+        left, relation, right = sides
+        if _VARIABLE.fullmatch(left):
+            left, relation, right = right, _MIRRORED[relation], left
+        sides = [left, relation, right, relation, ""]
+    if len(sides) != 5 or not _VARIABLE.fullmatch(sides[2]):
+        return None
+    low, opens, name, closes, high = sides
+    falls = opens in (">", "\\ge")
+    if falls != (closes in (">", "\\ge")) or not (low or high):
+        return None
+    if falls:
+        low, opens, closes, high = high, closes, opens, low
+    if any(re.search(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", end) for end in (low, high)):
+        return None
+    if any(re.search(r"[,;=]| and | or ", end) and _number(end) is None for end in (low, high)):
+        return None
+    low_closed = bool(low) and len(opens) > 1 and low != _LEAST
+    high_closed = bool(high) and len(closes) > 1 and high != _MOST
+    return name, Piece(low or _LEAST, high or _MOST, low_closed, high_closed)
+
+
+def _intersection(one: Piece, other: Piece) -> Piece | bool | None:
+    """Return what two pieces share, False for nothing, None where the ends are no numbers."""
+    keys = [_key(piece) for piece in (one, other)]
+    if None in keys:
+        return None
+    by_low = max((one, other), key=lambda p: (_number(p.low), not p.low_closed))
+    by_high = min((one, other), key=lambda p: (_number(p.high), p.high_closed))
+    low, high = _number(by_low.low), _number(by_high.high)
+    if low > high or (low == high and not (by_low.low_closed and by_high.high_closed)):
+        return False
+    return Piece(by_low.low, by_high.high, by_low.low_closed, by_high.high_closed)
+
+
+def _merged(pieces: tuple[Piece, ...]) -> list[Piece]:
+    """Join pieces that overlap or touch, where all ends are numbers."""
+    if len(pieces) < 2 or any(_key(piece) is None for piece in pieces):
+        return list(pieces)
+    ordered = sorted(pieces, key=_key)
+    merged = [ordered[0]]
+    for piece in ordered[1:]:
+        last = merged[-1]
+        end, start = _number(last.high), _number(piece.low)
+        if start > end or (start == end and not (last.high_closed or piece.low_closed)):
+            merged.append(piece)
+        elif (_number(piece.high), piece.high_closed) > (end, last.high_closed):
+            merged[-1] = dataclasses.replace(last, high=piece.high, high_closed=piece.high_closed)
+    return merged
+
+
+def _key(piece: Piece) -> tuple | None:
+    low, high = _number(piece.low), _number(piece.high)
+    return None if low is None or high is None else (low, not piece.low_closed, high)
+
+
+def _number(text: str) -> Fraction | float | None:
+    text = text.strip()
+    if text in ("\\infty", "+\\infty", "-\\infty", "- \\infty"):
+        return float("-inf" if text.startswith("-") else "inf")
+    found = quantities.parse(text)
+    return found.value if found and found.unit is None else None
