@@ -54,8 +54,15 @@ def of(folder: str | os.PathLike[str], *, is_discriminator: bool = False) -> pat
 
     Args:
       is_discriminator: of a run that trains two models, the second; other folders have one.
+
+    Raises:
+      InputError: the folder holds an adapter.
     """
     if not is_run(folder):
+        try:
+            hf_files.refuse_adapter(pathlib.Path(folder))
+        except ValueError as error:
+            raise errors.InputError(str(error)) from error
         return pathlib.Path(folder)
     run = epath.Path(folder)
     second = run / DISCRIMINATOR_FOLDER
