@@ -84,9 +84,7 @@ class Qwen3VLConfig:
 def _rope(reader: config_reader.Reader) -> tuple[float, tuple[int, int, int]]:
     """Return theta and the M-RoPE sections from `rope_parameters` (5.x) or `rope_scaling`."""
     where = f"{reader.where}.rope_parameters"
-    inner = config_reader.Reader(
-        reader.get("rope_parameters", "rope_scaling", default={}), where
-    )
+    inner = config_reader.Reader(reader.part("rope_parameters", "rope_scaling", default={}), where)
     for key in ("rope_type", "type"):
         inner.fixed(key, ("default", "mrope"))
     inner.fixed("mrope_interleaved", (True,))
@@ -178,7 +176,7 @@ def _vision(values: Mapping[str, Any], where: str) -> VisionConfig:
     reader = config_reader.Reader(values, where)
     reader.fixed("hidden_act", ("gelu_pytorch_tanh",))
     rope = config_reader.Reader(
-        reader.get("rope_parameters", default={}), f"{where}.rope_parameters"
+        reader.part("rope_parameters", default={}), f"{where}.rope_parameters"
     )
     rope.fixed("rope_type", ("axial",))
     config = VisionConfig(
@@ -218,8 +216,10 @@ def _initializer_range(values: Mapping[str, Any], where: str) -> float:
     value = values.get("initializer_range")
     if value is None:
         return 0.02
-    return value if type(value) is float and value == 0 else config_reader.number(
-        value, f"{where}.initializer_range"
+    return (
+        value
+        if type(value) is float and value == 0
+        else config_reader.number(value, f"{where}.initializer_range")
     )
 
 
@@ -251,7 +251,7 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
             f"config.model_type = {model_type!r}: only qwen3_vl, qwen3_vl_moe and qwen3 are known"
         )
     reader = config_reader.Reader(values, "config")
-    text_values = reader.get("text_config")
+    text_values = reader.part("text_config")
     config = Qwen3VLConfig(
         text=_text(
             text_values,
@@ -259,7 +259,7 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
             tied=reader.flag("tie_word_embeddings", default=False),
             router=apart.router,
         ),
-        vision=_vision(reader.get("vision_config"), "config.vision_config"),
+        vision=_vision(reader.part("vision_config"), "config.vision_config"),
         image_token_id=reader.integer("image_token_id", least=0),
         video_token_id=reader.integer("video_token_id", least=0),
         vision_start_token_id=reader.integer("vision_start_token_id", least=0),

@@ -50,9 +50,7 @@ class Reader:
     null is the same as an absent key.
     """
 
-    def __init__(self, values: Any, where: str):
-        if not isinstance(values, Mapping):
-            raise ValueError(f"{where} must be a JSON object, got {values!r}")
+    def __init__(self, values: Mapping[str, Any], where: str):
         self.values = {key: value for key, value in values.items() if value is not None}
         self.where = where
         self.seen = set(_BOOKKEEPING)
@@ -83,6 +81,13 @@ class Reader:
             raise ValueError(f"{self.where}.{keys[0]} is missing")
         return default
 
+    def part(self, *keys: str, default: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return a JSON object."""
+        value = self.get(*keys, default=default)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{self.where}.{keys[0]} must be a JSON object, got {value!r:.80}")
+        return value
+
     def integer(
         self, *keys: str, default: int | None = None, least: int = 1, most: int = _MAX_INTEGER
     ) -> int:
@@ -111,7 +116,7 @@ class Reader:
         }
         if unread:
             raise ValueError(
-                f"{self.where} holds settings that are not implemented: {str(unread):.500}"
+                f"{self.where} holds settings that are not implemented: {unread!s:.500}"
             )
 
 

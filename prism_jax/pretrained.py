@@ -241,12 +241,12 @@ def _describe(folder: pathlib.Path) -> dict[str, Any]:
         tensors = reader.tensors
         embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
         if len(embeddings) != 1:
-            raise ValueError(f"one embed_tokens.weight is needed, found {str(embeddings):.500}")
+            raise ValueError(f"one embed_tokens.weight is needed, found {embeddings!s:.500}")
         kinds = {name: tensor.dtype for name, tensor in tensors.items()}
         wrong = set(hf_check.not_loaded(kinds)) & {f"{embeddings[0]} {kinds[embeddings[0]]}"}
         if wrong:
             hint = hf_check.type_hint(kinds.values())
-            raise ValueError(f"the type of {wrong.pop()} is not loaded{hint}")
+            raise ValueError(f"of a type that is not loaded: {wrong.pop()}{hint}")
         hf_check.refuse_sizes(reader, config, names)
     experts = {}
     if text.moe is not None:
