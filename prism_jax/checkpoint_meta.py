@@ -10,7 +10,8 @@ import jax
 
 from prism_jax import checksum, train_state, tree_paths
 
-FORMAT = 1
+FORMAT = 2
+WITHOUT_DIGESTS = 1  # a format that is read still
 STATE_ITEM = "opt_state"
 PARAMS_ITEM = "params"
 _NUM_NAMED = 10
