@@ -22,6 +22,7 @@ _ALLOWED: dict[str, set[str]] = {
     "models.upcycle": {"jax", "flax", "numpy", "jaxtyping"},
     "configs": {"ml_collections"},
     "prism_jax.errors": set(),
+    "prism_jax.small_files": {"prism_jax.errors"},
     "prism_jax.version": set(),
     "prism_jax.metrics": _ARRAYS,
     "prism_jax.losses": {"jax", "jaxtyping", "prism_jax.metrics"},
@@ -30,11 +31,13 @@ _ALLOWED: dict[str, set[str]] = {
     "prism_jax.data": {
         *("absl", "array_record", "etils", "fsspec", "grain", "jinja2", "numpy", "PIL", "pyarrow"),
         *("sklearn", "tensorflow_datasets", "tokenizers", "transformers"),
-        *("models", "prism_jax.errors", "prism_jax.version"),
+        *("models", "prism_jax.errors", "prism_jax.small_files", "prism_jax.version"),
     },
     # A teacher behind an address: no JAX.
-    "prism_jax.teacher": {"prism_jax.errors", "prism_jax.data", "numpy"},
-    "prism_jax.report": {"prism_jax.errors", "prism_jax.intervals", "prism_jax.progress"},
+    "prism_jax.teacher": {"prism_jax.errors", "prism_jax.small_files", "prism_jax.data", "numpy"},
+    "prism_jax.report": {
+        *("prism_jax.errors", "prism_jax.intervals", "prism_jax.progress", "prism_jax.small_files"),
+    },
     "prism_jax.stages": {"absl", "jax", "flax", "ml_collections", "numpy", "models", "prism_jax"},
     "prism_jax.main": {"prism_jax", "absl", "jax", "ml_collections"},
     "prism_jax.__main__": {"prism_jax.main"},

@@ -13,7 +13,6 @@ answers what current models do not solve. It gives no thresholds; k is ours too.
 
 import collections
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -21,7 +20,7 @@ from typing import Any, Literal
 import jax
 import ml_collections
 
-from prism_jax import configuration
+from prism_jax import configuration, errors, small_files
 from prism_jax.data import prompt_files, records
 from prism_jax.rewards import score, tags, workers
 from prism_jax.rollout import engine
@@ -33,6 +32,16 @@ RL_FILE = "rl.parquet"
 HARD_FILE = "hard.parquet"
 _SUMMARY_FILE = "summary.json"  # as `asking` calls it
 _THRESHOLDS = ("rl_above", "rl_below", "hard_at_most")
+# What is needed of a line of the rates, and of the summary.
+_RATE = {"pass_rate": float, "num_samples": int, "reasons": {str: int}}
+_SUMMARY = {
+    "thresholds": {str: float},
+    "num_prompts": int,
+    "never_right": int,
+    "always_right": int,
+    "num_rl": int,
+    "num_hard": int,
+}
 _GATES: dict[str, tags.Gate] = {"strict": "strict", "official": "official"}
 
 
@@ -120,7 +129,7 @@ def run(
         place="config.difficulty",
     )
     thresholds = {name: dataclasses.asdict(options)[name] for name in _THRESHOLDS}
-    summary = asking.finished(folder)
+    summary = asking.finished(folder, _SUMMARY)
     if summary is None or summary["thresholds"] != thresholds:
         (folder / _SUMMARY_FILE).unlink(missing_ok=True)  # it tells of other sets
         path = folder / RATES_FILE
@@ -175,6 +184,7 @@ def _measure(
         key=jax.random.key(options.seed),
         sampler=job.sampler,
         describe=describe,
+        schema=_RATE,
         line_every_steps=options.line_every_steps,
     )
 
@@ -197,8 +207,12 @@ def _line(
 
 def _select(options: Difficulty, job: sampled.Job) -> dict[str, Json]:
     """Write the sets that the rates on disk ask for and return the counts."""
-    with (job.workdir / RATES_FILE).open(encoding="utf-8") as lines:
-        found = [json.loads(line) for line in lines]
+    found = small_files.read_lines(job.workdir / RATES_FILE, _RATE)
+    if len(found) != len(job.opened.rows):
+        raise errors.InputError(
+            f"{job.workdir / RATES_FILE}: damaged: {len(found)} lines for {len(job.opened.rows)} "
+            "prompts; delete it to have them asked again"
+        )
     rates = [one["pass_rate"] for one in found]
     rl = [i for i, rate in enumerate(rates) if options.rl_above < rate < options.rl_below]
     hard = [i for i, rate in enumerate(rates) if rate <= options.hard_at_most]

@@ -19,6 +19,7 @@ import ml_collections
 
 from prism_jax import configuration, intervals
 from prism_jax.data import records
+from prism_jax.report import results
 from prism_jax.rewards import score, tags, workers
 from prism_jax.rollout import engine
 from prism_jax.stages import asking, responses, running, sampled, setup
@@ -26,6 +27,18 @@ from prism_jax.stages import asking, responses, running, sampled, setup
 Json = Any
 _NO_TYPE = "(none)"
 _GATES: dict[str, tags.Gate] = {"strict": "strict", "official": "official"}
+
+
+# What is needed of a record in the parts of a job that was interrupted.
+_RECORD = {
+    "question_type": (str, type(None)),
+    "response_tokens": int,
+    "ended": bool,
+    "format_ok": bool,
+    "accuracy": float,
+    "reward": float,
+    "reason": frozenset(reason.value for reason in score.Reason),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +121,7 @@ def run(
             need_answer=True,
             may_differ=("rewards.num_workers",),
         )
-        summary = asking.finished(folder)
+        summary = asking.finished(folder, results.EVALUATION)
         if summary is None:
             summary = _evaluate(options, job)
             asking.finish(folder, summary)
@@ -134,6 +147,7 @@ def _evaluate(options: Config, job: sampled.Job) -> dict[str, Json]:
                 key=jax.random.key(options.seed),
                 sampler=job.sampler,
                 describe=_describer(one, options, job, judge),
+                schema=_RECORD,
                 line_every_steps=options.line_every_steps,
             )
         )

@@ -95,7 +95,7 @@ def run(
             need_answer=False,
             may_differ=(),
         )
-        summary = asking.finished(folder)
+        summary = asking.finished(folder, {"num_responses": int, "responses": {str: int}})
         if summary is None:
             summary = _write(options, job)
             asking.finish(folder, summary)
@@ -139,6 +139,11 @@ def _write(options: Config, job: sampled.Job) -> dict[str, Json]:
             key=jax.random.key(options.seed),
             sampler=job.sampler,
             describe=describe,
+            schema={
+                "reason": frozenset(reason.value for reason in Reason),
+                "has_other_system": bool,
+                "pair": (dict, type(None)),
+            },
             line_every_steps=options.line_every_steps,
         ):
             counts[record["reason"]] += 1
