@@ -94,7 +94,8 @@ class Checkpointer:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._root, options=options)
-        except OSError as error:
+        # Orbax reads files of its own in each step, and says in many ways that one is damaged.
+        except Exception as error:
             raise errors.InputError(f"cannot make or open {self._root}: {error}") from error
 
     def __enter__(self) -> "Checkpointer":
@@ -105,8 +106,9 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Return the complete steps on disk, oldest first."""
-        self._manager.reload()
-        return sorted(self._manager.all_steps())
+        with checkpoint_files.listing(self._root):
+            self._manager.reload()
+            return sorted(self._manager.all_steps())
 
     def is_due(self, step: int) -> bool:
         """Tell whether the state after `step` steps is to be saved; for every process and step.
@@ -310,7 +312,7 @@ def read_meta(workdir: str, *, step: int | None) -> Json:
     """Return the `meta` of the newest complete step (or of `step`): stage, configs, leaves."""
     folder = epath.Path(workdir)
     with checkpoint_files.opened(folder) as manager:
-        chosen = checkpoint_files.choose(sorted(manager.all_steps()), step, folder)
+        chosen = checkpoint_files.choose(checkpoint_files.steps(manager), step, folder)
         return checkpoint_files.read_meta(manager, folder, chosen)
 
 
@@ -334,7 +336,7 @@ def load_params(
     """
     folder = epath.Path(workdir)
     with checkpoint_files.opened(folder) as manager:
-        steps = sorted(manager.all_steps())
+        steps = checkpoint_files.steps(manager)
         chosen = checkpoint_files.choose(steps, step, folder)
         meta = checkpoint_files.read_meta(manager, folder, chosen)
         if item not in meta["leaves"]:

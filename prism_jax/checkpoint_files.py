@@ -52,11 +52,27 @@ def opened(folder: epath.Path) -> Iterator[ocp.CheckpointManager]:
     root = folder / FOLDER
     if not root.exists():
         raise errors.InputError(f"there are no checkpoints in {folder}: {root} does not exist")
-    manager = ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(create=False))
+    with listing(root):
+        manager = ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(create=False))
     try:
         yield manager
     finally:
         manager.close()
+
+
+@contextlib.contextmanager
+def listing(root: epath.Path) -> Iterator[None]:
+    """Explain that Orbax cannot list the steps, of which it reads files of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise DamagedError(f"the steps in {root} cannot be listed: {error!r}") from error
+
+
+def steps(manager: ocp.CheckpointManager) -> list[int]:
+    """Return the complete steps on disk, oldest first."""
+    with listing(manager.directory):
+        return sorted(manager.all_steps())
 
 
 def choose(steps: Sequence[int], step: int | None, folder: epath.Path) -> int:

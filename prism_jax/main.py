@@ -88,6 +88,11 @@ def _explained(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, errors.KnownError):
         _silence_writers()
         return _line(error), error.exit_code
+    # "Out of memory" or "Ran out of memory", by platform.
+    is_device = "RESOURCE_EXHAUSTED" in str(error) and "ut of memory" in str(error)
+    if isinstance(error, MemoryError) or is_device:
+        told = (_line(error) or "the machine's is used up")[:300]
+        return f"not enough memory; fewer or shorter rows need less: {told}", 1
     if isinstance(error, OSError) and error.filename is not None:
         told = f"{error.filename!s}: {error.strerror or error}"
         if error.filename2 is not None:

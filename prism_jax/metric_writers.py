@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -106,10 +107,13 @@ class WeightsAndBiases:
         id_file = workdir / "wandb_id.txt"
         if not id_file.exists():
             small_files.replace(id_file, wandb.util.generate_id().encode())
+        run_id = id_file.read_text(errors="replace").strip()
+        if not re.fullmatch(r"[\w-]+", run_id):
+            raise errors.InputError(f"{id_file}: damaged, {run_id[:40]!r} is no id of a run")
         self._run = wandb.init(
             project=project,
             name=name,
-            id=id_file.read_text().strip(),
+            id=run_id,
             resume="allow",
             dir=str(workdir),
         )

@@ -226,7 +226,7 @@ def _read_meta(arrays: epath.Path, step: int | None) -> tuple[int, dict[str, Any
     """Return the newest complete step (or `step`) and what its checkpoint says about itself."""
     try:
         with checkpoint_files.opened(arrays) as manager:
-            chosen = checkpoint_files.choose(sorted(manager.all_steps()), step, arrays)
+            chosen = checkpoint_files.choose(checkpoint_files.steps(manager), step, arrays)
             return chosen, checkpoint_files.read_meta(manager, arrays, chosen)
     except (checkpoint_files.CheckpointError, OSError, LookupError, TypeError) as error:
         raise errors.InputError(f"{arrays} cannot be read: {error}") from error

@@ -348,6 +348,17 @@ def test_weights_that_no_command_can_use_are_one_line_in_every_command(
         assert not (tmp_path / "to").exists()
 
 
+def test_a_small_file_that_is_none_is_refused_by_name_and_leaves_nothing(folder, tmp_path, capsys):
+    shutil.copytree(folder / "dense", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").unlink()
+    (tmp_path / "model" / "tokenizer_config.json").symlink_to("/etc/hostname")
+    convert = ["convert", f"--from={tmp_path / 'model'}", f"--to={tmp_path / 'to'}"]
+    assert _run(*convert, "--direction=hf_to_flax") == 2
+    err = capsys.readouterr().err
+    assert "tokenizer_config.json leads out of the folder" in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_an_adapter_alone_is_refused_with_what_to_do(tmp_path, capsys):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     for command in (
@@ -462,6 +473,12 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
         (loop.DivergedError("3 in a row"), 1, "error: 3 in a row\n"),
         (PermissionError(13, "Permission denied", "/x/y"), 2, "error: /x/y: Permission denied\n"),
         (OSError(18, "Other device", "/a", None, "/b"), 2, "error: /a to /b: Other device\n"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+            1,
+            "error: not enough memory; fewer or shorter rows need less: "
+            "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -80,7 +80,10 @@ def main(argv: Sequence[str]) -> None:
             model_config=values,
             may_differ=(),
         )
-        write_flax(args.target, args.source, params, identity=identity)
+        try:
+            write_flax(args.target, args.source, params, identity=identity)
+        except ValueError as error:
+            raise errors.InputError(f"--from: {error}") from error
     print(args.target)
 
 
