@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# Keys that change nothing here: bookkeeping of the library or tool that wrote the file.
+# Keys that change nothing here: bookkeeping of the library or tool that wrote the file. A width of
+# sliding windows says nothing where none slide, which `use_sliding_window` decides.
 _BOOKKEEPING = frozenset(
     "_attn_implementation _attn_implementation_autoset _attn_implementation_internal _auto_class "
     "_commit_hash _experts_implementation _experts_implementation_internal _name_or_path "
@@ -19,9 +20,10 @@ _BOOKKEEPING = frozenset(
     "output_attentions output_hidden_states output_logits output_router_logits output_scores "
     "pad_token_id padding_side prefix problem_type pruned_heads remove_invalid_values "
     "repetition_penalty return_dict return_dict_in_generate router_aux_loss_coef sep_token_id "
-    "suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class "
-    "tokenizer_padding_side top_k top_p torch_dtype torchscript transformers.js_config "
-    "transformers_version trust_remote_code typical_p use_bfloat16 use_cache".split()
+    "sliding_window suppress_tokens task_specific_params temperature tf_legacy_loss "
+    "tokenizer_class tokenizer_padding_side top_k top_p torch_dtype torchscript "
+    "transformers.js_config transformers_version transformers_weights trust_remote_code typical_p "
+    "use_bfloat16 use_cache".split()
 )
 # A tool's own marks begin with its name.
 _TOOLS = ("unsloth_", "llamafactory_", "axolotl_", "swift_", "trl_")
@@ -33,7 +35,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "decoder_sparse_step": (1,),
     "mlp_only_layers": ([],),
     "norm_topk_prob": (True,),
-    "sliding_window": (None,),
+    "mlp_bias": (False,),
+    "pretraining_tp": (1,),
     "use_sliding_window": (False,),
     "tie_encoder_decoder": (False,),
 }
