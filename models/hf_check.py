@@ -163,9 +163,9 @@ def size_problems(
         if name in stored and (len(stored[name]) <= axis or stored[name][axis] != size)
     ]
     for key, size, start in layers:
-        found = {name[len(start) :].split(".")[0] for name in stored if name.startswith(start)}
-        if len(found) != size:
-            problems.append(f"{key} = {size}, there are weights of {len(found)} layers")
+        numbers = {name[len(start) :].split(".")[0] for name in stored if name.startswith(start)}
+        if len(numbers) != size:
+            problems.append(f"{key} = {size}, there are weights of {len(numbers)} layers")
     return problems
 
 

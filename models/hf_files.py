@@ -246,10 +246,10 @@ def compare_manifest(path: pathlib.Path, files: Iterable[str]) -> None:
 
 def refuse_adapter(path: pathlib.Path) -> None:
     """Raise ValueError for a folder that holds an adapter, beside a base model or alone."""
-    found = [name for name in _ADAPTERS if (path / name).exists()]
-    if found:
+    adapters = [name for name in _ADAPTERS if (path / name).exists()]
+    if adapters:
         raise ValueError(
-            f"{path} holds an adapter ({', '.join(found)}), which is not applied: merge the "
+            f"{path} holds an adapter ({', '.join(adapters)}), which is not applied: merge the "
             "adapter into its base model first (merge_and_unload of peft) and name that folder"
         )
 

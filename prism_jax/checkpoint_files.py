@@ -111,31 +111,31 @@ def read_texts(
         read = manager.restore(
             step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore() for item in wanted})
         )
-        found = {item: read[item] for item in wanted}
+        texts = {item: read[item] for item in wanted}
     # Whatever Orbax makes of a file that is missing or damaged.
     except Exception as error:
         raise DamagedError(
             f"{where} is not a whole checkpoint, its {' or '.join(wanted)} cannot be read: {error}"
         ) from error
-    stored = found.pop(DIGESTS, None)
-    here = digests(found)
+    stored = texts.pop(DIGESTS, None)
+    computed = digests(texts)
     for item in items:
-        told = stored.get(item) if isinstance(stored, Mapping) else None
-        if stored is not None and told != here[item]:
+        digest = stored.get(item) if isinstance(stored, Mapping) else None
+        if stored is not None and digest != computed[item]:
             raise DamagedError(
                 f"{where / item} is damaged: its digest is not the one that it was written with; "
                 "go back to an older step with resume.step, if there is one"
             )
-        problem = small_files.problem_of(found[item], _SCHEMAS[item])
+        problem = small_files.problem_of(texts[item], _SCHEMAS[item])
         if problem is not None:
             raise DamagedError(f"{where / item} is damaged: {problem}")
     if stored is None:
-        if META in items and found[META]["format"] != checkpoint_meta.WITHOUT_DIGESTS:
+        if META in items and texts[META]["format"] != checkpoint_meta.WITHOUT_DIGESTS:
             raise DamagedError(f"{where} is not a whole checkpoint, its {DIGESTS} are missing")
         _log.warning(
             "%s was written before data positions had digests: it is read unchecked", where
         )
-    return found
+    return texts
 
 
 def read_meta(manager: ocp.CheckpointManager, folder: epath.Path, step: int) -> Json:
@@ -147,8 +147,8 @@ def read_meta_and_position(
     manager: ocp.CheckpointManager, folder: epath.Path, step: int
 ) -> tuple[Json, Json]:
     """Return what a step says about itself, and where its data stood."""
-    found = read_texts(manager, folder, step, META, POSITION)
-    meta, position = _known(folder, step, found[META]), found[POSITION]
+    texts = read_texts(manager, folder, step, META, POSITION)
+    meta, position = _known(folder, step, texts[META]), texts[POSITION]
     if position["step"] != step:
         raise DamagedError(
             f"{folder / FOLDER / str(step) / POSITION} is damaged: it is of step {position['step']}"
@@ -216,7 +216,7 @@ def verify(
     offer = f"start from step {older[-1]} instead" if older else "there is no older step"
     sums = checksum.checksums(leaves)
     corrupt = checkpoint_meta.corrupt_leaves(meta["leaves"][item], sums)
-    not_finite = [name for name, one in sums.items() if not one.is_finite]
+    not_finite = [name for name, entry in sums.items() if not entry.is_finite]
     for names, rule in (
         (corrupt, "is corrupt: the checksums of these leaves are not those they were saved with"),
         (not_finite, "holds NaN or infinity, in these leaves"),

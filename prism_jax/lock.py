@@ -276,14 +276,14 @@ def _read(path: epath.Path) -> Owner | None:
     except FileNotFoundError:
         return None
     try:
-        found = small_files.parse(data, _SCHEMA, where=str(path))
-        return Owner(**{name: found[name] for name in _SCHEMA})
+        owner = small_files.parse(data, _SCHEMA, where=str(path))
+        return Owner(**{name: owner[name] for name in _SCHEMA})
     except errors.InputError:
         # Half-written by a job that was killed there, or of another version, which changes it
         # as long as it lives.
-        told = hashlib.sha256(data).hexdigest()
+        digest = hashlib.sha256(data).hexdigest()
         return Owner(
-            host="unknown", machine="", pid=-1, ticks=told, folder="", since="unknown", beat=-1
+            host="unknown", machine="", pid=-1, ticks=digest, folder="", since="unknown", beat=-1
         )
 
 
@@ -305,10 +305,10 @@ def _folder(folder: epath.Path) -> str:
     if "://" in str(folder):
         return ""
     try:
-        found = os.stat(folder)
+        status = os.stat(folder)
     except OSError as error:
         raise errors.InputError(f"cannot read the folder {folder}: {error}") from error
-    return f"{found.st_dev}:{found.st_ino}"
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def _ticks(pid: int) -> str | None:

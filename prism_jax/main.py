@@ -91,13 +91,13 @@ def _explained(error: Exception) -> tuple[str, int] | None:
     # "Out of memory" or "Ran out of memory", by platform.
     is_device = "RESOURCE_EXHAUSTED" in str(error) and "ut of memory" in str(error)
     if isinstance(error, MemoryError) or is_device:
-        told = (_line(error) or "the machine's is used up")[:300]
-        return f"not enough memory; fewer or shorter rows need less: {told}", 1
+        message = (_line(error) or "the machine's is used up")[:300]
+        return f"not enough memory; fewer or shorter rows need less: {message}", 1
     if isinstance(error, OSError) and error.filename is not None:
-        told = f"{error.filename!s}: {error.strerror or error}"
+        message = f"{error.filename!s}: {error.strerror or error}"
         if error.filename2 is not None:
-            told = f"{error.filename!s} to {error.filename2!s}: {error.strerror or error}"
-        return " ".join(told.split()), errors.InputError.exit_code
+            message = f"{error.filename!s} to {error.filename2!s}: {error.strerror or error}"
+        return " ".join(message.split()), errors.InputError.exit_code
     return None
 
 

@@ -18,7 +18,7 @@ import tempfile
 from etils import epath
 
 from models import hf_files, hf_writer
-from prism_jax import checkpoint_files, errors
+from prism_jax import checkpoint_files, errors, small_files
 
 FOLDER = "model"
 DISCRIMINATOR_FOLDER = "discriminator"
@@ -102,11 +102,8 @@ def _write(found: dict[str, bytes], target: pathlib.Path) -> None:
     partial.mkdir(parents=True)
     try:
         for name, content in found.items():
-            with (partial / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        os.rename(partial, target)
+            (partial / name).write_bytes(content)
+        small_files.rename_folder(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -85,8 +85,8 @@ def parse(data: bytes, schema: Schema, *, where: str, remedy: str = "") -> Json:
     try:
         value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        told = str(error)[:_SHOWN_CHARS]
-        raise errors.InputError(f"{where}: damaged, not JSON ({told}){_after(remedy)}") from error
+        reason = str(error)[:_SHOWN_CHARS]
+        raise errors.InputError(f"{where}: damaged, not JSON ({reason}){_after(remedy)}") from error
     problem = problem_of(value, schema)
     if problem is not None:
         raise errors.InputError(f"{where}: damaged: {problem}{_after(remedy)}")
@@ -103,7 +103,7 @@ def problem_of(value: Json, schema: Schema, *, name: str = "") -> str | None:
         problems = (problem_of(item, schema[0], name=f"{name}[]") for item in value)
         return next((problem for problem in problems if problem is not None), None)
     if isinstance(schema, tuple):
-        problems = [problem_of(value, one, name=name) for one in schema]
+        problems = [problem_of(value, choice, name=name) for choice in schema]
         return None if None in problems else problems[0]
     if isinstance(schema, frozenset):
         is_one = isinstance(value, str) and value in schema
@@ -169,12 +169,20 @@ def replacing(path: Path, *, writer: str = "") -> Iterator[Any]:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(target)
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the file system can say so."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def rename_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
+    """Give a folder its name when everything in it is on the disk."""
+    for path in (*partial.rglob("*"), partial):
+        sync(path)
+    os.rename(partial, target)
+    sync(target.absolute().parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk, where it can be said."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:

@@ -9,6 +9,7 @@ A chain's folder has one folder per step, named as `prism_jax.stages.pipeline_st
 
 import dataclasses
 import math
+import operator
 import pathlib
 import re
 import shlex
@@ -272,24 +273,24 @@ def _evaluation(folder: pathlib.Path) -> Evaluation | None:
     )
 
 
-def _rate(found: Mapping[str, float]) -> intervals.Rate:
-    return intervals.Rate(mean=found["mean"], low=found["low"], high=found["high"])
+def _rate(values: Mapping[str, float]) -> intervals.Rate:
+    return intervals.Rate(mean=values["mean"], low=values["low"], high=values["high"])
 
 
 def _steps(folder: pathlib.Path) -> list[Step]:
     """Return the chain's steps that began, in order."""
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    found = [small_files.read(path, STEP) for path in paths]
+    records = [small_files.read(path, STEP) for path in paths]
     return [
         Step(
-            name=one["name"],
-            arguments=tuple(one["arguments"]),
-            seconds=one["seconds"],
-            num_starts=one["num_starts"],
-            is_finished=one["is_finished"],
+            name=record["name"],
+            arguments=tuple(record["arguments"]),
+            seconds=record["seconds"],
+            num_starts=record["num_starts"],
+            is_finished=record["is_finished"],
         )
-        for one in sorted(found, key=lambda record: record["number"])
-        if one["name"] != REPORT
+        for record in sorted(records, key=operator.itemgetter("number"))
+        if record["name"] != REPORT
     ]
 
 

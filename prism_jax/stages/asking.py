@@ -175,8 +175,8 @@ def _first(rollout: engine.Rollout, num_responses: int) -> engine.Rollout:
 
 def recorded_step(workdir: pathlib.Path) -> int | None:
     """Return the step of the policy that a job in this folder began with, None without one."""
-    found = _read_identity(workdir)
-    return None if found is None else found["model_config"]["step"]
+    identity = _read_identity(workdir)
+    return None if identity is None else identity["model_config"]["step"]
 
 
 def is_claimed(workdir: pathlib.Path) -> bool:

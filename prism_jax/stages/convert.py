@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 
 from models import hf, hf_files, hf_names, hf_writer, sharding
-from prism_jax import checkpoint, checkpoint_meta, errors, pretrained, version
+from prism_jax import checkpoint, checkpoint_meta, errors, pretrained, small_files, version
 
 _SHARD_BYTES = 5 * 10**9
 
@@ -105,7 +105,7 @@ def write_flax(
         for name in ("config.json", *hf_writer.COPIED):
             if (files_from / name).exists():
                 shutil.copyfile(hf_files.inside(files_from, name), partial / name)
-        os.rename(partial, target)
+        small_files.rename_folder(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -207,21 +207,21 @@ def _line(
 
 def _select(options: Difficulty, job: sampled.Job) -> dict[str, Json]:
     """Write the sets that the rates on disk ask for and return the counts."""
-    found = small_files.read_lines(job.workdir / RATES_FILE, _RATE)
-    if len(found) != len(job.opened.rows):
+    lines = small_files.read_lines(job.workdir / RATES_FILE, _RATE)
+    if len(lines) != len(job.opened.rows):
         raise errors.InputError(
-            f"{job.workdir / RATES_FILE}: damaged: {len(found)} lines for {len(job.opened.rows)} "
+            f"{job.workdir / RATES_FILE}: damaged: {len(lines)} lines for {len(job.opened.rows)} "
             "prompts; delete it to have them asked again"
         )
-    rates = [one["pass_rate"] for one in found]
+    rates = [one["pass_rate"] for one in lines]
     rl = [i for i, rate in enumerate(rates) if options.rl_above < rate < options.rl_below]
     hard = [i for i, rate in enumerate(rates) if rate <= options.hard_at_most]
     for name, chosen in ((RL_FILE, rl), (HARD_FILE, hard)):
-        infos = [_info(job.opened.rows[i], found[i]) for i in chosen]
+        infos = [_info(job.opened.rows[i], lines[i]) for i in chosen]
         rows = (job.opened.rows[i] for i in chosen)
         prompt_files.write(job.workdir / name, rows, infos=infos)
     reasons: collections.Counter[str] = collections.Counter()
-    for one in found:
+    for one in lines:
         reasons.update(one["reasons"])
     steps = [n / options.num_samples for n in range(options.num_samples + 1)]
     return {

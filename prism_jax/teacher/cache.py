@@ -45,8 +45,8 @@ class Cache:
           InputError: the entry is damaged.
         """
         path = self._path(key)
-        found = _read(path)
-        return None if found is None else found[1]
+        entry = _read(path)
+        return None if entry is None else entry[1]
 
     def put(self, key: str, *, model: str, found: reply.Reply) -> None:
         """Write the reply to a request for a model, by the name it was asked under."""
@@ -87,14 +87,14 @@ def _read(path: pathlib.Path) -> tuple[str, reply.Reply] | None:
     entry = small_files.read(path, _ENTRY, remedy="delete it to have it asked again")
     if entry is None:
         return None
-    found = entry["reply"]
+    stored = entry["reply"]
     return entry["asked_model"], reply.Reply(
-        text=found["text"],
-        finish=found["finish"],
-        model=found["model"],
-        usage=None if found["usage"] is None else _usage(found["usage"]),
+        text=stored["text"],
+        finish=stored["finish"],
+        model=stored["model"],
+        usage=None if stored["usage"] is None else _usage(stored["usage"]),
     )
 
 
-def _usage(found: Json) -> reply.Usage:
-    return reply.Usage(input_tokens=found["input_tokens"], output_tokens=found["output_tokens"])
+def _usage(stored: Json) -> reply.Usage:
+    return reply.Usage(input_tokens=stored["input_tokens"], output_tokens=stored["output_tokens"])
