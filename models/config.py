@@ -83,23 +83,38 @@ class Qwen3VLConfig:
 
 def _rope(reader: config_reader.Reader) -> tuple[float, tuple[int, int, int]]:
     """Return theta and the M-RoPE sections from `rope_parameters` (5.x) or `rope_scaling`."""
-    rope = reader.get("rope_parameters", "rope_scaling", default={})
     where = f"{reader.where}.rope_parameters"
-    inner = config_reader.Reader(rope, where)
+    inner = config_reader.Reader(reader.part("rope_parameters", "rope_scaling", default={}), where)
     for key in ("rope_type", "type"):
         inner.fixed(key, ("default", "mrope"))
     inner.fixed("mrope_interleaved", (True,))
     inner.fixed("partial_rotary_factor", (1.0,))
-    theta = rope.get("rope_theta", reader.values.get("rope_theta"))
     reader.seen.add("rope_theta")
-    inner.seen.add("rope_theta")
-    if theta is None:
+    if "rope_theta" in inner.values:
+        theta = inner.number("rope_theta")
+    elif "rope_theta" in reader.values:
+        theta = reader.number("rope_theta")
+    else:
         raise ValueError(f"{where}.rope_theta is missing")
-    section = inner.get("mrope_section", default=(24, 20, 20))
+    section = config_reader.integers(
+        inner.get("mrope_section", default=(24, 20, 20)), f"{where}.mrope_section"
+    )
     inner.finish()
     if len(section) != 3:
         raise ValueError(f"{where}.mrope_section = {section} must hold time, height and width")
-    return float(theta), (int(section[0]), int(section[1]), int(section[2]))
+    return theta, (section[0], section[1], section[2])
+
+
+def _layer_types(reader: config_reader.Reader, num_layers: int) -> None:
+    """Refuse layers of any kind but full attention, without writing so many of them down."""
+    kinds_ = reader.get("layer_types", default=())
+    if not isinstance(kinds_, list | tuple) or (
+        kinds_ and (len(kinds_) != num_layers or any(k != "full_attention" for k in kinds_))
+    ):
+        raise ValueError(
+            f"{reader.where}.layer_types is not implemented, only 'full_attention' for each of "
+            f"the {num_layers} layers is; got {kinds_!r:.80}"
+        )
 
 
 def _text(
@@ -107,34 +122,35 @@ def _text(
 ) -> TextConfig:
     reader = config_reader.Reader(values, where)
     reader.fixed("hidden_act", ("silu",))
-    reader.fixed("layer_types", (["full_attention"] * values.get("num_hidden_layers", 0), None))
-    num_heads = reader.get("num_attention_heads")
-    is_moe = "num_experts" in values or "num_local_experts" in values
+    num_layers = reader.integer("num_hidden_layers", most=config_reader.MAX_LAYERS)
+    _layer_types(reader, num_layers)
+    hidden_size = reader.integer("hidden_size")
+    num_heads = reader.integer("num_attention_heads")
+    is_moe = "num_experts" in reader.values or "num_local_experts" in reader.values
     # Absent from a dense model it is 128; null, or absent from a mixture, it follows.
     is_128 = "head_dim" not in values and not is_moe
-    by_width = 128 if is_128 else reader.get("hidden_size") // num_heads
-    head_dim = reader.get("head_dim", default=by_width)
+    head_dim = reader.integer("head_dim", default=128 if is_128 else hidden_size // num_heads)
     theta, section = _rope(reader)
     moe = None
     if is_moe:
         moe = MoEConfig(
-            num_experts=reader.get("num_experts", "num_local_experts"),
-            num_experts_per_token=reader.get("num_experts_per_tok"),
-            intermediate_size=reader.get("moe_intermediate_size"),
+            num_experts=reader.integer("num_experts", "num_local_experts"),
+            num_experts_per_token=reader.integer("num_experts_per_tok"),
+            intermediate_size=reader.integer("moe_intermediate_size"),
             router=router,
         )
     elif router != "token":
         raise ValueError(f"config.{kinds.KEY}.router = {router!r} needs a mixture of experts")
-    own = reader.get("tie_word_embeddings", default=False)
+    own = reader.flag("tie_word_embeddings", default=False)
     config = TextConfig(
-        vocab_size=reader.get("vocab_size"),
-        hidden_size=reader.get("hidden_size"),
-        intermediate_size=reader.get("intermediate_size"),
-        num_layers=reader.get("num_hidden_layers"),
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=reader.get("num_key_value_heads", default=num_heads),
+        num_kv_heads=reader.integer("num_key_value_heads", default=num_heads),
         head_dim=head_dim,
-        rms_norm_eps=float(reader.get("rms_norm_eps")),
+        rms_norm_eps=reader.number("rms_norm_eps"),
         rope_theta=theta,
         mrope_section=section,
         tie_word_embeddings=own if tied is None else tied,
@@ -143,9 +159,9 @@ def _text(
     reader.finish()
     if config.num_heads % config.num_kv_heads:
         raise ValueError(f"{where}.num_attention_heads must be a multiple of num_key_value_heads")
-    if head_dim % 2 or min(section) < 0:
-        raise ValueError(f"{where}: head_dim must be even, mrope_section not negative")
-    if moe is not None and not 1 <= moe.num_experts_per_token <= moe.num_experts:
+    if head_dim % 2:
+        raise ValueError(f"{where}.head_dim must be even, got {head_dim}")
+    if moe is not None and moe.num_experts_per_token > moe.num_experts:
         raise ValueError(f"{where}.num_experts_per_tok must be between 1 and num_experts")
     if moe is not None:
         kinds.check_experts(
@@ -159,37 +175,52 @@ def _text(
 def _vision(values: Mapping[str, Any], where: str) -> VisionConfig:
     reader = config_reader.Reader(values, where)
     reader.fixed("hidden_act", ("gelu_pytorch_tanh",))
-    rope = reader.get("rope_parameters", default={})
-    if rope.get("rope_type", "axial") != "axial":
-        raise ValueError(f"{where}.rope_parameters.rope_type = {rope['rope_type']!r}, only 'axial'")
+    rope = config_reader.Reader(
+        reader.part("rope_parameters", default={}), f"{where}.rope_parameters"
+    )
+    rope.fixed("rope_type", ("axial",))
     config = VisionConfig(
-        hidden_size=reader.get("hidden_size"),
-        intermediate_size=reader.get("intermediate_size"),
-        num_layers=reader.get("depth"),
-        num_heads=reader.get("num_heads"),
-        in_channels=reader.get("in_channels", default=3),
+        hidden_size=reader.integer("hidden_size"),
+        intermediate_size=reader.integer("intermediate_size"),
+        num_layers=reader.integer("depth", most=config_reader.MAX_LAYERS),
+        num_heads=reader.integer("num_heads"),
+        in_channels=reader.integer("in_channels", default=3),
         patch_size=config_reader.single(
             reader.get("patch_size", default=16), f"{where}.patch_size"
         ),
         temporal_patch_size=config_reader.single(
             reader.get("temporal_patch_size", default=2), f"{where}.temporal_patch_size"
         ),
-        spatial_merge_size=reader.get("spatial_merge_size", default=2),
-        out_hidden_size=reader.get("out_hidden_size"),
-        num_position_embeddings=reader.get("num_position_embeddings", default=2304),
-        rope_theta=float(rope.get("rope_theta", 10_000.0)),
-        deepstack_layers=tuple(reader.get("deepstack_visual_indexes", default=(8, 16, 24))),
+        spatial_merge_size=reader.integer("spatial_merge_size", default=2),
+        out_hidden_size=reader.integer("out_hidden_size"),
+        num_position_embeddings=reader.integer("num_position_embeddings", default=2304),
+        rope_theta=rope.number("rope_theta", default=10_000.0),
+        deepstack_layers=config_reader.integers(
+            reader.get("deepstack_visual_indexes", default=(8, 16, 24)),
+            f"{where}.deepstack_visual_indexes",
+        ),
     )
     reader.finish()
     if config.position_side**2 != config.num_position_embeddings:
         raise ValueError(f"{where}.num_position_embeddings must be a square")
     if config.hidden_size % (4 * config.num_heads):
         raise ValueError(f"{where}.hidden_size must be a multiple of 4 x num_heads")
-    if any(not 0 <= i < config.num_layers for i in config.deepstack_layers) or sorted(
+    if any(i >= config.num_layers for i in config.deepstack_layers) or sorted(
         set(config.deepstack_layers)
     ) != list(config.deepstack_layers):
         raise ValueError(f"{where}.deepstack_visual_indexes must increase, below depth")
     return config
+
+
+def _initializer_range(values: Mapping[str, Any], where: str) -> float:
+    value = values.get("initializer_range")
+    if value is None:
+        return 0.02
+    return (
+        value
+        if type(value) is float and value == 0
+        else config_reader.number(value, f"{where}.initializer_range")
+    )
 
 
 def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
@@ -212,7 +243,7 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
             video_token_id=-1,
             vision_start_token_id=-1,
             vision_end_token_id=-1,
-            initializer_range=float(values.get("initializer_range", 0.02)),
+            initializer_range=_initializer_range(values, "config"),
             score_heads=apart.heads,
         )
     if model_type not in ("qwen3_vl", "qwen3_vl_moe"):
@@ -220,23 +251,22 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
             f"config.model_type = {model_type!r}: only qwen3_vl, qwen3_vl_moe and qwen3 are known"
         )
     reader = config_reader.Reader(values, "config")
-    text_values = reader.get("text_config")
+    text_values = reader.part("text_config")
     config = Qwen3VLConfig(
         text=_text(
             text_values,
             "config.text_config",
-            tied=values.get("tie_word_embeddings", False),
+            tied=reader.flag("tie_word_embeddings", default=False),
             router=apart.router,
         ),
-        vision=_vision(reader.get("vision_config"), "config.vision_config"),
-        image_token_id=reader.get("image_token_id"),
-        video_token_id=reader.get("video_token_id"),
-        vision_start_token_id=reader.get("vision_start_token_id"),
-        vision_end_token_id=reader.get("vision_end_token_id"),
-        initializer_range=float(text_values.get("initializer_range", 0.02)),
+        vision=_vision(reader.part("vision_config"), "config.vision_config"),
+        image_token_id=reader.integer("image_token_id", least=0),
+        video_token_id=reader.integer("video_token_id", least=0),
+        vision_start_token_id=reader.integer("vision_start_token_id", least=0),
+        vision_end_token_id=reader.integer("vision_end_token_id", least=0),
+        initializer_range=_initializer_range(text_values, "config.text_config"),
         score_heads=apart.heads,
     )
-    reader.seen.add("tie_word_embeddings")
     reader.finish()
     if (config.text.moe is not None) != (model_type == "qwen3_vl_moe"):
         raise ValueError(f"config.model_type = {model_type} contradicts text_config.num_experts")

@@ -59,9 +59,9 @@ def split(values: Mapping[str, Any]) -> tuple[Apart, dict[str, Any]]:
       ValueError: the key holds anything but one known router and a number of heads.
     """
     rest = {key: value for key, value in values.items() if key != KEY}
-    if KEY not in values:
+    found = values.get(KEY)
+    if found is None:
         return RELEASED, rest
-    found = values[KEY]
     if not isinstance(found, Mapping) or set(found) != {"router", "heads"}:
         raise ValueError(f"config.{KEY} must hold router and heads, got {found!r}")
     try:

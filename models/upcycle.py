@@ -162,11 +162,13 @@ def upcycle(
     dense_json = hf_checkpoint.read_config(source)
     moe_json = moe_config(dense_json, options)
     names = hf_names.naming(dense_json)
+    with hf_reader.open_folder(source, check_manifest=False) as reader:
+        hf_check.refuse_sizes(reader, config_lib.from_hf(dense_json), names)
     dense_shapes = _shapes(config_lib.from_hf(dense_json))
     moe_shapes = _shapes(config_lib.from_hf(moe_json))
     entries = [hf_names.weight(path, s, names, layout) for path, s in moe_shapes.items()]
     shapes = {name: entry.disk_shape for entry in entries for name in entry.names}
-    with hf_reader.open_folder(source, check_manifest=False) as reader:
+    with hf_reader.open_folder(source, check_manifest=True) as reader:
         hf_check.table(reader, dense_shapes, names, ())
         planned = [
             hf_writer.Planned(name, _dtype(reader, name), shape) for name, shape in shapes.items()
@@ -205,7 +207,13 @@ def _dtype(reader: hf_reader.Reader, name: str) -> str:
     kinds = {reader.tensors[source].dtype for source in sources}
     if len(kinds) > 1:
         raise ValueError(f"{reader.path}: {', '.join(sources)} must be of one type, got {kinds}")
-    return kinds.pop()
+    kind = kinds.pop()
+    if kind == "F64":
+        raise ValueError(
+            f"{reader.path}: float64 is not upcycled; convert the folder there and back first, "
+            "which makes it float32"
+        )
+    return kind
 
 
 def _produce(

@@ -1,7 +1,14 @@
 """The one program: `python -m prism_jax COMMAND …`.
 
-Exit codes: 0 done; 1 unexpected, or a full disk, which one line says; 2 the input is wrong, one
-line says how; 143 preempted and saved.
+Exit codes, as the README has them too:
+
+    0    done
+    1    the job cannot go on: a full disk, a failed save, an update that is not finite too often;
+         one line says what. A traceback means a bug
+    2    the input is wrong: options, configuration, files, a checkpoint that is not the one that
+         was written; one line names it, nothing was lost
+    130  interrupted from the keyboard
+    143  stopped by SIGTERM; a training stage has saved its state
 """
 
 import errno
@@ -12,6 +19,8 @@ import sys
 from collections.abc import Sequence
 
 from prism_jax import errors
+
+_INTERRUPTED = 130  # 128 + SIGINT
 
 # Each command, the module whose `main(argv)` runs it, and what it does in one line. Only the module
 # that runs is imported: all of them together take seconds.
@@ -52,23 +61,55 @@ def main(argv: Sequence[str]) -> int:
         module, _ = COMMANDS[argv[0]]
         importlib.import_module(f"prism_jax.{module}").main(argv[1:])
         sys.stdout.flush()
-    except errors.InputError as error:
-        # One line, whatever the message quotes.
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
     except BrokenPipeError:
         # The reader of standard output has gone (`… | head`): nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return _INTERRUPTED
     except Exception as error:
-        full = _full_disk(error)
-        if full is None:
+        known = _explained(error)
+        if known is None:
             raise
-        # Orbax's other writes, which failed too, would be told at exit, screens of them.
-        logging.getLogger("asyncio").disabled = True
-        sys.unraisablehook = lambda _: None
-        sys.stderr.write(f"error: the disk is full, what was complete before stays: {full}\n")
-        return 1
+        line, code = known
+        sys.stderr.write(f"error: {line}\n")
+        return code
     return 0
+
+
+def _explained(error: Exception) -> tuple[str, int] | None:
+    """Return one line about an error and the exit code; None for one that is a bug."""
+    if isinstance(error, errors.InputError):
+        # One line, whatever the message quotes.
+        return _line(error), error.exit_code
+    full = _full_disk(error)
+    if full is not None:
+        _silence_writers()
+        return f"the disk is full, what was complete before stays: {full}", 1
+    if isinstance(error, errors.KnownError):
+        _silence_writers()
+        return _line(error), error.exit_code
+    # "Out of memory" or "Ran out of memory", by platform.
+    is_device = "RESOURCE_EXHAUSTED" in str(error) and "ut of memory" in str(error)
+    if isinstance(error, MemoryError) or is_device:
+        message = (_line(error) or "the machine's is used up")[:300]
+        return f"not enough memory; fewer or shorter rows need less: {message}", 1
+    if isinstance(error, OSError) and error.filename is not None:
+        message = f"{error.filename!s}: {error.strerror or error}"
+        if error.filename2 is not None:
+            message = f"{error.filename!s} to {error.filename2!s}: {error.strerror or error}"
+        return " ".join(message.split()), errors.InputError.exit_code
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _silence_writers() -> None:
+    """Keep Orbax's other writes, which failed too, from telling it at exit, screens of it."""
+    logging.getLogger("asyncio").disabled = True
+    sys.unraisablehook = lambda _: None
 
 
 def _full_disk(error: BaseException) -> str | None:
@@ -78,6 +119,6 @@ def _full_disk(error: BaseException) -> str | None:
     while seen is not None:
         # TensorStore raises a ValueError with the system's words in it.
         if any(text in str(seen) for text in told):
-            return " ".join(str(seen).split())
+            return _line(seen)
         seen = seen.__cause__ or seen.__context__
     return None

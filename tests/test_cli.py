@@ -4,15 +4,19 @@ import importlib
 import json
 import logging
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
-from prism_jax import main
+from prism_jax import errors, main
+from prism_jax.checkpoints import files as checkpoint_files
 from prism_jax.data import chat, images, processor
+from prism_jax.running import loop
 from tests import hf_checkpoints, make_tokenizer, tiny_checkpoint
 
 
@@ -287,6 +291,96 @@ def test_a_template_that_fails_is_one_line_and_exit_code_2(
     assert told in err
 
 
+@pytest.fixture(scope="module")
+def weights(folder) -> dict[str, np.ndarray]:
+    return hf_checkpoints.read(folder / "dense")
+
+
+def _edited(folder, tmp_path, weights, *, config=(), text=(), tensors=None, keep=()):
+    """Write a copy of the dense model with some of it changed."""
+    target = tmp_path / "edited"
+    shutil.copytree(folder / "dense", target)
+    values = json.loads((target / "config.json").read_text())
+    values.update(config)
+    values["text_config"].update(text)
+    (target / "config.json").write_text(json.dumps(values))
+    stored = weights | (tensors or {})
+    safetensors.numpy.save_file(stored, target / "model.safetensors", {"format": "pt"})
+    for name in keep:
+        (target / name).write_text("{}")
+    return target
+
+
+_NORM = "model.language_model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tensors": {_NORM: np.full(48, np.nan, np.float32)}}, f"{_NORM}' holds NaN"),
+        ({"tensors": {_NORM: np.ones(48, np.int8)}}, "of type I8 are not read"),
+        ({"text": {"num_hidden_layers": 1000}}, "num_hidden_layers = 1000, there are"),
+        ({"text": {"num_hidden_layers": 10**8}}, "between 1 and 1024, got 100000000"),
+        ({"text": {"vocab_size": 10**9}}, "vocab_size = 1000000000, model.language_model.embed"),
+        ({"keep": ["adapter_config.json"]}, "merge the adapter into its base"),
+        ({"config": {"quantization_config": {"bits": 4}}}, "quantized weights are not read"),
+    ],
+)
+def test_weights_that_no_command_can_use_are_one_line_in_every_command(
+    folder, tmp_path, capsys, weights, change, told
+):
+    model = _edited(folder, tmp_path, weights, **change)
+    sft = ["sft", "--config=configs/sft.py:tiny", f"--workdir={tmp_path / 'run'}"]
+    sft.append("--config.mesh.num_devices=1")
+    rows = tmp_path / "rows.json"
+    turns = [("human", "Hi"), ("gpt", "Ho")]
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    rows.write_text(json.dumps([row] * 8))
+    for command in (
+        ("generate", f"--model={model}", "--prompt=Hi", "--max_new_tokens=1"),
+        ("convert", f"--from={model}", f"--to={tmp_path / 'to'}", "--direction=hf_to_flax"),
+        ("upcycle", f"--from={model}", f"--to={tmp_path / 'to'}"),
+        (*sft, f"--config.model.folder={model}", f"--config.data.train={rows}"),
+    ):
+        assert _run(*command) == 2, command[0]
+        out, err = capsys.readouterr()
+        assert told in err, command[0]
+        assert out == "" and err.count("error: ") == 1
+        assert err.splitlines()[-1].startswith("error: ")
+        assert not (tmp_path / "to").exists()
+
+
+def test_a_small_file_that_is_none_is_refused_by_name_and_leaves_nothing(folder, tmp_path, capsys):
+    shutil.copytree(folder / "dense", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer_config.json").unlink()
+    (tmp_path / "model" / "tokenizer_config.json").symlink_to("/etc/hostname")
+    convert = ["convert", f"--from={tmp_path / 'model'}", f"--to={tmp_path / 'to'}"]
+    assert _run(*convert, "--direction=hf_to_flax") == 2
+    err = capsys.readouterr().err
+    assert "tokenizer_config.json leads out of the folder" in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_adapter_alone_is_refused_with_what_to_do(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    for command in (
+        ("generate", f"--model={tmp_path}", "--prompt=Hi"),
+        ("convert", f"--from={tmp_path}", f"--to={tmp_path / 'to'}", "--direction=hf_to_flax"),
+        ("upcycle", f"--from={tmp_path}", f"--to={tmp_path / 'to'}"),
+    ):
+        assert _run(*command) == 2
+        assert "merge the adapter" in capsys.readouterr().err
+
+
+def test_logits_that_are_not_finite_are_no_answer(folder, tmp_path, capsys, weights):
+    # Each weight is finite; their product is not.
+    model = _edited(folder, tmp_path, weights, tensors={_NORM: np.full(48, 3e38, np.float32)})
+    assert _run("generate", f"--model={model}", "--prompt=Hi", "--max_new_tokens=2") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "the logits of this model are not finite" in err
+
+
 def test_a_missing_tensor_is_named(folder, capsys):
     broken = tiny_checkpoint.write(folder / "broken")
     tensors = hf_checkpoints.read(broken)
@@ -370,6 +464,42 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
     told = capsys.readouterr().err
     assert told.startswith("error: the disk is full") and "No space left on device" in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (errors.InputError("a\nb"), 2, "error: a b\n"),
+        (checkpoint_files.DamagedError("x is damaged"), 2, "error: x is damaged\n"),
+        (checkpoint_files.CheckpointError("not saved:\n  y"), 1, "error: not saved: y\n"),
+        (loop.DivergedError("3 in a row"), 1, "error: 3 in a row\n"),
+        (PermissionError(13, "Permission denied", "/x/y"), 2, "error: /x/y: Permission denied\n"),
+        (OSError(18, "Other device", "/a", None, "/b"), 2, "error: /a to /b: Other device\n"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"),
+            1,
+            "error: not enough memory; fewer or shorter rows need less: "
+            "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_every_known_error_is_one_line_and_its_exit_code(monkeypatch, capsys, error, code, told):
+    def fail(argv):
+        raise error
+
+    # Both are set for the rest of the process, which otherwise ends there.
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", False)
+    monkeypatch.setattr(importlib.import_module("prism_jax.commands.convert"), "main", fail)
+    assert _run("convert") == code
+    assert capsys.readouterr().err == told
+
+
+def test_the_readme_names_the_exit_codes_that_main_documents():
+    codes = re.findall(r"^    (\d+) ", main.__doc__, re.M)
+    _, table = pathlib.Path("README.md").read_text().split("| exit code |")
+    assert codes == re.findall(r"^\| (\d+) \|", table.split("\n\n")[0], re.M)
 
 
 def test_another_unexpected_error_keeps_its_traceback(monkeypatch):

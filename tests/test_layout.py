@@ -16,7 +16,9 @@ _FILES = sorted(
 # Which folder or file may import which, a line each: parts of the project, then libraries. The
 # longest name that fits a module decides; a folder always imports itself, and a name includes what
 # lies in it. Arrows between these parts run one way.
-_BASE = "errors version intervals tree_paths metrics progress configuration mesh batches"
+_BASE = (
+    "errors version small_files intervals tree_paths metrics progress configuration mesh batches"
+)
 _RUN = f"{_BASE} rows losses training checkpoints data rewards rollout setup"
 _PARTS: dict[str, tuple[str, str]] = {
     "models": ("models.hf", "jax flax numpy jaxtyping"),
@@ -24,6 +26,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "configs": ("", "ml_collections"),
     "prism_jax.errors": ("", ""),
     "prism_jax.version": ("", ""),
+    "prism_jax.small_files": ("errors", ""),
     "prism_jax.intervals": ("", ""),
     "prism_jax.tree_paths": ("", "jax flax"),
     "prism_jax.metrics": ("", "jax numpy"),
@@ -36,19 +39,19 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.losses": ("metrics", "jax jaxtyping"),
     "prism_jax.training": ("errors metrics tree_paths losses", "jax flax numpy optax"),
     "prism_jax.checkpoints": (
-        "errors tree_paths mesh training models",
+        "errors small_files tree_paths mesh training models",
         "jax flax numpy etils orbax",
     ),
     "prism_jax.rewards": ("errors", "math_verify sympy"),
     "prism_jax.rollout": ("models", "jax flax numpy jaxtyping"),
     "prism_jax.data": (
-        "errors version models",
+        "errors version small_files models",
         "absl array_record etils fsspec grain jinja2 numpy PIL pyarrow sklearn tensorflow_datasets"
         " tokenizers transformers",
     ),
     # A teacher behind an address: no JAX.
-    "prism_jax.teacher": ("errors data", "numpy"),
-    "prism_jax.report": ("errors intervals progress", ""),
+    "prism_jax.teacher": ("errors small_files data", "numpy"),
+    "prism_jax.report": ("errors small_files intervals progress", ""),
     "prism_jax.setup": (
         f"{_BASE} rows training checkpoints data rewards models",
         "jax flax numpy",
@@ -74,7 +77,10 @@ _PARTS: dict[str, tuple[str, str]] = {
         f"{_RUN} policy running teacher commands.ask",
         "jax ml_collections",
     ),
-    "prism_jax.commands.pipeline": ("errors progress configuration checkpoints report", ""),
+    "prism_jax.commands.pipeline": (
+        "errors small_files progress configuration checkpoints report",
+        "",
+    ),
     "prism_jax.commands": (
         f"{_RUN} policy running report commands.ask models",
         "jax numpy ml_collections",

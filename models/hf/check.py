@@ -1,9 +1,10 @@
 """Compare the tensors of a checkpoint with the parameters of a model, before any is loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from models import config as config_lib
 from models.hf import files as hf_files
 from models.hf import names as hf_names
 from models.hf import reader as hf_reader
@@ -60,9 +61,7 @@ def table(
             for name in found
             if stored[name] != shapes[name] and not (contradiction and name in expert_names)
         ],
-        "of a type that is not loaded": [
-            f"{name} {kinds[name]}" for name in found if kinds[name] not in hf_files.DTYPES
-        ],
+        "of a type that is not loaded": not_loaded({name: kinds[name] for name in found}),
         "of several types in one stack": sorted(
             {
                 entry.template.format("*")
@@ -75,10 +74,101 @@ def table(
     }
     if any(problems.values()):
         hint = _SCORE_HINT if hf_names.SCORE in missing else ""
+        hint += type_hint(kinds[name] for name in found)
+        if any(".lora_" in name or name.startswith("base_model.") for name in extra):
+            hint += "; merge the adapter into its base model first"
         raise ValueError(
             f"{reader.path} does not fit the model: {hf_files.listing(problems)}{hint}"
         )
     return entries
+
+
+def not_loaded(kinds: Mapping[str, str]) -> list[str]:
+    """Return the tensors, with their types, that cannot become parameters.
+
+    float64 is read, as float32, where all tensors are of it; a single one among others is an error
+    of the tool that wrote it.
+    """
+    is_wide = all(kind == "F64" for kind in kinds.values())
+    return [
+        f"{name} {kind}"
+        for name, kind in kinds.items()
+        if kind not in hf_files.DTYPES or (kind == "F64" and not is_wide)
+    ]
+
+
+def type_hint(kinds: Iterable[str]) -> str:
+    """Return what to do about types that are not loaded."""
+    kinds = set(kinds)
+    narrow = sorted(kinds - set(hf_files.DTYPES))
+    if narrow:
+        return (
+            f". Weights of type {', '.join(narrow)} are not read: dequantize the model and save "
+            "it in bfloat16 first"
+        )
+    if "F64" in kinds and len(kinds) > 1:
+        return ". F64 is read only where all weights are of it: save the model in one type"
+    return ""
+
+
+def refuse_sizes(
+    reader: hf_reader.Reader, config: config_lib.Qwen3VLConfig, names: hf_names.Naming
+) -> None:
+    """Raise ValueError when `config.json` has other sizes than the tensors."""
+    stored = {name: tensor.shape for name, tensor in reader.tensors.items()}
+    problems = size_problems(config, names, stored)
+    if problems:
+        raise ValueError(
+            f"{reader.path}: config.json does not fit the weights: {'; '.join(problems)}"
+        )
+
+
+def size_problems(
+    config: config_lib.Qwen3VLConfig,
+    names: hf_names.Naming,
+    stored: Mapping[str, tuple[int, ...]],
+) -> list[str]:
+    """List the sizes of a `config.json` that are not those of the tensors.
+
+    Nothing is built for it: a wrong number of layers costs no memory and no time.
+    """
+    text, prefix = config.text, names.text_prefix
+    layer = f"{prefix}layers.0."
+    sizes = [
+        ("text_config.vocab_size", text.vocab_size, f"{prefix}embed_tokens.weight", 0),
+        ("text_config.hidden_size", text.hidden_size, f"{prefix}embed_tokens.weight", 1),
+        ("text_config.head_dim", text.head_dim, f"{layer}self_attn.q_norm.weight", 0),
+        ("text_config.intermediate_size", text.intermediate_size, f"{layer}mlp.up_proj.weight", 0),
+    ]
+    layers = [("text_config.num_hidden_layers", text.num_layers, f"{prefix}layers.")]
+    if text.moe is not None:
+        router = f"{layer}mlp.gate.weight"
+        sizes.append(("text_config.num_experts", text.moe.num_experts, router, 0))
+    if config.vision is not None:
+        vision, tower = config.vision, "model.visual."
+        layers.append(("vision_config.depth", vision.num_layers, f"{tower}blocks."))
+        places = f"{tower}pos_embed.weight"
+        count = vision.num_position_embeddings
+        sizes += [
+            ("vision_config.num_position_embeddings", count, places, 0),
+            ("vision_config.hidden_size", vision.hidden_size, places, 1),
+            (
+                "vision_config.intermediate_size",
+                vision.intermediate_size,
+                f"{tower}blocks.0.mlp.linear_fc1.weight",
+                0,
+            ),
+        ]
+    problems = [
+        f"{key} = {size}, {name} is {list(stored[name])}"
+        for key, size, name, axis in sizes
+        if name in stored and (len(stored[name]) <= axis or stored[name][axis] != size)
+    ]
+    for key, size, start in layers:
+        numbers = {name[len(start) :].split(".")[0] for name in stored if name.startswith(start)}
+        if len(numbers) != size:
+            problems.append(f"{key} = {size}, there are weights of {len(numbers)} layers")
+    return problems
 
 
 def _repeats_embedding(reader: hf_reader.Reader, names: hf_names.Naming) -> bool:

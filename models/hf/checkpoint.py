@@ -1,8 +1,7 @@
 """Load a Hugging Face checkpoint into sharded parameters, and write parameters back as one.
 
-Both ways handle one tensor at a time. Loading reads from the file only what this process's devices
-hold and puts layers into their stacked parameter on the device, so the host never holds a stack or
-the model. Saving gathers one tensor and writes it. Nothing is ever unpickled.
+One tensor is handled at a time. Loading reads only what this process's devices hold and stacks
+layers on the device. Saving gathers one tensor and writes it. Nothing is ever unpickled.
 """
 
 import collections
@@ -58,6 +57,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     path = pathlib.Path(folder)
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder")
+    hf_files.refuse_adapter(path)
     return hf_files.read_json(hf_files.inside(path, "config.json"))
 
 
@@ -69,25 +69,26 @@ def load(
     dtype: DTypeLike | None,
     fresh: Sequence[str] = (),
     drop: Sequence[str] = (),
-    check_manifest: bool = False,
 ) -> nnx.State:
     """Load parameters from a checkpoint folder, each directly in its shards.
 
     A `lm_head.weight` that repeats the embedding is accepted for a tied model; a discriminator has
-    no head, so there `lm_head.weight` is passed over whatever it holds.
+    no head, so there `lm_head.weight` is passed over whatever it holds. Where the folder has a
+    `manifest.json`, process 0 compares the files with it first.
 
     Args:
         abstract_state: `nnx.split(nnx.eval_shape(…))`, the parameters alone.
         shardings: a state of the same structure with a NamedSharding for each parameter, or one
             single-device sharding for all; None is JAX's default device.
-        dtype: type of all parameters; None keeps each as it is stored.
+        dtype: type of all parameters; None keeps each as it is stored, but float64, which becomes
+            float32.
         fresh: paths of parameters that the checkpoint does not hold and the caller makes, such as
             `score.kernel` of a new discriminator; they stay abstract in the result.
         drop: prefixes of tensor names that are knowingly not used, such as `model.visual.`.
-        check_manifest: compare every file's SHA-256 with `manifest.json` first.
 
-    Raises ValueError for a folder that is not safe and whole (see `hf.files.list_tensors`), and
-    one ValueError that lists all tensors that are missing, not used, of another shape or type.
+    Raises ValueError for a folder that is not safe and whole (see `files.list_tensors`), one
+    ValueError that lists all tensors that are missing, not used, of another shape or type, and one
+    that names a weight with NaN or infinity in it.
     """
     shapes = {path: value.shape for path, value in values_by_path(abstract_state).items()}
     unknown = [path for path in fresh if path not in shapes]
@@ -97,9 +98,10 @@ def load(
     wanted = {path: shape for path, shape in shapes.items() if path not in fresh}
     on_devices = _on_devices(shardings, shapes)
     loaded: dict[str, jax.Array] = {}
-    with hf_reader.open_folder(folder, check_manifest=check_manifest) as reader:
+    with hf_reader.open_folder(folder, check_manifest=False) as reader:
         loader = hf_stream.Loader(reader)
         table = hf_check.table(reader, wanted, names, drop)
+        _check_manifest(reader)
         leaves = [
             Leaf(
                 path=path,
@@ -117,6 +119,28 @@ def load(
         path = ".".join(map(str, parts))
         result.append((parts, leaf.replace(loaded[path]) if path in loaded else leaf))
     return nnx.from_flat_state(result)
+
+
+def _check_manifest(reader: hf_reader.Reader) -> None:
+    """Raise ValueError in every process when the files are not those of the manifest."""
+    problem = None
+    if jax.process_index() == 0:
+        try:
+            files = {tensor.file for tensor in reader.tensors.values()}
+            hf_files.compare_manifest(reader.path, files)
+        except ValueError as error:
+            problem = str(error)
+    _agree(problem, f"{reader.path}: process 0 found another file than its manifest names")
+
+
+def _agree(problem: str | None, elsewhere: str) -> None:
+    """Raise ValueError in every process when process 0 has a problem."""
+    if jax.process_count() > 1 and not multihost_utils.broadcast_one_to_all(
+        np.asarray(problem is None)
+    ):
+        problem = problem or elsewhere
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def _on_devices(
@@ -147,20 +171,17 @@ def save(
     """Write parameters as a checkpoint folder that `transformers` loads, in the types they have.
 
     In a run of several processes all call this; process 0 writes. The folder appears when it is
-    complete (see `models.hf.writer.write_folder`).
-
-    An untied discriminator has no head of its own, and the classes of `transformers` want one, so
-    `lm_head.weight` is then carried over from `copy_from`.
+    complete (see `writer.write_folder`). An untied discriminator has no head of its own, which the
+    classes of `transformers` want: `lm_head.weight` is then carried over from `copy_from`.
 
     Args:
         config_json: written as it is to `config.json`, and read for the names.
         layout: order of fused experts; without experts it does not matter.
         copy_from: folder whose tokenizer and processor files are copied, None for none.
-        carry: prefixes of tensors that the model does not have and that are copied from
-            `copy_from` byte by byte, such as `model.visual.` for a text-only trunk.
+        carry: prefixes of tensors copied from `copy_from`, such as `model.visual.` without a tower.
 
-    Raises ValueError when the target is not empty, or `config_json` ties the head and the model
-    does not, or the reverse.
+    Raises ValueError when the target is not empty, or model and `config_json` do not agree on a
+    tied head.
     """
     target = pathlib.Path(folder)
     source = None if copy_from is None else pathlib.Path(copy_from)
@@ -239,12 +260,7 @@ def _carried(
 def _check_target(target: pathlib.Path) -> None:
     """Raise ValueError in every process when process 0 cannot write to the target."""
     problem = hf_writer.check_target(target) if jax.process_index() == 0 else None
-    if jax.process_count() > 1 and not multihost_utils.broadcast_one_to_all(
-        np.asarray(problem is None)
-    ):
-        problem = problem or f"{target} cannot be written to by process 0"
-    if problem is not None:
-        raise ValueError(problem)
+    _agree(problem, f"{target} cannot be written to by process 0")
 
 
 def _needed_head(
@@ -272,7 +288,7 @@ def _open_carried(source: pathlib.Path | None, carry: Sequence[str]) -> hf_reade
     """Open the folder that tensors are carried over from; every prefix must find one."""
     if source is None:
         raise ValueError(f"carry = {list(carry)} needs copy_from")
-    reader = hf_reader.open_folder(source, check_manifest=False)
+    reader = hf_reader.open_folder(source, check_manifest=True)
     lacking = [p for p in carry if not any(name.startswith(p) for name in reader.tensors)]
     if lacking:
         raise ValueError(f"{source} holds no tensor that begins with {', '.join(lacking)}")

@@ -5,12 +5,13 @@ Nothing but JSON and the headers of safetensors files is read here, and no pickl
 Source: https://huggingface.co/docs/safetensors (format), the index as transformers writes it.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,19 +20,26 @@ import numpy as np
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MANIFEST = "manifest.json"
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_NUM_THREADS = 8
 
 # Types that parameters may have; the others are only known by their size, to check a header.
 DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(jnp.bfloat16),
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
 }
-_ITEM_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
-    **dict.fromkeys(("U32", "I32", "F32"), 4),
-    **dict.fromkeys(("U64", "I64", "F64"), 8),
+_ITEM_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
+_MAX_AXES = 32
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _PICKLES = (b"PK\x03\x04", *(bytes([0x80, version]) for version in range(2, 6)))
 
@@ -103,20 +111,26 @@ def _entry(name: str, file: str, value: Any, start: int, where: pathlib.Path) ->
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{where}: the header's entry {name!r} is malformed")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    numbers = (
-        [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    )
-    if len(numbers) != len(shape) + 2 or any(type(n) is not int or n < 0 for n in numbers):
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         raise ValueError(f"{where}: the header's entry {name!r} has a bad shape or bad offsets")
-    if dtype not in _ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in _ITEM_BITS:
         raise ValueError(f"{where}: the tensor {name!r} has the unknown type {dtype!r}")
-    num_bytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    num_bytes = -(-math.prod(shape) * _ITEM_BITS[dtype] // 8)
     if offsets[1] - offsets[0] != num_bytes:
         raise ValueError(
             f"{where}: the tensor {name!r} of type {dtype} and shape {shape} needs {num_bytes} "
             f"bytes, its offsets {offsets} give {offsets[1] - offsets[0]}"
         )
     return Tensor(name, file, dtype, tuple(shape), start + offsets[0], num_bytes)
+
+
+def _are_sizes(numbers: Any) -> bool:
+    """Return whether this is a short list of sizes that a file can have."""
+    return (
+        isinstance(numbers, list)
+        and len(numbers) <= _MAX_AXES
+        and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+    )
 
 
 def read_header(path: pathlib.Path, file: str) -> dict[str, Tensor]:
@@ -205,12 +219,24 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_manifest(path: pathlib.Path, files: set[str]) -> None:
+def compare_manifest(path: pathlib.Path, files: Iterable[str]) -> None:
+    """Compare the SHA-256 of these files with `manifest.json`, where the folder has one.
+
+    Raises ValueError naming each file that is not the one that was written.
+    """
+    if not (path / MANIFEST).exists():
+        return
     entries = read_json(inside(path, MANIFEST)).get("sha256")
-    if not isinstance(entries, dict):
-        raise ValueError(f"{path / MANIFEST}: sha256 must map file names to digests")
-    unlisted = sorted(files - set(entries))
-    changed = [f for f in sorted(files & set(entries)) if sha256(inside(path, f)) != entries[f]]
+    if not isinstance(entries, dict) or not all(isinstance(d, str) for d in entries.values()):
+        raise ValueError(
+            f"{path / MANIFEST}: sha256 must map file names to digests, as export writes it; "
+            "without the file nothing is compared"
+        )
+    unlisted = sorted(set(files) - set(entries))
+    listed = sorted(set(files) & set(entries))
+    with concurrent.futures.ThreadPoolExecutor(_NUM_THREADS) as pool:
+        digests = pool.map(lambda file: sha256(inside(path, file)), listed)
+        changed = [f for f, digest in zip(listed, digests, strict=True) if digest != entries[f]]
     if unlisted or changed:
         raise ValueError(
             f"{path / MANIFEST} does not vouch for the files: "
@@ -218,16 +244,27 @@ def _check_manifest(path: pathlib.Path, files: set[str]) -> None:
         )
 
 
+def refuse_adapter(path: pathlib.Path) -> None:
+    """Raise ValueError for a folder that holds an adapter, beside a base model or alone."""
+    adapters = [name for name in _ADAPTERS if (path / name).exists()]
+    if adapters:
+        raise ValueError(
+            f"{path} holds an adapter ({', '.join(adapters)}), which is not applied: merge the "
+            "adapter into its base model first (merge_and_unload of peft) and name that folder"
+        )
+
+
 def list_tensors(path: pathlib.Path, *, check_manifest: bool) -> dict[str, Tensor]:
     """Return the tensors of a folder by name, after checking all its files.
 
-    With `check_manifest` every file's SHA-256 is compared with `manifest.json`. Raises ValueError
-    naming the file for: no weights, weights only as pickles, two sets of weights, an index that
-    names a file outside the folder or disagrees with the files, a missing, truncated or malformed
-    file.
+    With `check_manifest` every file's SHA-256 is compared with `manifest.json`, where there is one.
+    Raises ValueError naming the file for: an adapter, no weights, weights only as pickles, two sets
+    of weights, an index that names a file outside the folder or disagrees with the files, a
+    missing, truncated or malformed file.
     """
     if not path.is_dir():
         raise ValueError(f"{path} is not a folder")
+    refuse_adapter(path)
     single, index = (path / SINGLE).exists(), (path / INDEX).exists()
     if single and index:
         raise ValueError(f"{path} holds both {SINGLE} and {INDEX}: which one is meant is unknown")
@@ -242,5 +279,5 @@ def list_tensors(path: pathlib.Path, *, check_manifest: bool) -> dict[str, Tenso
             + (f"; {', '.join(pickles)} are pickles and are not opened" if pickles else "")
         )
     if check_manifest:
-        _check_manifest(path, {tensor.file for tensor in tensors.values()})
+        compare_manifest(path, {tensor.file for tensor in tensors.values()})
     return tensors

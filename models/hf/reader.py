@@ -17,12 +17,25 @@ from models.hf import files as hf_files
 
 _CHUNK_BYTES = 4 << 20
 _NUM_THREADS = 8
+_WIDEST_BYTES = 8  # of an item of any type
+
+# By type: unsigned integers of its size and the bits of the exponent, which are all set in NaN and
+# infinity. Looking at the bits is several times faster than asking each number.
+_EXPONENTS: dict[str, tuple[type[np.unsignedinteger], np.unsignedinteger]] = {
+    "BF16": (np.uint16, np.uint16(0x7F80)),
+    "F16": (np.uint16, np.uint16(0x7C00)),
+    "F32": (np.uint32, np.uint32(0x7F80_0000)),
+    "F64": (np.uint64, np.uint64(0x7FF0_0000_0000_0000)),
+}
 
 Box = tuple[tuple[int, int], ...]  # start and stop of every axis
 
 
 class Reader:
-    """Tensors of a folder by name; use it in a `with` statement."""
+    """Tensors of a folder by name; use it in a `with` statement.
+
+    Whatever is read is looked at: NaN or infinity in a weight is a ValueError that names it.
+    """
 
     def __init__(self, path: pathlib.Path, tensors: dict[str, hf_files.Tensor]):
         self.path = path
@@ -75,11 +88,13 @@ class Reader:
         return out
 
     def blocks(self, name: str, num_bytes: int) -> Iterator[memoryview]:
-        """Yield the bytes of a tensor in blocks of at most `num_bytes`."""
+        """Yield the bytes of a tensor in blocks of about `num_bytes`, whole items each."""
         tensor = self.tensors[name]
+        num_bytes = max(num_bytes // _WIDEST_BYTES, 1) * _WIDEST_BYTES
         for begin in range(0, tensor.num_bytes, num_bytes):
             block = memoryview(bytearray(min(num_bytes, tensor.num_bytes - begin)))
             self._read_at(tensor, begin, block)
+            self._refuse_not_finite(tensor, np.frombuffer(block, np.uint8))
             yield block
 
     def _read_at(self, tensor: hf_files.Tensor, begin: int, buffer: memoryview) -> None:
@@ -91,6 +106,18 @@ class Reader:
             if not got:
                 raise ValueError(f"{self.path / tensor.file} ended while {tensor.name!r} was read")
             done += got
+
+    def _refuse_not_finite(self, tensor: hf_files.Tensor, data: np.ndarray) -> None:
+        """Raise ValueError when bytes of a tensor, whole items of it, hold NaN or infinity."""
+        bits = _EXPONENTS.get(tensor.dtype)
+        if bits is None:
+            return
+        kind, exponent = bits
+        if ((data.view(kind) & exponent) == exponent).any():
+            raise ValueError(
+                f"{self.path / tensor.file}: the weight {tensor.name!r} holds NaN or infinity, "
+                "which no model can use"
+            )
 
     def _fill(
         self,
@@ -111,10 +138,12 @@ class Reader:
             target = out[_slices(common, box)]
             if target.flags.c_contiguous:
                 self._read_at(tensor, begin * dtype.itemsize, memoryview(_bytes(target)))
+                self._refuse_not_finite(tensor, _bytes(target))
                 return
         if shared:
             data = np.empty([stop - start for start, stop in chunk], dtype)
             self._read_at(tensor, begin * dtype.itemsize, memoryview(_bytes(data)))
+            self._refuse_not_finite(tensor, _bytes(data))
             for box, out, common in shared:
                 out[_slices(common, box)] = data[_slices(common, chunk)]
 

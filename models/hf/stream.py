@@ -143,12 +143,23 @@ def _read_pieces(reader: hf_reader.Reader, group: Sequence[Leaf], cut: _Cut) -> 
         plans.append((shape, sharding, shards))
     for layer in range(cut.num_layers):
         reader.read_into(entry.names[cut.layer + layer], entry.view, wants[layer])
+    if kind == np.float64:
+        plans = [(n, s, _narrowed(shards, entry.template)) for n, s, shards in plans]
     return [
         jax.make_array_from_callback(
             shape, sharding, lambda index, s=shards, n=shape: s[_box(index, n)]
         )
         for shape, sharding, shards in plans
     ]
+
+
+def _narrowed(shards: dict[hf_reader.Box, np.ndarray], name: str) -> dict:
+    """Return float64 values as float32, in which they must be finite too."""
+    with np.errstate(over="ignore"):
+        narrow = {box: values.astype(np.float32) for box, values in shards.items()}
+    if not all(np.isfinite(values).all() for values in narrow.values()):
+        raise ValueError(f"{name} holds values that are infinite as float32")
+    return narrow
 
 
 def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> hf_reader.Box:

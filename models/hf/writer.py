@@ -33,7 +33,7 @@ COPIED = (
     "video_preprocessor_config.json",
     "vocab.json",
 )
-_NAMES = {dtype: name for name, dtype in hf_files.DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in hf_files.DTYPES.items() if name != "F64"}
 
 Buffer = Any  # anything with the buffer protocol and contiguous
 

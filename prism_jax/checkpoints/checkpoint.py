@@ -1,15 +1,15 @@
 """Checkpoints: the whole state, written in the background, checked when it is read.
 
 A run's folder holds `checkpoints/N/` for the state after N steps, with the items `params` (or
-`policy.params`, ...), `opt_state`, `position` (step, seed, data position) and `meta` (identity of
-the run, shape and checksum of each leaf); and `finished.json` when the run has ended. An exported
-folder has the same form with `params` and `meta` alone. A step is visible only when it is complete.
-Orbax is used here and in `checkpoint_files.py` alone.
+`policy.params`, ...), `opt_state`, `position` (step, seed, data position), `meta` (identity of
+the run, shape and checksum of each leaf) and `digests` (of `position` and `meta`); and
+`finished.json` when the run has ended. An exported folder has the same form with `params`, `meta`
+and `digests` alone. A step is visible only when it is complete. Orbax is used here and in
+`checkpoint_files.py` alone.
 """
 
 import contextlib
 import dataclasses
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-from prism_jax import errors, tree_paths
+from prism_jax import errors, small_files, tree_paths
 from prism_jax.checkpoints import checksum, lock
 from prism_jax.checkpoints import files as checkpoint_files
 from prism_jax.checkpoints import meta as checkpoint_meta
@@ -89,7 +89,8 @@ class Checkpointer:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._root, options=options)
-        except OSError as error:
+        # Orbax reads files of its own in each step, and says in many ways that one is damaged.
+        except Exception as error:
             raise errors.InputError(f"cannot make or open {self._root}: {error}") from error
 
     def __enter__(self) -> "Checkpointer":
@@ -100,8 +101,9 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """Return the complete steps on disk, oldest first."""
-        self._manager.reload()
-        return sorted(self._manager.all_steps())
+        with checkpoint_files.listing(self._root):
+            self._manager.reload()
+            return sorted(self._manager.all_steps())
 
     def is_due(self, step: int) -> bool:
         """Tell whether the state after `step` steps is to be saved; for every process and step.
@@ -141,10 +143,9 @@ class Checkpointer:
             item: ocp.args.StandardSave(checkpoint_meta.nest(leaves))
             for item, leaves in items.items()
         }
-        jsons = {
-            item: ocp.args.JsonSave(text)
-            for item, text in (texts | {checkpoint_files.META: meta}).items()
-        }
+        texts = {**texts, checkpoint_files.META: meta}
+        texts |= {checkpoint_files.DIGESTS: checkpoint_files.digests(texts)}
+        jsons = {item: ocp.args.JsonSave(text) for item, text in texts.items()}
         self._last_save = (step, _num_bytes(items))
         with self._explained():
             self._manager.save(step, args=ocp.args.Composite(**arrays, **jsons), force=True)
@@ -183,15 +184,14 @@ class Checkpointer:
 
         Raises:
           InputError: the folder is of another run or another state, or has no such step.
-          CheckpointError: the arrays read are not the ones that were saved.
+          CheckpointError: what was read is not what was saved.
         """
         steps = self.steps()
         if step is None and not steps:
             return None
         chosen = checkpoint_files.choose(steps, step, self._workdir)
-        meta = checkpoint_files.read_meta(self._manager, self._workdir, chosen)
-        position = checkpoint_files.read_json(
-            self._manager, self._workdir, chosen, checkpoint_files.POSITION
+        meta, position = checkpoint_files.read_meta_and_position(
+            self._manager, self._workdir, chosen
         )
         self._check_identity(chosen, meta, position)
         items = checkpoint_meta.split_items(abstract_state)
@@ -227,9 +227,7 @@ class Checkpointer:
                 "step": self.steps()[-1],
                 "summary": dict(summary),
             }
-            checkpoint_files.write_atomically(
-                self._workdir / _FINISHED, json.dumps(text, indent=1) + "\n"
-            )
+            small_files.write(self._workdir / _FINISHED, text)
 
     def close(self) -> None:
         """Finish writing and stop the background threads."""
@@ -293,16 +291,23 @@ class Checkpointer:
 
 
 def finished(workdir: str) -> Json | None:
-    """Return what `Checkpointer.finish` wrote, None when the run in `workdir` has not ended."""
-    marker = epath.Path(workdir) / _FINISHED
-    return json.loads(marker.read_text()) if marker.exists() else None
+    """Return what `Checkpointer.finish` wrote, None when the run in `workdir` has not ended.
+
+    Raises:
+      InputError: the file is damaged.
+    """
+    return small_files.read(
+        epath.Path(workdir) / _FINISHED,
+        {"stage": str, "config_hash": str, "step": int, "summary": dict},
+        remedy="delete it and start the run again, which then ends once more",
+    )
 
 
 def read_meta(workdir: str, *, step: int | None) -> Json:
     """Return the `meta` of the newest complete step (or of `step`): stage, configs, leaves."""
     folder = epath.Path(workdir)
     with checkpoint_files.opened(folder) as manager:
-        chosen = checkpoint_files.choose(sorted(manager.all_steps()), step, folder)
+        chosen = checkpoint_files.choose(checkpoint_files.steps(manager), step, folder)
         return checkpoint_files.read_meta(manager, folder, chosen)
 
 
@@ -326,7 +331,7 @@ def load_params(
     """
     folder = epath.Path(workdir)
     with checkpoint_files.opened(folder) as manager:
-        steps = sorted(manager.all_steps())
+        steps = checkpoint_files.steps(manager)
         chosen = checkpoint_files.choose(steps, step, folder)
         meta = checkpoint_files.read_meta(manager, folder, chosen)
         if item not in meta["leaves"]:

@@ -1,6 +1,9 @@
 """The files of a checkpoint: finding complete steps, reading and checking them."""
 
 import contextlib
+import hashlib
+import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from prism_jax import errors, tree_paths
+from prism_jax import errors, small_files, tree_paths
 from prism_jax.checkpoints import checksum
 from prism_jax.checkpoints import meta as checkpoint_meta
 
@@ -18,18 +21,32 @@ Json = Any
 FOLDER = "checkpoints"
 META = "meta"
 POSITION = "position"
+DIGESTS = "digests"  # of the two others
+
+_LEAF = {"shape": [int], "dtype": str, "checksum": [int]}
+_SCHEMAS = {
+    META: {
+        "format": int,
+        "project_version": str,
+        "stage": str,
+        "config": dict,
+        "config_hash": str,
+        "model_config": dict,
+        "leaves": {str: {str: _LEAF}},
+    },
+    POSITION: {"step": int, "seed": int, "data": None},
+}
+_log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
-    """Report a checkpoint that could not be written or must not be read; nothing older was lost."""
+class CheckpointError(errors.RunError):
+    """A checkpoint could not be written, or must not be read; nothing older was lost."""
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f"{path.name}.partial"
-    partial.write_text(text)
-    partial.replace(path)
+class DamagedError(CheckpointError):
+    """A checkpoint on disk is not the one that was written, so it is not read."""
+
+    exit_code = 2
 
 
 @contextlib.contextmanager
@@ -37,11 +54,27 @@ def opened(folder: epath.Path) -> Iterator[ocp.CheckpointManager]:
     root = folder / FOLDER
     if not root.exists():
         raise errors.InputError(f"there are no checkpoints in {folder}: {root} does not exist")
-    manager = ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(create=False))
+    with listing(root):
+        manager = ocp.CheckpointManager(root, options=ocp.CheckpointManagerOptions(create=False))
     try:
         yield manager
     finally:
         manager.close()
+
+
+@contextlib.contextmanager
+def listing(root: epath.Path) -> Iterator[None]:
+    """Explain that Orbax cannot list the steps, of which it reads files of its own."""
+    try:
+        yield
+    except Exception as error:
+        raise DamagedError(f"the steps in {root} cannot be listed: {error!r}") from error
+
+
+def steps(manager: ocp.CheckpointManager) -> list[int]:
+    """Return the complete steps on disk, oldest first."""
+    with listing(manager.directory):
+        return sorted(manager.all_steps())
 
 
 def choose(steps: Sequence[int], step: int | None, folder: epath.Path) -> int:
@@ -57,21 +90,76 @@ def choose(steps: Sequence[int], step: int | None, folder: epath.Path) -> int:
     return step
 
 
-def read_json(manager: ocp.CheckpointManager, folder: epath.Path, step: int, item: str) -> Json:
+def digests(texts: Mapping[str, Json]) -> dict[str, str]:
+    """Return the SHA-256 of each JSON value, whatever order its keys are in."""
+    # Through JSON, so that tuples and keys that are numbers are as they will be read back.
+    plain = {item: json.loads(json.dumps(text)) for item, text in texts.items()}
+    return {
+        item: hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()
+        for item, text in plain.items()
+    }
+
+
+def read_texts(
+    manager: ocp.CheckpointManager, folder: epath.Path, step: int, *items: str
+) -> dict[str, Json]:
+    """Return JSON items of a step, compared with their digests, and with their schemas.
+
+    A step of format 1 was written before there were digests; it is read with a warning.
+    """
+    where = folder / FOLDER / str(step)
+    wanted = (*items, DIGESTS) if (where / DIGESTS).exists() else items
     try:
-        return manager.restore(step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore()}))[
-            item
-        ]
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder / FOLDER / str(step)} is not a whole checkpoint, its {item} cannot be "
-            f"read: {error}"
+        read = manager.restore(
+            step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore() for item in wanted})
+        )
+        texts = {item: read[item] for item in wanted}
+    # Whatever Orbax makes of a file that is missing or damaged.
+    except Exception as error:
+        raise DamagedError(
+            f"{where} is not a whole checkpoint, its {' or '.join(wanted)} cannot be read: {error}"
         ) from error
+    stored = texts.pop(DIGESTS, None)
+    computed = digests(texts)
+    for item in items:
+        digest = stored.get(item) if isinstance(stored, Mapping) else None
+        if stored is not None and digest != computed[item]:
+            raise DamagedError(
+                f"{where / item} is damaged: its digest is not the one that it was written with; "
+                "go back to an older step with resume.step, if there is one"
+            )
+        problem = small_files.problem_of(texts[item], _SCHEMAS[item])
+        if problem is not None:
+            raise DamagedError(f"{where / item} is damaged: {problem}")
+    if stored is None:
+        if META in items and texts[META]["format"] != checkpoint_meta.WITHOUT_DIGESTS:
+            raise DamagedError(f"{where} is not a whole checkpoint, its {DIGESTS} are missing")
+        _log.warning(
+            "%s was written before data positions had digests: it is read unchecked", where
+        )
+    return texts
 
 
 def read_meta(manager: ocp.CheckpointManager, folder: epath.Path, step: int) -> Json:
-    meta = read_json(manager, folder, step, META)
-    if meta["format"] != checkpoint_meta.FORMAT:
+    """Return what a step says about itself."""
+    return _known(folder, step, read_texts(manager, folder, step, META)[META])
+
+
+def read_meta_and_position(
+    manager: ocp.CheckpointManager, folder: epath.Path, step: int
+) -> tuple[Json, Json]:
+    """Return what a step says about itself, and where its data stood."""
+    texts = read_texts(manager, folder, step, META, POSITION)
+    meta, position = _known(folder, step, texts[META]), texts[POSITION]
+    if position["step"] != step:
+        raise DamagedError(
+            f"{folder / FOLDER / str(step) / POSITION} is damaged: it is of step {position['step']}"
+        )
+    return meta, position
+
+
+def _known(folder: epath.Path, step: int, meta: Json) -> Json:
+    if meta["format"] not in (checkpoint_meta.WITHOUT_DIGESTS, checkpoint_meta.FORMAT):
         raise errors.InputError(
             f"{folder / FOLDER / str(step)} has format {meta['format']}, this version reads "
             f"{checkpoint_meta.FORMAT}"
@@ -112,7 +200,7 @@ def restore_leaves(
             ),
         )
     except Exception as error:
-        raise CheckpointError(
+        raise DamagedError(
             f"cannot read {item} of step {step} in {manager.directory}: {error}"
         ) from error
     return tree_paths.named_leaves(restored[item])
@@ -126,14 +214,20 @@ def verify(
     meta: Json,
     leaves: Mapping[str, jax.Array],
 ) -> None:
-    bad = checkpoint_meta.corrupt_leaves(meta["leaves"][item], checksum.checksums(leaves))
-    if bad:
-        older = [s for s in steps if s < step]
-        offer = f"start from step {older[-1]} instead" if older else "there is no older step"
-        raise CheckpointError(
-            f"{item} of step {step} in {folder} is corrupt: the checksums of these leaves are not "
-            f"those they were saved with; {offer}:\n" + checkpoint_meta.lines(bad)
-        )
+    older = [s for s in steps if s < step]
+    offer = f"start from step {older[-1]} instead" if older else "there is no older step"
+    sums = checksum.checksums(leaves)
+    corrupt = checkpoint_meta.corrupt_leaves(meta["leaves"][item], sums)
+    not_finite = [name for name, entry in sums.items() if not entry.is_finite]
+    for names, rule in (
+        (corrupt, "is corrupt: the checksums of these leaves are not those they were saved with"),
+        (not_finite, "holds NaN or infinity, in these leaves"),
+    ):
+        if names:
+            raise DamagedError(
+                f"{item} of step {step} in {folder} {rule}; {offer}:\n"
+                + checkpoint_meta.lines(names)
+            )
 
 
 def is_local(path: epath.Path) -> bool:

@@ -1,8 +1,10 @@
-"""One job per run folder: a lock file with host, process and start time.
+"""One job per run folder: a lock file that names machine, process and folder.
 
-On the same host a lock whose process is gone is taken over at once. From another host the process
-cannot be seen; there the owner's heartbeat, a counter in the file, is watched for a while instead,
-which needs no agreement of clocks and also works on object stores.
+On the same machine, as its boot id and the space of process numbers tell, a lock whose process is
+gone is taken over at once. From elsewhere the process cannot be seen; there the owner's heartbeat,
+a counter in the file, is watched for a while instead. So it is when the lock names another folder
+than the one it lies in: it was copied with the folder, and then nobody refreshes it. None of this
+looks at a clock, which may be set while a job runs.
 
 The file is looked at and changed under an flock, so of several jobs that find the same dead lock
 one gets it. Object stores, and file systems without flock, cannot promise that; and a job that was
@@ -16,6 +18,7 @@ import datetime
 import errno
 import fcntl
 import functools
+import hashlib
 import json
 import logging
 import os
@@ -28,7 +31,7 @@ from typing import TextIO
 
 from etils import epath
 
-from prism_jax import errors
+from prism_jax import errors, small_files
 
 _NAME = "lock.json"
 _TURN = "lock.json.turn"  # there while a process looks at the lock and changes it
@@ -38,12 +41,20 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Name the job that holds a folder."""
+    """The job that holds a folder, and the folder."""
 
     host: str
+    machine: str  # its boot, and the space in which the process number counts
     pid: int
-    started: str  # when this process started, by the clock of its host
+    ticks: str  # of the machine, from its boot to the start of the process
+    folder: str  # device and inode; empty where there are none
+    since: str  # when the folder was taken, by the host's clock: for people alone
     beat: int  # raised every few seconds while the job lives
+
+
+_SCHEMA = {
+    field.name: int if field.name in ("pid", "beat") else str for field in dataclasses.fields(Owner)
+}
 
 
 _held: dict[epath.Path, Owner] = {}  # lock files of this process
@@ -62,7 +73,16 @@ def hold(workdir: str, *, beat_seconds: float) -> Iterator[None]:
       InputError: another living job holds the folder.
     """
     path = epath.Path(workdir) / _NAME
-    own = Owner(host=socket.gethostname(), pid=os.getpid(), started=_started(os.getpid()), beat=0)
+    _make_folder(path.parent)
+    own = Owner(
+        host=socket.gethostname(),
+        machine=_machine(),
+        pid=os.getpid(),
+        ticks=_ticks(os.getpid()) or "",
+        folder=_folder(path.parent),
+        since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        beat=0,
+    )
     _take(path, own, beat_seconds)
     _held[path] = own
     stop = threading.Event()
@@ -99,11 +119,14 @@ def check() -> None:
             )
 
 
-def _take(path: epath.Path, own: Owner, beat_seconds: float) -> None:
+def _make_folder(folder: epath.Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise errors.InputError(f"cannot make the folder {path.parent}: {error}") from error
+        raise errors.InputError(f"cannot make the folder {folder}: {error}") from error
+
+
+def _take(path: epath.Path, own: Owner, beat_seconds: float) -> None:
     gone = None
     try:
         # Whether the holder lives may take long to see, so others have their turn meanwhile; it
@@ -111,8 +134,8 @@ def _take(path: epath.Path, own: Owner, beat_seconds: float) -> None:
         while (holder := _put(path, own, gone)) is not None:
             if _lives(path, holder, own, beat_seconds):
                 raise errors.InputError(
-                    f"{path.parent} is in use by process {holder.pid} on {holder.host}, started "
-                    f"{holder.started}; wait for it, or name another workdir"
+                    f"{path.parent} is in use by process {holder.pid} on {holder.host}, since "
+                    f"{holder.since}; wait for it, or name another workdir"
                 )
             gone = holder
         holder = _read(path)
@@ -203,17 +226,24 @@ def _create(path: epath.Path):
 
 
 def _replace(path: epath.Path, own: Owner) -> None:
-    """Write the lock as a whole: a reader never sees half of it."""
+    """Write the lock as a whole: a reader never sees half of it.
+
+    Without waiting for the disk: after a power cut there is no process that it could name.
+    """
     partial = path.parent / f"{path.name}.partial"
     partial.write_text(json.dumps(dataclasses.asdict(own)))
     partial.replace(path)
 
 
 def _lives(path: epath.Path, holder: Owner, own: Owner, beat_seconds: float) -> bool:
-    if holder.host == own.host:
-        return _started(holder.pid) == holder.started
+    if holder.machine == own.machine:
+        is_there = _ticks(holder.pid) == holder.ticks
+        if not is_there or holder.folder == own.folder:
+            return is_there
     deadline = time.monotonic() + 3 * beat_seconds
-    _log.warning("%s is held by %s; watching whether it lives", path, holder.host)
+    _log.warning(
+        "%s is held by process %d on %s; watching whether it lives", path, holder.pid, holder.host
+    )
     while time.monotonic() < deadline:
         time.sleep(beat_seconds / 4)
         now = _read(path)
@@ -242,39 +272,60 @@ def _beat(path: epath.Path, own: Owner, beat_seconds: float, stop: threading.Eve
 
 def _read(path: epath.Path) -> Owner | None:
     try:
-        return Owner(**json.loads(path.read_text()))
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
-        # Left half-written by a job that was killed there.
-        return Owner(host="", pid=-1, started="unknown", beat=-1)
+    try:
+        owner = small_files.parse(data, _SCHEMA, where=str(path))
+        return Owner(**{name: owner[name] for name in _SCHEMA})
+    except errors.InputError:
+        # Half-written by a job that was killed there, or of another version, which changes it
+        # as long as it lives.
+        digest = hashlib.sha256(data).hexdigest()
+        return Owner(
+            host="unknown", machine="", pid=-1, ticks=digest, folder="", since="unknown", beat=-1
+        )
 
 
 def _is_same(one: Owner, other: Owner) -> bool:
     return dataclasses.replace(one, beat=0) == dataclasses.replace(other, beat=0)
 
 
-def _started(pid: int) -> str | None:
-    """Return when a process of this host started, None when there is no such process."""
+def _machine() -> str:
+    """Return what is the same for all processes that can see each other by number."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"host {socket.gethostname()}"
+
+
+def _folder(folder: epath.Path) -> str:
+    """Return what tells a folder from its copies, as this machine sees it."""
+    if "://" in str(folder):
+        return ""
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise errors.InputError(f"cannot read the folder {folder}: {error}") from error
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def _ticks(pid: int) -> str | None:
+    """Return when a process of this machine started, None when there is no such process."""
+    if pid <= 0:
+        return None
     try:
         # Field 22 counts clock ticks since boot; the name in field 2 may hold spaces.
         fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = next(
-            int(line.split()[1])
-            for line in pathlib.Path("/proc/stat").read_text().splitlines()
-            if line.startswith("btime")
-        )
     except (FileNotFoundError, ProcessLookupError):
-        return _started_without_proc(pid)
-    if fields[0] == "Z":
-        return None
-    seconds = boot + int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
+        return _ticks_without_proc(pid)
+    return None if fields[0] in ("Z", "X") else fields[19]
 
 
-def _started_without_proc(pid: int) -> str | None:
+def _ticks_without_proc(pid: int) -> str | None:
     """Tell only whether the process exists, where the system has no /proc."""
-    if pathlib.Path("/proc/self").exists() or pid <= 0:
+    if pathlib.Path("/proc/self").exists():
         return None
     try:
         os.kill(pid, 0)

@@ -12,7 +12,8 @@ from prism_jax import tree_paths
 from prism_jax.checkpoints import checksum
 from prism_jax.training import train_state
 
-FORMAT = 1
+FORMAT = 2
+WITHOUT_DIGESTS = 1  # a format that is read still
 STATE_ITEM = "opt_state"
 PARAMS_ITEM = "params"
 _NUM_NAMED = 10

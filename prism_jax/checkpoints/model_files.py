@@ -19,7 +19,7 @@ from etils import epath
 
 from models.hf import files as hf_files
 from models.hf import writer as hf_writer
-from prism_jax import errors
+from prism_jax import errors, small_files
 from prism_jax.checkpoints import files as checkpoint_files
 
 FOLDER = "model"
@@ -56,8 +56,15 @@ def of(folder: str | os.PathLike[str], *, is_discriminator: bool = False) -> pat
 
     Args:
       is_discriminator: of a run that trains two models, the second; other folders have one.
+
+    Raises:
+      InputError: the folder holds an adapter.
     """
     if not is_run(folder):
+        try:
+            hf_files.refuse_adapter(pathlib.Path(folder))
+        except ValueError as error:
+            raise errors.InputError(str(error)) from error
         return pathlib.Path(folder)
     run = epath.Path(folder)
     second = run / DISCRIMINATOR_FOLDER
@@ -97,11 +104,8 @@ def _write(found: dict[str, bytes], target: pathlib.Path) -> None:
     partial.mkdir(parents=True)
     try:
         for name, content in found.items():
-            with (partial / name).open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        os.rename(partial, target)
+            (partial / name).write_bytes(content)
+        small_files.rename_folder(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from models import config as config_lib
 from models import discriminator, moe, qwen3_vl, sharding
+from models.hf import check as hf_check
 from models.hf import checkpoint as hf_checkpoint
 from models.hf import files as hf_files
 from models.hf import names as hf_names
@@ -148,9 +149,11 @@ class Source:
             )
         is_discriminator = any(name.startswith("score/") for name in leaves[item])
         (dtype,) = (x["dtype"] for name, x in leaves[item].items() if "text/embed/" in name)
+        files = model_files.of(folder, is_discriminator=is_discriminator)
+        _refuse_layers(files, config_of(files)[1], leaves[item])
         return cls(
             folder=folder,
-            files=model_files.of(folder, is_discriminator=is_discriminator),
+            files=files,
             arrays=folder,
             item=item,
             step=chosen,
@@ -196,11 +199,27 @@ class Source:
             raise errors.InputError(f"{self.folder}: {error}") from error
 
 
+def _refuse_layers(
+    files: pathlib.Path, config: config_lib.Qwen3VLConfig, leaves: dict[str, Any]
+) -> None:
+    """Refuse a run's `config.json` with another number of layers, before a model is built."""
+    wanted = {"text/layers/": config.text.num_layers}
+    if config.vision is not None:
+        wanted["vision/blocks/"] = config.vision.num_layers
+    for part, num_layers in wanted.items():
+        saved = {x["shape"][0] for name, x in leaves.items() if part in name}
+        if saved != {num_layers}:
+            raise errors.InputError(
+                f"{files / 'config.json'} says {num_layers} layers in {part}, the checkpoint has "
+                f"{', '.join(map(str, sorted(saved))) or 'none'}"
+            )
+
+
 def _read_meta(arrays: epath.Path, step: int | None) -> tuple[int, dict[str, Any]]:
     """Return the newest complete step (or `step`) and what its checkpoint says about itself."""
     try:
         with checkpoint_files.opened(arrays) as manager:
-            chosen = checkpoint_files.choose(sorted(manager.all_steps()), step, arrays)
+            chosen = checkpoint_files.choose(checkpoint_files.steps(manager), step, arrays)
             return chosen, checkpoint_files.read_meta(manager, arrays, chosen)
     except (checkpoint_files.CheckpointError, OSError, LookupError, TypeError) as error:
         raise errors.InputError(f"{arrays} cannot be read: {error}") from error
@@ -209,12 +228,19 @@ def _read_meta(arrays: epath.Path, step: int | None) -> tuple[int, dict[str, Any
 def _describe(folder: pathlib.Path) -> dict[str, Any]:
     """Tell from names, shapes and types what a Hugging Face folder holds."""
     values = hf_checkpoint.read_config(folder)
-    text = config_lib.from_hf(values).text
+    config = config_lib.from_hf(values)
+    text, names = config.text, hf_names.naming(values)
     with hf_reader.open_folder(folder, check_manifest=False) as reader:
         tensors = reader.tensors
-    embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
-    if len(embeddings) != 1:
-        raise ValueError(f"one embed_tokens.weight is needed, found {embeddings}")
+        embeddings = [name for name in tensors if name.endswith("embed_tokens.weight")]
+        if len(embeddings) != 1:
+            raise ValueError(f"one embed_tokens.weight is needed, found {embeddings!s:.500}")
+        kinds = {name: tensor.dtype for name, tensor in tensors.items()}
+        wrong = set(hf_check.not_loaded(kinds)) & {f"{embeddings[0]} {kinds[embeddings[0]]}"}
+        if wrong:
+            hint = hf_check.type_hint(kinds.values())
+            raise ValueError(f"of a type that is not loaded: {wrong.pop()}{hint}")
+        hf_check.refuse_sizes(reader, config, names)
     experts = {}
     if text.moe is not None:
         into = (text.num_layers, text.moe.num_experts, text.hidden_size, text.moe.intermediate_size)
@@ -222,10 +248,11 @@ def _describe(folder: pathlib.Path) -> dict[str, Any]:
         experts = {"text.layers.moe.gate": into, "text.layers.moe.up": into}
         experts["text.layers.moe.down"] = out_of
     stored = {name: tensor.shape for name, tensor in tensors.items()}
+    dtype = hf_files.DTYPES[kinds[embeddings[0]]]
     return {
         "is_discriminator": hf_names.SCORE in tensors or (folder / "value_head.pt").exists(),
-        "layout": hf_names.expert_layout(experts, stored, hf_names.naming(values)),
-        "dtype": str(hf_files.DTYPES[tensors[embeddings[0]].dtype]),
+        "layout": hf_names.expert_layout(experts, stored, names),
+        "dtype": "float32" if dtype == jnp.float64 else str(dtype),
     }
 
 

@@ -17,7 +17,7 @@ from models.hf import checkpoint as hf_checkpoint
 from models.hf import files as hf_files
 from models.hf import names as hf_names
 from models.hf import writer as hf_writer
-from prism_jax import errors, version
+from prism_jax import errors, small_files, version
 from prism_jax.checkpoints import checkpoint, pretrained
 from prism_jax.checkpoints import meta as checkpoint_meta
 
@@ -86,7 +86,10 @@ def main(argv: Sequence[str]) -> None:
             model_config=values,
             may_differ=(),
         )
-        write_flax(args.target, args.source, params, identity=identity)
+        try:
+            write_flax(args.target, args.source, params, identity=identity)
+        except ValueError as error:
+            raise errors.InputError(f"--from: {error}") from error
     print(args.target)
 
 
@@ -108,7 +111,7 @@ def write_flax(
         for name in ("config.json", *hf_writer.COPIED):
             if (files_from / name).exists():
                 shutil.copyfile(hf_files.inside(files_from, name), partial / name)
-        os.rename(partial, target)
+        small_files.rename_folder(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

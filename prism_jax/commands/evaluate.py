@@ -22,6 +22,7 @@ from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import records
 from prism_jax.policy import responses
+from prism_jax.report import results
 from prism_jax.rewards import score, tags, workers
 from prism_jax.rollout import engine
 from prism_jax.running import run as run_lib
@@ -31,6 +32,18 @@ from prism_jax.setup import prompts as prompts_lib
 Json = Any
 _NO_TYPE = "(none)"
 _GATES: dict[str, tags.Gate] = {"strict": "strict", "official": "official"}
+
+
+# What is needed of a record in the parts of a job that was interrupted.
+_RECORD = {
+    "question_type": (str, type(None)),
+    "response_tokens": int,
+    "ended": bool,
+    "format_ok": bool,
+    "accuracy": float,
+    "reward": float,
+    "reason": frozenset(reason.value for reason in score.Reason),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +97,7 @@ def run(
             need_answer=True,
             may_differ=configuration.free_fields(Config),
         )
-        summary = ask_parts.finished(folder)
+        summary = ask_parts.finished(folder, results.EVALUATION)
         if summary is None:
             summary = _evaluate(options, job)
             ask_parts.finish(folder, summary)
@@ -110,6 +123,7 @@ def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
                 key=jax.random.key(options.seed),
                 sampler=job.sampler,
                 describe=_describer(one, options, job, judge),
+                schema=_RECORD,
                 line_every_steps=options.line_every_steps,
             )
         )

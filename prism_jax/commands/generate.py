@@ -101,6 +101,8 @@ def main(argv: Sequence[str]) -> None:
         jax.random.key(args.seed),
         num_responses=1,
     )
+    if not rollout.is_finite():
+        raise errors.InputError(f"{args.model}: the logits of this model are not finite")
     length = int(rollout.lengths[0])
     seconds = time.perf_counter() - loaded
     how = "ended by itself" if rollout.ended[0] else f"cut at --max_new_tokens={length}"

@@ -100,7 +100,7 @@ def run(
             need_answer=False,
             may_differ=configuration.free_fields(Config),
         )
-        summary = ask_parts.finished(folder)
+        summary = ask_parts.finished(folder, {"num_responses": int, "responses": {str: int}})
         if summary is None:
             summary = _write(options, job)
             ask_parts.finish(folder, summary)
@@ -144,6 +144,11 @@ def _write(options: Config, job: ask_job.Job) -> dict[str, Json]:
             key=jax.random.key(options.seed),
             sampler=job.sampler,
             describe=describe,
+            schema={
+                "reason": frozenset(reason.value for reason in Reason),
+                "has_other_system": bool,
+                "pair": (dict, type(None)),
+            },
             line_every_steps=options.line_every_steps,
         ):
             counts[record["reason"]] += 1

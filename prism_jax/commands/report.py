@@ -8,12 +8,11 @@ tables, and a few prompts of the test split with the response of each stage.
 import argparse
 import collections
 import io
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prism_jax import errors
+from prism_jax import errors, small_files
 from prism_jax.data import images, records, sources, validate
 from prism_jax.report import examples, honesty, page, results
 
@@ -47,10 +46,10 @@ def main(argv: Sequence[str]) -> None:
     title = args.title or f"prism_jax: {args.workdir.resolve().name}"
     selection = "The first prompt of each type of question in the test split, not chosen by hand."
     text = page.build(found, shown, title=title, selection=selection)
-    _write(args.out, text)
+    _write(args.out, text.encode("utf-8", "replace"))
     if args.summary is not None:
         told = results.summary(found) | {"honesty": honesty.summary(found)}
-        _write(args.summary, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        _write(args.summary, small_files.dumps(told, indent=1) + b"\n")
     print(args.out)
 
 
@@ -75,7 +74,7 @@ def choose(found: results.Results, *, limit: int) -> list[examples.Example]:
 def _responses(one: results.Evaluation) -> dict[str, Mapping[str, Json]]:
     """Return the first response to each prompt by its id, in order."""
     found: dict[str, Mapping[str, Json]] = collections.OrderedDict()
-    for record in results.read_lines(one.responses):
+    for record in small_files.read_lines(one.responses, results.RESPONSE):
         if record["draw"] == one.draw and record["response_number"] == 0:
             found[record["id"]] = record
     return found
@@ -132,12 +131,9 @@ def _picture(image: records.Image) -> examples.Picture:
     return examples.Picture(png=written.getvalue(), width=opened.width, height=opened.height)
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def _write(path: pathlib.Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        small_files.replace(path, content)
     except OSError as error:
         raise errors.InputError(f"{path}: cannot be written: {error}") from error

@@ -8,15 +8,15 @@ A chain's folder has one folder per step, named as `prism_jax.commands.pipeline.
 """
 
 import dataclasses
-import json
 import math
+import operator
 import pathlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prism_jax import errors, intervals
+from prism_jax import errors, intervals, small_files
 
 Json = Any
 
@@ -26,10 +26,44 @@ STEPS_FOLDER = "steps"
 REPORT = "report"  # the step that reads the others; it is no part of its own account
 # Steps over which the discriminator's accuracy is averaged at either end of alignment: at most so
 # many, and a quarter of all, for a policy may match its teacher before the first half is over.
-_WINDOW_STEPS = 10
+_WINDOWSTEPS = 10
 _WINDOW_PARTS = 4
 # Of what metrics of a segment's pairs are parts.
 _MEASURED = ("discriminator", "eval")
+_RATE = {"mean": float, "low": float, "high": float}
+_PASS = {
+    "num_prompts": int,
+    "num_responses": int,
+    "accuracy": _RATE,
+    "format_valid": _RATE,
+    "response_tokens": float,
+    "cut": float,
+    "by_type": {str: {"num_prompts": int, "accuracy": _RATE}},
+}
+# `summary.json` of an evaluation.
+EVALUATION = {"greedy?": _PASS, "samples?": _PASS}
+_IDENTITY = {"config": {"prompts": {"path": str, "image_root": (str, type(None))}}}
+# A row of `metrics.jsonl`, and the record of a chain's step.
+_ROW = {"step": int, str: small_files.NUMBER}
+STEP = {
+    "number": int,
+    "name": str,
+    "arguments": [str],
+    "seconds": float,
+    "num_starts": int,
+    "is_finished": bool,
+}
+# A line of `responses.jsonl`.
+RESPONSE = {
+    "id": str,
+    "draw": str,
+    "response_number": int,
+    "question_type": (str, type(None)),
+    "ground_truth": (str, type(None)),
+    "response": str,
+    "reason": str,
+    "ended": bool,
+}
 # Arguments that need no quotes.
 _PLAIN = re.compile(r"(?:\$WORKDIR|[\w@%+=:,./-]|(?<!^)#)+")
 _SEED = re.compile(r"--(?:config\.)?seed=(\d+)")
@@ -132,7 +166,7 @@ def read(workdir: pathlib.Path) -> Results:
         workdir=workdir,
         evaluations={stage: _evaluation(workdir / f"evaluate_{stage}") for stage in STAGES},
         metrics={
-            name: read_lines(workdir / name / "metrics.jsonl")
+            name: small_files.read_lines(workdir / name / "metrics.jsonl", _ROW)
             for name in ("base", "sft", "warmup", "align", "rlvr")
         },
         steps=_steps(workdir / STEPS_FOLDER),
@@ -198,7 +232,7 @@ def pair_accuracy(found: Results) -> dict[str, Json]:
     }
     rows = found.metrics["align"]
     last_step = rows[-1]["step"] if rows else 0
-    window = min(_WINDOW_STEPS, max(last_step // _WINDOW_PARTS, 1 if last_step > 1 else 0))
+    window = min(_WINDOWSTEPS, max(last_step // _WINDOW_PARTS, 1 if last_step > 1 else 0))
     if window:
         told["steps_averaged"] = window
     for name in segments(found):
@@ -211,80 +245,53 @@ def pair_accuracy(found: Results) -> dict[str, Json]:
     return told
 
 
-def read_lines(path: pathlib.Path) -> list[Json]:
-    """Return the rows of a JSON lines file, none where it does not exist.
-
-    A last line without its end was being written when the process was killed; it is left out.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise errors.InputError(f"{path}: must be JSON lines: {error}") from error
-
-
 def _evaluation(folder: pathlib.Path) -> Evaluation | None:
-    told = _read_json(folder / "summary.json")
-    if told is None:
+    summary = small_files.read(folder / "summary.json", EVALUATION)
+    if summary is None:
         return None
-    asked = _read_json(folder / "run.json")
-    try:
-        draw = "greedy" if "greedy" in told else "samples"
-        one = told[draw]
-        prompts = asked["config"]["prompts"]
-        return Evaluation(
-            draw=draw,
-            num_prompts=one["num_prompts"],
-            num_responses=one["num_responses"],
-            accuracy=intervals.Rate(**one["accuracy"]),
-            format_valid=intervals.Rate(**one["format_valid"]),
-            response_tokens=one["response_tokens"],
-            cut=one["cut"],
-            by_type={
-                name: TypeRates(
-                    num_prompts=of_type["num_prompts"],
-                    accuracy=intervals.Rate(**of_type["accuracy"]),
-                )
-                for name, of_type in one["by_type"].items()
-            },
-            prompts_path=prompts["path"],
-            image_root=prompts["image_root"],
-            responses=folder / "responses.jsonl",
-        )
-    except (KeyError, TypeError) as error:
-        raise errors.InputError(
-            f"{folder}: summary.json and run.json must be those of `evaluate`: {error!r}"
-        ) from error
+    run = small_files.read(folder / "run.json", _IDENTITY)
+    draw = next((name for name in ("greedy", "samples") if name in summary), None)
+    if run is None or draw is None:
+        missing = "run.json" if run is None else "what `evaluate` writes into summary.json"
+        raise errors.InputError(f"{folder}: {missing} is missing")
+    one, prompts = summary[draw], run["config"]["prompts"]
+    return Evaluation(
+        draw=draw,
+        num_prompts=one["num_prompts"],
+        num_responses=one["num_responses"],
+        accuracy=_rate(one["accuracy"]),
+        format_valid=_rate(one["format_valid"]),
+        response_tokens=one["response_tokens"],
+        cut=one["cut"],
+        by_type={
+            name: TypeRates(num_prompts=of_type["num_prompts"], accuracy=_rate(of_type["accuracy"]))
+            for name, of_type in one["by_type"].items()
+        },
+        prompts_path=prompts["path"],
+        image_root=prompts["image_root"],
+        responses=folder / "responses.jsonl",
+    )
+
+
+def _rate(values: Mapping[str, float]) -> intervals.Rate:
+    return intervals.Rate(mean=values["mean"], low=values["low"], high=values["high"])
 
 
 def _steps(folder: pathlib.Path) -> list[Step]:
     """Return the chain's steps that began, in order."""
-    found = [_read_json(path) for path in folder.glob("*.json")] if folder.is_dir() else []
-    try:
-        return [
-            Step(
-                name=one["name"],
-                arguments=tuple(one["arguments"]),
-                seconds=one["seconds"],
-                num_starts=one["num_starts"],
-                is_finished=one["is_finished"],
-            )
-            for one in sorted(found, key=lambda record: record["number"])
-            if one["name"] != REPORT
-        ]
-    except (KeyError, TypeError) as error:
-        raise errors.InputError(f"{folder}: not records of a chain's steps: {error!r}") from error
-
-
-def _read_json(path: pathlib.Path) -> Json | None:
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise errors.InputError(f"{path}: must be JSON: {error}") from error
+    paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    records = [small_files.read(path, STEP) for path in paths]
+    return [
+        Step(
+            name=record["name"],
+            arguments=tuple(record["arguments"]),
+            seconds=record["seconds"],
+            num_starts=record["num_starts"],
+            is_finished=record["is_finished"],
+        )
+        for record in sorted(records, key=operator.itemgetter("number"))
+        if record["name"] != REPORT
+    ]
 
 
 def _quoted(argument: str) -> str:

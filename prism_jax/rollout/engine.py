@@ -28,6 +28,10 @@ class Rollout:
     lengths: np.ndarray  # int32[N]  tokens of the response, its end token included
     ended: np.ndarray  # bool[N]  False where `max_tokens` cut the response
 
+    def is_finite(self) -> bool:
+        """Return whether every token came from finite logits; others mean nothing."""
+        return bool(np.isfinite(self.logprobs).all())
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shapes:

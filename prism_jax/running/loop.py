@@ -26,8 +26,8 @@ Batch = Any
 Json = Any
 
 
-class DivergedError(RuntimeError):
-    """Report that too many updates in a row were not finite."""
+class DivergedError(errors.RunError):
+    """Too many updates in a row were not finite."""
 
 
 class Data(Protocol):
@@ -101,8 +101,23 @@ def restore_or_make(
     restored = checkpointer.restore(abstract_state, step=step)
     if restored is None:
         return make_state(), 0
+    _check_position(restored.data_position, restored.step)
     data.set_state(restored.data_position)
     return restored.state, restored.step
+
+
+def _check_position(position: Json, step: int) -> None:
+    """Refuse a position that counts batches and is not that of the step.
+
+    RLVR that fills its groups up takes any number of batches a step, and holds a surplus.
+    """
+    if not isinstance(position, Mapping) or "surplus" in position:
+        return
+    if position.get("next_step", step) != step:
+        raise errors.InputError(
+            f"cannot resume: the data stand before step {position['next_step']} in the "
+            f"checkpoint of step {step}"
+        )
 
 
 def run(

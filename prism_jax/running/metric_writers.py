@@ -10,15 +10,17 @@ import logging
 import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import tensorboardX
 
-from prism_jax import errors
+from prism_jax import errors, small_files
 from prism_jax.checkpoints import lock
 
 Json = Any
+_ROW = {"step": int}
 _log = logging.getLogger(__name__)
 
 
@@ -105,11 +107,14 @@ class WeightsAndBiases:
             ) from error
         id_file = workdir / "wandb_id.txt"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id())
+            small_files.replace(id_file, wandb.util.generate_id().encode())
+        run_id = id_file.read_text(errors="replace").strip()
+        if not re.fullmatch(r"[\w-]+", run_id):
+            raise errors.InputError(f"{id_file}: damaged, {run_id[:40]!r} is no id of a run")
         self._run = wandb.init(
             project=project,
             name=name,
-            id=id_file.read_text().strip(),
+            id=run_id,
             resume="allow",
             dir=str(workdir),
         )
@@ -156,18 +161,32 @@ class Writers:
 def cut_after(path: pathlib.Path, last_step: int) -> int:
     """Keep the whole lines of a JSONL file with `step` <= last_step; return how many rows went.
 
-    The rest of the file is replaced atomically and not touched when nothing has to go.
+    The rest of the file is replaced atomically and not touched when nothing has to go. What stands
+    behind the row of `last_step` goes whatever it is: a power cut may leave anything there.
+
+    Raises:
+      InputError: a line before that is damaged.
     """
     if not path.exists():
         return 0
-    kept, num_dropped = [], 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n") and json.loads(line)["step"] <= last_step:
-            kept.append(line)
+    *lines, half = path.read_bytes().split(b"\n")
+    kept, kept_step, num_dropped = [], 0, 1 if half else 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            step = small_files.parse(line, _ROW, where=f"{path}: line {number}")["step"]
+        except errors.InputError as error:
+            if kept_step < last_step:
+                raise errors.InputError(
+                    f"{error}; remove the line, or go back to a step before it"
+                ) from error
+            step = math.inf
+        if step <= last_step:
+            kept.append(line + b"\n")
+            kept_step = max(kept_step, step)
         else:
             num_dropped += 1
     if num_dropped:
-        _replace(path, b"".join(kept))
+        small_files.replace(path, b"".join(kept))
         _log.info("dropped %d rows after step %d from %s", num_dropped, last_step, path)
     return num_dropped
 
@@ -182,17 +201,8 @@ def write_dump(folder: pathlib.Path, step: int, rows: Iterable[Mapping[str, Json
     """
     lock.check()
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
-    _replace(folder / f"{step:08d}.jsonl", text.encode())
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    lines = [small_files.dumps(dict(row)) + b"\n" for row in rows]
+    small_files.replace(folder / f"{step:08d}.jsonl", b"".join(lines))
 
 
 def _number(value: float) -> float | str:

@@ -67,6 +67,9 @@ def keep_files(
     """
     target = workdir / name
     if jax.process_index() == 0:
+        if model.init != "random" and not (target / "config.json").exists():
+            # Sizes that the weights do not have are refused before anything is built for them.
+            pretrained.Source.of(model.folder)
         if model.init == "random":
             with fresh.folder(model.folder, model.sizes) as made:
                 model_files.copy(made, target)

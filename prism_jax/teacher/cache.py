@@ -10,13 +10,24 @@ import os
 import pathlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
-from prism_jax import errors
+from prism_jax import small_files
 from prism_jax.teacher import reply
 
 Json = Any
 _LOST = "unusable.jsonl"
+_USAGE = {"input_tokens": int, "output_tokens": int}
+_LOST_LINE = {"asked_model": str, "usage": _USAGE}
+_ENTRY = {
+    "asked_model": str,
+    "reply": {
+        "text": str,
+        "finish": frozenset(get_args(reply.Finish)),
+        "model": (str, type(None)),
+        "usage": (type(None), _USAGE),
+    },
+}
 
 
 class Cache:
@@ -34,23 +45,16 @@ class Cache:
           InputError: the entry is damaged.
         """
         path = self._path(key)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        return _read(text, path)[1]
+        entry = _read(path)
+        return None if entry is None else entry[1]
 
     def put(self, key: str, *, model: str, found: reply.Reply) -> None:
         """Write the reply to a request for a model, by the name it was asked under."""
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
         entry = {"asked_model": model, "reply": dataclasses.asdict(found)}
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(entry, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        writer = f"{os.getpid()}.{threading.get_ident()}"
+        small_files.replace(path, json.dumps(entry).encode(), writer=writer)
 
     def put_unusable(self, *, model: str, usage: reply.Usage) -> None:
         """Note what a reply without a text cost."""
@@ -61,28 +65,36 @@ class Cache:
     def usages(self, *, model: str) -> Iterator[reply.Usage]:
         """Yield what every reply of a model counted, those without a text included."""
         for path in self._folder.glob("*/*.json"):
-            asked, found = _read(path.read_text(encoding="utf-8"), path)
-            if asked == model and found.usage is not None:
-                yield found.usage
+            entry = _read(path)
+            if entry is not None and entry[0] == model and entry[1].usage is not None:
+                yield entry[1].usage
         lost = self._folder / _LOST
-        for line in lost.read_text(encoding="utf-8").splitlines() if lost.exists() else ():
+        lines = lost.read_bytes().splitlines() if lost.exists() else ()
+        for number, line in enumerate(lines, start=1):
             try:
-                entry = json.loads(line)
+                json.loads(line)
             except ValueError:  # The process was killed while it wrote the line.
                 continue
+            entry = small_files.parse(line, _LOST_LINE, where=f"{lost}: line {number}")
             if entry["asked_model"] == model:
-                yield reply.Usage(**entry["usage"])
+                yield _usage(entry["usage"])
 
     def _path(self, key: str) -> pathlib.Path:
         return self._folder / key[:2] / f"{key}.json"
 
 
-def _read(text: str, path: pathlib.Path) -> tuple[str, reply.Reply]:
-    try:
-        entry = json.loads(text)
-        usage = entry["reply"]["usage"]
-        found = reply.Reply(**entry["reply"])
-        counted = None if usage is None else reply.Usage(**usage)
-        return entry["asked_model"], dataclasses.replace(found, usage=counted)
-    except (ValueError, KeyError, TypeError) as error:
-        raise errors.InputError(f"{path}: damaged; delete it to have it asked again") from error
+def _read(path: pathlib.Path) -> tuple[str, reply.Reply] | None:
+    entry = small_files.read(path, _ENTRY, remedy="delete it to have it asked again")
+    if entry is None:
+        return None
+    stored = entry["reply"]
+    return entry["asked_model"], reply.Reply(
+        text=stored["text"],
+        finish=stored["finish"],
+        model=stored["model"],
+        usage=None if stored["usage"] is None else _usage(stored["usage"]),
+    )
+
+
+def _usage(stored: Json) -> reply.Usage:
+    return reply.Usage(input_tokens=stored["input_tokens"], output_tokens=stored["output_tokens"])

@@ -230,6 +230,8 @@ class Client:
             connection.request("POST", self._path, body=body, headers=self._headers())
             response = connection.getresponse()
             data = response.read(_LIMIT_BYTES + 1)
+        except UnicodeError as error:
+            raise FatalError(self._clean(f"the endpoint's address: {error}")) from None
         except ssl.SSLCertVerificationError as error:
             raise FatalError(self._clean(f"the endpoint's certificate: {error}")) from None
         # The original is dropped: only what was cleaned goes on.
@@ -332,9 +334,10 @@ def retry_after_seconds(value: str | None, now: datetime.datetime) -> float | No
     except ValueError:
         try:
             date = email.utils.parsedate_to_datetime(value)
-        except ValueError:
+            if date.tzinfo is None:
+                date = date.replace(tzinfo=datetime.UTC)
+            seconds = (date - now).total_seconds()
+        # Whatever the parser makes of text that is no date, or of one that no clock shows.
+        except (ValueError, OverflowError, TypeError, LookupError):
             return None
-        if date.tzinfo is None:
-            date = date.replace(tzinfo=datetime.UTC)
-        seconds = (date - now).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else None

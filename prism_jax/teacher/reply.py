@@ -9,6 +9,7 @@ Json = Any
 # Why a reply ended: by itself, at the limit of tokens, or because the endpoint withheld it.
 Finish = Literal["stop", "length", "filter"]
 
+_MAX_TOKENS = 10**12  # more is no count
 _LENGTH = ("length", "max_tokens")
 _FILTER = ("content_filter", "safety", "refusal")
 
@@ -73,8 +74,16 @@ def parse(data: bytes) -> Reply:
         text = ""
     model = found.get("model")
     return Reply(
-        text=text, finish=finish, model=model if isinstance(model, str) else None, usage=usage
+        text=text,
+        finish=finish,
+        model=_whole(model) if isinstance(model, str) else None,
+        usage=usage,
     )
+
+
+def _whole(text: str) -> str:
+    """Return text with a mark for halves of character pairs, which no file can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def message_of(found: Json) -> str | None:
@@ -83,7 +92,7 @@ def message_of(found: Json) -> str | None:
         found = found[0]
     error = found.get("error") if isinstance(found, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
-    return message if isinstance(message, str) else None
+    return _whole(message) if isinstance(message, str) else None
 
 
 def _text(content: Json) -> str | None:
@@ -109,7 +118,9 @@ def _usage(found: Json) -> Usage | None:
     if not isinstance(found, dict):
         return None
     counts = [found.get(f"{name}_tokens") for name in ("prompt", "completion", "total")]
-    given, written, total = (c if type(c) is int and c >= 0 else None for c in counts)
+    given, written, total = (
+        c if type(c) is int and 0 <= c <= _MAX_TOKENS else None for c in counts
+    )
     if given is None or written is None:
         return None
     hidden = 0 if total is None else total - given - written

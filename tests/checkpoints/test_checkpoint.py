@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from prism_jax import errors, tree_paths
-from prism_jax.checkpoints import checkpoint
+from prism_jax.checkpoints import checkpoint, checksum
 from prism_jax.checkpoints import files as checkpoint_files
 from prism_jax.training import train_state
 from tests import toy_run
@@ -202,6 +203,77 @@ def test_a_step_copied_without_its_meta_is_refused_by_name(tmp_path, toy):
     _save(tmp_path, [3], toy[1])
     shutil.rmtree(tmp_path / "checkpoints" / "3" / "meta")
     with pytest.raises(checkpoint_files.CheckpointError, match="not a whole checkpoint"):
+        _restore(tmp_path, toy[0])
+
+
+@pytest.mark.parametrize("item", ["position", "meta", "digests"])
+def test_a_changed_bit_of_the_texts_is_noticed(tmp_path, toy, item):
+    _save(tmp_path, [3], toy[1])
+    path = tmp_path / "checkpoints" / "3" / item / "metadata"
+    whole = path.read_bytes()
+    with checkpoint_files.opened(epath.Path(tmp_path)) as manager:
+
+        def read():
+            return checkpoint_files.read_meta_and_position(manager, epath.Path(tmp_path), 3)
+
+        wanted = read()
+        for bit in range(0, 8 * len(whole), 1 + 8 * len(whole) // 200):
+            data = bytearray(whole)
+            data[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(data)
+            try:
+                found = read()
+            except checkpoint_files.DamagedError as error:
+                assert "checkpoints/3" in str(error)
+            else:
+                assert found == wanted, f"bit {bit}"  # 1e-05 and 1E-05 are one number
+
+
+@pytest.mark.parametrize(
+    ("item", "text"),
+    [
+        ("position", "{}"),
+        ("position", '{"step": 3, "seed": 0, "data": {"next_index": 4}}'),
+        ("meta", "{}"),
+        ("meta", "[" * 10**5),
+        ("digests", "[]"),
+    ],
+)
+def test_texts_of_another_kind_are_refused_by_name(tmp_path, toy, item, text):
+    _save(tmp_path, [3], toy[1])
+    (tmp_path / "checkpoints" / "3" / item / "metadata").write_text(text)
+    with pytest.raises(checkpoint_files.DamagedError, match=r"checkpoints/3.*damaged|not a whole"):
+        _restore(tmp_path, toy[0])
+
+
+def test_a_step_of_before_there_were_digests_is_read_with_a_warning(tmp_path, toy, caplog):
+    _save(tmp_path, [3], toy[1])
+    step = tmp_path / "checkpoints" / "3"
+    shutil.rmtree(step / "digests")
+    with pytest.raises(checkpoint_files.DamagedError, match="its digests are missing"):
+        _restore(tmp_path, toy[0])
+    meta = step / "meta" / "metadata"
+    meta.write_text(meta.read_text().replace('"format": 2', '"format": 1'))
+    assert _restore(tmp_path, toy[0]).data_position == {"next_index": 3}
+    assert "read unchecked" in caplog.text
+    meta.write_text(meta.read_text().replace('"stage": "toy"', '"stage": 7'))
+    with pytest.raises(checkpoint_files.DamagedError, match="meta is damaged: stage must be str"):
+        _restore(tmp_path, toy[0])
+
+
+def test_parameters_that_are_not_finite_are_refused_whoever_wrote_them(tmp_path, toy, monkeypatch):
+    bad = dataclasses.replace(toy[1], params=jax.tree.map(lambda x: x / 0, toy[1].params))
+    sums = checksum.checksums
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checksum,
+            "checksums",
+            lambda leaves: {
+                name: dataclasses.replace(one, is_finite=True) for name, one in sums(leaves).items()
+            },
+        )
+        _save(tmp_path, [3], bad)
+    with pytest.raises(checkpoint_files.DamagedError, match=r"(?s)holds NaN or infinity.*kernel"):
         _restore(tmp_path, toy[0])
 
 

@@ -2,6 +2,8 @@ import errno
 import json
 import multiprocessing
 import os
+import pathlib
+import shutil
 import subprocess
 import threading
 import time
@@ -15,9 +17,14 @@ BEAT = 0.05
 
 
 def _write(workdir, **changes):
-    owner = {"host": lock.socket.gethostname(), "pid": os.getpid(), "beat": 0}
-    owner |= {"started": lock._started(os.getpid())} | changes
+    owner = {"host": lock.socket.gethostname(), "machine": lock._machine(), "pid": os.getpid()}
+    owner |= {"ticks": lock._ticks(os.getpid()), "folder": lock._folder(workdir)}
+    owner |= {"since": "2026-01-01T00:00:00+00:00", "beat": 0} | changes
     (workdir / "lock.json").write_text(json.dumps(owner))
+
+
+# Another machine: its processes cannot be seen from here.
+ELSEWHERE = {"host": "elsewhere", "machine": "another boot"}
 
 
 def _hold(workdir):
@@ -48,7 +55,7 @@ def test_the_lock_of_a_dead_process_is_taken_over_with_a_line_in_the_log(tmp_pat
 
 
 def test_a_process_that_got_the_number_of_a_dead_one_does_not_hold_its_lock(tmp_path):
-    _write(tmp_path, started="2001-01-01T00:00:00+00:00")
+    _write(tmp_path, ticks="1")
     with _hold(tmp_path):
         pass
 
@@ -60,9 +67,9 @@ def test_a_job_of_another_host_holds_while_its_heart_beats(tmp_path):
         count = 0
         while not stop.wait(BEAT / 2):
             count += 1
-            _write(tmp_path, host="elsewhere", beat=count)
+            _write(tmp_path, **ELSEWHERE, beat=count)
 
-    _write(tmp_path, host="elsewhere")
+    _write(tmp_path, **ELSEWHERE)
     thread = threading.Thread(target=beat)
     thread.start()
     try:
@@ -73,11 +80,24 @@ def test_a_job_of_another_host_holds_while_its_heart_beats(tmp_path):
         thread.join()
 
 
-@pytest.mark.parametrize("content", [None, '{"host": "else'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        ELSEWHERE,
+        {"machine": "the boot before, of this host"},
+        {"folder": "1:2"},  # copied while the job lives
+        b'{"host": "else',
+        b"\0\xff{",
+        b"",
+        b"[]",
+        b'{"host": "h", "pid": true}',
+    ],
+)
 def test_a_lock_that_stands_still_is_taken_over_after_three_beats(tmp_path, content):
-    _write(tmp_path, host="elsewhere")
-    if content is not None:
-        (tmp_path / "lock.json").write_text(content)
+    if isinstance(content, bytes):
+        (tmp_path / "lock.json").write_bytes(content)
+    else:
+        _write(tmp_path, **content)
     begun = time.monotonic()
     with _hold(tmp_path):
         assert time.monotonic() - begun >= 3 * BEAT
@@ -89,7 +109,7 @@ def test_a_job_beats_and_does_not_remove_a_lock_that_is_no_longer_its_own(tmp_pa
         while json.loads((tmp_path / "lock.json").read_text() or '{"beat": 0}')["beat"] < 2:
             assert time.monotonic() < deadline
             time.sleep(BEAT / 4)
-        _write(tmp_path, host="elsewhere")
+        _write(tmp_path, **ELSEWHERE)
     assert json.loads((tmp_path / "lock.json").read_text())["host"] == "elsewhere"
 
 
@@ -120,7 +140,7 @@ def test_of_processes_that_start_at_once_exactly_one_gets_the_folder(tmp_path, c
     for folder in folders:
         folder.mkdir()
         if content is not None:
-            _write(folder, started="2001-01-01T00:00:00+00:00")
+            _write(folder, ticks="1")
     context = multiprocessing.get_context("spawn")
     barrier, won = context.Barrier(3, timeout=60), context.Array("i", len(folders))
     arguments = ([str(folder) for folder in folders], barrier, won)
@@ -135,7 +155,7 @@ def test_of_processes_that_start_at_once_exactly_one_gets_the_folder(tmp_path, c
 
 
 def test_a_lock_that_another_job_took_first_is_not_taken_over(tmp_path, monkeypatch):
-    _write(tmp_path, started="2001-01-01T00:00:00+00:00")
+    _write(tmp_path, ticks="1")
     seen = lock._lives
 
     def overtaken(path, holder, own, beat_seconds):
@@ -171,10 +191,57 @@ def test_a_job_whose_folder_was_taken_over_is_told_by_whom_before_it_saves(tmp_p
     lock.check()  # holds nothing
     with _hold(tmp_path):
         lock.check()
-        _write(tmp_path, host="elsewhere", pid=17)
+        _write(tmp_path, **ELSEWHERE, pid=17)
         with pytest.raises(errors.InputError, match="taken over by process 17 on elsewhere"):
             lock.check()
         (tmp_path / "lock.json").unlink()
         with pytest.raises(errors.InputError, match=r"lock\.json is gone"):
             lock.check()
     lock.check()
+
+
+def test_a_living_job_holds_whatever_the_clock_says(tmp_path, monkeypatch):
+    read_text = pathlib.Path.read_text
+
+    def clockless(path, *args, **options):
+        # The boot time in it follows the wall clock.
+        assert str(path) != "/proc/stat"
+        return read_text(path, *args, **options)
+
+    monkeypatch.setattr(pathlib.Path, "read_text", clockless)
+    with _hold(tmp_path):
+        owner = json.loads((tmp_path / "lock.json").read_text())
+        (tmp_path / "lock.json").write_text(json.dumps(owner | {"since": "another time"}))
+        with pytest.raises(errors.InputError, match="in use by process"), _hold(tmp_path):
+            pass
+        (tmp_path / "lock.json").write_text(json.dumps(owner))
+
+
+def test_a_copy_of_a_living_jobs_folder_is_a_folder_of_its_own(tmp_path):
+    with _hold(tmp_path / "run"):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        with _hold(tmp_path / "copy"):
+            lock.check()
+        lock.check()
+
+
+def test_a_lock_of_another_version_holds_while_it_changes(tmp_path):
+    stop = threading.Event()
+
+    def beat():
+        count = 0
+        while not stop.wait(BEAT / 2):
+            count += 1
+            old = {"host": "h", "pid": 1, "started": "then", "beat": count}
+            (tmp_path / "part").write_text(json.dumps(old))
+            (tmp_path / "part").replace(tmp_path / "lock.json")
+
+    (tmp_path / "lock.json").write_text("{}")
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(errors.InputError, match="in use by"), _hold(tmp_path):
+            pass
+    finally:
+        stop.set()
+        thread.join()

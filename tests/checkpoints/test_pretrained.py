@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -128,3 +129,18 @@ def test_a_fingerprint_follows_the_parameters_and_not_the_place(folder):
     assert len(set(prints)) == len(prints)
     again = pretrained.Source.of(folder / "sft" / ".." / "sft", step=3).fingerprint()
     assert again == prints[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("text_config", "num_hidden_layers"), ("vision_config", "depth")]
+)
+def test_a_runs_config_with_other_layers_is_refused_before_a_model_is_built(
+    folder, tmp_path, part, key
+):
+    shutil.copytree(folder / "sft", tmp_path / "run")
+    path = tmp_path / "run" / "model" / "config.json"
+    config = json.loads(path.read_text())
+    was, config[part][key] = config[part][key], 1000
+    path.write_text(json.dumps(config))
+    with pytest.raises(errors.InputError, match=f"config.json says 1000 layers.*has {was}"):
+        pretrained.Source.of(tmp_path / "run")

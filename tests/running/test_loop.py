@@ -251,3 +251,37 @@ def test_a_run_whose_folder_was_taken_over_writes_nothing_more(tmp_path):
     with toy_run.open_checkpointer(tmp_path) as checkpointer:
         assert checkpointer.steps() == [3, 6]
     assert json.loads((tmp_path / "lock.json").read_text())["host"] == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("position", "is_refused"),
+    [
+        ({"next_step": 3, "seed": 0}, False),
+        ({"next_step": 4, "seed": 0}, True),
+        ({"next_step": True}, True),
+        ({"next_step": 7, "surplus": []}, False),  # RLVR draws as many batches as it needs
+        ({"next_index": 9}, False),
+    ],
+)
+def test_a_position_that_counts_batches_is_that_of_its_step(tmp_path, position, is_refused):
+    class Data:
+        def set_state(self, state):
+            self.state = state
+
+    abstract, make_state, _ = toy_run.setup()
+    data = Data()
+    with toy_run.open_checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(3, make_state(), data_position=position)
+        checkpointer.wait()
+
+        def restore():
+            return loop.restore_or_make(
+                checkpointer, data, abstract_state=abstract, make_state=make_state, step=None
+            )
+
+        if is_refused:
+            with pytest.raises(errors.InputError, match="data stand before step"):
+                restore()
+        else:
+            assert restore()[1] == 3
+            assert data.state == position

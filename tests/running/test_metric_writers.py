@@ -54,6 +54,18 @@ def test_a_half_written_last_line_is_repaired(tmp_path):
     assert _steps(path) == [1, 2]
 
 
+@pytest.mark.parametrize("damage", [b"\0" * 40, b"{}", b"\xff", b'{"step": true}', b"[]"])
+def test_damage_before_the_restored_step_is_refused_and_behind_it_dropped(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 3}\n')
+    with pytest.raises(
+        errors.InputError, match=r"metrics\.jsonl: line 2: damaged.*remove the line"
+    ):
+        metric_writers.cut_after(path, 3)
+    assert metric_writers.cut_after(path, 1) == 2
+    assert path.read_bytes() == b'{"step": 1}\n'
+
+
 def test_a_whole_file_is_not_rewritten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     _lines(path, 0, [(1, {}), (2, {})])

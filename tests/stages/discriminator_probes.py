@@ -26,7 +26,6 @@ from prism_jax.stages.align import step as align_step
 from prism_jax.stages.align import updates as align_updates
 from prism_jax.stages.warmup import config as warmup_config
 from prism_jax.stages.warmup import feed as warmup_feed
-from prism_jax.stages.warmup import main as warmup_main
 from prism_jax.stages.warmup import step as warmup_step
 from tests.stages import field_tables, rl_run
 from tests.stages.align import align_run
@@ -115,8 +114,8 @@ def settings(options, folder):
         return align_updates.score_settings(options, devices)
     model = types.SimpleNamespace(config=types.SimpleNamespace(text=types.SimpleNamespace(moe=1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warmup_main, "make_update", lambda rule, names, settings, *_: settings)
-        patch.setattr(warmup_main, "make_evaluation", lambda *_, **__: None)
+        patch.setattr(warmup_step, "make_update", lambda rule, names, settings, *_: settings)
+        patch.setattr(warmup_step, "make_evaluation", lambda *_, **__: None)
         stage = warmup_step.make_stage(options, devices, model, None, None, None, None, num_steps=1)
     return stage.update
 

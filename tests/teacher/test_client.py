@@ -188,11 +188,34 @@ _NOW = datetime.datetime(2026, 5, 1, 12, 0, 0, tzinfo=datetime.UTC)
         ("Fri, 01 May 2026 11:00:00 GMT", 0.0),
         ("soon", None),
         ("nan", None),
+        ("1e999", None),
+        ("Mon, 99999999999999999999 Nov 1994 08:49:37 GMT", None),
+        ("Sun, 06 Nov 0001 08:49:37 +9999", None),
+        ("Fri, 31 Dec 9999 23:59:59 -9959", None),
+        (", , ,", None),
+        ("\0", None),
         (None, None),
     ],
 )
 def test_retry_after_is_seconds_or_a_date(value, seconds):
     assert client.retry_after_seconds(value, _NOW) == seconds
+
+
+def test_an_address_that_is_no_hosts_is_fatal():
+    address = "http://a..b/v1"
+    patience = client.Patience(
+        deadline_seconds=5.0, max_attempts=3, backoff_seconds=0.01, max_wait_seconds=2.0
+    )
+    asked = client.Client(address, key=None, patience=patience, stop=threading.Event())
+    with pytest.raises(client.FatalError):
+        _ask(asked)
+
+
+def test_halves_of_character_pairs_are_marked_and_counts_that_are_none_left_out():
+    usage = {"prompt_tokens": 10**400, "completion_tokens": 2}
+    found = _parse(fake_teacher.completion("x", model="m\ud800", usage=False) | {"usage": usage})
+    assert (found.model, found.usage) == ("m?", None)
+    assert reply.message_of({"error": {"message": "no \udfff"}}) == "no ?"
 
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422])

@@ -100,7 +100,7 @@ def open_sampler(
         mesh=devices.mesh,
         rules=devices.rules,
     )
-    return EngineSampler(engine=built, params=params)
+    return EngineSampler(engine=built, params=params, folder=policy.folder)
 
 
 def _told(step: int | None) -> str:
@@ -113,6 +113,7 @@ class EngineSampler:
 
     engine: engine.Engine
     params: nnx.State
+    folder: str  # where the parameters are from, for messages
 
     def __call__(
         self,
@@ -125,7 +126,10 @@ class EngineSampler:
     ) -> engine.Rollout:
         """See `Engine.generate`."""
         shaped = dataclasses.replace(self.engine, shapes=shapes)
-        return shaped.generate(self.params, prompts, sampling, key, num_responses=num_responses)
+        rollout = shaped.generate(self.params, prompts, sampling, key, num_responses=num_responses)
+        if not rollout.is_finite():
+            raise errors.InputError(f"{self.folder}: the logits of this model are not finite")
+        return rollout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ and its number, the records are those of an uninterrupted job.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import shutil
 import sys
@@ -18,8 +17,7 @@ from typing import Any, Protocol
 import jax
 
 from models import inputs
-from prism_jax import errors, progress
-from prism_jax.checkpoints import files as checkpoint_files
+from prism_jax import errors, progress, small_files
 from prism_jax.checkpoints import lock
 from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.data import encode, processor, records
@@ -94,6 +92,7 @@ def ask(
     key: jax.Array,
     sampler: Callable[[], Sampler],
     describe: Describe,
+    schema: small_files.Schema,
     line_every_steps: int,
 ) -> Iterator[Mapping[str, Json]]:
     """Ask every prompt whose part is not there yet, then yield all records in order.
@@ -101,6 +100,10 @@ def ask(
     Args:
       sampler: called before each batch that is asked.
       key: of the whole job.
+      schema: of a record, as far as its reader needs it.
+
+    Raises:
+      InputError: a part on disk is damaged.
     """
     folder = workdir / _PARTS / asked.name
     key = jax.random.fold_in(key, int.from_bytes(hashlib.sha256(asked.name.encode()).digest()[:4]))
@@ -135,8 +138,7 @@ def ask(
         shown.show(done, told)
     shown.close()
     for number in range(len(starts)):
-        with _part(folder, number).open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
+        yield from small_files.read_lines(_part(folder, number), schema)
 
 
 def _part(folder: pathlib.Path, number: int) -> pathlib.Path:
@@ -159,8 +161,8 @@ def _first(rollout: engine.Rollout, num_responses: int) -> engine.Rollout:
 
 def recorded_step(workdir: pathlib.Path) -> int | None:
     """Return the step of the policy that a job in this folder began with, None without one."""
-    path = workdir / _IDENTITY
-    return json.loads(path.read_text())["model_config"]["step"] if path.exists() else None
+    identity = _read_identity(workdir)
+    return None if identity is None else identity["model_config"]["step"]
 
 
 def is_claimed(workdir: pathlib.Path) -> bool:
@@ -174,44 +176,50 @@ def claim(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) -> None:
     Raises:
       InputError: the folder is of another job.
     """
-    path = workdir / _IDENTITY
-    if not path.exists():
+    written = _read_identity(workdir)
+    if written is None:
         meta = {
             "stage": identity.stage,
             "config": dict(identity.config),
             "model_config": dict(identity.model_config),
         }
-        checkpoint_files.write_atomically(path, json.dumps(meta, indent=1) + "\n")
+        small_files.write(workdir / _IDENTITY, meta)
         return
-    found = identity.differences(json.loads(path.read_text()))
+    found = identity.differences(written)
     if found:
         raise errors.InputError(
             f"{workdir} is of another job; use another workdir:\n{checkpoint_meta.lines(found)}"
         )
 
 
+def _read_identity(workdir: pathlib.Path) -> Json | None:
+    # A step is null where the policy is no run's.
+    return small_files.read(
+        workdir / _IDENTITY,
+        {"stage": str, "config": dict, "model_config": {"step": (int, type(None))}},
+        remedy="use another workdir",
+    )
+
+
 def write_lines(path: pathlib.Path, rows: Iterator[Mapping[str, Json]]) -> None:
     """Write JSON lines, whole or not at all, without holding them."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with small_files.replacing(path) as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    lock.check()
-    partial.replace(path)
+            file.write(small_files.dumps(row) + b"\n")
+        lock.check()
 
 
 def finish(workdir: pathlib.Path, summary: Mapping[str, Json]) -> None:
     """Write `summary.json`, which says that the job is done, and remove the parts."""
-    text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     lock.check()
-    checkpoint_files.write_atomically(workdir / _SUMMARY, text)
+    small_files.write(workdir / _SUMMARY, summary)
     shutil.rmtree(workdir / _PARTS, ignore_errors=True)
 
 
-def finished(workdir: pathlib.Path) -> Json | None:
+def finished(workdir: pathlib.Path, schema: small_files.Schema) -> Json | None:
     """Return the summary of a job that is done, None of one that is not."""
     path = workdir / _SUMMARY
-    if not path.exists():
-        return None
-    shutil.rmtree(workdir / _PARTS, ignore_errors=True)
-    return json.loads(path.read_text())
+    summary = small_files.read(path, schema, remedy=f"delete it, and {_PARTS} if it is there")
+    if summary is not None:
+        shutil.rmtree(workdir / _PARTS, ignore_errors=True)
+    return summary

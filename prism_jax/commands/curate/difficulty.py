@@ -13,7 +13,6 @@ answers what current models do not solve. It gives no thresholds; k is ours too.
 
 import collections
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from prism_jax import configuration, progress
+from prism_jax import configuration, errors, progress, small_files
 from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import prompt_files, records
@@ -37,6 +36,16 @@ RL_FILE = "rl.parquet"
 HARD_FILE = "hard.parquet"
 _SUMMARY_FILE = "summary.json"  # as `commands.ask.parts` calls it
 _THRESHOLDS = ("rl_above", "rl_below", "hard_at_most")
+# What is needed of a line of the rates, and of the summary.
+_RATE = {"pass_rate": float, "num_samples": int, "reasons": {str: int}}
+_SUMMARY = {
+    "thresholds": {str: float},
+    "num_prompts": int,
+    "never_right": int,
+    "always_right": int,
+    "num_rl": int,
+    "num_hard": int,
+}
 _GATES: dict[str, tags.Gate] = {"strict": "strict", "official": "official"}
 
 
@@ -102,7 +111,7 @@ def run(
         place="config.difficulty",
     )
     thresholds = {name: dataclasses.asdict(options)[name] for name in _THRESHOLDS}
-    summary = ask_parts.finished(folder)
+    summary = ask_parts.finished(folder, _SUMMARY)
     if summary is None or summary["thresholds"] != thresholds:
         (folder / _SUMMARY_FILE).unlink(missing_ok=True)  # it tells of other sets
         path = folder / RATES_FILE
@@ -157,6 +166,7 @@ def _measure(
         key=jax.random.key(options.seed),
         sampler=job.sampler,
         describe=describe,
+        schema=_RATE,
         line_every_steps=options.line_every_steps,
     )
 
@@ -179,17 +189,21 @@ def _line(
 
 def _select(options: Difficulty, job: ask_job.Job) -> dict[str, Json]:
     """Write the sets that the rates on disk ask for and return the counts."""
-    with (job.workdir / RATES_FILE).open(encoding="utf-8") as lines:
-        found = [json.loads(line) for line in lines]
-    rates = [one["pass_rate"] for one in found]
+    lines = small_files.read_lines(job.workdir / RATES_FILE, _RATE)
+    if len(lines) != len(job.opened.rows):
+        raise errors.InputError(
+            f"{job.workdir / RATES_FILE}: damaged: {len(lines)} lines for {len(job.opened.rows)} "
+            "prompts; delete it to have them asked again"
+        )
+    rates = [one["pass_rate"] for one in lines]
     rl = [i for i, rate in enumerate(rates) if options.rl_above < rate < options.rl_below]
     hard = [i for i, rate in enumerate(rates) if rate <= options.hard_at_most]
     for name, chosen in ((RL_FILE, rl), (HARD_FILE, hard)):
-        infos = [_info(job.opened.rows[i], found[i]) for i in chosen]
+        infos = [_info(job.opened.rows[i], lines[i]) for i in chosen]
         rows = (job.opened.rows[i] for i in chosen)
         prompt_files.write(job.workdir / name, rows, infos=infos)
     reasons: collections.Counter[str] = collections.Counter()
-    for one in found:
+    for one in lines:
         reasons.update(one["reasons"])
     steps = [n / options.num_samples for n in range(options.num_samples + 1)]
     return {

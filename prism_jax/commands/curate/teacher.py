@@ -9,13 +9,12 @@ what is not there.
 """
 
 import concurrent.futures
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prism_jax import errors, progress
+from prism_jax import errors, progress, small_files
 from prism_jax.checkpoints import lock
 from prism_jax.commands.curate import teacher_answers, teacher_config
 from prism_jax.data import prompt_files, records, sharegpt_files, sources, validate
@@ -60,7 +59,7 @@ def run(
     lock.check()
     _write(rows, told, answers, options, folder)
     report = answers.report(told) | {"prompts_read": opened.report.summary()}
-    _replace(folder / REPORT_FILE, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    small_files.write(folder / REPORT_FILE, report)
     if answers.fatal is not None:
         raise errors.InputError(f"{options.endpoint.model}: {answers.fatal}")
     return report
@@ -122,8 +121,9 @@ def _write(
         {"id": one.id, "outcome": one.outcome.value, "tries": one.tries, "detail": one.detail}
         for one in told
     )
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    _replace(folder / OUTCOMES_FILE, text)
+    small_files.replace(
+        folder / OUTCOMES_FILE, b"".join(small_files.dumps(line) + b"\n" for line in lines)
+    )
 
 
 def _demonstration(row: records.PromptRow) -> records.SFTRow:
@@ -131,9 +131,3 @@ def _demonstration(row: records.PromptRow) -> records.SFTRow:
     return records.SFTRow(
         id=row.id, source=row.source, messages=(*row.prompt, response), images=row.images
     )
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

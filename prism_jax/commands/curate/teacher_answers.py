@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prism_jax import errors
+from prism_jax import small_files
 from prism_jax.commands.curate import teacher_config
 from prism_jax.data import records, validate
 from prism_jax.rewards import score, tags, workers
@@ -291,14 +291,8 @@ def _read_counts(path: pathlib.Path) -> collections.Counter[str]:
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
         os.truncate(path, len(whole))
-    try:
-        for line in whole.splitlines():
-            found = json.loads(line)
-            if not all(type(count) is int for count in found.values()):
-                raise ValueError("a count is no whole number")
-            total.update(found)
-    except (ValueError, AttributeError) as error:
-        raise errors.InputError(f"{path}: must be lines of JSON counts: {error}") from error
+    for number, line in enumerate(whole.splitlines(), start=1):
+        total.update(small_files.parse(line, {str: int}, where=f"{path}: line {number}"))
     return total
 
 

@@ -12,7 +12,6 @@ next start finds that by a file lock which the step inherited, ends it, and goes
 
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 import shutil
@@ -23,7 +22,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from prism_jax import errors, progress
+from prism_jax import errors, progress, small_files
 from prism_jax.checkpoints import lock
 from prism_jax.commands.pipeline import steps as pipeline_steps
 from prism_jax.report import results
@@ -202,10 +201,11 @@ class Runner:
         path = self._folder / _RUNNING
         with path.open("a+") as file:
             if not _lock(file):
-                pid = path.read_text().strip()
+                pid = path.read_text(errors="replace").strip()
                 self._stream.write(f"ending process {pid}, a step of an earlier start\n")
                 self._stream.flush()
-                if pid:
+                # A number that names one process: signals to 0 and to -1 reach many.
+                if pid.isdecimal() and int(pid) > 1:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGTERM)
                 deadline = time.monotonic() + _LEFTOVER_SECONDS
@@ -219,14 +219,11 @@ class Runner:
 
     def _read(self, step: pipeline_steps.Step) -> Json | None:
         path = self._folder / f"{step.name}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return small_files.read(path, results.STEP, remedy="delete it to have the step run again")
 
     def _write(self, step: pipeline_steps.Step, record: Mapping[str, Json]) -> None:
         lock.check()
-        path = self._folder / f"{step.name}.json"
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        partial.replace(path)
+        small_files.write(self._folder / f"{step.name}.json", record)
 
     def _log(self, step: pipeline_steps.Step) -> pathlib.Path:
         return self._folder / f"{step.name}.log"

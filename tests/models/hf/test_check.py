@@ -3,11 +3,14 @@
 import pickle
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from models.hf import checkpoint as hf_checkpoint
 from models.hf import names as hf_names
+from prism_jax.checkpoints import pretrained
 from tests import hf_checkpoints
 from tests.models import hf_models
 
@@ -130,6 +133,43 @@ def test_everything_that_does_not_fit_is_told_at_once(tmp_path):
     assert f"of another shape (1): {TEXT}norm.weight [33] instead of [32]" in told
     assert "of a type that is not loaded (1): lm_head.weight I8" in told
     assert f"of several types in one stack (1): {TEXT}layers.*.input_layernorm.weight" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (np.float64, "F64. F64 is read only where all weights are of it"),
+        (np.int8, "I8. Weights of type I8 are not read: dequantize the model"),
+        (ml_dtypes.float8_e4m3fn, "F8_E4M3. Weights of type F8_E4M3 are not read: dequantize"),
+    ],
+)
+def test_a_type_that_is_not_loaded_is_refused_with_what_to_do(tmp_path, change, told):
+    config = hf_checkpoints.config_json("dense", tied=True)
+    stored = hf_checkpoints.random_tensors(hf_checkpoints.shapes(config, layout="5"))
+    embed = f"{TEXT}embed_tokens.weight"
+    stored[embed] = stored[embed].astype(change)
+    hf_checkpoints.write_tensors(tmp_path / "it", config, stored, num_files=1)
+    for read in (hf_models.load, pretrained.Source.of):
+        with pytest.raises(ValueError, match=f"{embed} {told}"):
+            read(tmp_path / "it")
+
+
+def test_a_folder_of_float64_is_read_as_float32(tmp_path):
+    stored = hf_checkpoints.write(tmp_path / "it", "dense", tied=True, dtype=np.float64)
+    state = hf_models.load(tmp_path / "it")
+    hf_models.save(tmp_path / "back", state, tmp_path / "it")
+    hf_models.same(
+        hf_checkpoints.read(tmp_path / "back"),
+        {name: value.astype(np.float32) for name, value in stored.items()},
+    )
+    assert pretrained.Source.of(tmp_path / "it").dtype == "float32"
+    stored[f"{TEXT}norm.weight"][0] = 1e39
+    safetensors.numpy.save_file(stored, tmp_path / "back" / "model.safetensors")
+    for path in (*(tmp_path / "back").glob("model-*"), *(tmp_path / "back").glob("*index*")):
+        path.unlink()
+    (tmp_path / "back" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"norm\.weight holds values that are infinite as float32"):
+        hf_models.load(tmp_path / "back")
 
 
 def test_a_discriminator_is_no_policy(tmp_path):

@@ -186,6 +186,14 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (_file({"a": F32, "b": F32}, b"x" * 8), "overlap"),
         (_file({"a": {**F32, "data_offsets": [4, 12]}}, b"x" * 12), "a gap"),
         (_file({"a": {**F32, "data_offsets": [0, 8, 9]}}, b"x" * 8), "bad shape or bad offsets"),
+        (_file({"a": {**F32, "data_offsets": [0]}}, b"x" * 8), "bad shape or bad offsets"),
+        (_file({"a": {**F32, "data_offsets": {}}}, b"x" * 8), "bad shape or bad offsets"),
+        (_file({"a": {**F32, "dtype": []}}, b"x" * 8), "unknown type"),
+        (_file({"a": {**F32, "dtype": {}}}, b"x" * 8), "unknown type"),
+        (_file({"a": {**F32, "shape": 1.5}}, b"x" * 8), "bad shape"),
+        (_file({"a": {**F32, "shape": None}}, b"x" * 8), "bad shape"),
+        (_file({"a": {**F32, "shape": [True, 2]}}, b"x" * 8), "bad shape"),
+        (_file({"a": {**F32, "shape": [2**63] * 1000}}, b"x" * 8), "bad shape"),
     ],
 )
 def test_a_bad_header_is_refused(tmp_path, content, message):
@@ -222,8 +230,48 @@ def test_types_are_those_of_the_safetensors_library(tmp_path):
         "BF16": np.ones(3, ml_dtypes.bfloat16),
         "F16": np.ones(3, np.float16),
         "F32": np.ones(3, np.float32),
+        "F64": np.ones(3, np.float64),
     }
     safetensors.numpy.save_file(values, tmp_path / hf_files.SINGLE)
     found = _open(tmp_path)
     assert {name: tensor.dtype for name, tensor in found.items()} == {k: k for k in values}
     assert {k: hf_files.DTYPES[k] for k in values} == {k: v.dtype for k, v in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_bytes"),
+    [("F4", 2), ("F6_E2M3", 3), ("F8_E4M3", 4), ("F8_E8M0", 4), ("F8_E5M2FNUZ", 4), ("C64", 32)],
+)
+def test_the_size_of_every_type_of_the_format_is_known(tmp_path, dtype, num_bytes):
+    entry = {"dtype": dtype, "shape": [2, 2], "data_offsets": [0, num_bytes]}
+    (tmp_path / hf_files.SINGLE).write_bytes(_file({"a": entry}, b"x" * num_bytes))
+    assert _open(tmp_path)["a"].dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named_however_it_is_read(tmp_path, dtype, value):
+    most = ml_dtypes.finfo(dtype).max
+    values = {"good": np.array([most, -most, 0.0, 1.0], dtype), "bad": np.ones((3, 5), dtype)}
+    values["bad"][2, 1] = value
+    safetensors.numpy.save_file(values, tmp_path / hf_files.SINGLE)
+    with hf_reader.open_folder(tmp_path, check_manifest=False) as reader:
+        assert reader.read("good").tobytes() == values["good"].tobytes()
+        assert b"".join(reader.blocks("good", 9)) == values["good"].tobytes()
+        part = np.empty((3, 2), dtype)
+        for read in (
+            lambda: reader.read("bad"),
+            lambda: list(reader.blocks("bad", 9)),
+            lambda: reader.read_into("bad", (3, 5), [(((0, 3), (1, 3)), part)]),
+        ):
+            with pytest.raises(ValueError, match=r"model\.safetensors: the weight 'bad' holds NaN"):
+                read()
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"]
+)
+def test_an_adapter_is_refused_with_what_to_do(folder, name):
+    (folder / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=rf"holds an adapter \({name}\).*merge the adapter"):
+        _open(folder)

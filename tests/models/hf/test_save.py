@@ -48,20 +48,27 @@ def test_a_written_folder_has_its_index_its_files_and_copies_of_the_sources_smal
         assert size % 8 == 0
 
 
-def test_a_changed_file_is_found_when_the_manifest_is_checked(tmp_path):
-    source = tmp_path / "it"
+def test_a_changed_file_is_found_where_there_is_a_manifest(tmp_path):
+    source, back = tmp_path / "it", tmp_path / "back"
     hf_checkpoints.write(source, "dense")
-    hf_models.save(tmp_path / "back", hf_models.load(source), source)
-    hf_models.load(tmp_path / "back", check_manifest=True)
-    path = sorted((tmp_path / "back").glob("*.safetensors"))[1]
+    hf_models.save(back, hf_models.load(source), source)
+    hf_models.load(back)
+    path = sorted(back.glob("*.safetensors"))[1]
     raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
+    raw[-2] ^= 1
     path.write_bytes(raw)
-    hf_models.load(tmp_path / "back")
     with pytest.raises(ValueError, match=r"changed since it was written \(1\): model-00002-of"):
-        hf_models.load(tmp_path / "back", check_manifest=True)
-    with pytest.raises(ValueError, match=r"manifest\.json is missing"):
-        hf_models.load(source, check_manifest=True)
+        hf_models.load(back)
+    manifest = back / "manifest.json"
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({"sha256": {}}))
+    with pytest.raises(ValueError, match=r"not listed \(\d+\): model-00001-of"):
+        hf_models.load(back)
+    manifest.write_text(json.dumps({"sha257": told["sha256"]}))
+    with pytest.raises(ValueError, match=r"manifest\.json: sha256 must map"):
+        hf_models.load(back)
+    manifest.unlink()
+    hf_models.load(back)
 
 
 def test_a_target_that_is_not_empty_is_left_alone(tmp_path):
