@@ -94,6 +94,7 @@ def _data(size: str) -> ConfigDict:
             # test with the same bounds.
             "min_pixels": 32 * 32 if is_large else config_dict.placeholder(int),
             "max_pixels": 768 * 768 if is_large else config_dict.placeholder(int),
+            "limit_image_pixels": 60_000_000,
             "row_tokens": tokens,
             "row_examples": examples,
             "row_patches": patches,

@@ -186,9 +186,7 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return _Info(
-            builder=self, features=features(self._kind), disable_shuffling=True
-        )
+        return _Info(builder=self, features=features(self._kind), disable_shuffling=True)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager  # Nothing is downloaded.

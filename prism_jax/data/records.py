@@ -19,7 +19,7 @@ _MESSAGE_CHARS = 400
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """Return a text for a message: its middle is left out, and its length told, where it is long."""
+    """Return a text for a message; of a long one both ends and the length."""
     if len(text) <= max_chars:
         return text
     half = max_chars // 2

@@ -58,7 +58,7 @@ class Opened:
     lengths: Sequence[int]  # rows of each data set
     sizes: Sequence[encode.Size]
     report: validate.Report
-    digest: str  # of everything that the rows hold
+    digest: str  # of texts, pictures and order of the rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The data sets that a stage names: opened, validated, what was left out told and listed."""
 
 import contextlib
+import hashlib
 import pathlib
 from collections.abc import Sequence
 
@@ -69,7 +70,21 @@ def joined(reports: Sequence[validate.Report]) -> validate.Report:
         num_kept=sum(report.num_kept for report in reports),
         dropped=[row for report in reports for row in report.dropped],
         counted=[one for report in reports for one in report.counted],
+        digests=bytearray().join(report.digests for report in reports),
+        has_scales=any(report.has_scales for report in reports),
     )
+
+
+def digest(reports: Sequence[validate.Report], *, max_rows: int | None = None) -> str:
+    """Return 16 hex digits that depend on the texts, the pictures and the order of the rows read.
+
+    Args:
+      max_rows: of each data set, the first so many count; None: all.
+    """
+    found = hashlib.sha256()
+    for report in reports:
+        found.update(report.first_digests(max_rows))
+    return found.hexdigest()[:16]
 
 
 def require_batch(num_rows: int, batch_rows: int, *, name: str, field: str) -> None:

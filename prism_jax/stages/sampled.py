@@ -5,8 +5,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -67,6 +65,7 @@ class Rules(configuration.Section):
     max_bad_rows: int  # of a data set
     min_pixels: int | None  # of a picture, others are scaled; None: the checkpoint's own limits
     max_pixels: int | None
+    limit_image_pixels: int  # of a picture's file; a larger one is a wrong row
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -194,11 +193,11 @@ def open_prompts(
       InputError: the data cannot be read, or more rows are wrong than allowed.
     """
 
-    def count_tokens(row: records.PromptRow) -> tuple[int, int, int, int]:
+    def count_tokens(row: records.PromptRow) -> tuple[int, int, int]:
         if check is not None:
             check(row)
         size = encode.measure(row.prompt, row.images, words, add_generation_prompt=True)
-        return size.tokens, size.patches, size.images, _digest(row)
+        return size.tokens, size.patches, size.images
 
     found = corpora.open_all(
         texts,
@@ -208,6 +207,7 @@ def open_prompts(
             count_tokens=count_tokens,
             max_tokens=options.max_prompt_tokens,
             overlong=options.overlong,
+            limit_pixels=options.limit_image_pixels,
             need_teacher=need_teacher,
             need_answer=need_answer,
         ),
@@ -226,7 +226,7 @@ def open_prompts(
         for (_, opened), taken in zip(found, kept, strict=True)
         for one in opened.report.counted[: len(taken)]
     ]
-    digests = "".join(f"{digest:064x}" for *_, digest in counted)
+    reports = [opened.report for _, opened in found]
     return asking.Opened(
         rows=sources.Joined(
             [
@@ -237,18 +237,11 @@ def open_prompts(
         lengths=tuple(len(taken) for taken in kept),
         sizes=[
             encode.Size(tokens=tokens, patches=patches, images=images)
-            for tokens, patches, images, _ in counted
+            for tokens, patches, images in counted
         ],
-        report=corpora.joined([opened.report for _, opened in found]),
-        digest=hashlib.sha256(digests.encode()).hexdigest()[:16],
+        report=corpora.joined(reports),
+        digest=corpora.digest(reports, max_rows=options.max_rows),
     )
-
-
-def _digest(row: records.PromptRow) -> int:
-    plain = dataclasses.asdict(row) | {"images": [image.sha256 for image in row.images]}
-    # The file's name and place are no part of the content.
-    plain["source"] = ""
-    return int(hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(), 16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,7 +318,7 @@ def begin(
     facts = {
         "step": source.step,
         "fingerprint": source.fingerprint(),
-        "prompts_digest": opened.digest,
+        f"rows of {place}.prompts.path": opened.digest,
     }
     identity = checkpoint_meta.RunIdentity(
         project_version=version.VERSION,

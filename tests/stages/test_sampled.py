@@ -18,6 +18,7 @@ _OPTIONS = {
     "max_bad_rows": 1,
     "min_pixels": None,
     "max_pixels": None,
+    "limit_image_pixels": 60_000_000,
 }
 
 
