@@ -74,6 +74,8 @@ class Processor:
                         f"{folder}: {key} must be the same for images and videos, got {pair}"
                     )
         tower = config.get("vision_config") or {}
+        if not isinstance(tower, dict):
+            raise errors.InputError(f"{folder / 'config.json'}: vision_config must be an object")
         merge = tower.get("spatial_merge_size", for_images.merge_size)
         for name, wanted, got in (
             ("patch_size", tower.get("patch_size", for_images.patch_size), for_images.patch_size),
@@ -225,6 +227,11 @@ def _load_tokenizer(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBas
         raise errors.InputError(
             f"{folder}: the tokenizer must be one of the tokenizers library, got "
             f"{type(tokenizer).__name__}"
+        )
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise errors.InputError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length must be a number, got "
+            f"{tokenizer.model_max_length!r:.100}"
         )
     # What the file says of cutting and padding does not count in transformers either, unless asked.
     backend = tokenizer.backend_tokenizer

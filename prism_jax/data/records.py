@@ -36,6 +36,10 @@ class RowError(errors.InputError):
         super().__init__(shorten(message, _MESSAGE_CHARS))
         self.reason = reason
 
+    def alone(self) -> "RowError":
+        """Return the error without the frames that raised it, which keep pictures in memory."""
+        return RowError(self.reason, str(self))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:

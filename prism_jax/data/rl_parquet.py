@@ -77,7 +77,11 @@ def _list_of_turns(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     role = value.get("role")
     if not isinstance(role, list):
         return [dict(value)]
-    columns = {key: column for key, column in value.items() if not fields.is_blank(column)}
+    columns = {
+        key: column
+        for key, column in value.items()
+        if key in ("role", "content") or not fields.is_blank(column)
+    }
     for key, column in columns.items():
         if not isinstance(column, list) or len(column) != len(role):
             got = len(column) if isinstance(column, list) else type(column).__name__

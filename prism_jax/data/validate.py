@@ -5,7 +5,6 @@ than `Rules.max_bad_rows` end the build with `WrongRows`, which holds that list.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import json
 import re
@@ -13,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from prism_jax import errors
-from prism_jax.data import images, records, row_images, unique_ids
+from prism_jax.data import images, parallel, records, row_images, unique_ids
 
 # Tokens of a row, or a tuple that begins with them.
 Counted = int | tuple[Any, ...]
 
 _DIGEST_BYTES = 32
+# Wrong rows beyond the limit that are listed before the reading is given up.
+_MOST_LISTED = 100_000
 # What LLaMA-Factory puts other media in the place of; here they would be words.
 _OTHER_MARKS = ("<video>", "<audio>")
 # Added tokens of the tokenizer: in a row's text they would forge turns or pictures.
@@ -115,6 +116,7 @@ class Report:
     name: str
     num_read: int = 0
     num_kept: int = 0
+    num_wrong: int = 0
     dropped: list[Dropped] = dataclasses.field(default_factory=list)
     counted: list[Counted] = dataclasses.field(default_factory=list)
     digests: bytearray = dataclasses.field(default_factory=bytearray)
@@ -142,6 +144,9 @@ class Report:
         self, place: records.Place, row_id: str | None, error: records.RowError, rules: Rules
     ) -> None:
         """Enter a row that is left out."""
+        is_asked_for = error.reason == "overlong" and rules.overlong == "filter"
+        is_wrong = not is_asked_for and error.reason != "duplicate"
+        self.num_wrong += is_wrong
         self.dropped.append(
             Dropped(
                 file=place.file,
@@ -149,8 +154,7 @@ class Report:
                 id=row_id,
                 reason=error.reason,
                 message=str(error),
-                is_wrong=error.reason != "duplicate"
-                and (error.reason != "overlong" or rules.overlong == "error"),
+                is_wrong=is_wrong,
             )
         )
 
@@ -213,7 +217,10 @@ def check(
     def work(candidate: Candidate) -> _Right | _Wrong:
         return _check_one(candidate, rules)
 
-    for candidate, found in _ordered_map(work, candidates, rules.num_threads):
+    weighed = parallel.ordered_map(
+        work, candidates, rules.num_threads, weigh=lambda one: parallel.held_bytes(one.fields)
+    )
+    for candidate, found in weighed:
         report.num_read += 1
         if isinstance(found, _Right):
             row = found.row
@@ -228,6 +235,8 @@ def check(
             except records.RowError as error:
                 found = _Wrong(row_id=row.id, error=error)
         report.drop(candidate.place, found.row_id, found.error, rules)
+        if report.num_wrong > rules.max_bad_rows + _MOST_LISTED:
+            break
     report.finish(rules)
 
 
@@ -248,11 +257,11 @@ def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: 
             row_images.check_pixels(row, limit_pixels=rules.limit_pixels)
             counted = check_length(row, rules)
         except records.RowError as error:
-            return _Wrong(row_id=row.id, error=error)
+            return _Wrong(row_id=row.id, error=error.alone())
         return _Right(row=row, counted=counted, digest=records.digest(row))
 
     kept = []
-    for index, found in _ordered_map(work, range(len(rows)), rules.num_threads):
+    for index, found in parallel.ordered_map(work, range(len(rows)), rules.num_threads):
         report.num_read += 1
         if isinstance(found, _Right):
             report.keep(found.row, found.counted, found.digest)
@@ -262,19 +271,6 @@ def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: 
             report.drop(place, found.row_id, found.error, rules)
     report.finish(rules)
     return kept
-
-
-def _ordered_map(function, items: Iterable, num_threads: int) -> Iterator[tuple[Any, Any]]:
-    """Yield (item, function(item)) in order; only a few items are in memory at a time."""
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        waiting: collections.deque = collections.deque()
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 4 * num_threads:
-                item, future = waiting.popleft()
-                yield item, future.result()
-        for item, future in waiting:
-            yield item, future.result()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -309,7 +305,7 @@ def _check_one(candidate: Candidate, rules: Rules) -> _Right | _Wrong:
         )
         counted = check_length(row, rules)
     except records.RowError as error:
-        return _Wrong(row_id=row_id, error=error)
+        return _Wrong(row_id=row_id, error=error.alone())
     return _Right(row=row, counted=counted, digest=records.digest(row))
 
 
