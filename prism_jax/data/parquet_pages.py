@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from prism_jax import errors
 
-# What may be in memory of values that a column repeats, and of a batch of rows.
+# What may be in memory of one row, of a batch of rows, and of values that a column repeats.
 DENSE_BYTES = 256 << 20
 # Larger pages must be as large because of what the file holds, not because of how it is packed.
 _LARGE_PAGE_BYTES = 64 << 20

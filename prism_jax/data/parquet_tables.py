@@ -17,7 +17,6 @@ from prism_jax.data import parquet_pages, paths, records
 _BATCH_ROWS = 32
 # Random access keeps row groups up to this many bytes (uncompressed) and never fewer than one.
 _CACHE_BYTES = 2 << 30
-_LARGEST_ROW_BYTES = 256 << 20
 _OBJECT_BYTES = 64  # of a value in Python, about
 # What the library and Python's own types raise for damaged files and for values beyond their range.
 _DAMAGE = (
@@ -138,9 +137,10 @@ def _rows(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any] | records
 
 def _row(row: pa.RecordBatch | pa.Table) -> dict[str, Any] | records.RowError:
     num_bytes = sum(map(_num_bytes, row.columns))
-    if num_bytes > _LARGEST_ROW_BYTES:
+    if num_bytes > parquet_pages.DENSE_BYTES:
         return records.RowError(
-            "row_too_big", f"the row has {num_bytes} bytes, the limit is {_LARGEST_ROW_BYTES}"
+            "row_too_big",
+            f"the row has {num_bytes} bytes, the limit is {parquet_pages.DENSE_BYTES}",
         )
     try:
         return {

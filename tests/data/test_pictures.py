@@ -97,7 +97,7 @@ def test_a_dict_of_a_picture_is_read_whole(value, image):
         ({"image": {}}, "bad_type", "one of bytes, path"),
         ({"path": "a.png", "crop": [0, 0, 1, 1]}, "unsupported", "crop"),
         ({"path": "a.png", "image": "b.png"}, "image_mismatch", "two pictures"),
-        ({"image": {"path": "a", "max_pixels": 5000}, "max_pixels": 6000}, "image_mismatch", ""),
+        ({"image": {"path": "a", "max_pixels": 5000}, "max_pixels": 6000}, "image_mismatch", "0"),
         ({"path": "a.png", "type": "video"}, "bad_type", "type must be image"),
         ({"path": "a.png", "resized_height": 64}, "unsupported", "resized_width"),
         ({"path": "a.png", "resized_height": 64, "min_pixels": 64}, "unsupported", "resized_width"),
