@@ -143,6 +143,7 @@ def _check(args: argparse.Namespace) -> None:
         ("seed", 0, 2**32 - 1),
         ("max_new_tokens", 1, 2**20),
         ("tensor", 1, 2**16),
+        ("limit_image_pixels", 1, images.LARGEST_LIMIT_PIXELS),
     ):
         value = args.__getattribute__(name)
         if not least <= value <= most:
