@@ -14,10 +14,8 @@ import numpy as np
 from prism_jax.data import records
 
 _OTHER_MEDIA = ("videos", "video", "audios", "audio", "tools", "functions")
-# Text that is a list of turns, or one turn, and not a question.
-_TURNS_AS_TEXT = re.compile(
-    r"""\s*"?\s*(?:\[\s*)?\{\s*\\?["'](?:role|from|content)\\?["']\s*:.*[\]}]\s*"?\s*""", re.DOTALL
-)
+# How a text begins, without white space, that is a list of turns or one turn and not a question.
+_TURNS_AS_TEXT = re.compile(r"""(?:\[\s*)?\{\s*\\?["'](?:role|from|content)\\?["']\s*:""")
 
 
 def is_blank(value: Any) -> bool:
@@ -73,7 +71,9 @@ def answer_text(value: Any, name: str) -> str:
 
 def _is_number(value: Any) -> bool:
     """Return whether a value is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def no_other_media(row: Mapping[str, Any]) -> None:
@@ -95,7 +95,10 @@ def only(value: Mapping[str, Any], known: Iterable[str], name: str) -> None:
 
 def turns_in_text(text: str, name: str) -> Any | None:
     """Return the turns that a text holds as JSON; None for any other text."""
-    if not _TURNS_AS_TEXT.fullmatch(text):
+    inner = text.strip()
+    if inner[:1] == inner[-1:] == '"':  # the JSON text of a JSON text
+        inner = inner[1:-1].strip()
+    if not inner.endswith(("]", "}")) or not _TURNS_AS_TEXT.match(inner):
         return None
     try:
         found = json.loads(text)

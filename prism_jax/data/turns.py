@@ -19,9 +19,7 @@ from prism_jax.data import fields, pictures, records
 
 _FLAGS = ("weight", "loss", "trainable", "train", "loss_mask")
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
-_PARTS_AS_TEXT = re.compile(
-    r'\s*\[\s*\{\s*"type"\s*:\s*"(?:text|image|image_url)".*\]\s*', re.DOTALL
-)
+_PARTS_AS_TEXT = re.compile(r'\s*\[\s*\{\s*"type"\s*:\s*"(?:text|image|image_url)"')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,8 +104,8 @@ def _content(
     Args:
       num_before: pictures of the turns before.
     """
-    if isinstance(value, str) and not is_response and _PARTS_AS_TEXT.fullmatch(value):
-        value = _from_json(value, name)
+    if isinstance(value, str) and not is_response and value.rstrip().endswith("]"):
+        value = _from_json(value, name) if _PARTS_AS_TEXT.match(value) else value
     if not isinstance(value, list):
         text = fields.check_text(value, name)
         return text, _unnamed(text)

@@ -1,6 +1,7 @@
 """What a turn holds is honoured or refused by name: flags, parts, pictures, reasoning."""
 
 import json
+import time
 
 import pytest
 
@@ -153,6 +154,16 @@ def test_turns_as_python_writes_them_are_refused_and_other_brackets_are_a_questi
         pairs.parse(data_files.pair_row(0, prompt=[USER, USER]), place=PLACE, source="s")
 
 
+@pytest.mark.parametrize(
+    "text", [" " * 10**5 + "x", "[{" * 10**5, '[{"role":' + "] " * 10**5 + "x"]
+)
+def test_a_question_of_any_form_is_read_in_no_time(text):
+    begun = time.process_time()
+    row = prompt([{"role": "user", "content": text}])
+    assert prompt(text).prompt == row.prompt
+    assert time.process_time() - begun < 1
+
+
 def test_the_columns_of_many_turns_are_read_whole():
     columns = {"role": ["user"], "content": ["<image>Q"], "images": [["b.png"]]}
     assert paths(prompt(columns)) == ["b.png"]
@@ -162,7 +173,10 @@ def test_the_columns_of_many_turns_are_read_whole():
 
 @pytest.mark.parametrize(
     ("value", "number"),
-    [(3.0, "3"), (3, "3"), ("3.0", "3.0"), (float("nan"), "f.json:1"), (None, "f.json:1")],
+    [
+        *((3.0, "3"), (3, "3"), ("3.0", "3.0"), (10**400, str(10**400))),
+        *((float("nan"), "f.json:1"), (None, "f.json:1"), ("  ", "f.json:1")),
+    ],
 )
 def test_a_whole_number_is_an_id_and_a_gap_is_none(value, number):
     assert fields.row_id({"id": value}, PLACE) == number
