@@ -13,6 +13,7 @@ import numpy as np
 
 from prism_jax.data import records
 
+_MOST_LEVELS = 50
 _OTHER_MEDIA = ("videos", "video", "audios", "audio", "tools", "functions")
 # How a text begins, without white space, that is a list of turns or one turn and not a question.
 _TURNS_AS_TEXT = re.compile(r"""(?:\[\s*)?\{\s*\\?["'](?:role|from|content)\\?["']\s*:""")
@@ -168,11 +169,20 @@ def _plain(value: Any) -> Any:
 
 
 def _encodable(found: dict[str, Any], name: str) -> dict[str, Any]:
+    if _is_deeper(found, _MOST_LEVELS):
+        raise records.RowError("bad_type", f"{name} is nested in more than {_MOST_LEVELS} levels")
     try:
         json.dumps(found, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise records.RowError("not_utf8", f"{name} holds half a surrogate pair") from error
     return found
+
+
+def _is_deeper(value: Any, num_levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return num_levels == 0 or any(_is_deeper(one, num_levels - 1) for one in inner)
 
 
 def show(value: Any) -> str:

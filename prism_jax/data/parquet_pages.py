@@ -4,7 +4,8 @@ A file of a few kilobytes can hold a page of gigabytes, or one value that thousa
 The footer may say anything about that; the header in front of each page is what the library reads
 by, so it is what is believed here.
 
-Source: parquet-format src/main/thrift/parquet.thrift PageHeader, in thrift's compact protocol.
+Source: parquet-format src/main/thrift/parquet.thrift FileMetaData, PageHeader, in thrift's compact
+protocol.
 """
 
 import dataclasses
@@ -53,17 +54,18 @@ def plan(file: pq.ParquetFile, stream: BinaryIO, *, batch_rows: int) -> Plan:
     """
     as_dictionary: dict[str, None] = {}
     rows = []
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        total = 0
-        if not 0 <= group.num_rows <= _MOST_VALUES:
+    for number, group in enumerate(_row_groups(stream), start=1):
+        num_rows, columns = group.get(3), group.get(1)
+        if type(num_rows) is not int or not isinstance(columns, list):
+            raise errors.InputError(f"row group {number} of the footer cannot be read")
+        if not 0 <= num_rows <= _MOST_VALUES:
             raise errors.InputError(
-                f"row group {number + 1}: must have at most {_MOST_VALUES} rows, got "
-                f"{group.num_rows}"
+                f"row group {number}: must have at most {_MOST_VALUES} rows, got {num_rows}"
             )
-        for place in range(group.num_columns):
-            column, kind = group.column(place), file.schema.column(place)
-            where = f"row group {number + 1}, column {column.path_in_schema}"
+        total = 0
+        for place, column in enumerate(columns):
+            kind = file.schema.column(place)
+            where = f"row group {number}, column {kind.path}"
             chunk = _chunk(stream, column, where)
             is_fixed = kind.physical_type == "FIXED_LEN_BYTE_ARRAY"
             if is_fixed and chunk.num_values * kind.length > _LARGEST_FIXED_BYTES:
@@ -73,23 +75,48 @@ def plan(file: pq.ParquetFile, stream: BinaryIO, *, batch_rows: int) -> Plan:
                 )
             most_bytes = chunk.num_values * (chunk.largest_bytes if chunk.is_repeating else 0)
             if kind.physical_type == "BYTE_ARRAY" and most_bytes > DENSE_BYTES:
-                as_dictionary[column.path_in_schema] = None
+                as_dictionary[kind.path] = None
             total += chunk.unpacked_bytes
-        row_bytes = total // max(group.num_rows, 1)
+        row_bytes = total // max(num_rows, 1)
         rows.append(max(1, min(batch_rows, DENSE_BYTES // max(row_bytes, 1))))
     return Plan(as_dictionary=tuple(as_dictionary), batch_rows=tuple(rows))
 
 
-def _chunk(stream: BinaryIO, column: pq.ColumnChunkMetaData, where: str) -> _Chunk:
-    starts = (column.dictionary_page_offset, column.data_page_offset)
-    at = min(start for start in starts if start)
-    end = at + column.total_compressed_size
+def _row_groups(stream: BinaryIO) -> list[dict[int, Any]]:
+    """Return the row groups of the footer, which is read here as well.
+
+    The library ends the whole program where the footer's statistics of a column are damaged.
+    """
+    stream.seek(-8, 2)
+    end = stream.tell()
+    size = int.from_bytes(stream.read(4), "little")
+    stream.seek(max(0, end - size))
+    try:
+        footer = _Compact(stream.read(size)).struct()
+    except (IndexError, ValueError, RecursionError) as error:
+        raise errors.InputError(f"the footer cannot be read: {error}") from error
+    groups = footer.get(4, [])
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise errors.InputError("the footer has no row groups")
+    return groups
+
+
+def _chunk(stream: BinaryIO, column: Any, where: str) -> _Chunk:
+    details = column.get(3) if isinstance(column, dict) else None
+    details = details if isinstance(details, dict) else {}
+    # Of the data pages and of the dictionary, which a file may be without.
+    starts = [start for start in (details.get(9), details.get(11)) if start]
+    size = details.get(7)
+    if not starts or not all(type(one) is int and one >= 0 for one in (*starts, size)):
+        raise errors.InputError(f"{where}: the footer does not say where its pages are")
+    at = min(starts)
+    end = at + size
     num_values = unpacked = largest = 0
     is_repeating = False
     while at < end:
         header, size = _header(stream, at, where)
-        page_bytes, packed_bytes = header.get(2, -1), header.get(3, -1)
-        if page_bytes < 0 or packed_bytes < 0:
+        page_bytes, packed_bytes = header.get(2), header.get(3)
+        if not all(type(one) is int and one >= 0 for one in (page_bytes, packed_bytes)):
             raise errors.InputError(f"{where}: no page at byte {at}")
         if page_bytes > _LARGE_PAGE_BYTES and page_bytes > _LARGEST_RATIO * packed_bytes:
             raise errors.InputError(
@@ -99,7 +126,8 @@ def _chunk(stream: BinaryIO, column: pq.ColumnChunkMetaData, where: str) -> _Chu
         # Of a data page, version 1 and 2: its number of values, and the place of its encoding.
         for details, encoding in ((header.get(5), 2), (header.get(8), 4)):
             if isinstance(details, dict):
-                num_values += details.get(1, 0)
+                count = details.get(1)
+                num_values += count if type(count) is int and count > 0 else 0
                 is_repeating |= details.get(encoding) in _REPEATING
         unpacked += page_bytes
         largest = max(largest, page_bytes)
@@ -141,7 +169,7 @@ class _Compact:
         self._data = data
 
     def struct(self) -> dict[int, Any]:
-        """Return the numbers and structs of a struct by field; what else it has is passed over."""
+        """Return the numbers, lists and structs of a struct by field; texts are passed over."""
         found: dict[int, Any] = {}
         field = 0
         while (head := self._byte()) != 0:
@@ -167,12 +195,15 @@ class _Compact:
             return self.struct()
         raise ValueError(f"a value of kind {kind}")
 
-    def _list(self) -> None:
+    def _list(self) -> list[Any]:
         head = self._byte()
         count = head >> 4 if head >> 4 < 15 else self._unsigned()
+        # In a list true and false are bytes.
+        kind = 3 if head & 15 in (1, 2) else head & 15
+        found = []
         for _ in range(count):
-            # In a list true and false are bytes.
-            self._skip(1) if head & 15 in (1, 2) else self._value(head & 15)
+            found.append(self._value(kind))
+        return found
 
     def _byte(self) -> int:
         value = self._data[self.at]

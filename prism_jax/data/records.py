@@ -159,12 +159,16 @@ def digest(row: Row) -> bytes:
 
     Its id, its source and the paths of its pictures say where it came from and do not count.
     """
-    content = dataclasses.asdict(row)
-    pictures = [(image.sha256, image.scale) for image in get_images(row)]
-    for name in ("id", "source", "image", "images"):
-        content.pop(name, None)
+    content: dict[str, Any] = {
+        name: [dataclasses.astuple(turn) for turn in value]
+        if name in ("messages", "prompt") and not isinstance(value, str)
+        else value
+        for name, value in vars(row).items()
+        if name not in ("id", "source", "image", "images")
+    }
     content["pictures"] = [
-        (sha256, None if scale is None else dataclasses.asdict(scale)) for sha256, scale in pictures
+        (image.sha256, None if image.scale is None else dataclasses.astuple(image.scale))
+        for image in get_images(row)
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 

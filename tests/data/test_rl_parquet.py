@@ -176,6 +176,7 @@ def test_a_number_is_an_answer_wherever_an_answer_may_stand(value, text):
         ({"reward_model": {"ground_truth": "5", "equivalent_answers": "5.0"}}, "bad_type"),
         ({"reward_model": {"ground_truth": "5", "equivalent_answers": [None]}}, "bad_type"),
         ({"extra_info": {"x": object()}}, "bad_type"),
+        ({"extra_info": '{"x": ' + "[" * 60 + "]" * 60 + "}"}, "bad_type"),
         ({"extra_info": {"x": "\ud800"}}, "not_utf8"),
         ({"data_source": 7}, "bad_type"),
         ({"images": [None]}, "bad_type"),
