@@ -84,6 +84,7 @@ def _teacher() -> ConfigDict:
     config.rows_cache_dir = config_dict.placeholder(str)
     config.max_rows = config_dict.placeholder(int)
     config.max_bad_rows = 0
+    config.limit_image_pixels = 60_000_000
     config.endpoint = ConfigDict(
         {
             "base_url": "",

@@ -42,6 +42,7 @@ def prompts(size: str) -> ConfigDict:
             # Training had its own bounds: give the same ones here.
             "min_pixels": config_dict.placeholder(int),
             "max_pixels": config_dict.placeholder(int),
+            "limit_image_pixels": 60_000_000,
         }
     )
 

@@ -102,6 +102,7 @@ def _data(size: str) -> ConfigDict:
             # test with the same bounds.
             "min_pixels": 32 * 32 if is_large else config_dict.placeholder(int),
             "max_pixels": 768 * 768 if is_large else config_dict.placeholder(int),
+            "limit_image_pixels": 60_000_000,
             **vars(_ROWS[size]),
         }
     )

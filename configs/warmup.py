@@ -165,6 +165,7 @@ def _data(size: str, options: set[str]) -> ConfigDict:
             # Source: :63-75: pictures of at most 560 x 560 pixels. Alignment shows larger ones to
             # the released discriminator; here both stages have this limit.
             "max_pixels": 560 * 560 if is_large else config_dict.placeholder(int),
+            "limit_image_pixels": 60_000_000,
             "sees_images": True,
             "words": "",
             "view": next(iter(options & {"whole", "both"}), "caption_cot"),

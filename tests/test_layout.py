@@ -196,6 +196,19 @@ def test_nothing_unpickles_and_nothing_is_called_utils(path):
     assert "utils" not in path.stem
 
 
+def test_no_code_is_taken_from_a_folder_of_weights_or_rows():
+    for path in _FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            where = f"{path.name}:{node.lineno}"
+            # What TFDS finds in a folder names the classes that it imports.
+            assert not node.func.attr.startswith("builder_from_director"), where
+            if node.func.attr == "from_pretrained":
+                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert given.get("trust_remote_code") == "False", where
+
+
 def test_every_package_and_module_says_what_it_is():
     for path in _FILES:
         assert ast.get_docstring(ast.parse(path.read_text())), f"{_module(path)} has no docstring"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from prism_jax import errors
-from prism_jax.data import build, records, tokenizer_files, validate
+from prism_jax.data import build, images, records, tokenizer_files, validate
 from prism_jax.data.numerals import corpus as numerals_corpus
 from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.rewards import answer
@@ -71,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
     built("--kind", required=True, choices=records.KINDS, help="what the rows are")
     built("--image_root", default="", help="of relative image paths; the file's folder without")
     built("--max_bad_rows", type=int, default=0, help="wrong rows that may be left out")
+    built(
+        "--limit_image_pixels",
+        type=int,
+        default=images.LIMIT_PIXELS,
+        help=f"of one picture; at most {images.LARGEST_LIMIT_PIXELS}. Stages have a limit of their "
+        "own, see limit_image_pixels in their configuration",
+    )
     built("--need_teacher", action="store_true", help="prompts need the teacher's texts")
     built("--need_answer", action="store_true", help="prompts need an answer that can be judged")
     return options
@@ -103,6 +110,7 @@ def main(argv: Sequence[str]) -> None:
         rules = validate.Rules(
             max_bad_rows=args.max_bad_rows,
             option="--max_bad_rows",
+            limit_pixels=args.limit_image_pixels,
             need_teacher=args.need_teacher,
             need_answer=args.need_answer,
             answer_problem=answer.check_ground_truth,

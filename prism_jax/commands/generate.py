@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model", required=True, type=pathlib.Path, help="checkpoint folder")
     add("--prompt", required=True, help="the question, behind the images in one user turn")
     add("--image", action="append", default=[], type=pathlib.Path, help="may be given many times")
+    add("--limit_image_pixels", type=int, default=images.LIMIT_PIXELS, help="of one image")
     add("--system", help="a system turn; none without")
     add("--max_new_tokens", type=int, default=256)
     add("--temperature", type=float, default=0.0, help="0 takes the most likely token")
@@ -56,7 +57,9 @@ def main(argv: Sequence[str]) -> None:
     files = model_files.of(args.model)
     pretrained.config_of(files)  # its own words for what is wrong with it, before the tokenizer's
     words = processor.Processor.from_folder(files)
-    pictures = [images.open_image(path) for path in args.image]
+    pictures = [
+        images.open_image(path, limit_pixels=args.limit_image_pixels) for path in args.image
+    ]
     messages = [chat.turn("system", args.system)] if args.system is not None else []
     messages.append(chat.turn("user", args.prompt, num_images=len(pictures)))
     encoded = words.encode(messages, images=pictures, add_generation_prompt=True)
@@ -116,6 +119,7 @@ def _check(args: argparse.Namespace) -> None:
         ("seed", 0, 2**32 - 1),
         ("max_new_tokens", 1, 2**20),
         ("tensor", 1, 2**16),
+        ("limit_image_pixels", 1, images.LARGEST_LIMIT_PIXELS),
     ):
         value = args.__getattribute__(name)
         if not least <= value <= most:

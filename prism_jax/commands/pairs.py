@@ -186,7 +186,7 @@ def _describe_row(
         reason = _reason(row, one, pair, written, options)
         if reason is Reason.KEPT:
             written.add((one.caption, one.cot))
-            pair |= {"image": image_files.keep(row.images[0], workdir)} if row.images else {}
+            pair |= {"image": image_files.reference(row.images[0], workdir)} if row.images else {}
         result.append(
             {
                 "id": row.id,

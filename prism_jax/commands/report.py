@@ -124,7 +124,7 @@ def _question(row: records.PromptRow) -> str:
 
 
 def _picture(image: records.Image) -> examples.Picture:
-    opened = images.open_image(image.data, name=image.path)
+    opened = images.open_stored(image)
     opened.thumbnail((_MAX_PICTURE_PIXELS, _MAX_PICTURE_PIXELS))
     written = io.BytesIO()
     opened.save(written, "PNG")

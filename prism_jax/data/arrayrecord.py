@@ -5,24 +5,32 @@ opens it. Texts that a row does not have are stored empty.
 """
 
 import contextlib
+import dataclasses
+import functools
 import io
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from array_record.python import array_record_data_source, array_record_module
 
 from prism_jax import errors
 from prism_jax.data import records
 
 SPLIT = "train"
+_NAME = "prism_rows"
+_FEATURES = "features.json"
 _SHARD_BYTES = 256 << 20
 _TEXT = tfds.features.Text
-_TURNS = tfds.features.Sequence({"role": _TEXT(), "content": _TEXT()})
+_TURNS = tfds.features.Sequence(
+    {"role": _TEXT(), "content": _TEXT(), "is_learned": tfds.features.Scalar(np.bool_)}
+)
+_SCALE = tuple(field.name for field in dataclasses.fields(records.Scale))
 # Encoded bytes, not the Image feature: that one needs TensorFlow inside a sequence.
 _IMAGES = tfds.features.Sequence(
     {
@@ -31,6 +39,8 @@ _IMAGES = tfds.features.Sequence(
         "sha256": _TEXT(),
         "width_pixels": tfds.features.Scalar(np.int32),
         "height_pixels": tfds.features.Scalar(np.int32),
+        # What a row does not ask of its picture is stored as 0.
+        **{name: tfds.features.Scalar(np.int64) for name in _SCALE},
     }
 )
 _COMMON = {"id": _TEXT(), "source": _TEXT(), "images": _IMAGES}
@@ -62,16 +72,7 @@ def to_example(row: records.Row) -> dict[str, Any]:
     example: dict[str, Any] = {
         "id": row.id,
         "source": row.source,
-        "images": [
-            {
-                "data": image.data,
-                "path": image.path or "",
-                "sha256": image.sha256,
-                "width_pixels": image.width_pixels,
-                "height_pixels": image.height_pixels,
-            }
-            for image in records.get_images(row)
-        ],
+        "images": [_image_out(image) for image in records.get_images(row)],
     }
     if isinstance(row, records.SFTRow):
         return example | {"messages": _turns_out(row.messages)}
@@ -121,13 +122,28 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8")
 
 
-def _turns_out(messages: tuple[records.Message, ...]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]
+def _turns_out(messages: tuple[records.Message, ...]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(message) for message in messages]
 
 
 def _turns_in(turns: Mapping[str, Any]) -> tuple[records.Message, ...]:
-    pairs = zip(turns["role"], turns["content"], strict=True)
-    return tuple(records.Message(role=_text(r), content=_text(c)) for r, c in pairs)
+    columns = zip(turns["role"], turns["content"], turns["is_learned"], strict=True)
+    return tuple(
+        records.Message(role=_text(role), content=_text(content), is_learned=bool(is_learned))
+        for role, content, is_learned in columns
+    )
+
+
+def _image_out(image: records.Image) -> dict[str, Any]:
+    scale = {} if image.scale is None else dataclasses.asdict(image.scale)
+    return {
+        "data": image.data,
+        "path": image.path or "",
+        "sha256": image.sha256,
+        "width_pixels": image.width_pixels,
+        "height_pixels": image.height_pixels,
+        **{name: scale.get(name) or 0 for name in _SCALE},
+    }
 
 
 def _images_in(images: Mapping[str, Any]) -> tuple[records.Image, ...]:
@@ -138,16 +154,28 @@ def _images_in(images: Mapping[str, Any]) -> tuple[records.Image, ...]:
             sha256=_text(images["sha256"][i]),
             width_pixels=int(images["width_pixels"][i]),
             height_pixels=int(images["height_pixels"][i]),
+            scale=_scale_in({name: int(images[name][i]) or None for name in _SCALE}),
         )
         for i in range(len(images["data"]))
     )
+
+
+def _scale_in(values: Mapping[str, int | None]) -> records.Scale | None:
+    return records.Scale(**values) if any(values.values()) else None
+
+
+class _Info(tfds.core.DatasetInfo):
+    """The metadata of a folder, of which TFDS's own bucket holds no copy to look for."""
+
+    def initialize_from_bucket(self) -> None:
+        pass
 
 
 class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Write rows of one kind into one split, in the order given and in constant memory."""
 
     VERSION = tfds.core.Version("1.0.0")
-    name = "prism_rows"
+    name = _NAME
     # Nothing is downloaded. The inherited look-up of checksums needs importlib_resources, which
     # neither TFDS nor the newer etils install.
     url_infos = None
@@ -158,9 +186,7 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self, features=features(self._kind), disable_shuffling=True
-        )
+        return _Info(builder=self, features=features(self._kind), disable_shuffling=True)
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager  # Nothing is downloaded.
@@ -253,14 +279,19 @@ def write(rows: Iterable[records.Row], *, kind: str, folder: str) -> str:
 
 
 class StoredRows:
-    """The rows of a folder that `write` made, by number. Safe to use from several threads."""
+    """The rows of a folder that `write` made, by number. Safe to use from several threads.
+
+    No name in the folder chooses code: the records are read with the features that this module
+    knows for the kind, and `features.json` must describe the same.
+    """
 
     def __init__(self, folder: str, *, kind: str):
         self.folder = folder
         self._kind = kind
+        self._features = features(kind)
+        _check_features(folder, kind)
         try:
-            builder = tfds.builder_from_directory(folder)
-            self._data = builder.as_data_source(SPLIT)
+            self._data = array_record_data_source.ArrayRecordDataSource(_shards(folder))
         except (OSError, ValueError, RuntimeError) as error:
             raise errors.InputError(f"{folder}: not a readable data folder: {error}") from error
 
@@ -269,9 +300,46 @@ class StoredRows:
 
     def __getitem__(self, index: SupportsIndex) -> records.Row:
         try:
-            example = self._data[index]
-        except (OSError, ValueError, RuntimeError) as error:
+            example = self._features.deserialize_example_np(self._data[index])
+            return from_example(self._kind, example)
+        # A record is bytes of whoever wrote the folder: the parsers may raise anything.
+        except Exception as error:
+            what = records.shorten(f"{type(error).__name__}: {error}", 200)
             raise errors.InputError(
-                f"{self.folder}: row {int(index) + 1} is damaged: {error}"
+                f"{self.folder}: row {int(index) + 1} is damaged: {what}"
             ) from error
-        return from_example(self._kind, example)
+
+
+def _check_features(folder: str, kind: str) -> None:
+    """Raise InputError unless `features.json` says what `write` writes for this kind of rows."""
+    path = pathlib.Path(folder) / _FEATURES
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise errors.InputError(f"{path}: must be a readable JSON file: {error}") from error
+    if content != _written_features(kind):
+        raise errors.InputError(
+            f"{path}: must be what `data build` writes for this kind of rows; build the folder "
+            "again from its files"
+        )
+
+
+@functools.cache
+def _written_features(kind: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        features(kind).save_config(folder)
+        return json.loads((pathlib.Path(folder) / _FEATURES).read_text(encoding="utf-8"))
+
+
+def _shards(folder: str) -> list[str]:
+    """Return the paths of the record files, all of one set, in order."""
+    names = sorted(name for name in os.listdir(folder) if ".array_record" in name)
+    count = len(names)
+    expected = [f"{_NAME}-{SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]
+    if not names or names != expected:
+        got = records.shorten(", ".join(names) or "none", 200)
+        raise errors.InputError(
+            f"{folder}: must hold {_NAME}-{SPLIT}.array_record-00000-of-N and all that follow, "
+            f"got {got}"
+        )
+    return [os.path.join(folder, name) for name in names]

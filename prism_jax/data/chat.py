@@ -96,7 +96,10 @@ def load_template(folder: str | pathlib.Path) -> str:
     folder = pathlib.Path(folder)
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise errors.InputError(f"{path}: must be a readable text: {error}") from error
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = folder / name
         template = image_settings.read_json(path).get("chat_template") if path.is_file() else None
@@ -105,11 +108,22 @@ def load_template(folder: str | pathlib.Path) -> str:
             named = [item for item in template if isinstance(item, dict)]
             template = next((t.get("template") for t in named if t.get("name") == "default"), None)
         if isinstance(template, str):
-            return template
+            return _encodable(template, str(path))
     raise errors.InputError(
         f"{folder}: no chat template in chat_template.jinja, chat_template.json "
         "or tokenizer_config.json"
     )
+
+
+def _encodable(text: str, place: str) -> str:
+    """Return a text that can be written as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise errors.InputError(
+            f"{place}: the chat template holds half a surrogate pair at character {error.start}"
+        ) from error
+    return text
 
 
 def render(
@@ -121,13 +135,14 @@ def render(
 ) -> str:
     """Return the text of a chat, one placeholder token for each image and video.
 
-    No system turn is added. `add_generation_prompt` opens the assistant's turn at the end.
+    The template runs in the sandbox of transformers, which has no way to files or programs. No
+    system turn is added. `add_generation_prompt` opens the assistant's turn at the end.
 
     Raises:
       InputError: the template cannot be read, or fails on these messages.
     """
     try:
-        return tokenizer.apply_chat_template(
+        text = tokenizer.apply_chat_template(
             list(messages),
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
@@ -138,3 +153,4 @@ def render(
         raise errors.InputError(
             f"chat template: cannot render the messages: {type(error).__name__}: {error}"
         ) from error
+    return _encodable(text, "rendered messages")

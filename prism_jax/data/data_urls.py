@@ -15,11 +15,11 @@ _ORIENTATION = 0x0112
 def data_url(image: records.Image) -> str:
     """Return a validated picture's bytes in base64 with their media type."""
     data = image.data
-    with Image.open(io.BytesIO(data)) as opened:
-        name = opened.format
+    name = images.file_format(data)
+    with Image.open(io.BytesIO(data), formats=(name,)) as opened:
         is_upright = opened.getexif().get(_ORIENTATION, 1) == 1
     if name not in _SENT_AS_IS or not is_upright:
         buffer = io.BytesIO()
-        images.open_image(data, name=image.path).save(buffer, "PNG")
+        images.open_stored(image).save(buffer, "PNG")
         name, data = "PNG", buffer.getvalue()
     return f"data:image/{name.lower()};base64,{base64.b64encode(data).decode()}"

@@ -91,7 +91,9 @@ class Demonstrations:
             return known
         row = self._row(number)
         example = encode.example(row.messages, row.images, self._words, add_generation_prompt=False)
-        encoded = Encoded(example=example, is_assistant=self._turns.is_response(example.tokens))
+        encoded = Encoded(
+            example=example, is_assistant=self._turns.is_response(example.tokens, row.messages)
+        )
         if not encoded.is_assistant.any():
             raise errors.InputError(f"{row.id}: the chat template writes no assistant turn")
         with self._lock:

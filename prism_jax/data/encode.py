@@ -48,9 +48,11 @@ def example(
     Raises:
       InputError: for everything that `Processor.encode` and `images.open_image` refuse.
     """
-    opened = [images.open_image(p.data, name=p.path or "bytes of the row") for p in pictures]
     encoded = words.encode(
-        messages(turns), images=opened, add_generation_prompt=add_generation_prompt
+        messages(turns),
+        images=[images.open_stored(picture) for picture in pictures],
+        scales=[picture.scale for picture in pictures],
+        add_generation_prompt=add_generation_prompt,
     )
     return examples.from_encoded(encoded, words)
 
@@ -72,12 +74,11 @@ def measure(
     settings = words.image_settings
     num_patches = 0
     for picture in pictures:
-        height, width = images.smart_resize(
+        height, width = images.fit(
             picture.height_pixels,
             picture.width_pixels,
-            factor=settings.factor,
-            min_pixels=settings.min_pixels,
-            max_pixels=settings.max_pixels,
+            settings,
+            picture.scale,
             name=f"image {picture.path or 'of the row'}",
         )
         num_patches += (height // settings.patch_size) * (width // settings.patch_size)
@@ -103,22 +104,34 @@ class TurnTokens:
             raise errors.InputError(f"the tokenizer has no token {_END}, it gives {end}")
         return cls(start=tuple(start), end=end[0])
 
-    def is_response(self, tokens: np.ndarray) -> np.ndarray:
-        r"""Return bool[T]: the token is part of an assistant's response, or the end of one.
+    def is_response(self, tokens: np.ndarray, turns: Sequence[records.Message]) -> np.ndarray:
+        r"""Return bool[T]: the token is part of a response to learn, or the end of one.
 
             <|im_start|> assistant \n  So  7  .  <|im_end|> \n
                  0           0     0   1   1  1      1      0
 
         A line break that the response begins with is one token with the template's, which the
         prompt of a sampler never holds: it is no response either.
+
+        Raises:
+          InputError: some turns are not learned, and the template does not write every turn of the
+            assistant.
         """
+        is_learned = [turn.is_learned for turn in turns if turn.role == "assistant"]
         found = np.zeros(len(tokens), bool)
         starts = np.flatnonzero(tokens == self.start[0])
         for number, wanted in enumerate(self.start[1:], start=1):
             starts = starts[starts + number < len(tokens)]
             starts = starts[tokens[starts + number] == wanted]
         (ends,) = np.nonzero(tokens == self.end)
-        for first in starts + len(self.start) + 1:
+        if len(starts) != len(is_learned):
+            if not all(is_learned):
+                raise errors.InputError(
+                    f"the chat template writes {len(starts)} turns of the assistant for "
+                    f"{len(is_learned)}: it cannot be told which of them are learned"
+                )
+            is_learned = [True] * len(starts)
+        for first in (starts + len(self.start) + 1)[np.array(is_learned, bool)]:
             place = np.searchsorted(ends, first)
             last = ends[place] + 1 if place < len(ends) else len(tokens)
             found[first:last] = True

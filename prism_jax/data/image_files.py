@@ -1,14 +1,19 @@
 """Pictures of rows as files beside a data set, each written once."""
 
 import hashlib
-import io
 import pathlib
+from typing import Any
 
-from PIL import Image
+from prism_jax.data import images, pictures, records
 
-from prism_jax.data import records
-
+Json = Any
 FOLDER = "images"
+
+
+def reference(image: records.Image, root: pathlib.Path) -> Json:
+    """Keep a picture and return what a row says of it: its path, with the size that it asks for."""
+    path = keep(image, root)
+    return path if image.scale is None else {"path": path} | pictures.scale_fields(image.scale)
 
 
 def keep(image: records.Image, root: pathlib.Path) -> str:
@@ -17,8 +22,7 @@ def keep(image: records.Image, root: pathlib.Path) -> str:
     Equal pictures are one file. A file is there whole or not at all.
     """
     digest = hashlib.sha256(image.data).hexdigest()
-    with Image.open(io.BytesIO(image.data)) as opened:
-        name = f"{FOLDER}/{digest}.{opened.format.lower()}"
+    name = f"{FOLDER}/{digest}.{images.file_format(image.data).lower()}"
     path = root / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,10 +17,12 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from prism_jax import errors
-from prism_jax.data import image_settings
+from prism_jax.data import image_settings, pictures, records
 
-# Decoding takes 3 bytes a pixel; a file of a few kilobytes can claim hundreds of megapixels.
-LIMIT_PIXELS = 50_000_000
+# Decoding takes 3 bytes a pixel; a file of a few kilobytes can claim hundreds of megapixels. The
+# largest pictures of telephones that take 50 megapixels have 8192 x 6144.
+LIMIT_PIXELS = 60_000_000
+LARGEST_LIMIT_PIXELS = 1 << 28  # what a user may raise it to
 MAX_ASPECT_RATIO = 200
 
 # Pillow also opens formats that start other programs (EPS) or are no images of a data set.
@@ -100,6 +102,20 @@ def open_image(
         raise errors.InputError(f"image {name}: cannot be decoded: {error}") from error
 
 
+def open_stored(image: records.Image) -> Image.Image:
+    """Open a validated picture, which may be larger than the usual limit."""
+    known = (image.width_pixels or 0) * (image.height_pixels or 0)
+    name = "bytes of the row" if image.path is None else image.path
+    limit = min(max(LIMIT_PIXELS, known), LARGEST_LIMIT_PIXELS)
+    return open_image(image.data, name=name, limit_pixels=limit)
+
+
+def file_format(data: bytes) -> str:
+    """Return Pillow's name of a validated picture's format."""
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+        return opened.format
+
+
 def to_rgb(image: Image.Image, *, name: str = "image") -> Image.Image:
     """Convert an image of any 8 or 16-bit mode to RGB.
 
@@ -110,8 +126,11 @@ def to_rgb(image: Image.Image, *, name: str = "image") -> Image.Image:
     Source: transformers image_transforms.py convert_to_rgb.
     """
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint16) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image).astype(np.uint16)
+        shown = (grey >> 8).astype(np.uint8)
+        if isinstance(image.info.get("transparency"), int):
+            shown[grey == image.info["transparency"]] = 255
+        return Image.fromarray(shown).convert("RGB")
     if image.mode in ("I", "F"):
         raise errors.InputError(
             f"image {name}: grey values must have 8 or 16 bits, got Pillow mode {image.mode}"
@@ -146,6 +165,34 @@ def smart_resize(
     return new_height, new_width
 
 
+def fit(
+    height: int,
+    width: int,
+    settings: image_settings.ImageSettings,
+    scale: records.Scale | None,
+    *,
+    name: str = "image",
+) -> tuple[int, int]:
+    """Return the height and width to resize a picture to.
+
+    A picture's own bounds take the place of those of the settings. Where it gives one of the two,
+    the other is moved as far as it must be for the first to hold.
+
+    Source: qwen-vl-utils vision_process.py fetch_image.
+    """
+    least, most = settings.min_pixels, settings.max_pixels
+    if scale is not None and scale.resized_height is not None:
+        height, width = scale.resized_height, scale.resized_width
+        least, most = pictures.LEAST_PIXELS, pictures.MOST_PIXELS
+    elif scale is not None:
+        own_least, own_most = scale.min_pixels, scale.max_pixels
+        least = min(least, own_most) if own_least is None else own_least
+        most = max(most, own_least) if own_most is None else own_most
+    return smart_resize(
+        height, width, factor=settings.factor, min_pixels=least, max_pixels=most, name=name
+    )
+
+
 def _check_aspect_ratio(height: int, width: int, name: str) -> None:
     ratio = max(height, width) / min(height, width)
     if ratio > MAX_ASPECT_RATIO:
@@ -170,20 +217,17 @@ def _grow(height: int, width: int, scale: float, factor: int) -> tuple[int, int]
 
 
 def image_patches(
-    image: Image.Image, settings: image_settings.ImageSettings, *, name: str = "image"
+    image: Image.Image,
+    settings: image_settings.ImageSettings,
+    *,
+    scale: records.Scale | None = None,
+    name: str = "image",
 ) -> Patches:
     """Resize an image and cut it into patches of the model's size.
 
     The image stands `temporal_patch_size` times in each patch, as a still video would.
     """
-    height, width = smart_resize(
-        image.height,
-        image.width,
-        factor=settings.factor,
-        min_pixels=settings.min_pixels,
-        max_pixels=settings.max_pixels,
-        name=name,
-    )
+    height, width = fit(image.height, image.width, settings, scale, name=name)
     return _patchify(_resize([image], height, width, name), settings)
 
 

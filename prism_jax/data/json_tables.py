@@ -88,12 +88,12 @@ def _try_parse(text: bytes) -> dict[str, Any] | records.RowError:
 
 def _line_pieces(stream: BinaryIO, head: bytes, path: str) -> Iterator[tuple[int, int, bytes]]:
     """Yield line number, offset and text of every line that is not blank."""
-    del path
-    skipped = len(_BYTE_ORDER_MARK) if head.startswith(_BYTE_ORDER_MARK) else 0
-    stream.seek(skipped)
-    start = skipped
+    del head, path
+    stream.seek(0)
+    start = 0
     for number, line in enumerate(stream, start=1):
-        text = line.strip(_WHITE)
+        # Files put together by `cat` have a mark where each began.
+        text = line.strip(_WHITE).removeprefix(_BYTE_ORDER_MARK).strip(_WHITE)
         if text:
             yield number, start + line.index(text), text
         start += len(line)

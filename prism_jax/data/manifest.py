@@ -15,11 +15,12 @@ from typing import Any
 from etils import epath
 
 from prism_jax import errors
-from prism_jax.data import arrayrecord, paths, validate
+from prism_jax.data import arrayrecord, paths, records, validate
 
 FILE = "build_manifest.json"
 DROPPED = "dropped.jsonl"
-_VERSION = 1
+_LIMIT_BYTES = 64 << 20
+_VERSION = 2  # 1 did not keep which turns are learned, nor the size asked for a picture
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,25 +60,53 @@ def write(folder: str, *, kind: str, report: validate.Report, sources: list[str]
 
 
 def read(folder: str) -> Manifest:
-    """Read a built folder's manifest."""
+    """Read a built folder's manifest.
+
+    Raises:
+      InputError: it is not one, or is of another version.
+    """
     path = paths.join(folder, FILE)
-    with paths.open_binary(path) as stream:
-        try:
-            found = json.loads(stream.read())
-            version = found.pop("version")
-            if version != _VERSION:
-                raise errors.InputError(f"{path}: version must be {_VERSION}, got {version}")
-            return Manifest(**found)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, errors.InputError):
-                raise
-            raise errors.InputError(f"{path}: not a manifest of a data set: {error}") from error
+    with paths.open_binary(path) as stream, paths.explain(path):
+        text = stream.read(_LIMIT_BYTES + 1)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise errors.InputError(f"{path}: not a manifest of a data set: {error}") from error
+    version = content.pop("version", None) if isinstance(content, dict) else None
+    if version != _VERSION:
+        raise errors.InputError(
+            f"{path}: version must be {_VERSION}, got {records.shorten(repr(version), 40)}; build "
+            "the folder again from its files"
+        )
+    problem = _problem(content)
+    if problem is not None:
+        raise errors.InputError(f"{path}: not a manifest of a data set: {problem}")
+    return Manifest(**content)
+
+
+def _problem(content: dict[str, Any]) -> str | None:
+    """Return the first thing that is wrong in a manifest's content."""
+    types = {"kind": str, "num_rows": int, "report": dict, "sources": list, "files": dict}
+    if content.keys() != types.keys():
+        return f"must hold {', '.join(types)}, got {records.shorten(', '.join(content), 200)}"
+    for name, kind in types.items():
+        if not isinstance(content[name], kind) or isinstance(content[name], bool):
+            return f"{name} must be of type {kind.__name__}, got {type(content[name]).__name__}"
+    for name, facts in content["files"].items():
+        shown = records.shorten(repr(name), 100)
+        if pathlib.PurePath(name).name != name or "\0" in name or name in ("..", FILE):
+            return f"files: {shown} must be the name of a file in the folder"
+        if not isinstance(facts, dict) or facts.keys() != {"bytes", "sha256"}:
+            return f"files: {shown} must have bytes and sha256"
+        if type(facts["bytes"]) is not int or not isinstance(facts["sha256"], str):
+            return f"files: {shown} must have bytes as a number and sha256 as text"
+    return None
 
 
 def verify(folder: str) -> Manifest:
     """Compare every file of a local built folder with the manifest's sha256."""
     found = read(folder)
-    _check_sizes(folder, found)
+    _check_files(folder, found)
     for name, facts in found.files.items():
         digest = _digest(pathlib.Path(folder) / name)
         if digest != facts["sha256"]:
@@ -94,18 +123,22 @@ def open_folder(folder: str, *, kind: str, cache_dir: str | None) -> arrayrecord
         raise errors.InputError(f"{folder}: rows must be of kind {kind}, got {found.kind}")
     if paths.is_remote(folder):
         folder = _fetch(folder, found, cache_dir)
-    _check_sizes(folder, found)
+    _check_files(folder, found)
     rows = arrayrecord.StoredRows(folder, kind=kind)
     if len(rows) != found.num_rows:
         raise errors.InputError(f"{folder}: must have {found.num_rows} rows, got {len(rows)}")
     return rows
 
 
-def _check_sizes(folder: str, found: Manifest) -> None:
+def _check_files(folder: str, found: Manifest) -> None:
+    """Raise InputError unless the folder has the files of the manifest and no others."""
+    with paths.explain(folder):
+        extra = sorted(set(os.listdir(folder)) - found.files.keys() - {FILE})
+    if extra:
+        names = records.shorten(", ".join(extra), 200)
+        raise errors.InputError(f"{folder}: holds what its {FILE} does not list: {names}")
     for name, facts in found.files.items():
         path = pathlib.Path(folder) / name
-        if pathlib.PurePath(name).name != name:
-            raise errors.InputError(f"{folder}/{FILE}: file names have no folders, got {name!r}")
         num_bytes = path.stat().st_size if path.is_file() else None
         if num_bytes != facts["bytes"]:
             raise errors.InputError(f"{path}: must have {facts['bytes']} bytes, got {num_bytes}")

@@ -3,7 +3,7 @@
   {"prompt", "image", "teacher_caption", "student_caption", "teacher_cot", "student_cot"}
   {"prompt", "image", "teacher_response", "student_response"}
 
-`prompt` may be called `question`, `image` is optional.
+`prompt` may be called `question` and be one turn of the user; `image` is optional.
 
 Source: PRISM moe/train_moe_vl_warmup_fast.py:104-155.
 """
@@ -11,10 +11,11 @@ Source: PRISM moe/train_moe_vl_warmup_fast.py:104-155.
 from collections.abc import Mapping
 from typing import Any
 
-from prism_jax.data import fields, records
+from prism_jax.data import fields, pictures, records, turns
 
 SEGMENTS = ("teacher_caption", "student_caption", "teacher_cot", "student_cot")
 RESPONSES = ("teacher_response", "student_response")
+_ROLES = {"user": "user"}
 
 
 def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> records.PairRow:
@@ -23,10 +24,8 @@ def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> recor
     The picture is marked in front of the prompt where the prompt does not mark it.
     """
     fields.no_other_media(row)
-    prompt = fields.optional_text(row, "prompt") or fields.optional_text(row, "question")
-    if prompt is None:
-        raise records.RowError("empty_prompt", "'prompt' (or 'question') is missing or empty")
-    images = fields.images(row)
+    prompt, named = _prompt(row)
+    images = pictures.of_marks(named, pictures.of_row(row))
     if len(images) > 1:
         raise records.RowError("placeholders", f"a pair has at most one image, got {len(images)}")
     names = SEGMENTS
@@ -43,3 +42,25 @@ def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> recor
         image=images[0] if images else None,
         **(dict.fromkeys(SEGMENTS + RESPONSES) | texts),
     )
+
+
+def _prompt(row: Mapping[str, Any]) -> tuple[str, tuple[records.Image | None, ...]]:
+    """Return the prompt's text and the pictures that it names; turns must be one of the user."""
+    name = "question" if fields.is_blank(row.get("prompt")) else "prompt"
+    value = row.get(name)
+    if fields.is_blank(value):
+        raise records.RowError("empty_prompt", "'prompt' (or 'question') is missing or empty")
+    if isinstance(value, str):
+        held = fields.turns_in_text(value, name)
+        if held is None:
+            return fields.check_text(value, name), ()
+        value = held
+    if isinstance(value, Mapping):
+        value = [value]
+    found = turns.read(value, name, role_tag="role", content_tag="content", roles=_ROLES)
+    if len(found.messages) > 1:
+        raise records.RowError(
+            "unsupported",
+            f"{name} of a pair must be one turn of the user, got {len(found.messages)}",
+        )
+    return found.messages[0].content, found.pictures

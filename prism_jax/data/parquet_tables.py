@@ -1,21 +1,28 @@
-"""Rows of parquet files, read in batches from front to back or by number."""
+"""Rows of parquet files, read in batches from front to back or by number, in bounded memory."""
 
 import bisect
 import collections
 import itertools
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from prism_jax import errors
-from prism_jax.data import paths, records
+from prism_jax.data import parquet_pages, paths, records
 
 _BATCH_ROWS = 32
 # Random access keeps row groups up to this many bytes (uncompressed) and never fewer than one.
 _CACHE_BYTES = 2 << 30
+_OBJECT_BYTES = 64  # of a value in Python, about
+# What the library and Python's own types raise for damaged files and for values beyond their range.
+_DAMAGE = (
+    OSError, pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, RuntimeError,
+    MemoryError,
+)  # fmt: skip
 
 Entry = tuple[int, dict[str, Any] | records.RowError]
 
@@ -30,6 +37,7 @@ class ParquetTable:
     def __init__(self, path: str):
         self.path = path
         self._file: pq.ParquetFile | None = None
+        self._plan: parquet_pages.Plan | None = None
         self._ends: list[int] = []
         self._groups: collections.OrderedDict[int, pa.Table] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -38,16 +46,27 @@ class ParquetTable:
         """Yield every row's number, counted from 1, and its fields or what is wrong with them.
 
         Raises:
-          InputError: the file cannot be read, is no parquet, or is damaged.
+          InputError: the file cannot be read, is no parquet, is damaged, or unpacks to far more
+            than it holds.
         """
         number = itertools.count(1)
         with self._lock:
             self._open()
         with paths.open_binary(self.path) as stream:
-            batches = self._explained(pq.ParquetFile(stream).iter_batches, _BATCH_ROWS)
-            while (batch := self._explained(next, batches, None)) is not None:
-                for row in _rows(batch):
-                    yield next(number), row
+            file = self._explained(self._parquet, stream)
+            for group, batch_rows in enumerate(self._plan.batch_rows):
+                batches = self._explained(file.iter_batches, batch_rows, [group])
+                count = 0
+                while (batch := self._explained(next, batches, None)) is not None:
+                    count += batch.num_rows
+                    for row in _rows(batch):
+                        yield next(number), row
+                start = self._ends[group - 1] if group else 0
+                if count != self._ends[group] - start:
+                    raise errors.InputError(
+                        f"{self.path}: row group {group + 1} has {count} rows, its footer says "
+                        f"{self._ends[group] - start}"
+                    )
 
     def __len__(self) -> int:
         with self._lock:
@@ -61,15 +80,27 @@ class ParquetTable:
             group = bisect.bisect_right(self._ends, index)
             table = self._group(group)
         start = self._ends[group - 1] if group else 0
-        return index + 1, _rows(table.slice(index - start, 1))[0]
+        return index + 1, next(_rows(table.slice(index - start, 1)))
 
     def _open(self) -> None:
-        if self._file is None:
-            stream = paths.open_binary(self.path)
-            self._file = self._explained(pq.ParquetFile, stream)
-            metadata = self._file.metadata
-            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-            self._ends = list(itertools.accumulate(sizes))
+        if self._file is not None:
+            return
+        stream = paths.open_binary(self.path)
+        file = self._explained(pq.ParquetFile, stream)
+        names = self._explained(lambda: file.schema_arrow.names)
+        twice = [name for name, count in collections.Counter(names).items() if count > 1]
+        if twice:
+            raise errors.InputError(f"{self.path}: two columns have the name {twice[0]!r:.100}")
+        with paths.open_binary(self.path) as pages:
+            plan = self._explained(lambda: parquet_pages.plan(file, pages, batch_rows=_BATCH_ROWS))
+        metadata = file.metadata
+        sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        self._ends = list(itertools.accumulate(sizes))
+        self._plan = plan
+        self._file = self._explained(self._parquet, stream) if plan.as_dictionary else file
+
+    def _parquet(self, stream: BinaryIO) -> pq.ParquetFile:
+        return pq.ParquetFile(stream, read_dictionary=list(self._plan.as_dictionary))
 
     def _group(self, group: int) -> pa.Table:
         if group in self._groups:
@@ -84,14 +115,81 @@ class ParquetTable:
     def _explained(self, function, *arguments):
         try:
             return function(*arguments)
-        except (OSError, pa.ArrowException) as error:
-            raise errors.InputError(f"{self.path}: not a readable parquet file: {error}") from error
+        except errors.InputError as error:
+            raise errors.InputError(f"{self.path}: {error}") from error
+        except _DAMAGE as error:
+            told = records.shorten(f"{type(error).__name__}: {error}", 300)
+            raise errors.InputError(f"{self.path}: not a readable parquet file: {told}") from error
 
 
-def _rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any] | records.RowError]:
+def _rows(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any] | records.RowError]:
+    """Yield the rows, one after the other where together they would take much memory."""
+    if sum(map(_num_bytes, batch.columns)) <= parquet_pages.DENSE_BYTES:
+        try:
+            rows = batch.to_pylist()
+        except _DAMAGE:
+            rows = (_row(batch.slice(i, 1)) for i in range(batch.num_rows))
+        yield from rows
+        return
+    for i in range(batch.num_rows):
+        yield _row(batch.slice(i, 1))
+
+
+def _row(row: pa.RecordBatch | pa.Table) -> dict[str, Any] | records.RowError:
+    num_bytes = sum(map(_num_bytes, row.columns))
+    if num_bytes > parquet_pages.DENSE_BYTES:
+        return records.RowError(
+            "row_too_big",
+            f"the row has {num_bytes} bytes, the limit is {parquet_pages.DENSE_BYTES}",
+        )
     try:
-        return batch.to_pylist()
+        return {
+            name: _value(column, name)
+            for name, column in zip(row.schema.names, row.columns, strict=True)
+        }
+    except records.RowError as error:
+        return error
+
+
+def _value(column: pa.Array | pa.ChunkedArray, name: str) -> Any:
+    """Return the only value of a column, as text where Python has no such value."""
+    try:
+        return column.to_pylist()[0]
     except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
-            return [records.RowError("not_utf8", f"a string of the row is not UTF-8: {error}")]
-    return [row for i in range(batch.num_rows) for row in _rows(batch.slice(i, 1))]
+        raise records.RowError("not_utf8", f"column {name!r} is not UTF-8: {error}") from error
+    except _DAMAGE as error:
+        try:
+            return column.cast(pa.string()).to_pylist()[0]
+        except _DAMAGE:
+            raise records.RowError(
+                "bad_type", f"column {name!r}: a {column.type} that cannot be read: {error}"
+            ) from error
+
+
+def _num_bytes(values: pa.Array | pa.ChunkedArray) -> int:
+    """Return the bytes that values take once each is a value of its own."""
+    if isinstance(values, pa.ChunkedArray):
+        return sum(map(_num_bytes, values.chunks))
+    kind = values.type
+    if isinstance(values, pa.ExtensionArray):
+        return _num_bytes(values.storage)
+    if pa.types.is_dictionary(kind):
+        if not _is_binary(kind.value_type):
+            return _OBJECT_BYTES * len(values)
+        lengths = pc.binary_length(values.dictionary)
+        return pc.sum(pc.cast(lengths.take(values.indices), pa.int64())).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(map(_num_bytes, values.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _num_bytes(values.flatten()) + 8 * len(values)
+    return max(values.nbytes, _OBJECT_BYTES * len(values))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return any(
+        test(kind)
+        for test in (
+            pa.types.is_binary, pa.types.is_large_binary,
+            pa.types.is_string, pa.types.is_large_string,
+        )
+    )  # fmt: skip

@@ -69,18 +69,24 @@ def inside(root: str, path: str) -> str:
       RowError: `unsafe_path` for NUL bytes, URLs, and whatever leads out of the root.
     """
     if "\0" in path:
-        raise records.RowError("unsafe_path", f"image path holds a NUL character: {path!r}")
+        raise records.RowError("unsafe_path", f"image path holds a NUL character: {_shown(path)}")
     if is_remote(root):
         return _inside_remote(root.rstrip("/"), path)
     if _SCHEME.match(path):
         raise records.RowError(
-            "unsafe_path", f"image path must be a file, not a URL: {path[:100]!r}"
+            "unsafe_path", f"image path must be a file, not a URL: {_shown(path)}"
         )
     real_root = _real_folder(root if os.path.isabs(root) else os.path.join(os.getcwd(), root))
     full = _real_path(real_root, path)
     if full != real_root and not full.startswith(real_root.rstrip(os.sep) + os.sep):
-        raise records.RowError("unsafe_path", f"image path leads out of {root}: {path!r}")
+        raise records.RowError("unsafe_path", f"image path leads out of {root}: {_shown(path)}")
     return full
+
+
+def _shown(path: str) -> str:
+    """Return a path for messages; what is too long for one is rather the picture itself."""
+    hint = "; a picture itself must be bytes, not text" if len(path) > 4096 else ""
+    return records.shorten(repr(path), 100) + hint
 
 
 @functools.lru_cache
@@ -107,10 +113,10 @@ def _real_path(real_root: str, path: str) -> str:
 def _inside_remote(root: str, path: str) -> str:
     relative = path.removeprefix(f"{root}/")
     if _SCHEME.match(relative):
-        raise records.RowError("unsafe_path", f"image path must lie below {root}: {path[:100]!r}")
+        raise records.RowError("unsafe_path", f"image path must lie below {root}: {_shown(path)}")
     normal = posixpath.normpath(relative)
     if normal.startswith("/") or normal == ".." or normal.startswith("../"):
-        raise records.RowError("unsafe_path", f"image path leads out of {root}: {path!r}")
+        raise records.RowError("unsafe_path", f"image path leads out of {root}: {_shown(path)}")
     return f"{root}/{normal}"
 
 
@@ -125,10 +131,13 @@ def read_image(root: str, path: str, *, limit_bytes: int) -> bytes:
         try:
             num_bytes = _file_bytes(full)
             if num_bytes is None:
-                raise records.RowError("image_missing", f"no image file at {path!r} below {root}")
+                raise records.RowError(
+                    "image_missing", f"no image file at {_shown(path)} below {root}"
+                )
             if num_bytes > limit_bytes:
                 raise records.RowError(
-                    "image_too_big", f"{path!r} has {num_bytes} bytes, the limit is {limit_bytes}"
+                    "image_too_big",
+                    f"{_shown(path)} has {num_bytes} bytes, the limit is {limit_bytes}",
                 )
             if is_remote(full):
                 return epath.Path(full).read_bytes()
@@ -136,7 +145,8 @@ def read_image(root: str, path: str, *, limit_bytes: int) -> bytes:
                 return file.readall()
         except OSError as error:
             raise records.RowError(
-                "image_missing", f"cannot read {path!r} below {root}: {error.strerror or error}"
+                "image_missing",
+                f"cannot read {_shown(path)} below {root}: {error.strerror or error}",
             ) from error
 
 

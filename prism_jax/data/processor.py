@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from prism_jax import errors
-from prism_jax.data import chat, image_settings
+from prism_jax.data import chat, image_settings, records
 from prism_jax.data import images as vision
 
 _TEXT, _IMAGE, _VIDEO = 0, 1, 2
@@ -74,6 +74,8 @@ class Processor:
                         f"{folder}: {key} must be the same for images and videos, got {pair}"
                     )
         tower = config.get("vision_config") or {}
+        if not isinstance(tower, dict):
+            raise errors.InputError(f"{folder / 'config.json'}: vision_config must be an object")
         merge = tower.get("spatial_merge_size", for_images.merge_size)
         for name, wanted, got in (
             ("patch_size", tower.get("patch_size", for_images.patch_size), for_images.patch_size),
@@ -97,6 +99,7 @@ class Processor:
         messages: Sequence[chat.Message],
         *,
         images: Sequence[Image.Image] = (),
+        scales: Sequence[records.Scale | None] | None = None,
         videos: Sequence[vision.Video] = (),
         add_generation_prompt: bool,
     ) -> Encoded:
@@ -106,6 +109,9 @@ class Processor:
         grid steps, the time "<1.5 seconds>" and the step's video tokens between their own start
         and end tokens; as in transformers from 5.10 on, the pair of start and end that the
         template writes around the video stays too.
+
+        Args:
+          scales: the size that each image asks for itself; None: none does.
 
         Raises InputError when the numbers of placeholders and of images or videos differ, and for
         everything `chat.check`, `images.image_patches` and `images.video_patches` refuse.
@@ -128,10 +134,11 @@ class Processor:
                 f"got {written} for {media}"
             )
         patches, repeats = [], []
-        given = {"image": iter(images), "video": iter(videos)}
+        sized = zip(images, scales or [None] * len(images), strict=True)
+        given = {"image": sized, "video": zip(videos, [None] * len(videos), strict=True)}
         for index, kind in enumerate(media):
             name = f"{kind} {media[: index + 1].count(kind)}"
-            cut, pieces[2 * index + 1], steps = self._cut(kind, next(given[kind]), name)
+            cut, pieces[2 * index + 1], steps = self._cut(kind, *next(given[kind]), name)
             patches.append(cut)
             # The merger makes one token of merge_size**2 patches; images and videos share it.
             repeats += [len(cut.pixels) // self.image_settings.merge_size**2 // steps] * steps
@@ -150,11 +157,15 @@ class Processor:
         return encoded.ids
 
     def _cut(
-        self, kind: str, given: Image.Image | vision.Video, name: str
+        self,
+        kind: str,
+        given: Image.Image | vision.Video,
+        scale: records.Scale | None,
+        name: str,
     ) -> tuple[vision.Patches, str, int]:
         """Return the patches, the text in place of the placeholder, and its placeholder tokens."""
         if kind == "image":
-            cut = vision.image_patches(given, self.image_settings, name=name)
+            cut = vision.image_patches(given, self.image_settings, scale=scale, name=name)
             return cut, chat.IMAGE_TOKEN, 1
         if self.video_settings is None:
             raise errors.InputError(f"{name}: the checkpoint's folder has no settings for videos")
@@ -206,7 +217,9 @@ def _load_tokenizer(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBas
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise errors.InputError(f"{folder}: no tokenizer.json and no vocab.json")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     # The tokenizers library raises bare Exception for a file that it cannot read.
     except Exception as error:
         raise errors.InputError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
@@ -214,6 +227,11 @@ def _load_tokenizer(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBas
         raise errors.InputError(
             f"{folder}: the tokenizer must be one of the tokenizers library, got "
             f"{type(tokenizer).__name__}"
+        )
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise errors.InputError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length must be a number, got "
+            f"{tokenizer.model_max_length!r:.100}"
         )
     # What the file says of cutting and padding does not count in transformers either, unless asked.
     backend = tokenizer.backend_tokenizer

@@ -7,6 +7,7 @@ Source: PRISM verl/examples/data_preprocess/geo3k.py:84-99 writes this form,
 verl/verl/utils/dataset/rl_dataset.py:270-430 reads it.
 """
 
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prism_jax.data import records
+from prism_jax.data import pictures, records
 
 Json = Any
 # What the released files hold where a list of equivalent answers is empty.
@@ -25,33 +26,26 @@ _NO_EQUIVALENT = "__EMPTY__"
 _GROUP_ROWS = 256
 
 _TEXT = pa.string()
-_COLUMNS = (
-    ("id", _TEXT),
-    ("data_source", _TEXT),
-    ("prompt", pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))),
-    ("images", pa.list_(pa.struct([("bytes", pa.binary())]))),
-    (
-        "reward_model",
-        pa.struct(
-            [("style", _TEXT), ("ground_truth", _TEXT), ("equivalent_answers", pa.list_(_TEXT))]
-        ),
-    ),
-)
 _TEACHER = tuple((name, _TEXT) for name in ("teacher_response", "teacher_caption", "teacher_cot"))
 
 
 def write(
-    path: pathlib.Path, rows: Iterable[records.PromptRow], *, infos: Sequence[Mapping[str, Json]]
+    path: pathlib.Path,
+    rows: Iterable[records.PromptRow],
+    *,
+    infos: Sequence[Mapping[str, Json]],
+    has_scales: bool,
 ) -> int:
     """Write validated rows, whole or not at all, a row group at a time; return their number.
 
     Args:
       infos: the `extra_info` of every row, which takes the place of its own.
+      has_scales: some pictures ask for a size of their own; the fields for it are written then.
     """
     types = {
         name: _type_of([info[name] for info in infos if name in info]) for name in _names(infos)
     }
-    columns = [*_COLUMNS, *_TEACHER]
+    columns = _columns(has_scales=has_scales)
     if types:
         struct = pa.struct([(name, _TEXT if t is None else t) for name, t in types.items()])
         columns.append(("extra_info", struct))
@@ -67,6 +61,20 @@ def write(
             count += len(group)
     partial.replace(path)
     return count
+
+
+def _columns(*, has_scales: bool) -> list[tuple[str, pa.DataType]]:
+    scale = [(field.name, pa.int64()) for field in dataclasses.fields(records.Scale)]
+    picture = pa.struct([("bytes", pa.binary()), *(scale if has_scales else [])])
+    truth = [("style", _TEXT), ("ground_truth", _TEXT), ("equivalent_answers", pa.list_(_TEXT))]
+    return [
+        ("id", _TEXT),
+        ("data_source", _TEXT),
+        ("prompt", pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))),
+        ("images", pa.list_(picture)),
+        ("reward_model", pa.struct(truth)),
+        *_TEACHER,
+    ]
 
 
 def _names(infos: Sequence[Mapping[str, Json]]) -> list[str]:
@@ -106,7 +114,11 @@ def _row(
         "id": row.id,
         "data_source": row.data_source,
         "prompt": [{"role": turn.role, "content": turn.content} for turn in row.prompt],
-        "images": [{"bytes": image.data} for image in row.images],
+        "images": [
+            {"bytes": image.data}
+            | ({} if image.scale is None else pictures.scale_fields(image.scale))
+            for image in row.images
+        ],
         "reward_model": truth,
         "teacher_response": row.teacher_response,
         "teacher_caption": row.teacher_caption,

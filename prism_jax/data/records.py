@@ -6,6 +6,8 @@ row is validated it holds the encoded bytes, their sha256 and the size in pixels
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,14 +15,30 @@ from prism_jax import errors
 
 IMAGE_MARK = "<image>"
 KINDS = ("sft", "pairs", "prompts")
+_MESSAGE_CHARS = 400
+
+
+def shorten(text: str, max_chars: int) -> str:
+    """Return a text for a message; of a long one both ends and the length."""
+    if len(text) <= max_chars:
+        return text
+    half = max_chars // 2
+    return f"{text[:half]}…{text[-half:]} ({len(text)} characters)"
 
 
 class RowError(errors.InputError):
-    """Say that one row is wrong: `reason` is a name to count by, the message gives the values."""
+    """Say that one row is wrong: `reason` is a name to count by, the message gives the values.
+
+    A message never becomes as long as the file that it quotes.
+    """
 
     def __init__(self, reason: str, message: str):
-        super().__init__(message)
+        super().__init__(shorten(message, _MESSAGE_CHARS))
         self.reason = reason
+
+    def alone(self) -> "RowError":
+        """Return the error without the frames that raised it, which keep pictures in memory."""
+        return RowError(self.reason, str(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +53,16 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The size that a row asks for one of its pictures: bounds on its area, or height and width."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    resized_height: int | None = None
+    resized_width: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Image:
     """One picture. `sha256` and the size (after EXIF rotation) are None until it is validated."""
 
@@ -43,14 +71,19 @@ class Image:
     sha256: str | None = None
     width_pixels: int | None = None
     height_pixels: int | None = None
+    scale: Scale | None = None  # None: scaled as the stage's settings say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn; `role` is system, user or assistant."""
+    """One turn; `role` is system, user or assistant.
+
+    `is_learned` is False for an assistant's turn that demonstrations show but do not teach.
+    """
 
     role: str
     content: str
+    is_learned: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,6 +152,25 @@ def replace_images(row: Row, images: tuple[Image, ...]) -> Row:
     if isinstance(row, PairRow):
         return dataclasses.replace(row, image=images[0] if images else None)
     return dataclasses.replace(row, images=images)
+
+
+def digest(row: Row) -> bytes:
+    """Return 32 bytes that depend on all that a validated row teaches or asks, pictures included.
+
+    Its id, its source and the paths of its pictures say where it came from and do not count.
+    """
+    content: dict[str, Any] = {
+        name: [dataclasses.astuple(turn) for turn in value]
+        if name in ("messages", "prompt") and not isinstance(value, str)
+        else value
+        for name, value in vars(row).items()
+        if name not in ("id", "source", "image", "images")
+    }
+    content["pictures"] = [
+        (image.sha256, None if image.scale is None else dataclasses.astuple(image.scale))
+        for image in get_images(row)
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 
 def get_texts(row: Row) -> tuple[str, ...]:

@@ -1,19 +1,22 @@
 """Prompts with answers and teacher texts: the columns of the RL parquet, and plain JSON lines.
 
-  prompt        turns (list of {role, content}, one such dict, or a dict of lists), or a string
+  prompt        turns (list of {role, content}, one such dict, a dict of lists, or any of these as
+                JSON text), or a string
   images        pictures, marked by `<image>` in the turns; JSON lines may say `image`
   reward_model  {ground_truth, equivalent_answers?} as a struct or JSON text;
-                plain rows say `ground_truth` or `answer`
+                plain rows say `ground_truth` or `answer`; a number is read as text
   teacher_response, teacher_caption, teacher_cot, data_source, extra_info, id   optional
 
 Source: PRISM verl/verl/utils/dataset/rl_dataset.py:270-430 and
 verl/verl/utils/reward_score/math_verify_with_format.py:81.
 """
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from prism_jax.data import fields, records
+from prism_jax.data import fields, pictures, records, turns
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 # The published files write this where a row has no equivalent answer. In a list with others it
@@ -25,52 +28,65 @@ def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> recor
     """Read one row.
 
     A prompt given as a string is one user turn, its pictures marked in front where it does not
-    mark them; turns must mark theirs.
+    mark them; turns must mark theirs. A string that holds turns as JSON is read as turns.
     """
     fields.no_other_media(row)
-    images = fields.images(row)
+    column = pictures.of_row(row)
     ground_truth, equivalent = _answers(row)
     caption, cot = (fields.optional_text(row, name) for name in ("teacher_caption", "teacher_cot"))
     if (caption is None) != (cot is None):
         missing = "teacher_caption" if caption is None else "teacher_cot"
         raise records.RowError("missing_segment", f"{missing} is missing or empty")
+    prompt = _turns(row, len(column))
     return records.PromptRow(
         id=fields.row_id(row, place),
         source=source,
-        prompt=_turns(row, len(images)),
-        images=images,
+        prompt=prompt.messages,
+        images=pictures.of_marks(prompt.pictures, column),
         teacher_response=fields.optional_text(row, "teacher_response"),
         teacher_caption=caption,
         teacher_cot=cot,
         data_source=fields.optional_text(row, "data_source"),
         ground_truth=ground_truth,
         equivalent_answers=equivalent,
-        extra_info=fields.json_object(row.get("extra_info"), "extra_info"),
+        extra_info=fields.extra_info(row),
     )
 
 
-def _turns(row: Mapping[str, Any], num_images: int) -> tuple[records.Message, ...]:
+def _turns(row: Mapping[str, Any], num_images: int) -> turns.Turns:
     name = "question" if fields.is_blank(row.get("prompt")) else "prompt"
     value = row.get(name)
     if fields.is_blank(value):
         raise records.RowError("empty_prompt", "'prompt' (or 'question') is missing or empty")
     if isinstance(value, str):
-        text = fields.mark_images(fields.check_text(value, name), num_images)
-        return (records.Message(role="user", content=text),)
+        held = fields.turns_in_text(value, name)
+        if held is None:
+            text = fields.mark_images(fields.check_text(value, name), num_images)
+            return turns.Turns(messages=(records.Message(role="user", content=text),), pictures=())
+        value = held
     if isinstance(value, Mapping):
         value = _list_of_turns(value, name)
-    return fields.messages(value, name, role_tag="role", content_tag="content", roles=_ROLES)
+    found = turns.read(value, name, role_tag="role", content_tag="content", roles=_ROLES)
+    # No turn of a prompt is learned, whatever its flags say.
+    messages = tuple(dataclasses.replace(turn, is_learned=True) for turn in found.messages)
+    return dataclasses.replace(found, messages=messages)
 
 
 def _list_of_turns(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     """Return the turns of a dict: one turn, or the columns of many as some writers store a list."""
-    role, content = value.get("role"), value.get("content")
+    role = value.get("role")
     if not isinstance(role, list):
         return [dict(value)]
-    if not isinstance(content, list) or len(content) != len(role):
-        got = len(content) if isinstance(content, list) else type(content).__name__
-        raise records.RowError("bad_type", f"{name} has {len(role)} roles, but content: {got}")
-    return [{"role": r, "content": c} for r, c in zip(role, content, strict=True)]
+    columns = {
+        key: column
+        for key, column in value.items()
+        if key in ("role", "content") or not fields.is_blank(column)
+    }
+    for key, column in columns.items():
+        if not isinstance(column, list) or len(column) != len(role):
+            got = len(column) if isinstance(column, list) else type(column).__name__
+            raise records.RowError("bad_type", f"{name} has {len(role)} roles, but {key}: {got}")
+    return [{key: column[i] for key, column in columns.items()} for i in range(len(role))]
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
@@ -78,18 +94,35 @@ def _answers(row: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
     model = fields.json_object(row.get("reward_model"), "reward_model")
     ground_truth = None
     for place, name in ((model, "ground_truth"), (row, "ground_truth"), (row, "answer")):
-        if place.get(name) is not None:
-            ground_truth = fields.check_text(place[name], name)
-            if not ground_truth.strip():
-                raise records.RowError("empty_answer", f"{name!r} is empty")
+        value = place.get(name)
+        if value is not None and (isinstance(value, str) or not fields.is_blank(value)):
+            ground_truth = _ground_truth(value, name)
             break
     values = model.get("equivalent_answers")
     values = row.get("equivalent_answers") if values is None else values
     if fields.is_blank(values):
         return ground_truth, ()
     if not isinstance(values, list):
-        raise records.RowError("bad_type", f"equivalent_answers must be a list, got {values!r:.60}")
-    texts = [fields.check_text(v, f"equivalent_answers[{i}]") for i, v in enumerate(values)]
+        raise records.RowError(
+            "bad_type", f"equivalent_answers must be a list, got {fields.show(values)}"
+        )
+    texts = [fields.answer_text(v, f"equivalent_answers[{i}]") for i, v in enumerate(values)]
     if _VOID in texts:
         return ground_truth, ()
     return ground_truth, tuple(text for text in texts if text.strip())
+
+
+def _ground_truth(value: Any, name: str) -> str:
+    text = fields.answer_text(value, name)
+    if not text.strip():
+        raise records.RowError("empty_answer", f"{name!r} is empty")
+    if text.lstrip().startswith("{"):
+        try:
+            held = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        if isinstance(held, dict) and held:
+            raise records.RowError(
+                "bad_answer", f"{name} must be the answer alone, got JSON {fields.show(text)}"
+            )
+    return text

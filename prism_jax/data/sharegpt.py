@@ -3,7 +3,8 @@
   {"conversations": [{"from": "human", "value": "<image>…"}, {"from": "gpt", "value": "…"}], …}
   {"messages": [{"role": "user", "content": "<image>…"}, {"role": "assistant", "content": "…"}], …}
 
-with optional `images` (or `image`), `system` and `id`.
+with optional `images` (or `image`), `system`, `id` and `loss_mask`. `turns` and `pictures` say what
+a turn and a picture may hold.
 """
 
 import dataclasses
@@ -12,7 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prism_jax import errors
-from prism_jax.data import fields, paths, records
+from prism_jax.data import fields, paths, pictures, records
+from prism_jax.data import turns as turns_lib
+
+_DATASET_INFO = "dataset_info.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,8 @@ class Columns:
     user_tag: str
     assistant_tag: str
     system_tag: str
+    # A column that may hold the pictures instead; None: `images` alone does, another is not read.
+    also_images: str | None = "image"
 
 
 CONVERSATIONS = Columns(
@@ -67,7 +73,7 @@ def parse(
     names = _variant(row) if columns is None else columns
     if fields.is_blank(row.get(names.messages)):
         raise records.RowError("missing_field", f"{names.messages!r} is missing or empty")
-    turns = fields.messages(
+    found = turns_lib.read(
         row[names.messages],
         names.messages,
         role_tag=names.role_tag,
@@ -78,6 +84,7 @@ def parse(
             names.system_tag: "system",
         },
     )
+    turns = turns_lib.with_row_flags(found.messages, row)
     system = fields.optional_text(row, names.system)
     if system is not None:
         if turns[0].role == "system":
@@ -89,7 +96,9 @@ def parse(
         id=fields.row_id(row, place),
         source=source,
         messages=turns,
-        images=fields.images(row, names.images),
+        images=pictures.of_marks(
+            found.pictures, pictures.of_row(row, names.images, also=names.also_images)
+        ),
     )
 
 
@@ -98,7 +107,7 @@ def _variant(row: Mapping[str, Any]) -> Columns:
     if len(found) != 1:
         rule = "a row must have exactly one of 'conversations' and 'messages'"
         raise records.RowError(
-            "missing_field", f"{rule}, got {', '.join(sorted(row)) or 'nothing'}"
+            "missing_field", f"{rule}, got {', '.join(sorted(map(str, row))) or 'nothing'}"
         )
     return found[0]
 
@@ -118,35 +127,56 @@ def find_entry(path: str, name: str) -> Entry:
             raise errors.InputError(f"{path}: not JSON: {error}") from error
     if not isinstance(listed, dict) or not isinstance(listed.get(name), dict):
         known = ", ".join(sorted(listed)[:10]) if isinstance(listed, dict) else "no object"
-        raise errors.InputError(f"{path}: no data set {name!r}; it has: {known}")
-    entry, where = listed[name], f"{path}: {name}"
-    _check_keys(entry, {"file_name", "formatting", "columns", "tags"}, where)
-    if not isinstance(entry.get("file_name"), str):
         raise errors.InputError(
-            f"{where}: file_name must name a file, got {entry.get('file_name')}"
+            f"{path}: no data set {name!r}; it has: {records.shorten(known, 200)}"
         )
+    entry = {key: value for key, value in listed[name].items() if not fields.is_blank(value)}
+    where = f"{path}: {name}"
+    _check_keys(entry, {"file_name", "formatting", "columns", "tags"}, where)
     presets = {"sharegpt": CONVERSATIONS, "openai": MESSAGES}
     formatting = entry.get("formatting", "alpaca")
-    if formatting not in presets:
+    if not isinstance(formatting, str) or formatting not in presets:
         raise errors.InputError(
-            f"{where}: formatting must be sharegpt or openai, got {formatting!r}"
+            f"{where}: formatting must be sharegpt or openai, got {_shown(formatting)}"
         )
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
     for value, part in ((columns, "columns"), (tags, "tags")):
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
-            raise errors.InputError(f"{where}: {part} must map names to names, got {value!r}")
+            raise errors.InputError(f"{where}: {part} must map names to names, got {_shown(value)}")
     _check_keys(columns, {"messages", "images", "system"}, f"{where}: columns")
     known_tags = {"role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag"}
     # These two name roles of tool calls, which no row may have.
     _check_keys(tags, known_tags | {"observation_tag", "function_tag"}, f"{where}: tags")
     names = columns | {tag: value for tag, value in tags.items() if tag in known_tags}
+    if "images" in columns:
+        names["also_images"] = None
     return Entry(
-        path=paths.join(paths.parent(path), entry["file_name"]),
+        path=_file_of(path, entry.get("file_name"), where),
         columns=dataclasses.replace(presets[formatting], **names),
     )
+
+
+def _file_of(path: str, file_name: Any, where: str) -> str:
+    """Return the full path of an entry's file, which lies in the folder of `dataset_info.json`."""
+    if not isinstance(file_name, str):
+        raise errors.InputError(f"{where}: file_name must name a file, got {_shown(file_name)}")
+    folder = paths.parent(path)
+    try:
+        paths.inside(folder, fields.check_text(file_name, "file_name"))
+    except records.RowError as error:
+        raise errors.InputError(
+            f"{where}: file_name must name a file in the folder of {_DATASET_INFO}, got "
+            f"{_shown(file_name)}"
+        ) from error
+    return paths.join(folder, file_name)
+
+
+def _shown(value: Any) -> str:
+    return records.shorten(repr(value), 100)
 
 
 def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = sorted(set(found) - known)
     if unknown:
-        raise errors.InputError(f"{where}: not supported: {', '.join(unknown)}")
+        names = records.shorten(", ".join(unknown), 200)
+        raise errors.InputError(f"{where}: not supported: {names}")

@@ -38,8 +38,12 @@ def _row(row: records.SFTRow, folder: pathlib.Path) -> dict[str, Json]:
     turns = [turn for turn in row.messages if turn.role != "system"]
     found: dict[str, Json] = {
         "id": row.id,
-        "conversations": [{"from": _SPEAKERS[t.role], "value": t.content} for t in turns],
-        "images": [image_files.keep(image, folder) for image in row.images],
+        "conversations": [
+            {"from": _SPEAKERS[turn.role], "value": turn.content}
+            | ({} if turn.is_learned else {"loss": False})
+            for turn in turns
+        ],
+        "images": [image_files.reference(image, folder) for image in row.images],
     }
     if row.messages[0].role == "system":
         found["system"] = row.messages[0].content

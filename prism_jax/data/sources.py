@@ -25,6 +25,7 @@ from prism_jax.data import (
     paths,
     records,
     rl_parquet,
+    row_images,
     sharegpt,
     validate,
 )
@@ -130,6 +131,7 @@ class RawRows:
     def __init__(self, files: Files, rules: validate.Rules, report: validate.Report):
         self._files = files
         self._rules = rules
+        self._report = report
         self._kept: list[int] = []
         # What is remembered of each image: everything but its bytes.
         self._images: list[tuple[records.Image, ...]] = []
@@ -142,17 +144,22 @@ class RawRows:
         return len(self._kept)
 
     def __getitem__(self, index: SupportsIndex) -> records.Row:
-        index = int(index)
+        index = range(len(self._kept))[index]
         row, root = self._files.read(self._kept[index])
         loaded = []
         for given, known in zip(records.get_images(row), self._images[index], strict=True):
-            data = validate.read_bytes(given, root, self._rules)
+            limit_bytes = self._rules.limit_image_bytes
+            data = row_images.read_bytes(given, root, limit_bytes=limit_bytes)
             if hashlib.sha256(data).hexdigest() != known.sha256:
                 raise errors.InputError(
                     f"{row.id}: image {known.path} has changed since it was read"
                 )
             loaded.append(dataclasses.replace(known, data=data))
-        return records.replace_images(row, tuple(loaded))
+        row = records.replace_images(row, tuple(loaded))
+        if records.digest(row) != self._report.digest_of(index):
+            raise errors.InputError(f"{row.id}: the row has changed since it was read")
+        row_id = self._report.renamed.get(index)
+        return row if row_id is None else dataclasses.replace(row, id=row_id)
 
 
 class Selection:

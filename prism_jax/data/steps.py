@@ -7,7 +7,7 @@ import grain
 
 from prism_jax import errors
 
-_VERSION = 1
+_VERSION = 2
 
 
 class Steps:
@@ -31,7 +31,7 @@ class Steps:
           make: called in threads; must not depend on anything but the step.
           num_steps: steps there are; then the iterator ends.
           identity: JSON values that say what the steps are made of; a position of others is
-            refused.
+            refused. None says that a thing is not known here: it is compared with nothing.
           num_threads: steps made ahead at a time.
         """
         self._identity = {"version": _VERSION} | identity
@@ -59,7 +59,8 @@ class Steps:
           InputError: the position belongs to other data, another seed or another batch size.
         """
         for name, value in self._identity.items():
-            if state.get(name) != value:
+            is_unknown = value is None or state.get(name, value) is None
+            if not is_unknown and state.get(name) != value:
                 raise errors.InputError(
                     f"cannot resume: data {name} was {state.get(name)} when the checkpoint was "
                     f"written and is {value} now"

@@ -5,20 +5,23 @@ than `Rules.max_bad_rows` end the build with `WrongRows`, which holds that list.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from prism_jax import errors
-from prism_jax.data import images, paths, records
+from prism_jax.data import images, parallel, records, row_images, unique_ids
 
 # Tokens of a row, or a tuple that begins with them.
-Counted = int | tuple[int, ...]
+Counted = int | tuple[Any, ...]
 
+_DIGEST_BYTES = 32
+# Wrong rows beyond the limit that are listed before the reading is given up.
+_MOST_LISTED = 100_000
+# What LLaMA-Factory puts other media in the place of; here they would be words.
+_OTHER_MARKS = ("<video>", "<audio>")
 # Added tokens of the tokenizer: in a row's text they would forge turns or pictures.
 # Source: Qwen3-VL tokenizer_config.json, added_tokens_decoder.
 _SPECIAL_TOKEN = re.compile(
@@ -63,6 +66,11 @@ class Rules:
     def __post_init__(self):
         if self.max_bad_rows < 0:
             raise errors.InputError(f"{self.option} must be >= 0, got {self.max_bad_rows}")
+        if not 1 <= self.limit_pixels <= images.LARGEST_LIMIT_PIXELS:
+            raise errors.InputError(
+                f"limit_image_pixels must be from 1 to {images.LARGEST_LIMIT_PIXELS}, got "
+                f"{self.limit_pixels}"
+            )
         if self.overlong not in ("error", "filter"):
             raise errors.InputError(f"data.overlong must be error or filter, got {self.overlong!r}")
         if (self.count_tokens is None) != (self.max_tokens is None):
@@ -82,7 +90,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A row that was left out; `is_wrong` is False where the rules ask for it (overlong=filter)."""
+    """A row that was left out; `is_wrong` is False for duplicates and where overlong=filter."""
 
     file: str
     row: int
@@ -92,7 +100,7 @@ class Dropped:
     is_wrong: bool
 
     def __str__(self) -> str:
-        name = "" if self.id is None else f" (id {self.id})"
+        name = "" if self.id is None else f" (id {records.shorten(self.id, 100)})"
         return f"{self.file} row {self.row}{name}: {self.reason}: {self.message}"
 
 
@@ -101,25 +109,44 @@ class Report:
     """What was read, kept and left out of one source.
 
     `counted` holds what `Rules.count_tokens` said of each row that was kept, in order; it is empty
-    without such a rule.
+    without such a rule. `digests` holds `records.digest` of each row that was kept, one behind the
+    other; it is empty where a built folder was opened without reading its rows.
     """
 
     name: str
     num_read: int = 0
     num_kept: int = 0
+    num_wrong: int = 0
     dropped: list[Dropped] = dataclasses.field(default_factory=list)
     counted: list[Counted] = dataclasses.field(default_factory=list)
+    digests: bytearray = dataclasses.field(default_factory=bytearray)
+    has_scales: bool = False  # a picture asks for a size of its own
+    renamed: dict[int, str] = dataclasses.field(default_factory=dict)  # number of the row -> new id
 
-    def keep(self, counted: Counted | None) -> None:
+    def keep(self, row: records.Row, counted: Counted | None, row_digest: bytes) -> None:
         """Enter a row that is kept."""
         self.num_kept += 1
+        self.digests += row_digest
+        self.has_scales |= any(image.scale is not None for image in records.get_images(row))
         if counted is not None:
             self.counted.append(counted)
+
+    def digest_of(self, number: int) -> bytes:
+        """Return `records.digest` of a row that was kept."""
+        return bytes(self.digests[number * _DIGEST_BYTES : (number + 1) * _DIGEST_BYTES])
+
+    def first_digests(self, max_rows: int | None) -> bytes:
+        """Return the digests of the first rows that were kept (None: of all), in order."""
+        assert len(self.digests) == self.num_kept * _DIGEST_BYTES, f"{self.name}: rows not read"
+        return bytes(self.digests if max_rows is None else self.digests[: max_rows * _DIGEST_BYTES])
 
     def drop(
         self, place: records.Place, row_id: str | None, error: records.RowError, rules: Rules
     ) -> None:
         """Enter a row that is left out."""
+        is_asked_for = error.reason == "overlong" and rules.overlong == "filter"
+        is_wrong = not is_asked_for and error.reason != "duplicate"
+        self.num_wrong += is_wrong
         self.dropped.append(
             Dropped(
                 file=place.file,
@@ -127,7 +154,7 @@ class Report:
                 id=row_id,
                 reason=error.reason,
                 message=str(error),
-                is_wrong=error.reason != "overlong" or rules.overlong == "error",
+                is_wrong=is_wrong,
             )
         )
 
@@ -143,6 +170,7 @@ class Report:
             "rows_read": self.num_read,
             "rows_kept": self.num_kept,
             "rows_dropped": len(self.dropped),
+            "ids_made_unique": len(self.renamed),
             "dropped_by_reason": self.counts(),
         }
 
@@ -180,50 +208,63 @@ def check(
 ) -> Iterator[tuple[Candidate, records.Row]]:
     """Yield the right rows in order, their images loaded, and enter the others in the report.
 
+    A row whose id an earlier one has is kept under a new id, or left out where it is the same row.
     `report.finish` is called after the last row, so a caller that runs to the end has no wrong
     rows beyond the limit.
     """
-    seen: dict[str, records.Place] = {}
+    ids = unique_ids.Ids()
 
     def work(candidate: Candidate) -> _Right | _Wrong:
         return _check_one(candidate, rules)
 
-    for candidate, found in _ordered_map(work, candidates, rules.num_threads):
+    weighed = parallel.ordered_map(
+        work, candidates, rules.num_threads, weigh=lambda one: parallel.held_bytes(one.fields)
+    )
+    for candidate, found in weighed:
         report.num_read += 1
         if isinstance(found, _Right):
             row = found.row
-            first = seen.setdefault(row.id, candidate.place)
-            if first is candidate.place:
-                report.keep(found.counted)
+            try:
+                row_id = ids.admit(row.id, found.digest, candidate.index)
+                if row_id != row.id:
+                    row = dataclasses.replace(row, id=row_id)
+                    report.renamed[report.num_kept] = row_id
+                report.keep(row, found.counted, found.digest)
                 yield candidate, row
                 continue
-            error = records.RowError("duplicate_id", f"{first} has the same id")
-            found = _Wrong(row_id=row.id, error=error)
+            except records.RowError as error:
+                found = _Wrong(row_id=row.id, error=error)
         report.drop(candidate.place, found.row_id, found.error, rules)
+        if report.num_wrong > rules.max_bad_rows + _MOST_LISTED:
+            break
     report.finish(rules)
 
 
 def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: str) -> list[int]:
-    """Check what a stage asks of rows that were validated before; return the numbers of the right.
+    """Check the rows of a built folder for a stage; return the numbers of the right.
 
-    That is their length, and for prompts the teacher's texts and the ground truth.
+    That is all that `check` looks at but decoding: pictures are compared with their sha256.
+
+    Raises:
+      InputError: a picture is not the one that was stored, or too many rows are wrong.
     """
 
     def work(index: int) -> _Right | _Wrong:
         row = rows[index]
+        row_images.check_stored(row, f"{file} row {index + 1}")
         try:
-            if isinstance(row, records.PromptRow):
-                _check_needs(row, rules)
+            check_row(row, rules)
+            row_images.check_pixels(row, limit_pixels=rules.limit_pixels)
             counted = check_length(row, rules)
         except records.RowError as error:
-            return _Wrong(row_id=row.id, error=error)
-        return _Right(row=row, counted=counted)
+            return _Wrong(row_id=row.id, error=error.alone())
+        return _Right(row=row, counted=counted, digest=records.digest(row))
 
     kept = []
-    for index, found in _ordered_map(work, range(len(rows)), rules.num_threads):
+    for index, found in parallel.ordered_map(work, range(len(rows)), rules.num_threads):
         report.num_read += 1
         if isinstance(found, _Right):
-            report.keep(found.counted)
+            report.keep(found.row, found.counted, found.digest)
             kept.append(index)
         else:
             place = records.Place(file=file, row=index + 1)
@@ -232,23 +273,11 @@ def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: 
     return kept
 
 
-def _ordered_map(function, items: Iterable, num_threads: int) -> Iterator[tuple[Any, Any]]:
-    """Yield (item, function(item)) in order; only a few items are in memory at a time."""
-    with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
-        waiting: collections.deque = collections.deque()
-        for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) > 4 * num_threads:
-                item, future = waiting.popleft()
-                yield item, future.result()
-        for item, future in waiting:
-            yield item, future.result()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Right:
     row: records.Row
     counted: Counted | None
+    digest: bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,11 +297,16 @@ def _check_one(candidate: Candidate, rules: Rules) -> _Right | _Wrong:
         row = candidate.parse(candidate.fields, place=candidate.place)
         row_id = row.id
         check_row(row, rules)
-        row = load_images(row, candidate.image_root, rules)
+        row = row_images.load(
+            row,
+            candidate.image_root,
+            limit_pixels=rules.limit_pixels,
+            limit_bytes=rules.limit_image_bytes,
+        )
         counted = check_length(row, rules)
     except records.RowError as error:
-        return _Wrong(row_id=row_id, error=error)
-    return _Right(row=row, counted=counted)
+        return _Wrong(row_id=row_id, error=error.alone())
+    return _Right(row=row, counted=counted, digest=records.digest(row))
 
 
 def check_row(row: records.Row, rules: Rules) -> None:
@@ -286,8 +320,11 @@ def check_row(row: records.Row, rules: Rules) -> None:
         _check_needs(row, rules)
     else:
         prompts = [row.prompt]
-    if not "".join(prompts).replace(records.IMAGE_MARK, "").strip():
-        raise records.RowError("empty_prompt", "the prompt has no text")
+    if not "".join(prompts).strip():
+        raise records.RowError("empty_prompt", "the prompt has no text and no picture")
+    for mark in _OTHER_MARKS:
+        if any(mark in text for text in prompts):
+            raise records.RowError("unsupported", f"the prompt has {mark}, which is not supported")
     texts = records.get_texts(row)
     for text in texts:
         special = _SPECIAL_TOKEN.search(text)
@@ -334,45 +371,6 @@ def _check_needs(row: records.PromptRow, rules: Rules) -> None:
     problem = rules.answer_problem(row.ground_truth) if rules.answer_problem else None
     if problem is not None:
         raise records.RowError("bad_answer", problem)
-
-
-def load_images(row: records.Row, root: str, rules: Rules) -> records.Row:
-    """Return the row with its images' bytes, sha256 and sizes; each is decoded to check it."""
-    loaded = []
-    for image in records.get_images(row):
-        data = read_bytes(image, root, rules)
-        name = image.path or "bytes of the row"
-        try:
-            width, height = images.open_image(data, name=name, limit_pixels=rules.limit_pixels).size
-        except errors.InputError as error:
-            raise records.RowError("bad_image", str(error)) from error
-        if max(width, height) > images.MAX_ASPECT_RATIO * min(width, height):
-            raise records.RowError(
-                "bad_image",
-                f"image {name}: aspect ratio must be <= {images.MAX_ASPECT_RATIO}, "
-                f"got {width} x {height} pixels",
-            )
-        loaded.append(
-            records.Image(
-                path=image.path,
-                data=data,
-                sha256=hashlib.sha256(data).hexdigest(),
-                width_pixels=width,
-                height_pixels=height,
-            )
-        )
-    return records.replace_images(row, tuple(loaded))
-
-
-def read_bytes(image: records.Image, root: str, rules: Rules) -> bytes:
-    """Return the encoded bytes of an image, from the row or from its file below `root`."""
-    if image.data is None:
-        return paths.read_image(root, image.path, limit_bytes=rules.limit_image_bytes)
-    if len(image.data) > rules.limit_image_bytes:
-        raise records.RowError(
-            "image_too_big", f"{len(image.data)} bytes, the limit is {rules.limit_image_bytes}"
-        )
-    return image.data
 
 
 def check_length(row: records.Row, rules: Rules) -> Counted | None:

@@ -1,6 +1,8 @@
 """The data sets that a stage names: opened, validated, what was left out told and listed."""
 
 import contextlib
+import hashlib
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -63,13 +65,34 @@ def joined(reports: Sequence[validate.Report]) -> validate.Report:
     """Return one report of all rows of several data sets."""
     if len(reports) == 1:
         return reports[0]
+    starts = itertools.accumulate((report.num_kept for report in reports), initial=0)
     return validate.Report(
         name=" + ".join(report.name for report in reports),
         num_read=sum(report.num_read for report in reports),
         num_kept=sum(report.num_kept for report in reports),
+        num_wrong=sum(report.num_wrong for report in reports),
         dropped=[row for report in reports for row in report.dropped],
         counted=[one for report in reports for one in report.counted],
+        digests=bytearray().join(report.digests for report in reports),
+        has_scales=any(report.has_scales for report in reports),
+        renamed={
+            start + number: row_id
+            for start, report in zip(starts, reports, strict=False)
+            for number, row_id in report.renamed.items()
+        },
     )
+
+
+def digest(reports: Sequence[validate.Report], *, max_rows: int | None = None) -> str:
+    """Return 16 hex digits that depend on the texts, the pictures and the order of the rows read.
+
+    Args:
+      max_rows: of each data set, the first so many count; None: all.
+    """
+    found = hashlib.sha256()
+    for report in reports:
+        found.update(report.first_digests(max_rows))
+    return found.hexdigest()[:16]
 
 
 def require_batch(num_rows: int, batch_rows: int, *, name: str, field: str) -> None:

@@ -73,7 +73,11 @@ def index_steps(
         places = range(number * num_prompts, (number + 1) * num_prompts)
         return make([int(order(place // total)[place % total]) for place in places])
 
-    identity = {"rows": opened.digest, "num_prompts": num_prompts, "seed": seed}
+    identity = {
+        "rows of config.prompts.path": opened.digest,
+        "num_prompts": num_prompts,
+        "seed": seed,
+    }
     if len(opened.lengths) > 1:
         identity |= {"lengths": list(opened.lengths), "weights": list(weights)}
     return steps.Steps(step, num_steps=num_steps, identity=identity, num_threads=num_threads)

@@ -1,8 +1,6 @@
 """Data sets of prompts: how they are read, validated and measured."""
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -24,7 +22,7 @@ class Opened:
     lengths: Sequence[int]  # rows of each data set
     sizes: Sequence[encode.Size]
     report: validate.Report
-    digest: str  # of everything that the rows hold
+    digest: str  # of texts, pictures and order of the rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +38,7 @@ class Rules(configuration.Section):
     max_bad_rows: int  # of a data set
     min_pixels: int | None  # of a picture, others are scaled; None: the checkpoint's own limits
     max_pixels: int | None
+    limit_image_pixels: int  # of a picture's file; a larger one is a wrong row
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -81,11 +80,11 @@ def open_prompts(
       InputError: the data cannot be read, or more rows are wrong than allowed.
     """
 
-    def count_tokens(row: records.PromptRow) -> tuple[int, int, int, int]:
+    def count_tokens(row: records.PromptRow) -> tuple[int, int, int]:
         if check is not None:
             check(row)
         size = encode.measure(row.prompt, row.images, words, add_generation_prompt=True)
-        return size.tokens, size.patches, size.images, _digest(row)
+        return size.tokens, size.patches, size.images
 
     found = corpora.open_all(
         texts,
@@ -95,6 +94,7 @@ def open_prompts(
             count_tokens=count_tokens,
             max_tokens=options.max_prompt_tokens,
             overlong=options.overlong,
+            limit_pixels=options.limit_image_pixels,
             need_teacher=need_teacher,
             need_answer=need_answer,
         ),
@@ -113,7 +113,7 @@ def open_prompts(
         for (_, opened), taken in zip(found, kept, strict=True)
         for one in opened.report.counted[: len(taken)]
     ]
-    digests = "".join(f"{digest:064x}" for *_, digest in counted)
+    reports = [opened.report for _, opened in found]
     return Opened(
         rows=sources.Joined(
             [
@@ -124,15 +124,8 @@ def open_prompts(
         lengths=tuple(len(taken) for taken in kept),
         sizes=[
             encode.Size(tokens=tokens, patches=patches, images=images)
-            for tokens, patches, images, _ in counted
+            for tokens, patches, images in counted
         ],
-        report=corpora.joined([opened.report for _, opened in found]),
-        digest=hashlib.sha256(digests.encode()).hexdigest()[:16],
+        report=corpora.joined(reports),
+        digest=corpora.digest(reports, max_rows=options.max_rows),
     )
-
-
-def _digest(row: records.PromptRow) -> int:
-    plain = dataclasses.asdict(row) | {"images": [image.sha256 for image in row.images]}
-    # The file's name and place are no part of the content.
-    plain["source"] = ""
-    return int(hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest(), 16)

@@ -265,7 +265,9 @@ def test_extra_info_keeps_its_types_and_what_has_none_in_common_is_json_text(row
         {"index": 1, "level": 1, "tags": ["a"], "mixed": 1, "empty": {}, "none": None},
         {"index": 2, "level": 0.5, "tags": [], "mixed": "x", "deep": {"a": [1]}},
     ]
-    count = prompt_files.write(tmp_path / "rows.parquet", iter(rows[:2]), infos=infos)
+    count = prompt_files.write(
+        tmp_path / "rows.parquet", iter(rows[:2]), infos=infos, has_scales=False
+    )
     first, second = _read(tmp_path / "rows.parquet")
     assert count == 2
     given = {name: value for name, value in first.extra_info.items() if value is not None}

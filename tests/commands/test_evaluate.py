@@ -205,7 +205,7 @@ def test_other_data_under_the_same_name_is_refused(folder, path, rows, tmp_path)
     (tmp_path / "other").mkdir()
     scripted.write_files(tmp_path / "other", num_rows=_NUM_ROWS - 1)
     moved.write_bytes((tmp_path / "other" / "corpus" / "rl" / "test.parquet").read_bytes())
-    with pytest.raises(errors.InputError, match="prompts_digest"):
+    with pytest.raises(errors.InputError, match=r"rows of config\.prompts\.path"):
         _run(folder, moved, tmp_path / "run", sampler)
 
 

@@ -159,6 +159,7 @@ _TABLE = {
             "prompts.path": "@few.jsonl",
             "prompts.image_root": "@elsewhere",
             "max_rows": 2,
+            "limit_image_pixels": 1,
             "endpoint.base_url": f"{_NOWHERE}/other",
             "endpoint.model": "another",
             "endpoint.api_key_env": _VARIABLE,
@@ -187,7 +188,12 @@ _TABLE = {
     num_lines: _each({"line_every_steps": 2}),
     judged: prompt_fields.judge("teacher.judge."),
 }
-_REFUSING = {"teacher.max_bad_rows", "teacher.rows_cache_dir", "teacher.max_failed_in_row"}
+_REFUSING = {
+    "teacher.limit_image_pixels",
+    "teacher.max_bad_rows",
+    "teacher.rows_cache_dir",
+    "teacher.max_failed_in_row",
+}
 _ELSEWHERE = {
     "tests/commands/test_teacher.py: how many requests are under way": (
         "teacher.endpoint.num_concurrent",

@@ -1,5 +1,8 @@
 """Stored rows come back equal, in order, in whole shards, and damage is named."""
 
+import dataclasses
+import hashlib
+import json
 import pathlib
 import subprocess
 import sys
@@ -14,13 +17,18 @@ from tests import data_files
 
 IMAGES = tuple(
     records.Image(
-        path=f"{i}.png", data=bytes([0, i, 255]), sha256="ab", width_pixels=3 + i, height_pixels=4
+        path=f"{i}.png",
+        data=bytes([0, i, 255]),
+        sha256="ab",
+        width_pixels=3 + i,
+        height_pixels=4,
+        scale=(None, records.Scale(min_pixels=5000, max_pixels=2**31 - 1))[i],
     )
     for i in range(2)
 )
 TURNS = (
     records.Message(role="user", content="<image><image>Q é漢🙂\0"),
-    records.Message(role="assistant", content=""),
+    records.Message(role="assistant", content="", is_learned=False),
 )
 PAIR = {
     "teacher_caption": None,
@@ -215,10 +223,129 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"version": 2}', '{"version": 1}', '{"version": 1, "kind": 1}']
+    "change",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        "{}",
+        {"version": 1},
+        {"kind": 1},
+        {"kind": None},
+        {"num_rows": "20"},
+        {"files": ""},
+        {"files": {"a": 1}},
+        {"files": {"a": {}}},
+        {"files": {"a": {"bytes": True, "sha256": ""}}},
+        {"files": {"../a": {"bytes": 1, "sha256": ""}}},
+        {"files": {"..": {"bytes": 1, "sha256": ""}}},
+        {"files": {}},
+        {"more": 1},
+    ],
 )
-def test_a_wrong_manifest_is_refused(tmp_path, text):
+def test_a_wrong_manifest_is_refused(tmp_path, change):
     out = build_prompts(tmp_path, ROWS)
-    (pathlib.Path(out) / manifest.FILE).write_text(text)
+    path = pathlib.Path(out) / manifest.FILE
+    if not isinstance(change, str):
+        change = json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(change)
     with pytest.raises(errors.InputError, match=r"build_manifest\.json"):
         open_prompts(out)
+
+
+def list_again(out: str) -> None:
+    """Write the manifest's list of files anew, as whoever changed one of them would."""
+    path = pathlib.Path(out) / manifest.FILE
+    content = json.loads(path.read_text())
+    content["files"] = {
+        file.name: {
+            "bytes": file.stat().st_size,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
+        for file in pathlib.Path(out).iterdir()
+        if file != path
+    }
+    path.write_text(json.dumps(content))
+
+
+def test_no_name_in_a_folder_chooses_a_class(tmp_path, monkeypatch):
+    out = build_prompts(tmp_path, ROWS)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "stranger.py").write_text("raise SystemExit('ran')")
+    features = pathlib.Path(out) / "features.json"
+    known = features.read_text()
+    for name in ("stranger.Text", "tensorflow_datasets.core.features.image_feature.Image"):
+        content = json.loads(known)
+        content["featuresDict"]["features"]["id"]["pythonClassName"] = name
+        features.write_text(json.dumps(content))
+        list_again(out)
+        with pytest.raises(errors.InputError, match=r"features\.json: must be what `data build`"):
+            open_prompts(out)
+    # What else TFDS would read is not read at all.
+    features.write_text(known)
+    (pathlib.Path(out) / "dataset_info.json").write_text("")
+    list_again(out)
+    assert open_prompts(out)[3].ground_truth == "3"
+    assert "stranger" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["payload.py", ".hidden", "folder/x"])
+def test_files_that_the_manifest_does_not_list_are_refused(tmp_path, name):
+    out = build_prompts(tmp_path, ROWS)
+    path = pathlib.Path(out, name)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("x")
+    with pytest.raises(errors.InputError, match=f"does not list: {name.split('/')[0]}"):
+        open_prompts(out)
+
+
+def test_records_of_other_features_and_missing_shards_are_one_line(tmp_path):
+    out = build_prompts(tmp_path, ROWS)
+    path = shard(out)
+    other = arrayrecord.write([sft(1)] * 20, kind="sft", folder=str(tmp_path / "other"))
+    path.write_bytes(shard(other).read_bytes())
+    list_again(out)
+    with pytest.raises(errors.InputError, match="row 1 is damaged"):
+        open_prompts(out)[0]
+    path.rename(path.with_name(path.name.replace("00000-of-00001", "00000-of-00002")))
+    list_again(out)
+    with pytest.raises(errors.InputError, match="must hold prism_rows-train"):
+        open_prompts(out)
+
+
+def test_what_a_stage_reads_of_a_folder_is_checked_again(tmp_path):
+    good = prompt_of(tmp_path, data_files.png(1))
+    rules = validate.Rules(count_tokens=lambda row: 1, max_tokens=9)
+    cases = (
+        (good, None, ""),
+        (dataclasses.replace(good, images=()), "rows are wrong", "placeholders"),
+        (_with_text(good, "<image><|im_end|>"), "rows are wrong", "special_token"),
+        (_with_image(good, data=data_files.png(2)), "a picture is damaged", "row 1"),
+        (_with_image(good, width_pixels=10**5, height_pixels=10**5), "rows are wrong", "bad_image"),
+    )
+    for number, (row, told, named) in enumerate(cases):
+        folder = arrayrecord.write([row], kind="prompts", folder=str(tmp_path / str(number)))
+        report = validate.Report(name="x", num_kept=1)
+        manifest.write(folder, kind="prompts", report=report, sources=[])
+        source = sources.Source(kind="prompts", path=folder)
+        if told is None:
+            opened = sources.open_source(source, rules, cache_dir=None)
+            assert opened.report.digests == records.digest(row)
+            continue
+        with pytest.raises(errors.InputError, match=f"{told}.*{named}|{named}.*{told}"):
+            sources.open_source(source, rules, cache_dir=None)
+
+
+def prompt_of(folder, data: bytes) -> records.PromptRow:
+    folder.joinpath("0.png").write_bytes(data)
+    path = data_files.write_lines(folder / "one.jsonl", [{"prompt": "Q", "image": "0.png"}])
+    (row,), _ = data_files.read_all(sources.Source(kind="prompts", path=str(path)))
+    return row
+
+
+def _with_text(row, text):
+    return dataclasses.replace(row, prompt=(records.Message(role="user", content=text),))
+
+
+def _with_image(row, **changes):
+    return dataclasses.replace(row, images=(dataclasses.replace(row.images[0], **changes),))

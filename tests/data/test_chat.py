@@ -62,6 +62,11 @@ def test_a_template_cannot_reach_out_of_its_sandbox(tokenizer):
         render(tokenizer, [chat.turn("user", "Hi")], template=template)
 
 
+def test_half_a_surrogate_pair_that_a_template_writes_is_named(tokenizer):
+    with pytest.raises(errors.InputError, match="half a surrogate pair at character 1"):
+        render(tokenizer, [chat.turn("user", "Q")], template='a{{ "\\ud800" }}')
+
+
 def test_check_lists_images_and_videos_in_order():
     messages = [
         chat.turn("user", "a", num_images=1, num_videos=1),

@@ -1,5 +1,7 @@
 """Rows as arrays: encoding, what is a response, static shapes, steps that resume."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -94,21 +96,38 @@ def test_pictures_stand_where_their_marks_stand():
 
 def test_every_assistant_turn_with_its_end_token_is_a_response_and_nothing_else(words):
     example = _encode(ROWS[2], words)
-    is_response = encode.TurnTokens.of(words.tokenizer).is_response(example.tokens)
-    kept = words.decode(example.tokens[is_response], keep_special=True)
-    assert kept == "one<|im_end|>two<|im_end|>"
+    turns = encode.TurnTokens.of(words.tokenizer)
+
+    def kept(messages):
+        is_response = turns.is_response(example.tokens, messages)
+        return words.decode(example.tokens[is_response], keep_special=True)
+
+    assert kept(ROWS[2].messages) == "one<|im_end|>two<|im_end|>"
+    # Turns of the user may say that they are not learned, and no turn of theirs is.
+    for flags, expected in (
+        ((False, True, False, True), "one<|im_end|>two<|im_end|>"),
+        ((True, False, True, True), "two<|im_end|>"),
+        ((True, True, True, False), "one<|im_end|>"),
+    ):
+        pairs = zip(ROWS[2].messages[-4:], flags, strict=True)
+        assert kept([dataclasses.replace(m, is_learned=flag) for m, flag in pairs]) == expected
+    with pytest.raises(errors.InputError, match="writes 2 turns of the assistant for 1"):
+        kept([dataclasses.replace(ROWS[2].messages[-1], is_learned=False)])
+
+
+RESPONSE = [records.Message(role="assistant", content="")]
 
 
 def test_the_token_behind_the_role_is_the_templates_whatever_line_breaks_were_merged_into_it():
     turns = encode.TurnTokens(start=(1, 2), end=9)
     tokens = np.array([1, 2, 77, 5, 9, 0, 1, 3, 77, 5, 9])
-    assert np.flatnonzero(turns.is_response(tokens)).tolist() == [3, 4]
+    assert np.flatnonzero(turns.is_response(tokens, RESPONSE)).tolist() == [3, 4]
 
 
 def test_a_response_without_end_reaches_to_the_end():
     turns = encode.TurnTokens(start=(1, 2), end=9)
     tokens = np.array([1, 3, 9, 1, 2, 0, 5, 6])
-    assert turns.is_response(tokens).tolist() == [False] * 6 + [True, True]
+    assert turns.is_response(tokens, RESPONSE).tolist() == [False] * 6 + [True, True]
 
 
 SHAPES = collate.Shapes(row_tokens=128, row_examples=3, row_patches=(32, 64), row_images=3)

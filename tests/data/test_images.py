@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as reference
 
 from prism_jax import errors
-from prism_jax.data import image_settings, images
+from prism_jax.data import image_settings, images, records
 from tests import processor_cases
 
 SETTINGS = image_settings.ImageSettings(
@@ -102,9 +102,18 @@ def test_open_image_refuses_a_missing_file_a_folder_and_a_nul_byte(tmp_path):
 @pytest.mark.parametrize("size", [(10_000, 10_000), (100_000, 100_000)])
 def test_open_image_refuses_too_many_pixels_before_decoding(size, recwarn):
     # Decoded, the data would be found truncated: another message.
-    with pytest.raises(errors.InputError, match=r"50000000 pixels|decompression bomb"):
+    with pytest.raises(errors.InputError, match=r"60000000 pixels|decompression bomb"):
         images.open_image(claimed_png(*size))
     assert not recwarn.list
+
+
+def test_a_telephones_largest_picture_is_opened_and_a_stored_one_as_large_as_it_was_allowed():
+    assert images.open_image(png(Image.new("L", (8192, 6144)))).size == (8192, 6144)
+    data = png(Image.new("L", (8000, 8000)))
+    stored = records.Image(path=None, data=data, width_pixels=8000, height_pixels=8000)
+    assert images.open_stored(stored).size == (8000, 8000)
+    with pytest.raises(errors.InputError, match="60000000 pixels"):
+        images.open_stored(dataclasses.replace(stored, width_pixels=10))
 
 
 def test_open_image_accepts_exactly_the_limit():

@@ -44,6 +44,12 @@ def test_lines_keep_their_line_number_when_blank_lines_stand_between(tmp_path):
     assert scan(path) == [(1, {"a": 1}), (4, {"a": 2}), (5, {"a": 3})]
 
 
+def test_files_put_together_keep_no_byte_order_mark_between_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": "\xef\xbb\xbf"}\n\xef\xbb\xbf\n')
+    assert scan(path) == [(1, {"a": 1}), (2, {"a": "\ufeff"})]
+
+
 def test_a_json_file_without_a_bracket_is_read_as_lines(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('{"a": 1}\n{"a": 2}\n')

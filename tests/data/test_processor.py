@@ -301,6 +301,27 @@ def test_a_tokenizer_that_does_not_fit_is_refused(change, message, folder, tmp_p
         processor.Processor.from_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("model_max_length", "a", "model_max_length must be a number, got 'a'"),
+        ("chat_template", "\ud800", "half a surrogate pair"),
+        ("auto_map", {"AutoTokenizer": ["stranger.X", "stranger.X"]}, None),
+    ],
+)
+def test_settings_of_the_tokenizer_are_one_line_and_choose_no_code(
+    name, value, told, folder, tmp_path
+):
+    copy_folder(folder, tmp_path, "tokenizer_config.json", lambda v: v.update({name: value}))
+    (tmp_path / "chat_template.json").unlink()
+    (tmp_path / "stranger.py").write_text("raise SystemExit('ran')")
+    if told is None:
+        processor.Processor.from_folder(tmp_path)
+        return
+    with pytest.raises(errors.InputError, match=told):
+        processor.Processor.from_folder(tmp_path)
+
+
 @pytest.mark.parametrize("end", [340, -1, "im_end", [2, None]])
 def test_an_end_token_outside_the_vocabulary_is_refused(end, folder, tmp_path):
     def change(value):

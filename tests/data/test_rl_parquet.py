@@ -1,7 +1,9 @@
 """RL rows: every way the published columns may be written gives the same typed row."""
 
-import json
+import datetime
+import decimal
 
+import numpy as np
 import pytest
 
 from prism_jax.data import records, rl_parquet
@@ -104,9 +106,50 @@ def test_what_is_not_given_is_none():
     assert (row.images, row.equivalent_answers, row.extra_info) == ((), (), {})
 
 
-def test_extra_info_may_be_json_text():
-    info = {"index": 1, "tools": [None, 2.5]}
-    assert parse({"prompt": "Q", "extra_info": json.dumps(info)}).extra_info == info
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ('{"index": 1, "tools": [null, 2.5]}', {"index": 1, "tools": [None, 2.5]}),
+        ("train", {"extra_info": "train"}),
+        ([1, 2], {"extra_info": [1, 2]}),
+        (float("nan"), {}),
+        (
+            {"day": datetime.date(2026, 1, 2), "raw": b"x", "price": decimal.Decimal("1.50")},
+            {"day": "2026-01-02", "raw": "eA==", "price": "1.5"},
+        ),
+    ],
+)
+def test_extra_info_is_kept_whatever_it_is(given, kept):
+    assert parse({"prompt": "Q", "extra_info": given}).extra_info == kept
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (7, "7"),
+        (7.0, "7"),
+        (7.5, "7.5"),
+        (-0.25, "-0.25"),
+        (float(np.float32(7.3)), "7.3"),
+        (0.1 + 0.2, "0.30000000000000004"),
+        (1e-7, "0.0000001"),
+        (100, "100"),
+        (2**70, str(2**70)),
+        (decimal.Decimal("7.50"), "7.5"),
+        ("7.0", "7.0"),
+    ],
+)
+def test_a_number_is_an_answer_wherever_an_answer_may_stand(value, text):
+    for row in (
+        {"answer": value},
+        {"ground_truth": value},
+        {"reward_model": {"ground_truth": value}},
+        {"reward_model": {"ground_truth": "x", "equivalent_answers": [value]}},
+        {"answer": "x", "equivalent_answers": [value]},
+    ):
+        found = parse({"prompt": "Q"} | row)
+        assert text in (found.ground_truth, *found.equivalent_answers)
+    assert parse({"prompt": "Q", "answer": float("nan")}).ground_truth is None
 
 
 @pytest.mark.parametrize(
@@ -125,13 +168,15 @@ def test_extra_info_may_be_json_text():
         ({"teacher_caption": ""}, "missing_segment"),
         ({"teacher_caption": 5}, "bad_type"),
         ({"reward_model": {"ground_truth": ""}}, "empty_answer"),
-        ({"reward_model": {"ground_truth": 5}}, "bad_type"),
+        ({"reward_model": {"ground_truth": True}}, "bad_type"),
+        ({"reward_model": {"ground_truth": float("inf")}}, "bad_type"),
+        ({"reward_model": {"ground_truth": '{"target": "7"}'}}, "bad_answer"),
         ({"reward_model": "not json"}, "bad_type"),
         ({"reward_model": "[1]"}, "bad_type"),
         ({"reward_model": {"ground_truth": "5", "equivalent_answers": "5.0"}}, "bad_type"),
-        ({"reward_model": {"ground_truth": "5", "equivalent_answers": [5.0]}}, "bad_type"),
-        ({"extra_info": {"x": b"bytes"}}, "bad_type"),
-        ({"extra_info": [1]}, "bad_type"),
+        ({"reward_model": {"ground_truth": "5", "equivalent_answers": [None]}}, "bad_type"),
+        ({"extra_info": {"x": object()}}, "bad_type"),
+        ({"extra_info": '{"x": ' + "[" * 60 + "]" * 60 + "}"}, "bad_type"),
         ({"extra_info": {"x": "\ud800"}}, "not_utf8"),
         ({"data_source": 7}, "bad_type"),
         ({"images": [None]}, "bad_type"),

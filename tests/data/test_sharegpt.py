@@ -51,7 +51,7 @@ def test_text_and_image_parts_become_marked_text():
 
 def test_unused_optional_columns_may_be_empty():
     row = {"messages": MESSAGES, "images": ["a.png"]}
-    extra = {"videos": [], "audios": None, "tools": "", "system": "", "conversations": None}
+    extra = {"videos": [], "audios": None, "tools": "[]", "system": "", "conversations": None}
     assert parse(row | extra) == parse(row)
 
 
@@ -75,7 +75,7 @@ def test_unused_optional_columns_may_be_empty():
         ({"messages": MESSAGES, "videos": ["v.mp4"]}, "unsupported"),
         ({"messages": MESSAGES, "tools": "[...]"}, "unsupported"),
         ({"messages": MESSAGES, "images": [5]}, "bad_type"),
-        ({"messages": MESSAGES, "images": [{"url": "x"}]}, "bad_type"),
+        ({"messages": MESSAGES, "images": [{"path": ""}]}, "bad_type"),
         ({"messages": MESSAGES, "images": [{"bytes": "text"}]}, "bad_type"),
         ({"messages": MESSAGES, "images": ["a.png"], "image": "a.png"}, "bad_type"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "not_utf8"),
@@ -131,14 +131,36 @@ def test_a_sharegpt_entry_without_tags_has_llama_factorys_defaults(tmp_path):
         ({"file_name": "a.json", "formatting": "sharegpt", "ranking": True}, "ranking"),
         ({"hf_hub_url": "x/y", "formatting": "sharegpt"}, "hf_hub_url"),
         ({"formatting": "sharegpt"}, "file_name"),
+        ({"file_name": "a.json", "formatting": []}, "alpaca"),
+        ({"file_name": "a.json", "formatting": ["x"]}, "formatting"),
+        ({"file_name": "../rows.json", "formatting": "sharegpt"}, "folder of dataset_info"),
+        ({"file_name": "/etc/rows.json", "formatting": "sharegpt"}, "folder of dataset_info"),
+        ({"file_name": "linked/rows.json", "formatting": "sharegpt"}, "folder of dataset_info"),
+        ({"file_name": "gs://b/rows.json", "formatting": "sharegpt"}, "folder of dataset_info"),
+        ({"file_name": "a\0.json", "formatting": "sharegpt"}, "folder of dataset_info"),
         ({"file_name": "a", "formatting": "sharegpt", "columns": {"videos": "v"}}, "videos"),
         ({"file_name": "a", "formatting": "sharegpt", "tags": {"user_tag": 1}}, "tags"),
         ("a.json", "mine"),
     ],
 )
 def test_an_entry_that_asks_for_something_else_is_refused(tmp_path, entry, named):
-    with pytest.raises(errors.InputError, match=named):
-        sharegpt.find_entry(write_info(tmp_path, entry), "mine")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "linked").symlink_to(tmp_path)
+    with pytest.raises(errors.InputError, match=named) as caught:
+        sharegpt.find_entry(write_info(folder, entry), "mine")
+    assert len(str(caught.value)) < 400
+
+
+def test_the_column_that_an_entry_names_is_the_only_one_that_holds_pictures(tmp_path):
+    data_files.write_images(tmp_path, 1)
+    row = {"conversations": CONVERSATIONS, "pics": ["0.png"], "image": "thumbnail of the page"}
+    data_files.write_lines(tmp_path / "rows.jsonl", [row])
+    columns = {"messages": "conversations", "images": "pics"}
+    entry = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": columns, "split": None}
+    source = sources.Source(kind="sft", path=write_info(tmp_path, entry), entry="mine")
+    (found,), _ = data_files.read_all(source)
+    assert found.images[0].path == "0.png"
 
 
 def test_an_unknown_entry_is_refused_with_the_known_ones(tmp_path):

@@ -66,7 +66,8 @@ def turns(*roles: str) -> list[dict]:
         ({"messages": turns("s")}, "no_response"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "empty_answer"),
         ({"messages": [{"role": "user", "content": " "}, ASSISTANT]}, "empty_prompt"),
-        ({"messages": [{"role": "user", "content": "<image>\n"}, ASSISTANT]}, "empty_prompt"),
+        ({"messages": [{"role": "user", "content": "<image><video>Q"}, ASSISTANT]}, "unsupported"),
+        ({"messages": [{"role": "user", "content": "<image><audio>"}, ASSISTANT]}, "unsupported"),
         ({"messages": turns("a", "u")}, "role_order"),
         ({"messages": turns("u", "v", "a")}, "role_order"),
         ({"messages": turns("u", "a", "a")}, "role_order"),
@@ -91,6 +92,7 @@ def test_a_wrong_demonstration_is_named_with_its_line(tmp_path, change, reason):
         turns("u", "a", "v", "a"),
         [{"role": "user", "content": "a <|x|> b<image>"}, ASSISTANT],
         [{"role": "user", "content": "compare"}, ASSISTANT, USER, ASSISTANT],
+        [{"role": "user", "content": "<image>\n"}, ASSISTANT],
     ],
 )
 def test_a_right_conversation_is_kept(tmp_path, messages):
@@ -102,7 +104,7 @@ def test_a_right_conversation_is_kept(tmp_path, messages):
     [
         ({"student_cot": ""}, "missing_segment"),
         ({"prompt": "  "}, "empty_prompt"),
-        ({"prompt": "<image> "}, "empty_prompt"),
+        ({"prompt": "<video>Q"}, "unsupported"),
         ({"prompt": "<image><image>Q"}, "placeholders"),
         ({"prompt": "<image>Q", "image": None}, "placeholders"),
         ({"teacher_cot": "<image>"}, "placeholders"),
@@ -228,7 +230,7 @@ def test_a_rotated_photo_has_the_size_it_is_seen_with(tmp_path):
         ("folder", "image_missing"),
         ("pipe", "image_missing"),
         ("loop.png", "image_missing"),
-        ("x" * 5000, "image_missing"),
+        ("x" * 500_000, "image_missing"),
         ("../secret.png", "unsafe_path"),
         ("folder/../../secret.png", "unsafe_path"),
         ("link.png", "unsafe_path"),
@@ -259,6 +261,9 @@ def test_an_image_path_that_is_missing_or_leads_out_is_named(tmp_path, path, rea
     path = path.format(sibling=tmp_path / "root2" / "0.png")
     row = data_files.sft_row(2, images=[path])
     assert reasons(root, [row], limit_image_bytes=4000) == [(1, reason)]
+    with pytest.raises(validate.WrongRows) as caught:
+        data_files.read_all(source_of(root, [row]), limit_image_bytes=4000)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -307,14 +312,48 @@ def test_a_wrong_line_is_named(tmp_path, line, reason):
     assert reasons(tmp_path, [line]) == [(1, reason)]
 
 
-def test_the_second_row_with_an_id_is_wrong_and_names_the_first(tmp_path):
-    rows = [data_files.sft_row(i, id=name) for i, name in ((0, "a"), (1, 7), (2, "a"), (3, "7"))]
-    kept, report = data_files.read_all(source_of(tmp_path, rows), max_bad_rows=2)
-    assert [row.id for row in kept] == ["a", "7"]
-    assert [(r.row, r.reason, r.message) for r in report.dropped] == [
-        (3, "duplicate_id", "rows.jsonl row 1 has the same id"),
-        (4, "duplicate_id", "rows.jsonl row 2 has the same id"),
-    ]
+def test_rows_of_one_id_are_kept_under_ids_of_their_own_and_equal_ones_once(tmp_path):
+    ids = ((0, "a"), (1, 7), (2, "a"), (3, "7"), (0, "a"), (0, "a#2"), (1, "a"))
+    rows = [data_files.sft_row(i, id=name) for i, name in ids]
+    # The same words about another picture are another row.
+    rows.append(rows[0] | {"images": ["3.png"]})
+    kept, report = data_files.read_all(source_of(tmp_path, rows))
+    names = ["a", "7", "a#2", "7#2", "a#2#2", "a#3", "a#4"]
+    assert [row.id for row in kept] == names
+    assert [(r.row, r.reason, r.is_wrong) for r in report.dropped] == [(5, "duplicate", False)]
+    assert report.dropped[0].message == "the same as row 1 of the data set"
+    assert report.summary()["ids_made_unique"] == 5
+
+
+def test_many_wrong_rows_end_the_reading_before_the_file_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(validate, "_MOST_LISTED", 5)
+    path = data_files.write_lines(tmp_path / "rows.jsonl", [{}] * 1000)
+    with pytest.raises(validate.WrongRows, match="6 of 6 rows are wrong"):
+        data_files.read_all(sources.Source(kind="prompts", path=str(path)))
+
+
+def test_the_digest_of_rows_is_of_texts_pictures_and_order_alone(tmp_path):
+    def digest(*rows, folder="first", name="rows.jsonl"):
+        data_files.write_images(tmp_path / folder, 4)
+        path = data_files.write_lines(tmp_path / folder / name, list(rows))
+        source = sources.Source(kind="sft", path=str(path))
+        opened = sources.open_source(source, validate.Rules(), cache_dir=None)
+        return bytes(opened.report.digests)
+
+    first, second = data_files.sft_row(0), data_files.sft_row(1)
+    base = digest(first, second)
+    assert base == digest(first | {"id": "x"}, second, folder="second", name="other.jsonl")
+    sized = [{"path": "1.png", "max_pixels": 5000}]
+    shown = [second["messages"][0], second["messages"][1] | {"weight": 1}]
+    assert base == digest(first, second | {"messages": shown})
+    others = (
+        (second, first),
+        (first, second, data_files.sft_row(2)),
+        (first, second | {"images": ["2.png"]}),
+        (first, second | {"images": sized}),
+        (first, second | {"system": "S"}),
+    )
+    assert len({base, *(digest(*rows) for rows in others)}) == len(others) + 1
 
 
 def test_more_wrong_rows_than_allowed_are_counted_and_the_error_holds_every_one(tmp_path):
@@ -337,6 +376,7 @@ def test_more_wrong_rows_than_allowed_are_counted_and_the_error_holds_every_one(
         "rows_read": 13,
         "rows_kept": 1,
         "rows_dropped": 12,
+        "ids_made_unique": 0,
         "dropped_by_reason": {"image_missing": 11, "no_response": 1},
     }
     listed = [json.loads(line) for line in report.lines().splitlines()]
@@ -367,7 +407,7 @@ def test_an_overlong_row_is_wrong_or_filtered_as_asked_and_always_reported(tmp_p
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_the_report_holds_what_was_counted_of_each_row_that_is_kept(tmp_path, num_threads):
     rows = [{"prompt": text} for text in ("a b", "1 2 3 4 5", "a", "")]
-    rows += [{"id": "x", "prompt": "a b c"}, {"id": "x", "prompt": "a b c d"}]
+    rows += [{"id": "x", "prompt": "a b c"}, {"id": "x", "prompt": "a b c"}]
 
     def count(row):
         return words(row), 7
@@ -380,7 +420,7 @@ def test_the_report_holds_what_was_counted_of_each_row_that_is_kept(tmp_path, nu
         max_bad_rows=2,
         num_threads=num_threads,
     )
-    assert report.counts() == {"duplicate_id": 1, "empty_prompt": 1, "overlong": 1}
+    assert report.counts() == {"duplicate": 1, "empty_prompt": 1, "overlong": 1}
     assert report.counted == [(2, 7), (1, 7), (3, 7)]
     assert [words(row) for row in kept] == [2, 1, 3]
 

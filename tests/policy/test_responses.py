@@ -121,7 +121,9 @@ def _copy_of(source: sources.Source, how: str, folder: pathlib.Path) -> sources.
         return dataclasses.replace(source, path=str(folder / "built"))
     if how == "written":
         rows, _ = data_files.read_all(source)
-        prompt_files.write(folder / "again.parquet", rows, infos=[row.extra_info for row in rows])
+        prompt_files.write(
+            folder / "again.parquet", rows, infos=[row.extra_info for row in rows], has_scales=False
+        )
         return dataclasses.replace(source, path=str(folder / "again.parquet"))
     return source
 

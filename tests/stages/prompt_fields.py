@@ -94,6 +94,7 @@ def read(*, prefix: str = "", is_mixture: bool = False) -> field_tables.Fields:
             own + "max_prompt_tokens": 20,
             own + "min_pixels": 96 * 96,
             own + "max_pixels": 32 * 32,
+            own + "limit_image_pixels": 1,
         }
     )
     found |= field_tables.each({own + "overlong": "filter"}, before=at("@long.jsonl"))
@@ -119,4 +120,4 @@ def stored(*, prefix: str = "", is_mixture: bool = False) -> field_tables.Fields
 
 # Fields that may show by what is refused.
 REFUSING = ("prompts.max_prompt_tokens", "prompts.overlong", "prompts.max_bad_rows")
-REFUSING += ("prompts.cache_dir",)
+REFUSING += ("prompts.cache_dir", "prompts.limit_image_pixels")

@@ -100,6 +100,7 @@ _ALIGN = {
             "prompts.max_prompt_tokens": 20,
             "prompts.min_pixels": 64 * 64,
             "prompts.max_pixels": 32 * 32,
+            "prompts.limit_image_pixels": 1,
         }
     )
     | {
@@ -162,6 +163,7 @@ _WARMUP = {
             "data.max_tokens": 20,
             "data.min_pixels": 64 * 64,
             "data.max_pixels": 32 * 32,
+            "data.limit_image_pixels": 1,
             "data.sees_images": False,
             "data.view": "both",
             "data.scored_token": "newline",
@@ -197,6 +199,7 @@ _WARMUP = {
 _REFUSING = {
     *("prompts.path", "prompts.max_prompt_tokens", "data.max_tokens", "data.train"),
     *("rows.row_sequences", "model.attention"),
+    *("prompts.limit_image_pixels", "data.limit_image_pixels"),
 }
 # What the commands ask of checkpoints, logs and the loop; the honesty panel is every second step.
 _MAINS = {"align": align_main.main, "warmup": warmup_main.main}

@@ -207,7 +207,7 @@ def begin(
     facts = {
         "step": source.step,
         "fingerprint": source.fingerprint(),
-        "prompts_digest": opened.digest,
+        f"rows of {place}.prompts.path": opened.digest,
     }
     identity = checkpoint_meta.RunIdentity(
         project_version=version.VERSION,

@@ -201,7 +201,8 @@ def _select(options: Difficulty, job: ask_job.Job) -> dict[str, Json]:
     for name, chosen in ((RL_FILE, rl), (HARD_FILE, hard)):
         infos = [_info(job.opened.rows[i], lines[i]) for i in chosen]
         rows = (job.opened.rows[i] for i in chosen)
-        prompt_files.write(job.workdir / name, rows, infos=infos)
+        has_scales = job.opened.report.has_scales
+        prompt_files.write(job.workdir / name, rows, infos=infos, has_scales=has_scales)
     reasons: collections.Counter[str] = collections.Counter()
     for one in lines:
         reasons.update(one["reasons"])

@@ -44,6 +44,7 @@ def run(
     rules = validate.Rules(
         max_bad_rows=options.max_bad_rows,
         option="config.teacher.max_bad_rows",
+        limit_pixels=options.limit_image_pixels,
         need_answer=True,
     )
     with dropped_rows.named(None):
@@ -57,7 +58,7 @@ def run(
         answers = teacher_answers.Answers(options, folder, key=key, judge=judge)
         told = _ask_all(options, rows, answers)
     lock.check()
-    _write(rows, told, answers, options, folder)
+    _write(rows, told, answers, options, folder, has_scales=opened.report.has_scales)
     report = answers.report(told) | {"prompts_read": opened.report.summary()}
     small_files.write(folder / REPORT_FILE, report)
     if answers.fatal is not None:
@@ -102,6 +103,8 @@ def _write(
     answers: teacher_answers.Answers,
     options: teacher_config.Teacher,
     folder: pathlib.Path,
+    *,
+    has_scales: bool,
 ) -> None:
     """Write both data sets and the outcomes, in the order of the rows."""
     kept = [i for i, one in enumerate(told) if one.key is not None]
@@ -116,7 +119,7 @@ def _write(
         | {"teacher_model": options.endpoint.model, "teacher_tries": len(told[i].tries)}
         for i in kept
     ]
-    prompt_files.write(folder / ALIGN_FILE, each(), infos=infos)
+    prompt_files.write(folder / ALIGN_FILE, each(), infos=infos, has_scales=has_scales)
     lines = (
         {"id": one.id, "outcome": one.outcome.value, "tries": one.tries, "detail": one.detail}
         for one in told

@@ -121,6 +121,7 @@ class Teacher(configuration.Section):
     rows_cache_dir: str | None  # where a folder of prompts on gs:// is copied to
     max_rows: int | None  # the first so many; None: all
     max_bad_rows: int
+    limit_image_pixels: int  # of a picture's file; a larger one is a wrong row
     endpoint: Endpoint
     sampling: Sampling
     instruction: str  # follows the system prompt; the student never sees it

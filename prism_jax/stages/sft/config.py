@@ -19,6 +19,7 @@ class Data(configuration.Section):
     overlong: Literal["error", "filter"]  # what happens to rows that fit no packed row
     min_pixels: int | None  # of an image; None: as the model's folder says
     max_pixels: int | None
+    limit_image_pixels: int  # of an image file; a larger one is a wrong row
     row_tokens: int
     row_examples: int  # most examples in a row
     row_patches: tuple[int, ...]  # sizes of vision rows, ascending; empty: rows without images

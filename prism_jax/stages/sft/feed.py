@@ -56,7 +56,9 @@ class Feed:
         )
         _check_shapes(options, devices)
         self._rows = batches.local_rows(options.train.num_rows, devices.mesh, devices.rules)
-        self._demonstrations = self._open(data.train, folder / "dropped_train.jsonl")
+        self._demonstrations, self._train_digest = self._open(
+            data.train, folder / "dropped_train.jsonl"
+        )
         # A row of a step may hold several demonstrations, but none may be left empty by design.
         corpora.require_batch(
             sum(self._demonstrations.lengths),
@@ -70,9 +72,11 @@ class Feed:
             num_microbatches=options.train.num_microbatches,
             seed=options.seed,
         )
-        self._held_out = None
+        self._held_out, self._held_out_digest = None, None
         if data.held_out and options.evaluate.every_steps is not None:
-            self._held_out = self._open(data.held_out, folder / "dropped_held_out.jsonl")
+            self._held_out, self._held_out_digest = self._open(
+                data.held_out, folder / "dropped_held_out.jsonl"
+            )
 
     def num_steps(self, num_epochs: int) -> int:
         """Return the steps of so many epochs."""
@@ -85,6 +89,9 @@ class Feed:
         identity = {
             "seed": self._options.seed,
             "sources": [list(part) for part in zip(found.names, found.lengths, strict=True)],
+            "rows of config.data.train": self._train_digest,
+            # None without evaluation, which may be switched on or off when a run goes on.
+            "rows of config.data.held_out": self._held_out_digest,
             "weights": list(data.weights),
             "step_rows": train.num_rows * train.num_microbatches,
             "limits": dataclasses.asdict(self._shapes.limits()),
@@ -127,7 +134,10 @@ class Feed:
 
         return evaluate
 
-    def _open(self, texts: Sequence[str], dropped: pathlib.Path) -> demonstrations.Demonstrations:
+    def _open(
+        self, texts: Sequence[str], dropped: pathlib.Path
+    ) -> tuple[demonstrations.Demonstrations, str]:
+        """Return the demonstrations of data sets, and the digest of their rows."""
         data = self._options.data
         limits = self._shapes.limits()
         rules = validate.Rules(
@@ -136,6 +146,7 @@ class Feed:
             count_tokens=demonstrations.counter(self._words, limits),
             max_tokens=limits.tokens,
             overlong=data.overlong,
+            limit_pixels=data.limit_image_pixels,
             num_threads=data.num_threads,
         )
         parts = corpora.open_all(
@@ -146,13 +157,14 @@ class Feed:
             cache_dir=data.cache_dir,
             dropped=dropped,
         )
-        return demonstrations.Demonstrations(
-            [(name, opened.rows) for name, opened in parts],
+        opened = demonstrations.Demonstrations(
+            [(name, one.rows) for name, one in parts],
             self._words,
             cache_bytes=data.cache_mebibytes << 20,
             num_threads=data.num_threads,
-            sizes=[size for _, opened in parts for size in opened.report.counted],
+            sizes=[size for _, one in parts for size in one.report.counted],
         )
+        return opened, corpora.digest([one.report for _, one in parts])
 
     def _planned(
         self,

@@ -29,14 +29,14 @@ class Data(configuration.Section):
     max_tokens: int  # of a prompt with one segment
     min_pixels: int | None  # of a picture, others are scaled; None: as the model's folder says
     max_pixels: int | None
+    limit_image_pixels: int  # of a picture's file; a larger one is a wrong row
     sees_images: bool  # False: prompts are read without their pictures
     # Folder of tokenizer and chat template; empty: the model's. A text-only trunk needs that of the
     # policy, whose texts it is to score.
     words: str = configuration.free()
     view: segments.View  # which segments there are
-    scored_token: Literal[
-        "last", "newline"
-    ]  # where a segment is scored, see `discriminator.segments`
+    # Where a segment is scored, see `discriminator.segments`.
+    scored_token: Literal["last", "newline"]
     gate: tags.Gate  # the format that a response must have
     num_threads: int = configuration.free()
 

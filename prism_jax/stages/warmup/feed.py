@@ -28,7 +28,6 @@ class _Measured:
     size: encode.Size
     units: tuple[tuple[int, int], ...]  # tokens of teacher's and student's segment, by name
     is_held_out: bool
-    digest: str
 
 
 class Feed:
@@ -64,15 +63,15 @@ class Feed:
         self._reader = segments.Reader(
             words, vocab_tokens=model.config.text.vocab_size, gate=options.gate, form=options.form
         )
-        self._measured: dict[tuple[str, str], _Measured] = {}
         parts = corpora.open_all(
             options.train,
             validate.Rules(
                 max_bad_rows=options.max_bad_rows,
                 option="config.data.max_bad_rows",
-                count_tokens=self._count_tokens,
+                count_tokens=self._measure,
                 max_tokens=options.max_tokens,
                 overlong=options.overlong,
+                limit_pixels=options.limit_image_pixels,
                 num_threads=options.num_threads,
             ),
             kind="pairs",
@@ -82,11 +81,13 @@ class Feed:
         )
         self._train: list[tuple[sources.Rows, int]] = []
         self._held_out: list[tuple[sources.Rows, int]] = []
+        self._measured: list[_Measured] = []
         for _, opened in parts:
-            rows = opened.rows
-            for index in range(len(rows)):
-                known = self._measured[_key(rows[index])]
-                (self._held_out if known.is_held_out else self._train).append((rows, index))
+            for index, (_, measured) in enumerate(opened.report.counted):
+                side = self._held_out if measured.is_held_out else self._train
+                side.append((opened.rows, index))
+                self._measured.append(measured)
+        self._digest = corpora.digest([opened.report for _, opened in parts])
         if len(self._train) < num_pairs:
             raise errors.InputError(
                 f"config.train.num_pairs = {num_pairs}, but only {len(self._train)} pairs are to "
@@ -94,22 +95,20 @@ class Feed:
             )
         progress.say(f"{len(self._train)} pairs to learn from, {len(self._held_out)} held out")
 
-    def _count_tokens(self, row: records.PairRow) -> int:
-        """Measure a row; return the tokens of its longest sequence."""
+    def _measure(self, row: records.PairRow) -> tuple[int, _Measured]:
+        """Return the tokens of a row's longest sequence, and its sizes."""
         turns, pictures = segments.turns_of_pair(row), records.get_images(row)
         size = self._reader.measure(turns, pictures, sees_images=self._options.sees_images)
         cuts = self._cuts(row)
         prompt = row.prompt + "".join(image.sha256 or "" for image in pictures)
-        texts = repr((prompt, [text.response for text in segments.texts_of_pair(row)]))
-        self._measured[_key(row)] = _Measured(
+        measured = _Measured(
             size=size,
             units=tuple(
                 tuple(len(cut.tokens[name]) for cut in cuts) for name in self._options.form.names
             ),
             is_held_out=_fraction(prompt) < self._options.held_out_fraction,
-            digest=hashlib.sha256(texts.encode()).hexdigest(),
         )
-        return size.tokens + max(cut.longest for cut in cuts)
+        return size.tokens + max(cut.longest for cut in cuts), measured
 
     def _cuts(self, row: records.PairRow) -> list[segments.Cut]:
         """Return the segments of teacher and student."""
@@ -118,7 +117,7 @@ class Feed:
 
     def largest(self) -> Largest:
         """Return the bounds of a step."""
-        known = list(self._measured.values())
+        known = self._measured
         return Largest(
             num_units=self._num_pairs * len(self._options.form.names),
             unit_sequences=2,
@@ -144,9 +143,8 @@ class Feed:
                 chosen.append(self._train[int(order[within])])
             return self._pack(chosen, shape).batch
 
-        digests = "".join(sorted(one.digest for one in self._measured.values()))
         identity = {
-            "pairs": hashlib.sha256(digests.encode()).hexdigest()[:16],
+            "rows of config.data.train": self._digest,
             "num_train": length,
             "num_pairs": self._num_pairs,
             "seed": self._seed,
@@ -248,10 +246,6 @@ class Feed:
             self._model.config,
             positions="mrope",
         )
-
-
-def _key(row: records.PairRow) -> tuple[str, str]:
-    return row.source, row.id
 
 
 def _fraction(text: str) -> float:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from prism_jax import errors
 from prism_jax.running import metric_writers
 from prism_jax.stages.sft import feed as sft_feed
 from prism_jax.training import train_step
-from tests import tiny_checkpoint
+from tests import data_files, tiny_checkpoint
 from tests.stages import sft_run
 
 ONE_STEP = (
@@ -146,6 +147,26 @@ def test_a_finished_run_is_left_alone_and_goes_back_when_asked(folder, steady, c
     assert sft_run.run(folder, steady[0], *_FIVE, "--config.resume.step=4") == 0
     assert (steady[0] / "set_aside" / "5").is_dir()
     assert sft_run.checksums(steady[0]) == before
+
+
+@pytest.mark.parametrize("changed", ["train.json", "0.png"])
+def test_other_rows_of_the_same_number_do_not_continue_a_run(folder, steady, capsys, changed):
+    path = folder / changed
+    before = path.read_bytes()
+    if changed == "train.json":
+        path.write_text(json.dumps(json.loads(before)[::-1]))
+    else:
+        path.write_bytes(data_files.png(9))
+    try:
+        assert sft_run.run(folder, steady[0], *_FIVE, "--config.resume.step=4") == 2
+    finally:
+        path.write_bytes(before)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r"error: cannot resume: data rows of config\.data\.train was [0-9a-f]{16} when the "
+        r"checkpoint was written and is [0-9a-f]{16} now",
+        told,
+    )
 
 
 def test_another_configuration_does_not_continue_a_run(folder, steady, capsys):

@@ -152,6 +152,7 @@ _TABLE = {
             "data.image_root": "@elsewhere",
             "data.min_pixels": 64 * 64,
             "data.max_pixels": 32 * 32,
+            "data.limit_image_pixels": 1,
             "data.row_tokens": 160,
             "data.row_examples": 1,
             "data.row_patches": (64,),
@@ -188,7 +189,13 @@ _TABLE = {
     devices: field_tables.mesh() | field_tables.model_types(),
     model: field_tables.sizes("model.sizes."),
 }
-_REFUSING = {"data.max_bad_rows", "data.overlong", "data.cache_dir", "model.attention"}
+_REFUSING = {
+    "data.limit_image_pixels",
+    "data.max_bad_rows",
+    "data.overlong",
+    "data.cache_dir",
+    "model.attention",
+}
 _ELSEWHERE = {
     "tests/stages/sft/test_sft.py: where a model comes from": ("model.folder", "model.init"),
     "tests/stages/sft/test_sft.py: two processes": ("mesh.is_distributed",),
