@@ -38,6 +38,7 @@ from models import config as config_lib
 from prism_jax import (
     checkpoint,
     configuration,
+    distributed,
     errors,
     model_files,
     optim,
@@ -115,8 +116,7 @@ def open_devices(
     Raises:
       InputError: the axes do not fit the devices, or the attention does not run on them.
     """
-    if mesh.is_distributed:
-        jax.distributed.initialize()
+    distributed.join(mesh.is_distributed)
     dtype = jnp.dtype(model.dtype)
     if dtype == jnp.float32:
         # Accelerators would multiply float32 with fewer bits.

@@ -269,17 +269,6 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, overr
     assert not (tmp_path / "run" / "lock.json").exists()
 
 
-_PROCESS = """
-import sys
-import jax
-from prism_jax import main
-number, port = int(sys.argv[1]), sys.argv[2]
-initialize = jax.distributed.initialize
-jax.distributed.initialize = lambda: initialize(f"localhost:{port}", 2, number)
-sys.exit(main.main(sys.argv[3:]))
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_take_the_same_step_as_one(folder, whole, tmp_path):
     with socket.socket() as free:
@@ -289,15 +278,20 @@ def test_two_processes_take_the_same_step_as_one(folder, whole, tmp_path):
         *ONE_STEP,
         "--config.train.num_rows=4",
         "--config.mesh.num_devices=None",
-        "--config.mesh.is_distributed=true",
     )
     arguments = sft_run.arguments(folder, tmp_path, *overrides)
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, str(number), str(port), *arguments],
+            [sys.executable, "-m", "prism_jax", *arguments],
             cwd=pathlib.Path(__file__).parents[2],
-            env={**os.environ, "XLA_FLAGS": flags},
+            env={
+                **os.environ,
+                "XLA_FLAGS": flags,
+                "PRISM_COORDINATOR": f"localhost:{port}",
+                "PRISM_NUM_PROCESSES": "2",
+                "PRISM_PROCESS_ID": str(number),
+            },
             stderr=subprocess.PIPE,
             text=True,
         )
