@@ -53,12 +53,11 @@ kubectl=(kubectl --namespace "$namespace")
 if [ -n "$context" ]; then kubectl+=(--context "$context"); fi
 selector="jobset.sigs.k8s.io/jobset-name=$name"
 poll="${PRISM_POLL_SECONDS:-20}"
-python="${PRISM_PYTHON:-python3}"
 
 render() {
   refuse_secrets "$@"
   refuse_tpu_flags
-  "$python" launch/jobset.py --name="$name" --namespace="$namespace" "${others[@]}" -- "$@"
+  python3 launch/jobset.py --name="$name" --namespace="$namespace" "${others[@]}" -- "$@"
 }
 
 submit() {

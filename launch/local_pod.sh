@@ -136,11 +136,12 @@ start_once() {
         kill -s KILL "${pids[i]}" 2>/dev/null || true
       done
     fi
-    sleep 0.2
+    # Ctrl-C ends this too; the loop must go on and wait for the processes.
+    sleep 0.2 || true
   done
   for ((i = 0; i < 50; i++)); do
     kill -0 "${prefixers[@]}" 2>/dev/null || break
-    sleep 0.1
+    sleep 0.1 || true
   done
   code="$(worst "${codes[@]}")"
 }

@@ -43,7 +43,9 @@ while [ $# -gt 0 ]; do
     --from) first="$1" ;;
     --to) last="$1" ;;
     --args | --options)
-      [[ "$1" == *=* ]] && is_step "${1%%=*}" || die "$option $1: must be STEP=..., a step of ${steps[*]}"
+      if [[ "$1" != *=* ]] || ! is_step "${1%%=*}"; then
+        die "$option $1: must be STEP=..., a step of ${steps[*]}"
+      fi
       if [ "$option" = --args ]; then
         extra["${1%%=*}"]+="$(show "${1#*=}") "
       else

@@ -298,13 +298,14 @@ start() {
 
 follow() { on "${nodes[0]}" 0 "$(show bash launch/worker.sh follow "$name")"; }
 
-# codes: print the exit code of every worker; "running" while one runs.
-codes() {
+ask_codes() {
   local text
   text="$(show bash launch/worker.sh code "$name")"
-  if [ "$single" = 1 ]; then on "${nodes[0]}" 0 "$text"; else everywhere "$text"; fi |
-    sed -n 's/.*prism_worker [^ ]* //p'
+  if [ "$single" = 1 ]; then on "${nodes[0]}" 0 "$text"; else everywhere "$text"; fi
 }
+
+# codes: print the exit code of every worker; "running" while one runs.
+codes() { ask_codes | sed -n 's/.*prism_worker [^ ]* //p'; }
 
 # collect: set `code` to the worst exit code; 1 when a worker does not answer.
 collect() {
@@ -331,14 +332,32 @@ leave() {
   exit 130
 }
 
+# refuse_second: end when the stage runs already; its files must not be replaced under it.
+refuse_second() {
+  local node text seen=""
+  text="[ ! -e ~/prism_jax/launch/worker.sh ] || bash ~/prism_jax/$(show launch/worker.sh code "$name")"
+  for node in "${nodes[@]}"; do
+    if [ "$dry_run" = 1 ]; then
+      show "${vm[@]}" ssh "$node" "${where[@]}" --worker=all --command="$text"
+    else
+      seen+="$("${vm[@]}" ssh "$node" "${where[@]}" --worker=all --command="$text")" ||
+        { say "error: a worker of $node cannot be reached" && exit 1; }
+    fi
+  done
+  if [[ "$seen" == *" running"* ]]; then
+    die "$name runs already: $(show bash launch/pod.sh logs "${options[@]}") shows it, stop ends it"
+  fi
+}
+
 run_stage() {
   local restart code
+  refuse_second
   install
   start "$@"
   if [ "$detach" = 1 ]; then return; fi
   if [ "$dry_run" = 1 ]; then
     follow
-    everywhere "$(show bash launch/worker.sh code "$name")"
+    ask_codes
     return
   fi
   for ((restart = 0; ; restart++)); do
@@ -376,7 +395,7 @@ case "$command" in
     else
       run "${queued[@]}" describe "$name" "${where[@]}" --format='value(state.state)'
     fi
-    everywhere "$(show bash launch/worker.sh code "$name")"
+    ask_codes
     if [ -n "$workdir" ]; then
       on "${nodes[0]}" 0 "$(show .venv/bin/python launch/chip_hours.py "$workdir")"
     fi

@@ -1,7 +1,7 @@
 """The one program: `python -m prism_jax COMMAND …`.
 
 Exit codes: 0 done; 1 unexpected, or a full disk, which one line says; 2 the input is wrong, one
-line says how; 143 preempted and saved.
+line says how; 42 a process of the job did not come; 143 preempted and saved.
 """
 
 import errno
