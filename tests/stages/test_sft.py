@@ -282,7 +282,7 @@ def test_two_processes_take_the_same_step_as_one(folder, whole, tmp_path):
         },
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
