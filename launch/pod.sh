@@ -350,7 +350,7 @@ refuse_second() {
 }
 
 run_stage() {
-  local restart code
+  local restart=0 lost=0 code
   refuse_second
   install
   start "$@"
@@ -360,16 +360,17 @@ run_stage() {
     ask_codes
     return
   fi
-  for ((restart = 0; ; restart++)); do
+  while :; do
     trap leave INT TERM HUP
     follow || say "the connection to worker 0 ended"
     if collect; then exit "$code"; fi
+    lost=$((lost + 1))
     say "not all workers answer"
     case "$(state_of)" in
-      ACTIVE) ;;
       SUSPEND* | FAILED)
         [ -f "$record" ] || { say "error: $name was taken away" && exit 143; }
         [ "$restart" -lt "$max_restarts" ] || { say "error: taken away too often" && exit 143; }
+        restart=$((restart + 1)) lost=0
         say "$name was taken away: asking for another"
         remove || exit 1
         up
@@ -377,6 +378,10 @@ run_stage() {
         start "$@"
         ;;
     esac
+    if [ "$lost" -ge 20 ]; then
+      say "error: the workers of $name do not answer; the stage may go on there"
+      exit 1
+    fi
   done
 }
 

@@ -31,10 +31,9 @@ if [ "$command" = install ]; then
         break
       fi
     done
-    if [ -n "$python" ]; then
-      "$python" -m venv .venv
-    else
-      # TPU VMs with Ubuntu 22.04 have Python 3.10.
+    # TPU VMs with Ubuntu 22.04 have Python 3.10, and not every image has the module venv.
+    if [ -z "$python" ] || ! "$python" -m venv .venv; then
+      rm -rf .venv
       python3 -m pip install --quiet --user uv
       python3 -m uv venv --quiet --seed --python 3.12 .venv
     fi

@@ -233,3 +233,15 @@ def test_ctrl_c_leaves_the_stage_running_and_says_how_to_see_and_end_it(cloud):
     states = [cloud.folder / f"a.{i}/.prism_jax/a/exit" for i in range(2)]
     scripts.wait_for(lambda: all(path.exists() for path in states))
     assert [path.read_text() for path in states] == ["143\n", "143\n"]
+
+
+def test_run_gives_up_on_workers_that_never_answer(cloud):
+    cloud.rules(
+        {"match": "command=cd.*worker.sh (follow|code)", "code": 255, "times": 999},
+        _is("ACTIVE", times=999),
+    )
+    for i in range(2):
+        cloud.worker(f"a.{i}")
+    code, _, err = cloud.run("pod.sh", *_RUN, PRISM_POLL_SECONDS="0")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: the workers of a do not answer")
