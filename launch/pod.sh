@@ -18,6 +18,8 @@
 #   --single                run: worker 0 alone, on its CPU (upcycle, export)
 #   --detach                run: do not follow                 --force         down: without a record
 #   --workdir DIR           status: chip hours of this run     --dry-run       print the commands
+#   --create-flag FLAG, --ssh-flag FLAG    handed to gcloud as they are; may be given again, e.g.
+#                           --create-flag=--service-account=... --ssh-flag=--tunnel-through-iap
 # Secrets: a file ~/.prism_env on the workers; see docs/pods.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,7 +34,7 @@ case "$command" in
 esac
 
 name="" type="" zone="" project="" slices=1 tier="" valid_until="" max_run="" retries=10 workdir=""
-max_restarts=20 existing=0 single=0 detach=0 force=0 dry_run=0
+max_restarts=20 existing=0 single=0 detach=0 force=0 dry_run=0 create_flags=() ssh_flags=()
 while [ $# -gt 0 ]; do
   option="$1" && shift
   case "$option" in
@@ -64,6 +66,8 @@ while [ $# -gt 0 ]; do
     --retries) retries="$1" && check_number --retries "$1" ;;
     --max-restarts) max_restarts="$1" && check_number --max-restarts "$1" ;;
     --workdir) workdir="$1" ;;
+    --create-flag) create_flags+=("$1") ;;
+    --ssh-flag) ssh_flags+=("$1") ;;
     *) die "pod.sh: unknown option $option; the stage and its arguments follow --" ;;
   esac
   shift
@@ -92,6 +96,8 @@ where=(--zone="$zone")
 if [ -n "$project" ]; then where+=(--project="$project"); fi
 queued=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
+# --quiet: gcloud makes a key where there is none, without asking for a passphrase.
+reach=("${where[@]}" "${ssh_flags[@]}" --quiet)
 nodes=("$name")
 if [ "$slices" -gt 1 ]; then
   nodes=()
@@ -142,7 +148,7 @@ ask() {
     flex) create+=(--provisioning-model=flex-start --max-run-duration="$max_run") ;;
   esac
   if [ -n "$valid_until" ]; then create+=(--valid-until-duration="$valid_until"); fi
-  create+=(--quiet)
+  create+=("${create_flags[@]}" --quiet)
   if [ "$dry_run" = 1 ]; then
     show "${create[@]}"
     return 0
@@ -255,7 +261,7 @@ up() {
 
 # on NODE WORKER COMMAND: run it in the project's folder of a worker, or of all.
 on() {
-  run "${vm[@]}" ssh "$1" "${where[@]}" --worker="$2" --command="cd ~/prism_jax && $3"
+  run "${vm[@]}" ssh "$1" "${reach[@]}" --worker="$2" --command="cd ~/prism_jax && $3"
 }
 
 everywhere() {
@@ -272,8 +278,8 @@ install() {
     pyproject.toml requirements.txt README.md LICENSE
   unpack='mkdir -p ~/prism_jax && tar -xzf ~/prism_jax.tar.gz -C ~/prism_jax'
   for node in "${nodes[@]}"; do
-    if ! run "${vm[@]}" scp "$archive" "$node:prism_jax.tar.gz" "${where[@]}" --worker=all ||
-      ! run "${vm[@]}" ssh "$node" "${where[@]}" --worker=all --command="$unpack"; then
+    if ! run "${vm[@]}" scp "$archive" "$node:prism_jax.tar.gz" "${reach[@]}" --worker=all ||
+      ! run "${vm[@]}" ssh "$node" "${reach[@]}" --worker=all --command="$unpack"; then
       say "error: copying the project to a worker of $node failed; run it again"
       return 1
     fi
@@ -338,9 +344,9 @@ refuse_second() {
   text="[ ! -e ~/prism_jax/launch/worker.sh ] || bash ~/prism_jax/$(show launch/worker.sh code "$name")"
   for node in "${nodes[@]}"; do
     if [ "$dry_run" = 1 ]; then
-      show "${vm[@]}" ssh "$node" "${where[@]}" --worker=all --command="$text"
+      show "${vm[@]}" ssh "$node" "${reach[@]}" --worker=all --command="$text"
     else
-      seen+="$("${vm[@]}" ssh "$node" "${where[@]}" --worker=all --command="$text")" ||
+      seen+="$("${vm[@]}" ssh "$node" "${reach[@]}" --worker=all --command="$text")" ||
         { say "error: a worker of $node cannot be reached" && exit 1; }
     fi
   done

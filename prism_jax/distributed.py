@@ -45,6 +45,7 @@ class Cluster:
     port: int
     num_processes: int
     process: int
+    job: str = ""  # what sets it apart from another job on the same hosts
     local_devices: tuple[int, ...] | None = None  # None: all of this host
 
     @property
@@ -80,6 +81,7 @@ def join(is_distributed: bool | None, *, notice_seconds: float = _NOTICE_SECONDS
     caller = roll_call.Caller(
         process=cluster.process,
         of=cluster.num_processes,
+        job=cluster.job,
         version=version.VERSION,
         options=_digests(sys.argv[1:]),
     )
@@ -199,6 +201,7 @@ def _slurm(environment: Mapping[str, str], port: int) -> Cluster:
     tasks = int(re.match(r"[0-9]*", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))[0] or 1)
     return Cluster(
         source="SLURM",
+        job=environment["SLURM_JOB_ID"],
         host=match[1] + (match[2] or ""),
         port=port,
         num_processes=count,

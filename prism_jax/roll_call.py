@@ -2,7 +2,7 @@
 
 Process 0 listens; each other process connects, says who it is, and waits for a verdict:
 
-    process 1 --- {"process": 1, "of": 4, "version": …, "options": …} ---> process 0
+    process 1 --- {"process": 1, "of": 4, "job": …, "options": …} ---> process 0
     process 1 <----------------- {"refused": null, "gave_up": false} ------------------ process 0
 
 The verdict comes when all are there, or as soon as something does not agree: then every process
@@ -42,8 +42,12 @@ class Caller:
 
     process: int
     of: int  # number of processes
+    job: str  # another job on the same hosts has another name; may be empty
     version: str  # of this program
     options: dict[str, str]  # of the command line, each with a digest of its values
+
+
+_GREETING = {field.name for field in dataclasses.fields(Caller)}
 
 
 class _Patience:
@@ -128,8 +132,8 @@ class _Desk:
     def _admit(self, peer: socket.socket, address: tuple) -> str | None:
         """Add who connected; return what does not agree."""
         other = _read(peer, _GREETING_SECONDS)
-        if other is None:
-            peer.close()  # some other program
+        if other is None or not other.keys() >= _GREETING or other["job"] != self._caller.job:
+            peer.close()  # some other program, or another job
             return None
         number = other["process"]
         if number == 0 or (number in self._peers and _is_open(self._peers[number])):
@@ -259,10 +263,10 @@ def _read(peer: socket.socket, seconds: float) -> dict[str, Any] | None:
 
 def _is_open(peer: socket.socket) -> bool:
     """Return whether the other side is still there."""
-    peer.settimeout(0.001)
+    peer.setblocking(False)
     try:
         return bool(peer.recv(1, socket.MSG_PEEK))
-    except TimeoutError:
+    except BlockingIOError:
         return True
     except OSError:
         return False
