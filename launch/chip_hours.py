@@ -1,13 +1,14 @@
 """Chip hours of runs, by what they went into: `python launch/chip_hours.py WORKDIR…`.
 
-Reads `goodput.jsonl` of each folder, of every start of the run. A folder may be a gs:// address
-where etils and gcsfs are installed. `--price` is dollars per chip and hour.
+Reads `goodput.jsonl` of each folder, of every start of the run; a gs:// address through `gcloud`.
+`--price` is dollars per chip and hour.
 """
 
 import argparse
 import collections
 import json
 import pathlib
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -40,11 +41,14 @@ def of_lines(lines: Iterable[str]) -> dict[str, float]:
 
 
 def _read(workdir: str) -> list[str]:
-    if "://" in workdir:
-        from etils import epath
-
-        return (epath.Path(workdir) / _FILE).read_text().splitlines()
-    return (pathlib.Path(workdir) / _FILE).read_text().splitlines()
+    path = f"{workdir.rstrip('/')}/{_FILE}"
+    if not workdir.startswith("gs://"):
+        return pathlib.Path(path).read_text().splitlines()
+    command = ["gcloud", "storage", "cat", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(" ".join(done.stderr.split()))
+    return done.stdout.splitlines()
 
 
 def main(argv: Sequence[str]) -> int:

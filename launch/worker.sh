@@ -89,7 +89,7 @@ case "$command" in
   supervise) supervise "$@" ;;
   follow)
     if is_running; then
-      tail -n 50 --pid="$(cat "$state/pid")" -F "$state/log" 2>/dev/null || true
+      tail -n 50 -s 0.5 --pid="$(cat "$state/pid")" -F "$state/log" 2>/dev/null || true
     else
       tail -n 50 "$state/log"
     fi

@@ -36,3 +36,16 @@ def test_the_command_reads_what_a_run_writes(tmp_path, capsys):
     (tmp_path / "goodput.jsonl").write_text('{"started": "a", "step_seconds": 1.0}\n')
     assert chip_hours.main([str(tmp_path)]) == 2
     assert "written by an older version" in capsys.readouterr().err
+
+
+def test_a_bucket_is_read_through_gcloud(cloud, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", cloud.environment["PATH"])
+    monkeypatch.setenv("FAKE_CLOUD", str(cloud.folder))
+    cloud.rules(
+        {"match": "cat", "out": _line("a", 3240.0)}, {"match": "cat", "code": 1, "err": "no"}
+    )
+    assert chip_hours.main(["gs://b/run/"]) == 0
+    assert cloud.calls() == ["gcloud storage cat gs://b/run/goodput.jsonl"]
+    assert capsys.readouterr().out.endswith("so far: 8.00 chip hours\n")
+    assert chip_hours.main(["gs://b/run"]) == 2
+    assert capsys.readouterr().err == "error: gs://b/run/goodput.jsonl: no\n"
