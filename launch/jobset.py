@@ -24,7 +24,7 @@ Json = Any
 
 # Exit codes that start the set again: 1 and, as in xpk, 42 and all from 127 on.
 _RESTARTED = (1, 42, *range(127, 256))
-# 8B on a v5p-16's share needs 25 s to save; the pod may be told late, and the judge must end.
+# A process saves after the step that it is in, and a step of alignment may take minutes.
 _GRACE_SECONDS = 600
 
 

@@ -384,7 +384,7 @@ run_stage() {
         start "$@"
         ;;
     esac
-    if [ "$lost" -ge 20 ]; then
+    if [ "$lost" -ge "${PRISM_MOST_LOST:-20}" ]; then
       say "error: the workers of $name do not answer; the stage may go on there"
       exit 1
     fi

@@ -93,7 +93,7 @@ def hold(
 
 
 class _Desk:
-    """The side of process 0: who has come, and what they are told."""
+    """The side of process 0: who has come, and the verdict."""
 
     def __init__(self, caller: Caller, patience: _Patience):
         self._caller = caller
@@ -145,7 +145,7 @@ class _Desk:
         return _difference(self._caller, other)
 
     def _linger(self, server: socket.socket) -> None:
-        """Let those come that are to be told of the refusal, for a while."""
+        """Wait a while for those that must still hear of the refusal."""
         deadline = time.monotonic() + _LINGER_SECONDS
         while time.monotonic() < deadline:
             if len(self._peers) + len(self._doubles) >= self._caller.of - 1:

@@ -35,8 +35,13 @@ _PRISM = {"PRISM_COORDINATOR": "h", "PRISM_NUM_PROCESSES": "4", "PRISM_PROCESS_I
 
 
 def _seen(environment):
-    found = distributed.detect(environment)
-    return found and (found.source, found.address, found.num_processes, found.process)
+    cluster = distributed.detect(environment)
+    return cluster and (
+        cluster.source,
+        cluster.address,
+        cluster.num_processes,
+        cluster.process,
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,7 @@ def test_a_task_of_slurm_takes_one_gpu_where_its_node_has_several_tasks():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"PRISM_PROCESS_ID": ""}, "all three or none must be set; PRISM_PROCESS_ID is not"),
         ({"PRISM_PROCESS_ID": "4"}, "PRISM_PROCESS_ID must be an integer from 0 to 3, got '4'"),
@@ -94,8 +99,8 @@ def test_a_task_of_slurm_takes_one_gpu_where_its_node_has_several_tasks():
         ({"PRISM_COORDINATOR_PORT": "0"}, "PRISM_COORDINATOR_PORT must be an integer from 1 to"),
     ],
 )
-def test_wrong_values_are_named(wrong, told):
-    with pytest.raises(errors.InputError, match=re.escape(told)):
+def test_wrong_values_are_named(wrong, message):
+    with pytest.raises(errors.InputError, match=re.escape(message)):
         distributed.detect(_PRISM | wrong)
 
 
@@ -168,7 +173,7 @@ def _caller(process, *, of=3, version="1", job="", **options):
 
 
 @pytest.mark.parametrize(
-    ("third", "told"),
+    ("third", "message"),
     [
         (_caller(2), None),
         (_caller(2, of=4), "process 2 was started with processes 4, process 0 with 3"),
@@ -177,11 +182,11 @@ def _caller(process, *, of=3, version="1", job="", **options):
         (_caller(1), "two processes have the number 1, the second one at"),
     ],
 )
-def test_processes_that_do_not_agree_are_all_refused_with_the_same_line(third, told):
+def test_processes_that_do_not_agree_are_all_refused_with_the_same_line(third, message):
     verdicts = _call([_caller(0), _caller(1), third])
     assert len(set(verdicts)) == 1
-    assert (verdicts[0] is None) == (told is None)
-    assert told is None or verdicts[0].startswith(told)
+    assert (verdicts[0] is None) == (message is None)
+    assert message is None or verdicts[0].startswith(message)
 
 
 def test_another_job_on_the_same_hosts_does_not_disturb_and_many_processes_come():
@@ -221,7 +226,8 @@ distributed.join(None, notice_seconds=0.2)
 import jax
 from jax.experimental import multihost_utils
 total = multihost_utils.process_allgather(jax.process_index() + 1).sum()
-print("sum", total, "of", jax.process_count(), "devices", jax.device_count(), flush=True)
+# In one write: gloo's own lines go to the same place.
+print(f"sum {total} of {jax.process_count()} devices {jax.device_count()}", flush=True)
 """
 
 
@@ -252,12 +258,12 @@ def test_a_start_says_who_is_missing_and_goes_on_when_they_come():
         with socket.create_connection(("localhost", port)) as stranger:
             stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
         running.append(_start(1, port))
-        told = [process.communicate(timeout=120) for process in running]
+        outputs = [process.communicate(timeout=120) for process in running]
     finally:
         for process in running:
             process.kill()
-    assert [process.returncode for process in running] == [0, 0, 0], told
-    assert all("sum 6 of 3 devices 6" in out for out, _ in told), told
+    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    assert all("sum 6 of 3 devices 6" in out for out, _ in outputs), outputs
 
 
 def test_a_start_gives_up_at_its_limit_with_an_exit_code_that_restarts():
@@ -268,12 +274,12 @@ def test_a_start_gives_up_at_its_limit_with_an_exit_code_that_restarts():
         _start(2, _port(), seconds=1),
     ]
     try:
-        told = [process.communicate(timeout=120)[1].splitlines() for process in running]
+        outputs = [process.communicate(timeout=120)[1].splitlines() for process in running]
     finally:
         for process in running:
             process.kill()
     assert [process.returncode for process in running] == [42, 42, 42]
     missing = re.compile("error: gave up after [0-9]+ s: process 0 waits for [12] of 3 processes")
-    assert missing.match(told[0][-1])
-    assert told[1][-1] == told[0][-1] or "cannot reach process 0" in told[1][-1]
-    assert "process 2 of 3 cannot reach process 0 at localhost:" in told[2][-1]
+    assert missing.match(outputs[0][-1])
+    assert outputs[1][-1] == outputs[0][-1] or "cannot reach process 0" in outputs[1][-1]
+    assert "process 2 of 3 cannot reach process 0 at localhost:" in outputs[2][-1]

@@ -32,10 +32,10 @@ def templates():
 
 def _quoted():
     page = (_ROOT / "docs/troubleshooting.md").read_text()
-    own = page.split("## Messages of JAX")[0]
+    page = page.split("## Messages of JAX")[0]
     return [
         message
-        for line in own.splitlines()
+        for line in page.splitlines()
         if line.startswith("| `")
         for message in re.findall(r"`([^`]+)`", line.split(" | ")[0])
     ]

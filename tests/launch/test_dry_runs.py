@@ -85,7 +85,7 @@ def test_a_secret_in_an_argument_is_refused_and_not_repeated(cloud, case):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("pod.sh",), "the command must be up, run, logs, status, stop or down"),
         (("pod.sh", "up", "--name=A"), "--name=A: must be lower-case letters"),
@@ -116,12 +116,12 @@ def test_a_secret_in_an_argument_is_refused_and_not_repeated(cloud, case):
         (("libtpu_flags.sh", "v4"), "the generation must be v5e, v5p, v6e or tpu7x"),
     ],
 )
-def test_a_wrong_option_is_one_line_and_calls_nothing(cloud, arguments, told):
+def test_a_wrong_option_is_one_line_and_calls_nothing(cloud, arguments, message):
     code, out, err = cloud.run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert told in err
+    assert message in err
     assert cloud.calls() == []
 
 
@@ -133,8 +133,8 @@ def test_help_shows_an_example_and_every_option(cloud, script):
     source = (scripts.ROOT / "launch" / script).read_text()
     options = set(re.findall(r"^ +((?:--[a-z_-]+(?: \| )?)+)\)", source, re.M))
     names = {name for group in options for name in group.split(" | ")} - {"--help", "--"}
-    own = {n for n in names if n not in out and 'others+=("$option' not in source}
-    assert not own, own
+    absent = {n for n in names if n not in out and 'others+=("$option' not in source}
+    assert not absent, absent
 
 
 def test_a_flag_of_libtpu_in_xla_flags_is_refused(cloud):

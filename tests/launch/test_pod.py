@@ -51,7 +51,7 @@ def test_up_waits_until_the_tpu_is_there_and_calls_what_its_dry_run_shows(cloud)
 
 
 @pytest.mark.parametrize(
-    ("rules", "code", "num_creates", "num_deletes", "told"),
+    ("rules", "code", "num_creates", "num_deletes", "message"),
     [
         # Stock-outs, at once and after waiting, are asked again.
         (
@@ -107,7 +107,7 @@ def test_up_waits_until_the_tpu_is_there_and_calls_what_its_dry_run_shows(cloud)
         ),
     ],
 )
-def test_up_when_a_call_fails(cloud, rules, code, num_creates, num_deletes, told):
+def test_up_when_a_call_fails(cloud, rules, code, num_creates, num_deletes, message):
     cloud.rules(*rules)
     seen, _, err = cloud.run("pod.sh", *_UP, "--retries", "2")
     assert (seen, _count(cloud, _CREATE), _count(cloud, "delete")) == (
@@ -115,9 +115,9 @@ def test_up_when_a_call_fails(cloud, rules, code, num_creates, num_deletes, told
         num_creates,
         num_deletes,
     ), err
-    assert told in err
+    assert message in err
     left = (cloud.folder / "pods/a.us-east5-a").exists()
-    assert left == (code == 0 or "could not delete" in told)
+    assert left == (code == 0 or "could not delete" in message)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -175,7 +175,7 @@ def test_a_second_run_is_refused_and_the_first_one_goes_on_until_stop(cloud):
 
 
 @pytest.mark.parametrize(
-    ("match", "told"),
+    ("match", "message"),
     [
         ("code a", "a worker of a cannot be reached"),
         ("scp", "copying the project to a worker of a failed"),
@@ -184,14 +184,14 @@ def test_a_second_run_is_refused_and_the_first_one_goes_on_until_stop(cloud):
         ("worker.sh start", "a worker of a failed: bash launch/worker.sh start"),
     ],
 )
-def test_a_worker_that_cannot_be_reached_ends_the_start_and_leaves_no_job(cloud, match, told):
+def test_a_worker_that_cannot_be_reached_ends_the_start_and_leaves_no_job(cloud, match, message):
     for i in range(2):
         cloud.worker(f"a.{i}")
         cloud.codes(f"a.{i}", "wait")
     cloud.rules({"match": match, "worker": "a.1"})
     code, _, err = cloud.run("pod.sh", *_RUN)
     assert code == 1
-    assert f"error: {told}" in err
+    assert f"error: {message}" in err
     if match == "worker.sh start":
         path = cloud.folder / "a.0/.prism_jax/a/exit"
         scripts.wait_for(path.exists)
@@ -242,6 +242,6 @@ def test_run_gives_up_on_workers_that_never_answer(cloud):
     )
     for i in range(2):
         cloud.worker(f"a.{i}")
-    code, _, err = cloud.run("pod.sh", *_RUN, PRISM_POLL_SECONDS="0")
+    code, _, err = cloud.run("pod.sh", *_RUN, PRISM_MOST_LOST="2")
     assert code == 1
     assert err.splitlines()[-1].startswith("error: the workers of a do not answer")
