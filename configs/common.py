@@ -72,7 +72,7 @@ def mesh() -> ConfigDict:
         {
             "axes": {"data": 1, "fsdp": -1, "tensor": 1, "expert": 1},
             "num_devices": config_dict.placeholder(int),
-            "is_distributed": False,
+            "is_distributed": config_dict.placeholder(bool),
             "rules": (),
         }
     )

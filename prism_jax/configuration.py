@@ -76,7 +76,7 @@ class Mesh(Section):
 
     axes: Axes
     num_devices: int | None  # the first so many; None: all
-    is_distributed: bool  # several processes, which find each other (TPU pods, SLURM, GKE)
+    is_distributed: bool | None  # several processes; None: where a cluster is detected
     rules: tuple[tuple[str, str | tuple[str, ...] | None], ...]  # instead of the usual ones
 
     def problems(self) -> list[str]:

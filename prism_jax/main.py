@@ -7,6 +7,7 @@ Exit codes, as the README has them too:
          one line says what. A traceback means a bug
     2    the input is wrong: options, configuration, files, a checkpoint that is not the one that
          was written; one line names it, nothing was lost
+    42   a process of the job did not come; one line says which
     130  interrupted from the keyboard
     143  stopped by SIGTERM; a training stage has saved its state
 """

@@ -93,7 +93,8 @@ def make(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) 
     if len(slices) > 1:
         if shape[0] % len(slices):
             raise errors.InputError(
-                f"mesh.axes.data = {shape[0]} must divide by {len(slices)} slices"
+                f"mesh.axes.data = {shape[0]} must be a multiple of {len(slices)}, the number of "
+                "slices"
             )
         inner = [shape[0] // len(slices), *shape[1:]]
         grid = mesh_utils.create_hybrid_device_mesh(

@@ -20,8 +20,8 @@ class Goodput:
     """Add up seconds by part; the rest, "step", is what the devices were kept busy with.
 
     Each line of the file is the account of one start so far: {"started", "step", "lost_steps",
-    "init_seconds", "compile_seconds", "data_seconds", "save_seconds", "evaluate_seconds",
-    "step_seconds"}. The last line of each start counts.
+    "num_devices", "device_kind", "init_seconds", "compile_seconds", "data_seconds", "save_seconds",
+    "evaluate_seconds", "step_seconds"}. The last line of each start counts.
     """
 
     def __init__(self, path: pathlib.Path | None, *, begun: float, lost_steps: int):
@@ -62,6 +62,7 @@ class Goodput:
         if self._path is None:
             return
         line = {"started": self._started, "step": step, "lost_steps": self._lost_steps}
+        line |= {"num_devices": jax.device_count(), "device_kind": jax.devices()[0].device_kind}
         line |= {f"{part}_seconds": round(s, 3) for part, s in self.seconds().items()}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

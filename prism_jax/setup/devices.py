@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from models import attention, sharding
 from prism_jax import configuration, errors, progress
 from prism_jax import mesh as mesh_lib
+from prism_jax.setup import distributed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,7 @@ def open_devices(
     Raises:
       InputError: the axes do not fit the devices, or the attention does not run on them.
     """
-    if mesh.is_distributed:
-        jax.distributed.initialize()
+    distributed.join(mesh.is_distributed)
     dtype = jnp.dtype(model.dtype)
     if dtype == jnp.float32:
         # Accelerators would multiply float32 with fewer bits.

@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 
@@ -292,44 +291,22 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, overr
     assert not (tmp_path / "run" / "lock.json").exists()
 
 
-_PROCESS = """
-import sys
-import jax
-from prism_jax import main
-number, port = int(sys.argv[1]), sys.argv[2]
-initialize = jax.distributed.initialize
-jax.distributed.initialize = lambda: initialize(f"localhost:{port}", 2, number)
-sys.exit(main.main(sys.argv[3:]))
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_take_the_same_step_as_one(folder, whole, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    overrides = (
-        *ONE_STEP,
-        "--config.train.num_rows=4",
-        "--config.mesh.num_devices=None",
-        "--config.mesh.is_distributed=true",
-    )
+    overrides = (*ONE_STEP, "--config.train.num_rows=4", "--config.mesh.num_devices=None")
     arguments = sft_run.arguments(folder, tmp_path, *overrides)
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, str(number), str(port), *arguments],
-            cwd=pathlib.Path(__file__).parents[3],
-            env={**os.environ, "XLA_FLAGS": flags},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        told = [process.communicate(timeout=240)[1] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], told
+    done = subprocess.run(
+        ["bash", "launch/local_pod.sh", "2", "--devices", "2", "--", *arguments],
+        cwd=pathlib.Path(__file__).parents[3],
+        env={
+            **os.environ,
+            "PRISM_PYTHON": sys.executable,
+            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     _assert_same_step(tmp_path, whole)
