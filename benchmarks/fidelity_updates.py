@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from prism_jax import discriminator_update, optim
+from prism_jax import discriminator_update, optim, optim_kinds
 from prism_jax.losses import advantage
 from prism_jax.rewards import score, symbolic, tags
 from prism_jax.stages import rlvr_config, rlvr_groups
@@ -260,24 +260,25 @@ def norm_decay() -> dict[str, Json]:
 
 def _left(weight_decay: float, options: dict[str, Any], *, no_decay: tuple[str, ...]) -> float:
     params = nnx.from_flat_state([(("norm", "scale"), nnx.Param(jnp.ones(1)))])
-    optimizer = optim.adamw(
+    optimizer = optim.make(
         params,
+        kind="adamw",
+        numbers=optim_kinds.Numbers(
+            b1=0.9, b2=0.999, eps=1e-8, mu_dtype="float32", nu_dtype="float32"
+        ),
         schedule=optim.learning_rate_schedule(**options),
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
         weight_decay=weight_decay,
         no_decay=no_decay,
         groups=((".*", 1.0),),
         clip_norm=1.0,
-        mu_dtype=jnp.float32,
-        nu_dtype=jnp.float32,
+        rounding="nearest",
+        memory="device",
     )
     nothing = jax.tree.map(jnp.zeros_like, params)
 
     def one(carry, step):
         moved, state, _ = optimizer.update(
-            nothing, carry[1], carry[0], step=step, is_finite=jnp.ones((), bool)
+            nothing, carry[1], carry[0], step=step, is_finite=jnp.ones((), bool), key=None
         )
         return (moved, state), None
 

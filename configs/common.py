@@ -92,6 +92,7 @@ def optim(*, peak: float) -> ConfigDict:
     """Return AdamW at a constant rate, everything trained."""
     return ConfigDict(
         {
+            "kind": "adamw",
             "schedule": "constant",
             "peak": peak,
             "warmup_steps": config_dict.placeholder(int),
@@ -109,6 +110,8 @@ def optim(*, peak: float) -> ConfigDict:
             "clip_norm": 1.0,
             "mu_dtype": "float32",
             "nu_dtype": "float32",
+            "rounding": "nearest",
+            "memory": "device",
         }
     )
 

@@ -116,31 +116,54 @@ class Model(Section):
         return found
 
 
+# Which numbers a kind of optimiser reads; all others must be None. The second ones may be None.
+_NUMBERS = {
+    "adamw": ("b1 b2 eps mu_dtype nu_dtype", ""),
+    "muon": ("b1 b2 eps mu_dtype nu_dtype", ""),
+    "lion": ("b1 b2 mu_dtype", ""),
+    "adafactor": ("eps", "b1 mu_dtype"),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim(Section):
-    """Say how parameters move; see `optim.adamw` and `optim.learning_rate_schedule`."""
+    """How parameters move; see `optim.make`, `optim_kinds` and `optim.learning_rate_schedule`."""
 
+    kind: Literal["adamw", "adafactor", "muon", "lion"]
     schedule: Literal["constant", "linear", "cosine"]
     peak: float
     warmup_steps: int | None
     warmup_fraction: float | None
     end_factor: float
-    b1: float
-    b2: float
-    eps: float
+    b1: float | None
+    b2: float | None
+    eps: float | None
     weight_decay: float
     no_decay: tuple[str, ...]  # regular expressions of whole parameter paths
     frozen: tuple[str, ...]  # the same; neither gradients nor moments
     factors: tuple[tuple[str, float], ...]  # the same, with a factor of the learning rate
     clip_norm: float | None
-    mu_dtype: Dtype
-    nu_dtype: Dtype
+    mu_dtype: Dtype | None  # storage of the first moment
+    nu_dtype: Dtype | None  # of the second; in bfloat16 it follows slow changes only stochastically
+    rounding: Literal["nearest", "stochastic"]  # of weights and moments that are kept in bfloat16
+    memory: Literal["device", "host"]  # of the states of stacked layers between steps
 
     def problems(self) -> list[str]:
-        """See `Section`; `optim.adamw` checks the rest, with the parameters at hand."""
+        """See `Section`; `optim.make` checks the rest, with the parameters at hand."""
         found = [] if self.peak > 0 else [f"peak must be > 0, got {self.peak}"]
         if (self.warmup_steps is None) == (self.warmup_fraction is None):
             found.append("warmup_steps and warmup_fraction: exactly one must be given")
+        needed, optional = (set(names.split()) for names in _NUMBERS[self.kind])
+        for name in ("b1", "b2", "eps", "mu_dtype", "nu_dtype"):
+            value = getattr(self, name)
+            if value is None and name in needed:
+                found.append(f"{name} must be given for kind={self.kind}, got None")
+            if value is not None and name not in needed | optional:
+                found.append(f"{name} must be None for kind={self.kind}, got {value}")
+            if value is not None and name in ("b1", "b2") and not 0 <= value < 1:
+                found.append(f"{name} must be in [0, 1), got {value}")
+        if self.kind == "adafactor" and (self.b1 is None) != (self.mu_dtype is None):
+            found.append("b1 and mu_dtype: for kind=adafactor give both or neither")
         return found
 
 

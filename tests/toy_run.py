@@ -22,6 +22,7 @@ from prism_jax import (
     metric_writers,
     metrics,
     optim,
+    optim_kinds,
     progress,
     train_state,
     train_step,
@@ -85,17 +86,18 @@ def make_optimizer(params, **changes):
             warmup_fraction=None,
             end_factor=1.0,
         ),
-        "b1": 0.9,
-        "b2": 0.95,
-        "eps": 1e-8,
+        "kind": "adamw",
+        "numbers": optim_kinds.Numbers(
+            b1=0.9, b2=0.95, eps=1e-8, mu_dtype="float32", nu_dtype="float32"
+        ),
         "weight_decay": 0.1,
         "no_decay": ("bias",),
         "groups": ((".*", 1.0),),
         "clip_norm": 1.0,
-        "mu_dtype": jnp.float32,
-        "nu_dtype": jnp.float32,
+        "rounding": "nearest",
+        "memory": "device",
     }
-    return optim.adamw(params, **(arguments | changes))
+    return optim.make(params, **(arguments | changes))
 
 
 class Counted:

@@ -41,6 +41,7 @@ from prism_jax import (
     errors,
     model_files,
     optim,
+    optim_kinds,
     pretrained,
     train_state,
 )
@@ -221,10 +222,18 @@ def load_params(model: Model, devices: Devices) -> nnx.State:
 def make_optimizer(
     options: configuration.Optim, params: nnx.State, *, num_steps: int
 ) -> optim.Optimizer:
-    """Return AdamW as configured: frozen groups first, then those with a factor, then the rest."""
+    """Return the optimiser as configured: frozen groups, those with a factor, then the rest."""
     frozen = tuple((pattern, None) for pattern in options.frozen)
-    return optim.adamw(
+    return optim.make(
         params,
+        kind=options.kind,
+        numbers=optim_kinds.Numbers(
+            b1=options.b1,
+            b2=options.b2,
+            eps=options.eps,
+            mu_dtype=options.mu_dtype,
+            nu_dtype=options.nu_dtype,
+        ),
         schedule=optim.learning_rate_schedule(
             options.schedule,
             peak=options.peak,
@@ -233,15 +242,12 @@ def make_optimizer(
             warmup_fraction=options.warmup_fraction,
             end_factor=options.end_factor,
         ),
-        b1=options.b1,
-        b2=options.b2,
-        eps=options.eps,
         weight_decay=options.weight_decay,
         no_decay=options.no_decay,
         groups=(*frozen, *options.factors, (".*", 1.0)),
         clip_norm=options.clip_norm,
-        mu_dtype=jnp.dtype(options.mu_dtype),
-        nu_dtype=jnp.dtype(options.nu_dtype),
+        rounding=options.rounding,
+        memory=options.memory,
     )
 
 

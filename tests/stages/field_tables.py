@@ -46,6 +46,9 @@ _OPTIM = {
     "clip_norm": {"clip_norm": 0.1},
     "mu_dtype": {"mu_dtype": "bfloat16"},
     "nu_dtype": {"nu_dtype": "bfloat16"},
+    "kind": {"kind": "lion", "eps": None, "nu_dtype": None},
+    "rounding": ({"mu_dtype": "bfloat16"}, {"rounding": "stochastic"}),
+    "memory": {"memory": "host"},
 }
 # An optimiser in which each of these shows on the parameters of `moved`.
 _GENTLE = {"no_decay": (".*/scale",), "peak": 0.01, "weight_decay": 0.1, "schedule": "constant"}
@@ -123,9 +126,14 @@ def moved(options: configuration.Optim) -> Any:
         size = jnp.array([3.0, 1e-4, -1.0]) * (step + 1)
         grads = jax.tree.map(lambda x, size=size: x * size, trainable)
         trainable, state, _ = optimizer.update(
-            grads, state, trainable, step=jnp.int32(step), is_finite=jnp.array(True)
+            grads,
+            state,
+            trainable,
+            step=jnp.int32(step),
+            is_finite=jnp.array(True),
+            key=jax.random.key(step),
         )
-    return trainable, state.adam, len(nnx.to_flat_state(frozen))
+    return trainable, state.inner, len(nnx.to_flat_state(frozen)), optimizer.memory
 
 
 def placed(devices: setup.Devices) -> Any:
