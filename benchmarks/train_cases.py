@@ -152,7 +152,7 @@ def make_batch(size: Size) -> batches.SFTBatch:
     rows = [_examples(size, rng) for _ in range(size.rows)]
     shared = {
         "config": size.config,
-        "max_segments": size.row_examples + 1,
+        "max_segments": size.row_examples,
         "num_vision_rows": size.rows,
     }
     text = inputs.pack_text(rows, row_tokens=size.row_tokens, **shared)

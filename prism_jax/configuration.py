@@ -312,7 +312,7 @@ def _value(kind: Any, value: Any, place: str, wrong: list[str]) -> Any:
     if isinstance(kind, type) and issubclass(kind, Section):
         if isinstance(value, Mapping):
             return _section(kind, value, place, wrong)
-    elif isinstance(kind, types.UnionType):
+    elif _is_union(kind):
         return _union(kind, value, place, wrong)
     elif typing.get_origin(kind) is Literal:
         if value in typing.get_args(kind):
@@ -332,6 +332,11 @@ def _value(kind: Any, value: Any, place: str, wrong: list[str]) -> Any:
         return value
     wrong.append(f"{place} must be {_told(kind)}, got {value!r}")
     return None
+
+
+def _is_union(kind: Any) -> bool:
+    """Return whether a type is `A | B`; with a Literal in it Python makes it another way."""
+    return isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
 
 
 def _union(kind: Any, value: Any, place: str, wrong: list[str]) -> Any:
@@ -357,7 +362,7 @@ def _told(kind: Any) -> str:
     """Return how a message names a type."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(kind)))
-    if isinstance(kind, types.UnionType):
+    if _is_union(kind):
         return " or ".join(
             "None" if k is types.NoneType else _told(k) for k in typing.get_args(kind)
         )

@@ -140,7 +140,7 @@ def pack(
         ],
         config=config,
         row_tokens=shape.row_tokens,
-        max_segments=shape.row_sequences + 1,
+        max_segments=max(shape.row_sequences, 2),
         num_vision_rows=len(rows),
     )
     pictured = [list(dict.fromkeys(c.prompt for u in row for c in units[u])) for row in rows]
@@ -239,7 +239,7 @@ def _vision(
         rows,
         config=config,
         row_patches=shape.row_patches,
-        max_segments=shape.row_frames + 1,
+        max_segments=max(shape.row_frames, 2),
         num_vision_rows=len(rows),
     )
     if packed is not None:
@@ -253,6 +253,6 @@ def _vision(
         segments=inputs.pack_segments(
             [[] for _ in rows],
             row_length=shape.row_patches,
-            max_segments=shape.row_frames + 1,
+            max_segments=max(shape.row_frames, 2),
         ),
     )

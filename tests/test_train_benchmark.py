@@ -72,13 +72,13 @@ def test_the_operations_of_a_forward_pass_are_counted_by_hand():
     size = train_cases.SIZES["tiny"]
     batch = train_cases.make_batch(size)
     # 2 rows of 64 tokens, 2 pictures of 4 x 4 patches a row; each row has 57 tokens in two segments
-    # of 14 and 43 (a quarter and three quarters of 57.6), and 7 of padding.
-    assert batch.text.segments.lengths[0, 0].tolist() == [14, 43, 7, -1, -1]
+    # of 14 and 43 (a quarter and three quarters of 57.6); padding is none.
+    assert batch.text.segments.lengths[0, 0].tolist() == [14, 43, -1, -1]
     assert train_cases.num_tokens(batch) == 2 * 57
     found = train_cases.forward_flops(size, batch)
     maps = 64 * 16 * (2 * 4 + 2 * 2) + 3 * 64 * 128
     assert found["text"] == 2 * 128 * 4 * maps
-    assert found["text attention"] == 2 * 4 * 4 * 64 * (14**2 + 43**2 + 7**2) / 2
+    assert found["text attention"] == 2 * 4 * 4 * 64 * (14**2 + 43**2) / 2
     assert found["head"] == 2 * 128 * 64 * 512
     block, merger = 4 * 64 * 64 + 2 * 64 * 128, 256 * 256 + 256 * 64
     assert found["vision"] == 2 * 64 * (4 * block + 1536 * 64) + 2 * 16 * 4 * merger
