@@ -27,6 +27,8 @@ from configs import common, sampled_training
 
 _MODES = ("acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align")
 _VIEWS = ("whole", "both")
+# Prompts, responses to each, and tokens of a response.
+_RESPONSES = {"tiny": (2, 2, 16), "demo": (4, 6, 96), "small": (8, 8, 320)}
 
 
 def get_config(arg: str = "4b") -> ConfigDict:
@@ -49,11 +51,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
         # Source: filter_overlong_prompts; every row that is left out is named.
         config.prompts.overlong = "filter"
     config.gate = "strict"
-    prompts, responses, tokens = {
-        "tiny": (2, 2, 16),
-        "demo": (4, 6, 96),
-        "small": (8, 8, 320),
-    }.get(size, (4, 16, 6144))
+    prompts, responses, tokens = _RESPONSES.get(size, (4, 16, 6144))
     config.rollout = sampled_training.rollout(
         size, num_prompts=prompts, num_responses=responses, max_tokens=tokens
     )
@@ -75,6 +73,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
             "num_steps": {"tiny": 2, "demo": 14, "small": 30}.get(size, 500),
             "head_chunk_tokens": 1024 if is_large else 2048,
             "has_entropy": True,
+            "has_shared_prompts": is_large,
             "num_threads": 2,
             "max_skipped_in_row": 3,
         }

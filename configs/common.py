@@ -44,6 +44,18 @@ def model(size: str) -> ConfigDict:
             "remat": {"small": "save_attention", "4b": "save_attention", "8b": "full"}.get(
                 size, "none"
             ),
+            "lora": lora(),
+        }
+    )
+
+
+def lora() -> ConfigDict:
+    """Return no adapters; `--config.model.lora.rank=16` trains such instead of the model."""
+    return ConfigDict(
+        {
+            "rank": config_dict.placeholder(int),
+            "alpha": 32.0,
+            "targets": (r".*text/layers/attn/(q|k|v|o)", r".*text/layers/mlp/(gate|up|down)"),
         }
     )
 

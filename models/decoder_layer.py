@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from models import attention, layers, moe, rope, sharding
 from models.config import TextConfig
 from models.inputs import Segments
+from models.shared import SharedPrompts, collapse, expand
 
 
 def join_qkv(
@@ -109,8 +110,14 @@ class Attention(nnx.Module):
         v: Float[Array, "B T K H"],
         segments: Segments,
         implementation: attention.Implementation,
+        shared: SharedPrompts | None,
     ) -> Float[Array, "B T D"]:
         """Attend inside each segment, causally, and project back."""
+        places = q.shape[:2]
+        if shared is not None:
+            segments = shared.segments
+            q = expand(q, shared, True)  # [B, T of the expanded row, N, H]
+            k, v = expand(k, shared, False), expand(v, shared, False)
         mixed = attention.attend(
             q,
             k,
@@ -121,8 +128,10 @@ class Attention(nnx.Module):
             rules=self.rules,
             row_axis="batch",
         )
+        if shared is not None:
+            mixed = collapse(mixed, shared)
         mixed = jax.ad_checkpoint.checkpoint_name(mixed, "attention")
-        return self.o(mixed.reshape(*q.shape[:2], -1))
+        return self.o(mixed.reshape(*places, -1))
 
 
 class MLP(nnx.Module):
@@ -209,14 +218,16 @@ class DecoderLayer(nnx.Module):
         segments: Segments,
         implementation: attention.Implementation,
         kind: Int[Array, "B T"] | None = None,
+        shared: SharedPrompts | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[jax.Array, jax.Array], moe.RouterStats | None]:
         """Return the layer's output, its keys and values, and the router's counts.
 
         Args:
           kind: of the sequence that each token stands in, for the router; see `models.kinds`.
+          shared: of rows in which prompts stand once.
         """
         q, k, v = self.attn.project(self.input_norm(x), angles)
-        x = x + self.attn.mix(q, k, v, segments, implementation)
+        x = x + self.attn.mix(q, k, v, segments, implementation, shared)
         x, stats = self.feed_forward(x, segments.ids, kind)
         return x, (k, v), stats
 

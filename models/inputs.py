@@ -46,6 +46,9 @@ class TextInput:
     # vision row b * G // B, so that a row and its images live on the same device.
     image_slots: Leaf
     segments: Leaf  # Segments
+    # `shared.SharedPrompts` where a prompt stands once for several sequences; the segments then
+    # tell padding alone. None: every sequence is whole.
+    shared: Leaf = None
 
 
 @jax.tree_util.register_dataclass

@@ -93,6 +93,25 @@ class Sizes(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora(Section):
+    """Low-rank adapters that are trained instead of the model, see `models.lora`."""
+
+    rank: int | None  # None: the model itself is trained
+    alpha: float  # what an adapter adds is multiplied by alpha / rank
+    targets: tuple[str, ...]  # regular expressions of whole paths of linear maps
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        found = at_least(self, 1, "rank")
+        if self.rank is not None and not self.targets:
+            found.append("targets must name the maps to adapt, got none")
+        return found if self.alpha > 0 else [*found, f"alpha must be > 0, got {self.alpha}"]
+
+
+NO_LORA = Lora(rank=None, alpha=1.0, targets=())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Model(Section):
     """Say which model is trained and how it is computed."""
 
@@ -105,6 +124,7 @@ class Model(Section):
     param_dtype: Dtype  # of the master weights
     attention: Literal["auto", "xla", "splash", "cudnn"]
     remat: Literal["none", "full", "save_attention", "save_attention_and_dots"]
+    lora: Lora
 
     def problems(self) -> list[str]:
         """See `Section`."""

@@ -198,6 +198,14 @@ def _with_host_states(
 def _cast_floating(params: nnx.State, dtype: jnp.dtype | None) -> nnx.State:
     if dtype is None:
         return params
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
-    )
+
+    def one(variable: nnx.Variable) -> nnx.Variable:
+        value = variable[...]
+        # Adapters are small, and learn too slowly for few bits.
+        if variable.get_metadata().get("is_adapter") or not jnp.issubdtype(
+            value.dtype, jnp.floating
+        ):
+            return variable
+        return variable.replace(value.astype(dtype))
+
+    return jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -46,7 +46,7 @@ def _devices(options) -> setup.Devices:
 
 def _state(options, model_config: config_lib.Qwen3VLConfig) -> train_state.TrainState:
     """Return the whole state as shapes."""
-    build = setup.builder(model_config, _devices(options), is_discriminator=False)
+    build = setup.builder(model_config, _devices(options), is_discriminator=False, lora=None)
     _, params = train_state.abstract_params(build, param_dtype=jax.numpy.float32)
     optimizer = setup.make_optimizer(options.optim, params, num_steps=1000)
     return train_state.abstract_state(params, optimizer)

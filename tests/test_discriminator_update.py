@@ -83,6 +83,7 @@ def _shape(num_units, unit_sequences, row_tokens=96, microbatch_rows=2):
         row_sequences=6,
         microbatch_rows=microbatch_rows,
         patch_multiple=1,
+        shared_units=None,
         place="rows",
     )
 

@@ -41,7 +41,7 @@ _ALLOWED: dict[str, set[str]] = {
     # The loop and what it stands on: no stage, no data, no reward.
     "prism_jax": {
         *("absl", "etils", "jax", "flax", "ml_collections", "numpy", "optax", "orbax"),
-        *("tensorboardX", "wandb", "jaxtyping", "models"),
+        *("tensorboardX", "wandb", "jaxtyping", "models", "safetensors"),
         *("prism_jax.checkpoint", "prism_jax.checkpoint_files", "prism_jax.checkpoint_meta"),
         *("prism_jax.checksum", "prism_jax.errors", "prism_jax.goodput", "prism_jax.mesh"),
         *("prism_jax.metric_writers", "prism_jax.metrics", "prism_jax.optim"),

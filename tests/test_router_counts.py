@@ -56,6 +56,7 @@ def _packed(config, sizes: dict[tuple[int, int], int]):
         row_sequences=4,
         microbatch_rows=1,
         patch_multiple=1,
+        shared_units=None,
         place="rows",
     )
     names = [name for _, name in sizes]

@@ -134,9 +134,15 @@ class Feed:
             prompt_frames=max(size.images for size in self._own_sizes),
         )
         return Shapes(
-            policy=policy_rows.shape_of(options.rows, options.rollout, self.sizes, devices),
+            policy=policy_rows.shape_of(
+                options.rows,
+                options.rollout,
+                self.sizes,
+                devices,
+                has_shared_prompts=options.train.has_shared_prompts,
+            ),
             discriminator=options.discriminator.rows.shape(
-                largest, devices, place="config.discriminator.rows"
+                largest, devices, shared_units=None, place="config.discriminator.rows"
             ),
         )
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from models import inputs
+from models import inputs, lora
 from prism_jax import (
     configuration,
     continuations,
@@ -97,8 +97,15 @@ class Rows(configuration.Section):
         """See `Section`."""
         return configuration.at_least(self, 1, "row_tokens", "row_sequences", "num_rows")
 
-    def shape(self, largest: Largest, devices: setup.Devices, *, place: str) -> RowShape:
-        """Return the static shapes of a batch.
+    def shape(
+        self,
+        largest: Largest,
+        devices: setup.Devices,
+        *,
+        shared_units: int | None,
+        place: str,
+    ) -> RowShape:
+        """Return the static shapes of a batch, see `continuations.row_shape`.
 
         Raises:
           InputError: the rows are too short, or do not divide over the devices.
@@ -115,6 +122,7 @@ class Rows(configuration.Section):
             row_sequences=self.row_sequences,
             microbatch_rows=self.num_rows,
             patch_multiple=128 if is_splash else 1,
+            shared_units=shared_units,
             place=place,
         )
 
@@ -235,8 +243,9 @@ class Sampler:
 
         What is returned holds a copy of the parameters: let go of it before the update.
         """
+        graphdef, params = lora.merged(self._graphdef, params)
         graphdef, prepared = serving.prepare(
-            self._graphdef, params, dtype=self._devices.dtype, donate=False
+            graphdef, params, dtype=self._devices.dtype, donate=False
         )
         sampler = dataclasses.replace(self._engine, graphdef=graphdef)
 

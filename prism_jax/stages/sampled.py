@@ -318,6 +318,7 @@ def begin(
         param_dtype=policy.dtype,
         attention=policy.attention,
         remat="none",
+        lora=configuration.NO_LORA,
     )
     devices = setup.open_devices(mesh, model, section="policy", place=place)
     if jax.process_count() > 1:

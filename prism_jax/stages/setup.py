@@ -34,6 +34,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import attention, discriminator, qwen3_vl, sharding
+from models import lora as adapters
 from models import config as config_lib
 from prism_jax import (
     checkpoint,
@@ -173,10 +174,15 @@ def open_model(
     source: configuration.Model, devices: Devices, *, files: pathlib.Path, is_discriminator: bool
 ) -> Model:
     """Return the model of `files` (from `keep_files`), nothing of it in memory yet."""
+    if is_discriminator and source.lora.rank is not None:
+        raise errors.InputError(
+            f"a discriminator is trained whole: lora.rank must be None for it, got "
+            f"{source.lora.rank}"
+        )
     values, config = pretrained.config_of(files)
     if not is_discriminator:
         pretrained.check_policy(source.folder, config)
-    build = builder(config, devices, is_discriminator=is_discriminator)
+    build = builder(config, devices, is_discriminator=is_discriminator, lora=source.lora)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     return Model(
         config=config,
@@ -190,18 +196,38 @@ def open_model(
 
 
 def builder(
-    config: config_lib.Qwen3VLConfig, devices: Devices, *, is_discriminator: bool
+    config: config_lib.Qwen3VLConfig,
+    devices: Devices,
+    *,
+    is_discriminator: bool,
+    lora: configuration.Lora | None,
 ) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Return the function that makes a policy or a discriminator of these sizes."""
+    """Return the function that makes a policy or a discriminator of these sizes.
+
+    It raises InputError for adapters of maps that the model does not have.
+    """
     shared = {
         "moe_implementation": pretrained.moe_implementation(config),
         "rules": devices.rules,
         "dtype": devices.dtype,
         "param_dtype": devices.param_dtype,
     }
-    if is_discriminator:
-        return lambda rngs: discriminator.Discriminator(config, rngs=rngs, **shared)
-    return lambda rngs: qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        if is_discriminator:
+            made = discriminator.Discriminator(config, rngs=rngs, **shared)
+        else:
+            made = qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
+        if lora is not None and lora.rank is not None:
+            try:
+                adapters.add(
+                    made, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, rngs=rngs
+                )
+            except ValueError as error:
+                raise errors.InputError(f"config.model.lora.targets: {error}") from error
+        return made
+
+    return build
 
 
 def load_params(model: Model, devices: Devices) -> nnx.State:
@@ -216,7 +242,8 @@ def load_params(model: Model, devices: Devices) -> nnx.State:
         raise errors.InputError(f"{folder}: this run has not finished; start it again first")
     role = "discriminator" if model.is_discriminator else "policy"
     source = pretrained.Source.of(folder, role=role)
-    return source.load(model.params, shardings=places, param_dtype=devices.param_dtype)
+    base, places = (adapters.split(tree)[0] for tree in (model.params, places))
+    return source.load(base, shardings=places, param_dtype=devices.param_dtype)
 
 
 def make_optimizer(
@@ -224,6 +251,8 @@ def make_optimizer(
 ) -> optim.Optimizer:
     """Return the optimiser as configured: frozen groups, those with a factor, then the rest."""
     frozen = tuple((pattern, None) for pattern in options.frozen)
+    if adapters.split(params)[1]:
+        frozen = (*frozen, (adapters.FROZEN, None))
     return optim.make(
         params,
         kind=options.kind,
@@ -270,6 +299,13 @@ def start_of(
             )
         else:
             params = load_params(model, devices)
+            if model.source.lora.rank is not None:
+                places = adapters.split(shardings.params)[1]
+                new = jax.jit(
+                    lambda key: adapters.split(nnx.state(model.build(nnx.Rngs(key))))[1],
+                    out_shardings=places,
+                )
+                params = nnx.merge_state(params, new(key))
             state = train_state.from_params(params, optimizer, shardings=shardings)
         jax.block_until_ready(state)
         seconds = time.monotonic() - begun

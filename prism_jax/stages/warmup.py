@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
             seed=options.seed,
             folder=folder,
         )
-        shape = options.rows.shape(feed.largest(), devices, place="config.rows")
+        shape = options.rows.shape(feed.largest(), devices, shared_units=None, place="config.rows")
         num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
         optimizer = setup.make_optimizer(options.optim, model.params, num_steps=num_steps)
         start = start_of(model, optimizer, devices, key=keys.init)
@@ -329,7 +329,7 @@ def _holds_discriminator(folder: str) -> bool:
 
 def _open_policy(model: setup.Model, devices: setup.Devices) -> setup.Model:
     """Return the policy of which the trunk is made."""
-    build = setup.builder(model.config, devices, is_discriminator=False)
+    build = setup.builder(model.config, devices, is_discriminator=False, lora=None)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     return dataclasses.replace(
         model, build=build, graphdef=graphdef, params=params, is_discriminator=False

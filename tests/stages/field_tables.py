@@ -142,9 +142,18 @@ def placed(devices: setup.Devices) -> Any:
     return shape, devices.mesh.size, devices.dtype, devices.param_dtype, devices.rules
 
 
+def lora() -> Fields:
+    """Return the fields of adapters, for `shapes`."""
+    changes = {"model.lora.alpha": 1.0, "model.lora.targets": (".*text/layers/attn/q",)}
+    found = each(changes, before={"model.lora.rank": 2})
+    return found | each({"model.lora.rank": 2})
+
+
 def shapes(model: setup.Model) -> Any:
-    """Return the configuration and the shapes of a model."""
-    return model.config, jax.tree.map(lambda x: (x.shape, str(x.dtype)), model.params)
+    """Return the configuration and the shapes of a model, and how its adapters are scaled."""
+    lora = model.source.lora
+    scale = None if lora.rank is None else lora.alpha / lora.rank
+    return model.config, scale, jax.tree.map(lambda x: (x.shape, str(x.dtype)), model.params)
 
 
 def parsed(

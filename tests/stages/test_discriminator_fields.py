@@ -130,7 +130,7 @@ _ALIGN = {
     ),
     probes.policy_optimizer: field_tables.optim("optim."),
     probes.discriminator_optimizer: field_tables.optim("discriminator.optim."),
-    probes.policy_model: field_tables.sizes("model.sizes."),
+    probes.policy_model: field_tables.sizes("model.sizes.") | field_tables.lora(),
     probes.discriminator_model: field_tables.sizes("discriminator.sizes."),
 }
 _SHARED = {

@@ -99,6 +99,7 @@ def test_the_longest_published_responses_fit_the_rows(size):
             row_sequences=options.rows.row_sequences,
             microbatch_rows=options.rows.num_rows,
             patch_multiple=128,
+            shared_units=None,
             place="config.rows",
         )
         assert shape.num_rows == drawn.num_prompts * drawn.num_responses
@@ -118,7 +119,7 @@ def _devices() -> setup.Devices:
 
 def _state(model_config, options, *, is_discriminator: bool):
     devices = _devices()
-    build = setup.builder(model_config, devices, is_discriminator=is_discriminator)
+    build = setup.builder(model_config, devices, is_discriminator=is_discriminator, lora=None)
     _, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     optimizer = setup.make_optimizer(options, params, num_steps=1000)
     return train_state.abstract_state(params, optimizer)
@@ -164,6 +165,7 @@ def test_the_policys_gradient_at_real_sizes_has_the_shapes_of_its_parameters(sta
         row_sequences=options.rows.row_sequences,
         microbatch_rows=1,
         patch_multiple=128,
+        shared_units=None,
         place="config.rows",
     )
     batch = policy_batch.pack(
@@ -177,7 +179,7 @@ def test_the_policys_gradient_at_real_sizes_has_the_shapes_of_its_parameters(sta
     microbatch = jax.tree.map(lambda x: x[0], batch)
     algorithm = options.algorithm.loss() if stage == "align" else options.algorithm
     settings = policy_rows.settings(options.train, options.rollout, options.model, devices)
-    build = setup.builder(config, devices, is_discriminator=False)
+    build = setup.builder(config, devices, is_discriminator=False, lora=None)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
 
     def loss(params, microbatch):
@@ -197,7 +199,7 @@ def test_the_policy_that_is_asked_decodes_a_batch_of_the_real_size(stage, size):
     config = importlib.import_module(f"configs.{stage}").get_config(size)
     options = config.difficulty if stage == "curate" else config
     sizes, devices = _POLICIES[size], _devices()
-    build = setup.builder(sizes, devices, is_discriminator=False)
+    build = setup.builder(sizes, devices, is_discriminator=False, lora=None)
     dtype = jnp.dtype(options.policy.dtype)
     graphdef, params = train_state.abstract_params(build, param_dtype=dtype)
     length = options.prompts.max_prompt_tokens + options.max_tokens

@@ -132,13 +132,14 @@ _TABLE = {
             "model.attention": "splash",
             "train.head_chunk_tokens": 16,
             "train.has_entropy": False,
+            "train.has_shared_prompts": True,
         }
     ),
     threads: field_tables.each({"train.num_threads": 3}),
     asked_of_the_loop: field_tables.OF_THE_LOOP,
     optimizer: field_tables.optim("optim."),
     devices: field_tables.mesh() | field_tables.model_types(),
-    model: field_tables.sizes("model.sizes."),
+    model: field_tables.sizes("model.sizes.") | field_tables.lora(),
 }
 _REFUSING = {*prompt_fields.REFUSING, "model.attention"}
 _SECTIONS = {
