@@ -34,8 +34,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import attention, discriminator, qwen3_vl, sharding
-from models import lora as adapters
 from models import config as config_lib
+from models import lora as adapters
 from prism_jax import (
     checkpoint,
     configuration,

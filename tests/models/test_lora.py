@@ -59,9 +59,9 @@ def _hidden(graphdef, params, rows="rows_of_different_length"):
 def test_an_adapted_model_begins_as_its_base_and_changes_with_its_adapters():
     graphdef, params = _adapted()
     flat = dict(nnx.to_flat_state(params))
-    for path in flat:
+    for path, variable in list(flat.items()):
         if path[-1] == "lora_b":
-            flat[path] = flat[path].replace(jnp.zeros_like(flat[path][...]))
+            flat[path] = variable.replace(jnp.zeros_like(variable[...]))
     base, used = _hidden(*ours.model(_CASE))
     start, _ = _hidden(graphdef, nnx.from_flat_state(flat))
     changed, _ = _hidden(graphdef, params)
@@ -74,13 +74,12 @@ def test_merged_weights_compute_what_the_adapted_model_computes():
     graphdef, merged = lora.merged(*_adapted())
     names = set(tree_paths.variables(merged))
     assert names == set(tree_paths.variables(ours.model(_CASE)[1]))
-    assert graphdef == ours.model(_CASE)[0]
     found, _ = _hidden(graphdef, merged)
     np.testing.assert_allclose(found[used], adapted[used], rtol=1e-4, atol=1e-4)
 
 
 def test_only_adapters_are_trained_and_they_stay_in_float32():
-    graphdef, params = train_state.abstract_params(
+    _, params = train_state.abstract_params(
         lambda rngs: _build(rngs, jnp.bfloat16), param_dtype=jnp.bfloat16
     )
     optimizer = toy_run.make_optimizer(
@@ -93,8 +92,8 @@ def test_only_adapters_are_trained_and_they_stay_in_float32():
     kernels = {v.dtype.name for name, v in frozen.items() if "lora" not in name}
     assert kernels == {"bfloat16"}
     state = train_state.abstract_state(params, optimizer)
-    assert state.opt_state.inner["layers_4"].mu.keys() == trainable.keys()
-    del graphdef
+    (layers,) = state.opt_state.inner.values()
+    assert layers.mu.keys() == trainable.keys()
 
 
 def test_targets_that_match_no_linear_map_are_refused_with_those_there_are():

@@ -130,7 +130,7 @@ _ALIGN = {
     ),
     probes.policy_optimizer: field_tables.optim("optim."),
     probes.discriminator_optimizer: field_tables.optim("discriminator.optim."),
-    probes.policy_model: field_tables.sizes("model.sizes.") | field_tables.lora(),
+    probes.policy_model: field_tables.sizes("model.sizes."),
     probes.discriminator_model: field_tables.sizes("discriminator.sizes."),
 }
 _SHARED = {
@@ -207,8 +207,10 @@ _ELSEWHERE = {
     "tests/test_policy_update.py": (
         *("algorithm.aggregation", "algorithm.norm_tokens", "algorithm.sampler_weights"),
         *("algorithm.sampler_level", "algorithm.sampler_low", "algorithm.sampler_high"),
-        *("train.has_entropy",),
+        *("train.has_entropy", "train.has_shared_prompts"),
     ),
+    # Refused of a discriminator, by `setup.open_model`.
+    "tests/models/test_lora.py": ("model.lora.rank", "model.lora.alpha", "model.lora.targets"),
     "tests/data/test_sources.py": (
         *("prompts.image_root", "prompts.cache_dir", "data.image_root", "data.cache_dir"),
     ),

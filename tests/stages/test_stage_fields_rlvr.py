@@ -106,7 +106,12 @@ _TABLE = {
     read: prompt_fields.read(is_mixture=True)
     | field_tables.each({"seed": 1, "rollout.num_prompts": 3}),
     from_store: prompt_fields.stored(is_mixture=True),
-    rows: field_tables.each({"rows.row_tokens": 1024, "rows.row_sequences": 1, "rows.num_rows": 4}),
+    rows: field_tables.each(
+        {
+            **{"rows.row_tokens": 1024, "rows.row_sequences": 1, "rows.num_rows": 4},
+            "train.has_shared_prompts": True,
+        }
+    ),
     drawn_with: field_tables.each(
         {
             "rollout.num_responses": 4,
@@ -132,7 +137,6 @@ _TABLE = {
             "model.attention": "splash",
             "train.head_chunk_tokens": 16,
             "train.has_entropy": False,
-            "train.has_shared_prompts": True,
         }
     ),
     threads: field_tables.each({"train.num_threads": 3}),
