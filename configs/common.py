@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict, config_dict
 
-SIZES = ("tiny", "demo", "small", "4b", "8b")
+# Those of one GPU with 80 GB begin as 4b; each configuration says what it changes.
+ONE_GPU = ("2b_one_gpu", "4b_one_gpu")
+SIZES = ("tiny", "demo", "small", "4b", "8b", *ONE_GPU)
 
 
 def arguments(text: str, options: Sequence[str]) -> tuple[str, set[str]]:
@@ -16,6 +18,18 @@ def arguments(text: str, options: Sequence[str]) -> tuple[str, set[str]]:
     if unknown:
         raise ValueError(f"options are {', '.join(options) or 'none'}, got {', '.join(unknown)}")
     return size, set(chosen)
+
+
+def split_one_gpu(text: str) -> tuple[str, str | None]:
+    """Return the argument with the size that one of one GPU begins with, and that size or None."""
+    size, comma, rest = text.partition(",")
+    return (f"4b{comma}{rest}", size) if size in ONE_GPU else (text, None)
+
+
+def narrow(optim: ConfigDict) -> None:
+    """Keep moments in bfloat16, rounded stochastically as the weights are."""
+    optim.mu_dtype = optim.nu_dtype = "bfloat16"
+    optim.rounding = "stochastic"
 
 
 def mesh() -> ConfigDict:

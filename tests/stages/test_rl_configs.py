@@ -16,6 +16,7 @@ from prism_jax.stages import align_config, policy_rows, rlvr_config, setup, warm
 
 _STRUCTS = {"align": align_config.Config, "rlvr": rlvr_config.Config, "warmup": warmup.Config}
 _SIZES = ("tiny", "tiny,new", "demo", "demo,new", "small", "small,new", "4b", "8b")
+_ONE_GPU = ("2b_one_gpu", "4b_one_gpu")
 _POLICIES = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
 
 
@@ -31,7 +32,7 @@ def _options(stage: str, arg: str):
     return configuration.parse(_STRUCTS[stage], config)
 
 
-@pytest.mark.parametrize("arg", _SIZES)
+@pytest.mark.parametrize("arg", [*_SIZES, *_ONE_GPU])
 @pytest.mark.parametrize("stage", _STRUCTS)
 def test_every_configuration_is_whole(stage, arg):
     assert (_options(stage, arg).model.sizes is not None) == ("new" in arg)
