@@ -7,6 +7,7 @@ Prints one line of JSON. Random weights, gradient checkpointing, SDPA, fused Ada
 """
 
 import argparse
+import importlib
 import json
 import time
 
@@ -31,8 +32,8 @@ def _model(args: argparse.Namespace, device: str) -> torch.nn.Module:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.model.visual.requires_grad_(False)
     if args.kind == "lora":
-        import peft  # not installed where no adapter is measured
-
+        # Not installed where no adapter is measured.
+        peft = importlib.import_module("peft")
         model = peft.get_peft_model(
             model,
             peft.LoraConfig(
