@@ -206,11 +206,11 @@ class Optimizer:
         new = jax.tree.map(lambda x, y: jnp.where(update.is_taken, x, y), new, wide)
         keys = (None, None) if key is None else jax.random.split(key)
         stored = self._stored(new, keys[0])
-        if self.transformation.direction is not None and _is_wide(stored):
+        if self.transformation.direction is not None:
             # From what was stored: a second computation from the old moments would keep a copy of
             # them until the parameters are written.
             stored = jax.lax.optimization_barrier(stored)
-            directions = self.transformation.direction(stored)
+            directions = self.transformation.direction(_widened(stored))
         moved = {}
         for number, (name, old) in enumerate(full.items()):
             rate = update.learning_rate * self.factors[name]
@@ -390,8 +390,3 @@ def _widened(state: Tree) -> Tree:
     return jax.tree.map(
         lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
     )
-
-
-def _is_wide(state: Tree) -> bool:
-    """Return whether nothing of a state is kept in fewer bits than it is computed in."""
-    return all(x.dtype in (jnp.float32, jnp.int32) for x in jax.tree.leaves(state))
