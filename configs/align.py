@@ -100,7 +100,6 @@ def _config(arg: str) -> ConfigDict:
             "num_steps": {"tiny": 2, "demo": 14, "small": 30}.get(size, 500),
             "head_chunk_tokens": 1024 if is_large else 2048,
             "has_entropy": True,
-            "has_shared_prompts": is_large,
             "num_threads": 2,
             "max_skipped_in_row": 3,
         }

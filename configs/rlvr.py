@@ -127,7 +127,6 @@ def _base(size: str) -> ConfigDict:
             "num_epochs": 1,
             "head_chunk_tokens": 1024 if is_large else 2048,
             "has_entropy": True,
-            "has_shared_prompts": is_large,
             "num_threads": 2,
             "max_skipped_in_row": 3,
         }

@@ -41,7 +41,13 @@ def prompts(size: str) -> ConfigDict:
 def rows(row_tokens: int, row_sequences: int, num_rows: int) -> ConfigDict:
     """Return packed rows; their number follows from the largest prompts and responses."""
     return ConfigDict(
-        {"row_tokens": row_tokens, "row_sequences": row_sequences, "num_rows": num_rows}
+        {
+            "row_tokens": row_tokens,
+            "row_sequences": row_sequences,
+            "num_rows": num_rows,
+            # Prompts of a few tokens are no saving.
+            "has_shared_prompts": row_tokens >= 8192,
+        }
     )
 
 

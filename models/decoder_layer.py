@@ -202,12 +202,13 @@ class DecoderLayer(nnx.Module):
         x: Float[Array, "B T D"],
         ids: Int[Array, "B T"],
         kind: Int[Array, "B T"] | None,
+        kind_weights: Float[Array, "B T K"] | None = None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
         """Add the MLP's answer; ids 0 are padding and count for no expert."""
         if self.moe is None:
             x, stats = x + self.mlp(self.post_norm(x)), None
         else:
-            mixed, stats = self.moe(self.post_norm(x), ids > 0, kind)
+            mixed, stats = self.moe(self.post_norm(x), ids > 0, kind, kind_weights)
             x = x + mixed
         return sharding.constrain(x, self.rules, "batch", "act_length", "act_embed"), stats
 
@@ -228,7 +229,8 @@ class DecoderLayer(nnx.Module):
         """
         q, k, v = self.attn.project(self.input_norm(x), angles)
         x = x + self.attn.mix(q, k, v, segments, implementation, shared)
-        x, stats = self.feed_forward(x, segments.ids, kind)
+        kind_weights = None if shared is None else shared.kind_weights
+        x, stats = self.feed_forward(x, segments.ids, kind, kind_weights)
         return x, (k, v), stats
 
     def decode(

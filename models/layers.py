@@ -134,7 +134,9 @@ def unstack(module: nnx.Module, num_layers: int) -> list[nnx.Module]:
     graphdef, params = nnx.split(module)
 
     def cut(param: nnx.Variable, layer: int) -> nnx.Variable:
-        return param.replace(param[...][layer], axes=param.get_metadata("axes")[1:])
+        # Not `[layer]`: JAX 0.10 cannot add the gradient of such a slice to a sum in place.
+        one = jax.lax.index_in_dim(param[...], layer, axis=0, keepdims=False)
+        return param.replace(one, axes=param.get_metadata("axes")[1:])
 
     def layer(number: int) -> nnx.Module:
         one = jax.tree.map(

@@ -32,6 +32,26 @@ class SharedPrompts:
     copies: Leaf  # int32[B, U - K, C]  the places of each prompt token
     followers: Leaf  # int32[B, K]  the place of each token behind a prompt
     segments: Segments  # of the expanded row
+    # float32[B, U, K]  how many sequences of each kind a place stands for, see `with_kinds`; None
+    # where no router counts them
+    kind_weights: Leaf = None
+
+
+def with_kinds(shared: SharedPrompts, kind: Int[Array, "B M"], num_kinds: int) -> SharedPrompts:
+    """Count for each place the sequences of each kind whose token it is; `kind` is of each slot."""
+    ids = shared.segments.ids
+    slots = jnp.clip(ids - 1, 0, kind.shape[1] - 1)
+    kinds = jax.nn.one_hot(jnp.take_along_axis(kind, slots, axis=1), num_kinds)
+    kinds = jnp.where((ids > 0)[..., None], kinds, 0)  # [B, T, K]
+    rows, num_tokens, num_copies = shared.copies.shape
+
+    def take(places: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(kinds, places[..., None], axis=1, mode="fill", fill_value=0)
+
+    prompts = take(shared.copies.reshape(rows, -1))
+    prompts = prompts.reshape(rows, num_tokens, num_copies, num_kinds).sum(2)
+    weights = jnp.concatenate([prompts, take(shared.followers)], axis=1)
+    return dataclasses.replace(shared, kind_weights=weights)
 
 
 def _take(x: Float[Array, "B A N H"], places: Int[Array, "B Z"]) -> Float[Array, "B Z N H"]:

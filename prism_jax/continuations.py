@@ -62,11 +62,25 @@ class RowShape:
     row_patches: int
     row_frames: int
     row_prompt_tokens: int | None  # room of prompts that stand once; None: sequences repeat them
+    row_prompts: int | None  # of the longest, that have room there
 
     @property
     def num_rows(self) -> int:
         """Return the rows of all microbatches."""
         return self.num_microbatches * self.microbatch_rows
+
+    def any_pairs(self, num_units: int) -> int:
+        """Return how many pairs of units fit, each pair of another prompt.
+
+        Args:
+          num_units: that the shape was made for.
+        """
+        if self.row_prompts is None:
+            return num_units // 2
+        if self.row_prompts == 1:
+            return max(self.num_rows // 2, 1)
+        # A row that is begun with half a pair has room for one prompt less.
+        return max(min(num_units // 2, self.num_rows * (self.row_prompts - 1)), 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,21 +130,22 @@ def row_shape(
     """
     units = min(row_tokens // largest.unit_tokens, row_sequences // largest.unit_sequences)
     longest = (largest.unit_tokens - largest.continued_tokens) // largest.unit_sequences
-    prompt_tokens, continued_tokens = None, units * largest.continued_tokens
+    num_prompts, prompt_tokens, continued_tokens = None, None, units * largest.continued_tokens
     if shared_units is not None:
 
         def prompts_of(units: int) -> int:
             # Units that follow each other begin in one prompt and go through the next ones.
-            return longest * (1 + -(-(units - 1) // shared_units))
+            return 1 + -(-(units - 1) // shared_units)
 
         def fits(units: int) -> bool:
-            needed = prompts_of(units) + units * largest.continued_tokens
+            needed = longest * prompts_of(units) + units * largest.continued_tokens
             is_short = units * largest.unit_tokens <= _EXPANSION * row_tokens
             return needed <= row_tokens and is_short
 
         most = row_sequences // largest.unit_sequences
         units = max((u for u in range(1, most + 1) if fits(u)), default=0)
-        prompt_tokens = prompts_of(units)
+        num_prompts = prompts_of(units)
+        prompt_tokens = longest * num_prompts
         continued_tokens = row_tokens - prompt_tokens
     if units < 1:
         raise errors.InputError(
@@ -151,6 +166,7 @@ def row_shape(
         row_patches=-(-units * largest.prompt_patches // patch_multiple) * patch_multiple,
         row_frames=units * largest.prompt_frames,
         row_prompt_tokens=prompt_tokens,
+        row_prompts=num_prompts,
     )
 
 

@@ -310,7 +310,14 @@ def pulled_loss(
 def _router_weight(batch: segment_rows.SegmentBatch, coefficient: float) -> dict[str, jax.Array]:
     if not coefficient:
         return {}
-    return {ROUTER: (batch.text.segments.ids > 0).sum(dtype=jnp.float32)}
+    return {ROUTER: _num_tokens(batch)}
+
+
+def _num_tokens(batch: segment_rows.SegmentBatch) -> jax.Array:
+    """Return the tokens of all sequences, those of a shared prompt once for each."""
+    text = batch.text
+    segments = text.segments if text.shared is None else text.shared.segments
+    return (segments.ids > 0).sum(dtype=jnp.float32)
 
 
 def _router_term(
@@ -323,7 +330,7 @@ def _router_term(
     """
     if stats is None:
         return {}, {}
-    tokens = (batch.text.segments.ids > 0).sum(dtype=jnp.float32)
+    tokens = _num_tokens(batch)
     total = moe.load_balance(stats) * tokens
     told = {"discriminator/router_balance": metrics.Mean(total=total, weight=tokens)}
     if not coefficient:

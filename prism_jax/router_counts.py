@@ -1,12 +1,13 @@
 """Where the tokens of captions and cots went: the router's choices by kind of segment."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models import discriminator, kinds
+from models import discriminator, kinds, shared
 from prism_jax import discriminator_update, segment_rows
 
 
@@ -22,9 +23,18 @@ def make_counter(
 
     def of_part(params: nnx.State, part: segment_rows.SegmentBatch) -> jax.Array:
         model = nnx.merge(graphdef, params)
-        kind = _of_tokens(part, counts_prompts=model.trunk.config.text.moe.router == "segment")
+        text, kind = part.text, None
+        if text.shared is None:
+            by_kind = model.trunk.config.text.moe.router == "segment"
+            kind = _of_tokens(part, counts_prompts=by_kind)
+        else:
+            counted = shared.with_kinds(text.shared, part.kind, len(kinds.NAMES))
+            is_prompt = jnp.arange(text.tokens.shape[1]) < text.shared.copies.shape[1]
+            weights = jnp.where(is_prompt[:, None], 0, counted.kind_weights)
+            counted = dataclasses.replace(counted, kind_weights=weights)
+            text = dataclasses.replace(text, shared=counted)
         _, stats = model.trunk(
-            part.text,
+            text,
             part.vision,
             implementation=settings.implementation,
             remat=settings.remat,

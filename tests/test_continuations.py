@@ -130,6 +130,22 @@ def test_every_batch_within_the_bounds_fits_rows_that_share_prompts():
             np.testing.assert_array_equal(np.sort(row[row < width]), np.flatnonzero(ids))
 
 
+def test_pairs_of_other_prompts_fit_as_many_as_are_promised():
+    rng = np.random.default_rng(0)
+    prompts = [_IMAGE, _TEXT] * 10
+    for row_tokens in (22, 60, 90):
+        shape = _shared(num_units=20, row_tokens=row_tokens)
+        num_pairs = shape.any_pairs(20)
+        assert 1 <= num_pairs <= 10
+        for _ in range(20):
+            units = [
+                [_after(prompt, *rng.integers(1, 99, rng.integers(1, 6)))]
+                for prompt in range(num_pairs)
+                for _ in range(2)
+            ]
+            continuations.pack(prompts, units, shape, _CONFIG)
+
+
 def test_pairs_stand_side_by_side_in_one_row():
     units = [[_after(0, 1, 2), _after(0, 3)], [_after(1, 4), _after(1, 5)]]
     shape = _shape(num_units=2, unit_sequences=2, unit_tokens=44, row_sequences=2)

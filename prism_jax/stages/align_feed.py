@@ -62,6 +62,7 @@ class Feed:
             as different texts.
         """
         own, prompts = options.discriminator, options.prompts
+        own.rows.check_router(judge.config, place="config.discriminator.rows")
         self.options = options
         self.words = rollouts.processor_of(
             files, min_pixels=prompts.min_pixels, max_pixels=prompts.max_pixels
@@ -134,15 +135,12 @@ class Feed:
             prompt_frames=max(size.images for size in self._own_sizes),
         )
         return Shapes(
-            policy=policy_rows.shape_of(
-                options.rows,
-                options.rollout,
-                self.sizes,
-                devices,
-                has_shared_prompts=options.train.has_shared_prompts,
-            ),
+            policy=policy_rows.shape_of(options.rows, options.rollout, self.sizes, devices),
             discriminator=options.discriminator.rows.shape(
-                largest, devices, shared_units=None, place="config.discriminator.rows"
+                largest,
+                devices,
+                shared_units=num_names * (1 + options.rollout.num_responses),
+                place="config.discriminator.rows",
             ),
         )
 

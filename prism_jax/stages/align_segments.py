@@ -51,17 +51,21 @@ def pack(
                 units.append([segments.continuation(prompt, cut, name)])
                 kinds.append(kind)
             numbers.append(known[key])
+    # The units of a prompt stand together, so that a row holds few prompts.
+    order = sorted(range(len(units)), key=lambda number: units[number][0].prompt)
+    numbers = np.argsort(order)[numbers]
     packed = segment_rows.pack(
         asked.judged,
-        units,
-        kinds,
+        [units[number] for number in order],
+        [kinds[number] for number in order],
         own.form.kinds,
         shape,
         judge.config,
         positions=own.positions,
     )
     by_name = packed.indices()[numbers].reshape(len(names), -1)
-    tokens = np.array([len(units[number][0].tokens) for number in numbers], np.int32)
+    lengths = np.array([len(units[number][0].tokens) for number in order], np.int32)
+    tokens = lengths[numbers]
     tokens = tokens.reshape(len(names), -1)
     return packed, {
         name: _places(by_name[number], tokens[number], ok, num_prompts=len(asked.teachers))

@@ -21,7 +21,6 @@ class Train(configuration.Section):
     num_steps: int
     head_chunk_tokens: int  # whose logits are in a device's memory at a time
     has_entropy: bool  # measure the policy's entropy
-    has_shared_prompts: bool  # a prompt is computed once for its responses in a row
     num_threads: int  # steps whose prompts are made ahead at a time
     max_skipped_in_row: int  # updates that are not finite before the run is given up
 
@@ -37,8 +36,6 @@ def shape_of(
     options: rollouts.Rollout,
     sizes: Sequence[encode.Size],
     devices: setup.Devices,
-    *,
-    has_shared_prompts: bool,
 ) -> RowShape:
     """Return the rows into which the responses of any step fit."""
     largest = Largest(
@@ -49,8 +46,7 @@ def shape_of(
         prompt_patches=max(size.patches for size in sizes),
         prompt_frames=max(size.images for size in sizes),
     )
-    shared_units = options.num_responses if has_shared_prompts else None
-    return rows.shape(largest, devices, shared_units=shared_units, place="config.rows")
+    return rows.shape(largest, devices, shared_units=options.num_responses, place="config.rows")
 
 
 def pack(

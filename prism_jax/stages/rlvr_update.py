@@ -34,9 +34,7 @@ def shape_of(
     """Return the rows into which the responses of any part of a rollout fit."""
     prompts = options.rollout.num_prompts // options.train.num_minibatches
     part = dataclasses.replace(options.rollout, num_prompts=prompts)
-    return policy_rows.shape_of(
-        options.rows, part, sizes, devices, has_shared_prompts=options.train.has_shared_prompts
-    )
+    return policy_rows.shape_of(options.rows, part, sizes, devices)
 
 
 def make(

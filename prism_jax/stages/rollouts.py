@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from models import inputs, lora
+from models.config import Qwen3VLConfig
 from prism_jax import (
     configuration,
     continuations,
@@ -92,20 +93,33 @@ class Rows(configuration.Section):
     row_tokens: int
     row_sequences: int  # most sequences in a row
     num_rows: int  # of a microbatch, over all devices
+    has_shared_prompts: bool  # a prompt stands, and is computed, once for what follows it in a row
 
     def problems(self) -> list[str]:
         """See `Section`."""
         return configuration.at_least(self, 1, "row_tokens", "row_sequences", "num_rows")
+
+    def check_router(self, config: Qwen3VLConfig, *, place: str) -> None:
+        """Raise InputError for a discriminator that reads a prompt by what follows it."""
+        moe = config.text.moe
+        if self.has_shared_prompts and moe is not None and moe.router == "segment":
+            raise errors.InputError(
+                f"{place}.has_shared_prompts must be False for a discriminator whose router goes "
+                "by the kind of segment: each kind has its own hidden states of a prompt"
+            )
 
     def shape(
         self,
         largest: Largest,
         devices: setup.Devices,
         *,
-        shared_units: int | None,
+        shared_units: int,
         place: str,
     ) -> RowShape:
         """Return the static shapes of a batch, see `continuations.row_shape`.
+
+        Args:
+          shared_units: so many units one after the other have the same prompt.
 
         Raises:
           InputError: the rows are too short, or do not divide over the devices.
@@ -122,7 +136,7 @@ class Rows(configuration.Section):
             row_sequences=self.row_sequences,
             microbatch_rows=self.num_rows,
             patch_multiple=128 if is_splash else 1,
-            shared_units=shared_units,
+            shared_units=shared_units if self.has_shared_prompts else None,
             place=place,
         )
 

@@ -159,6 +159,7 @@ def main(argv: Sequence[str]) -> None:
         own = str(model_files.of(options.model.folder, is_discriminator=True))
         files = setup.keep_files(dataclasses.replace(options.model, folder=own), folder)
         model = setup.open_model(options.model, devices, files=files, is_discriminator=True)
+        options.rows.check_router(model.config, place="config.rows")
         identity = running.identity("warmup", config, [model], may_differ=_MAY_DIFFER)
         if running.is_finished(folder, identity):
             return
@@ -170,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
             seed=options.seed,
             folder=folder,
         )
-        shape = options.rows.shape(feed.largest(), devices, shared_units=None, place="config.rows")
+        shape = options.rows.shape(feed.largest(), devices, shared_units=1, place="config.rows")
         num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
         optimizer = setup.make_optimizer(options.optim, model.params, num_steps=num_steps)
         start = start_of(model, optimizer, devices, key=keys.init)

@@ -109,7 +109,7 @@ _TABLE = {
     rows: field_tables.each(
         {
             **{"rows.row_tokens": 1024, "rows.row_sequences": 1, "rows.num_rows": 4},
-            "train.has_shared_prompts": True,
+            "rows.has_shared_prompts": True,
         }
     ),
     drawn_with: field_tables.each(
