@@ -18,7 +18,7 @@ from prism_jax import mesh as mesh_lib
 from prism_jax import metrics
 from prism_jax.losses import logprob, reduce, sft
 from prism_jax.rollout import serving
-from prism_jax.training import optim, train_state, train_step
+from prism_jax.training import optim, optim_kinds, train_state, train_step
 
 # forward: log-prob of every next token, or scores; gradient: of the loss; train: gradient and AdamW
 # in place; decode: one token a row with a cache.
@@ -260,18 +260,19 @@ def _train_program(
 ) -> Program:
     """Return one supervised step with float32 parameters and moments, one microbatch."""
     graphdef, params = train_state.abstract_params(_maker(case, rules), param_dtype=jnp.float32)
-    optimizer = optim.adamw(
+    optimizer = optim.make(
         params,
+        kind="adamw",
+        numbers=optim_kinds.Numbers(
+            b1=0.9, b2=0.95, eps=1e-8, mu_dtype="float32", nu_dtype="float32"
+        ),
         schedule=lambda step: jnp.full((), 1e-5),
-        b1=0.9,
-        b2=0.95,
-        eps=1e-8,
         weight_decay=0.0,
         no_decay=(),
         groups=((".*", 1.0),),
         clip_norm=1.0,
-        mu_dtype=jnp.float32,
-        nu_dtype=jnp.float32,
+        rounding="nearest",
+        memory="device",
     )
     replicated = NamedSharding(mesh, PartitionSpec())
     abstract = train_state.abstract_state(params, optimizer)

@@ -5,7 +5,8 @@
         --config.prompts.path=rl_training_data_filtered_2k.parquet
 
 Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 million, one GPU), 4b and
-8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Options, at most one algorithm:
+8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are), 2b_one_gpu and 4b_one_gpu (one GPU
+of 80 GB). Options, at most one algorithm:
 
   grpo         rewards over mean and deviation of their group, clipped loss (without any option)
   dapo         clip-higher, dual clip, dynamic sampling, overlong penalty
@@ -46,17 +47,41 @@ _SIZES = common.table("""
   8b     32           16             8192                 1500       1e-6  50          1
 """)
 _ROWS = common.table("""
-         row_tokens  row_sequences  num_rows
-  tiny   256         2              2
-  demo   384         2              8
-  small  1024        4              8
-  4b     10240       16             8
-  8b     10240       16             8
+         row_tokens  row_sequences  num_rows  has_shared_prompts
+  tiny   256         2              2         False
+  demo   384         2              8         False
+  small  1024        4              8         False
+  4b     10240       8              8         True
+  8b     10240       8              8         True
 """)
 
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
+    arg, one_gpu = common.split_one_gpu(arg)
+    config = _config(arg)
+    if one_gpu is not None:
+        _for_one_gpu(one_gpu, config)
+    return config
+
+
+def _for_one_gpu(size: str, config: ConfigDict) -> None:
+    """Fit one GPU: of 4b weights and moments in bfloat16, 26.6 GB.
+
+    The gradients and their float32 sum take 26.6 GB more in the update; in the rollout the
+    sampler's copy takes 8.9 GB and 16 responses of 10 240 tokens 24.2. A policy of 2B keeps float32
+    weights and moments, 25.5 GB, and its gradients add up in place, 8.5 GB.
+    """
+    config.model.remat = "full"
+    if size == "4b_one_gpu":
+        config.model.param_dtype = "bfloat16"
+        common.narrow(config.optim)
+    config.rollout.batch_responses = 16
+    config.rows.num_rows = 1
+
+
+def _config(arg: str) -> ConfigDict:
+    """Return a configuration of any other size."""
     size, options = common.arguments(arg, ("new", "official", "grpo", *_ALGORITHMS), _SIZES)
     if common.is_large(size) and "new" in options:
         raise ValueError(f"size {size} has no option new")

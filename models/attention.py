@@ -50,21 +50,30 @@ def attend(
           1   x x . . .              1   x x . . .
           2   . . x . .              2   . . x x .
           2   . . x x .              2   . . x x .
-          0   . . . . x              0   . . . . x
+          0   . . . . .              0   . . . . .
+
+    Padding, id 0, gets zeros and gives no gradient; a kernel may leave its places unwritten.
 
     Args:
       row_axis: logical axis of the rows, "batch" for text and "images" for patches.
     """
     if implementation == "xla":
-        return _xla(q, k, v, segments.ids, causal=causal)
+        return _without_padding(_xla(q, k, v, segments.ids, causal=causal), segments)
     if implementation == "splash":
         run = functools.partial(splash, causal=causal, interpret=False)
-        return _per_shard(run, rules, row_axis, q, k, v, segments)
+        return _without_padding(_per_shard(run, rules, row_axis, q, k, v, segments), segments)
     if implementation == "cudnn":
         _check_cudnn(q)
         run = functools.partial(_cudnn_packed, causal=causal)
-        return _per_shard(run, rules, row_axis, q, k, v, segments)
+        # Padding is no segment to cuDNN, which writes neither its results nor its gradients.
+        q, k, v = (_without_padding(x, segments) for x in (q, k, v))
+        return _without_padding(_per_shard(run, rules, row_axis, q, k, v, segments), segments)
     raise NotImplementedError(f"attention implementation {implementation!r} does not exist")
+
+
+def _without_padding(x: Float[Array, "B T N H"], segments: Segments) -> Float[Array, "B T N H"]:
+    """Return zeros in the padding, whatever stands there, and zeros as its gradient."""
+    return jnp.where((segments.ids > 0)[..., None, None], x, 0)
 
 
 def attend_decode(

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from models import attention, layers, moe, rope, sharding
 from models.config import TextConfig
 from models.inputs import Segments
+from models.shared import SharedPrompts, collapse, expand
 
 
 def join_qkv(
@@ -109,8 +110,14 @@ class Attention(nnx.Module):
         v: Float[Array, "B T K H"],
         segments: Segments,
         implementation: attention.Implementation,
+        shared: SharedPrompts | None,
     ) -> Float[Array, "B T D"]:
         """Attend inside each segment, causally, and project back."""
+        places = q.shape[:2]
+        if shared is not None:
+            segments = shared.segments
+            q = expand(q, shared, True)  # [B, T of the expanded row, N, H]
+            k, v = expand(k, shared, False), expand(v, shared, False)
         mixed = attention.attend(
             q,
             k,
@@ -121,8 +128,10 @@ class Attention(nnx.Module):
             rules=self.rules,
             row_axis="batch",
         )
+        if shared is not None:
+            mixed = collapse(mixed, shared)
         mixed = jax.ad_checkpoint.checkpoint_name(mixed, "attention")
-        return self.o(mixed.reshape(*q.shape[:2], -1))
+        return self.o(mixed.reshape(*places, -1))
 
 
 class MLP(nnx.Module):
@@ -193,12 +202,13 @@ class DecoderLayer(nnx.Module):
         x: Float[Array, "B T D"],
         ids: Int[Array, "B T"],
         kind: Int[Array, "B T"] | None,
+        kind_weights: Float[Array, "B T K"] | None = None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
         """Add the MLP's answer; ids 0 are padding and count for no expert."""
         if self.moe is None:
             x, stats = x + self.mlp(self.post_norm(x)), None
         else:
-            mixed, stats = self.moe(self.post_norm(x), ids > 0, kind)
+            mixed, stats = self.moe(self.post_norm(x), ids > 0, kind, kind_weights)
             x = x + mixed
         return sharding.constrain(x, self.rules, "batch", "act_length", "act_embed"), stats
 
@@ -209,15 +219,18 @@ class DecoderLayer(nnx.Module):
         segments: Segments,
         implementation: attention.Implementation,
         kind: Int[Array, "B T"] | None = None,
+        shared: SharedPrompts | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[jax.Array, jax.Array], moe.RouterStats | None]:
         """Return the layer's output, its keys and values, and the router's counts.
 
         Args:
           kind: of the sequence that each token stands in, for the router; see `models.kinds`.
+          shared: of rows in which prompts stand once.
         """
         q, k, v = self.attn.project(self.input_norm(x), angles)
-        x = x + self.attn.mix(q, k, v, segments, implementation)
-        x, stats = self.feed_forward(x, segments.ids, kind)
+        x = x + self.attn.mix(q, k, v, segments, implementation, shared)
+        kind_weights = None if shared is None else shared.kind_weights
+        x, stats = self.feed_forward(x, segments.ids, kind, kind_weights)
         return x, (k, v), stats
 
     def decode(

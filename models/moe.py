@@ -96,12 +96,17 @@ class MoE(nnx.Module):
         x: Float[Array, "B T D"],
         token_mask: Bool[Array, "B T"],
         kind: Int[Array, "B T"] | None = None,
+        kind_weights: Float[Array, "B T K"] | None = None,
     ) -> tuple[Float[Array, "B T D"], RouterStats]:
         """Return the mixed answers and where the tokens of `token_mask` went.
 
         Args:
           kind: of the sequence that each token stands in, see `kinds`; a segment router needs it.
+          kind_weights: how many sequences of each kind a token counts for, in place of `kind`
+            where it stands for several.
         """
+        if kind_weights is not None:
+            return self._weighted(x, kind_weights)
         probability, weights, chosen = self._route(x, kind)
         one_hot = jax.nn.one_hot(chosen, probability.shape[-1])  # [B, T, X, E]
         seen = token_mask[..., None]
@@ -122,9 +127,37 @@ class MoE(nnx.Module):
             by_kind=by_kind,
             router=self.choice,
         )
+        return self._mix(x, weights, chosen, one_hot), stats
+
+    def _mix(
+        self, x: jax.Array, weights: jax.Array, chosen: jax.Array, one_hot: jax.Array
+    ) -> Float[Array, "B T D"]:
         if self.implementation == "dense":
-            return self._dense(x, jnp.einsum("btxe,btx->bte", one_hot, weights)), stats
-        return self._ragged(x, weights, chosen), stats
+            return self._dense(x, jnp.einsum("btxe,btx->bte", one_hot, weights))
+        return self._ragged(x, weights, chosen)
+
+    def _weighted(
+        self, x: Float[Array, "B T D"], kind_weights: Float[Array, "B T K"]
+    ) -> tuple[Float[Array, "B T D"], RouterStats]:
+        """Return the same for tokens that each count for several sequences."""
+        if self.choice != "token":
+            raise ValueError("a router that goes by kinds cannot share a prompt among them")
+        probability, weights, chosen = self._route(x, None)
+        one_hot = jax.nn.one_hot(chosen, probability.shape[-1])  # [B, T, X, E]
+        choices = jax.lax.stop_gradient(one_hot.sum(-2))
+        by_kind = RouterStats(
+            choices=jnp.einsum("btk,bte->ke", kind_weights, choices),
+            probability=jnp.einsum("btk,bte->ke", kind_weights, probability),
+            tokens=kind_weights.sum((0, 1)),
+        )
+        stats = RouterStats(
+            choices=by_kind.choices.sum(0),
+            probability=by_kind.probability.sum(0),
+            tokens=by_kind.tokens.sum(),
+            by_kind=by_kind,
+            router=self.choice,
+        )
+        return self._mix(x, weights, chosen, one_hot), stats
 
     def _route(
         self, x: Float[Array, "B T D"], kind: Int[Array, "B T"] | None

@@ -114,6 +114,7 @@ class Qwen3VL(nnx.Module):
             implementation=implementation,
             remat=remat,
             kind=kind,
+            shared=text.shared,
         )
 
     def head(self) -> Float[Array, "V D"]:

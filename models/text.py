@@ -14,6 +14,7 @@ from models.config import TextConfig
 from models.decoder_layer import DecoderLayer
 from models.deepstack import DeepStack
 from models.inputs import Leaf, Segments
+from models.shared import SharedPrompts
 
 # What the backward pass keeps of a layer besides its input: everything, nothing, what attention
 # made, or that and the results of the matmuls.
@@ -118,11 +119,13 @@ class TextDecoder(nnx.Module):
         implementation: attention.Implementation,
         remat: Remat,
         kind: Int[Array, "B T"] | None = None,
+        shared: SharedPrompts | None = None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
         """Return normalised hidden states and the router's counts per layer (None if dense).
 
         Args:
           kind: of the sequence that each token stands in, for the router; see `models.kinds`.
+          shared: of rows in which prompts stand once.
         """
         angles = self.angles(positions)
         graphdef, params = nnx.split(self.layers)
@@ -130,7 +133,7 @@ class TextDecoder(nnx.Module):
         def step(x: jax.Array, scanned: tuple) -> tuple[jax.Array, moe.RouterStats | None]:
             number, layer_params = scanned
             layer = nnx.merge(graphdef, layer_params)
-            x, _, stats = layer(x, angles, segments, implementation, kind)
+            x, _, stats = layer(x, angles, segments, implementation, kind, shared)
             if deepstack is not None:
                 x = deepstack.add(x, number)
             return x, stats

@@ -5,6 +5,9 @@
 
 Every sequence repeats the tokens of its prompt, because attention never crosses a border between
 sequences, but a row holds the images of a prompt once, however many of its sequences stand there.
+Where the shape has room for prompts by themselves, each stands once too:
+
+    row     P P P Q Q .  r r r r r r s s s .       `models.shared` expands it for attention
 
 Shapes are those of the longest prompts and responses that may come, so a run compiles one shape;
 microbatches that stay empty are told by their batch and cost nothing (see `policy.loss`).
@@ -20,7 +23,11 @@ import numpy as np
 from models import inputs, positions
 from models.config import Qwen3VLConfig
 from models.inputs import Example
-from prism_jax import batches, errors
+from prism_jax import batches, errors, shared_rows
+
+# Rows in which prompts stand once are laid out for attention in this many times their length.
+_EXPANSION = 2
+_TILE = 128  # of an attention kernel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,16 +56,31 @@ class RowShape:
 
     num_microbatches: int
     microbatch_rows: int
-    row_tokens: int
+    row_tokens: int  # every sequence with its own copy of its prompt, as attention reads them
     row_sequences: int
     row_continued_tokens: int
     row_patches: int
     row_frames: int
+    row_prompt_tokens: int | None  # room of prompts that stand once; None: sequences repeat them
+    row_prompts: int | None  # of the longest, that have room there
 
     @property
     def num_rows(self) -> int:
         """Return the rows of all microbatches."""
         return self.num_microbatches * self.microbatch_rows
+
+    def any_pairs(self, num_units: int) -> int:
+        """Return how many pairs of units fit, each pair of another prompt.
+
+        Args:
+          num_units: that the shape was made for.
+        """
+        if self.row_prompts is None:
+            return num_units // 2
+        if self.row_prompts == 1:
+            return max(self.num_rows // 2, 1)
+        # A row that is begun with half a pair has room for one prompt less.
+        return max(min(num_units // 2, self.num_rows * (self.row_prompts - 1)), 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,6 +90,7 @@ class Place:
     row: int  # of all rows, those of the first microbatch first
     slot: int  # which sequence of the row
     start: int  # first token of the continuation in the row
+    before: int  # last token of its prompt, whose hidden state predicts the first
     offset: int  # continued tokens of the row before it
     num_tokens: int  # of the continuation
 
@@ -88,6 +111,7 @@ def row_shape(
     row_sequences: int,
     microbatch_rows: int,
     patch_multiple: int,
+    shared_units: int | None,
     place: str,
     advice: str = "",
 ) -> RowShape:
@@ -98,6 +122,8 @@ def row_shape(
 
     Args:
       patch_multiple: rows of patches are a multiple of it, as an attention may ask.
+      shared_units: so many units in a row have the same prompt, which is to stand once in a row;
+        None: every sequence repeats its prompt.
       place: the part of the configuration that holds the arguments, for the error.
       advice: another way out, for the error.
 
@@ -105,6 +131,24 @@ def row_shape(
       InputError: one of the largest units does not fit a row.
     """
     units = min(row_tokens // largest.unit_tokens, row_sequences // largest.unit_sequences)
+    longest = (largest.unit_tokens - largest.continued_tokens) // largest.unit_sequences
+    num_prompts, prompt_tokens, continued_tokens = None, None, units * largest.continued_tokens
+    if shared_units is not None:
+
+        def prompts_of(units: int) -> int:
+            # Units that follow each other begin in one prompt and go through the next ones.
+            return 1 + -(-(units - 1) // shared_units)
+
+        def fits(units: int) -> bool:
+            needed = longest * prompts_of(units) + units * largest.continued_tokens
+            is_short = units * largest.unit_tokens <= _EXPANSION * row_tokens
+            return needed <= row_tokens and is_short
+
+        most = row_sequences // largest.unit_sequences
+        units = max((u for u in range(1, most + 1) if fits(u)), default=0)
+        num_prompts = prompts_of(units)
+        prompt_tokens = longest * num_prompts
+        continued_tokens = row_tokens - prompt_tokens
     if units < 1:
         raise errors.InputError(
             f"{place}.row_tokens must be >= {largest.unit_tokens}, which the largest prompts with "
@@ -112,14 +156,19 @@ def row_shape(
             f"got {row_tokens} and {row_sequences}{advice}"
         )
     num_rows = -(-largest.num_units // units)
+    if shared_units is not None:
+        expanded = continued_tokens + row_sequences * longest
+        row_tokens = min(_EXPANSION * row_tokens, -(-expanded // _TILE) * _TILE)
     return RowShape(
         num_microbatches=-(-num_rows // microbatch_rows),
         microbatch_rows=microbatch_rows,
         row_tokens=row_tokens,
         row_sequences=row_sequences,
-        row_continued_tokens=units * largest.continued_tokens,
+        row_continued_tokens=continued_tokens,
         row_patches=-(-units * largest.prompt_patches // patch_multiple) * patch_multiple,
         row_frames=units * largest.prompt_frames,
+        row_prompt_tokens=prompt_tokens,
+        row_prompts=num_prompts,
     )
 
 
@@ -134,7 +183,9 @@ def pack(
     Raises:
       ValueError: they do not fit `shape`.
     """
-    rows = _first_fit(prompts, units, shape)
+    rows = _rows(prompts, units, shape)
+    if shape.row_prompt_tokens is not None:
+        return _pack_shared(prompts, units, rows, shape, config)
     text = inputs.pack_text(
         [
             [inputs.continued(prompts[c.prompt], c.tokens) for unit in row for c in units[unit]]
@@ -142,7 +193,7 @@ def pack(
         ],
         config=config,
         row_tokens=shape.row_tokens,
-        max_segments=shape.row_sequences + 1,
+        max_segments=max(shape.row_sequences, 2),
         num_vision_rows=len(rows),
     )
     pictured = [list(dict.fromkeys(c.prompt for u in row for c in units[u])) for row in rows]
@@ -163,6 +214,7 @@ def pack(
                         row=number,
                         slot=slot,
                         start=used,
+                        before=used - 1,
                         offset=offset,
                         num_tokens=len(c.tokens),
                     )
@@ -183,22 +235,38 @@ def split(tree: Any, shape: RowShape) -> Any:
     return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), tree)
 
 
-def _first_fit(
+def _rows(
     prompts: Sequence[Example], units: Sequence[Sequence[Continuation]], shape: RowShape
 ) -> list[list[int]]:
-    """Return the numbers of the units of every row, empty rows last."""
+    """Return the numbers of the units of every row, empty rows last.
+
+    First fit needs as many rows as `row_shape` gives, but for the room of shared prompts, of which
+    it may begin too many in a row; filling one row after the other never does.
+    """
+    try:
+        return _fit(prompts, units, shape, may_go_back=True)
+    except ValueError:
+        if shape.row_prompt_tokens is None:
+            raise
+        return _fit(prompts, units, shape, may_go_back=False)
+
+
+def _fit(
+    prompts: Sequence[Example],
+    units: Sequence[Sequence[Continuation]],
+    shape: RowShape,
+    *,
+    may_go_back: bool,
+) -> list[list[int]]:
+    """Put each unit into the first row with room, or into none before the last one begun."""
     rows: list[list[int]] = [[] for _ in range(shape.num_rows)]
-    used = np.zeros((shape.num_rows, 5), np.int64)
+    used = np.zeros((shape.num_rows, 6), np.int64)
     pictured: list[set[int]] = [set() for _ in range(shape.num_rows)]
-    room = np.array(
-        [
-            shape.row_tokens,
-            shape.row_sequences,
-            shape.row_continued_tokens,
-            shape.row_patches,
-            shape.row_frames,
-        ]
-    )
+    kinds = ("tokens", "sequences", "continued_tokens", "patches", "frames", "prompt_tokens")
+    sizes = dataclasses.asdict(shape)
+    limits = [sizes[f"row_{kind}"] for kind in kinds]
+    room = np.array([np.iinfo(np.int64).max if limit is None else limit for limit in limits])
+    first = 0
     for number, unit in enumerate(units):
         (prompt,) = {c.prompt for c in unit}
         example = prompts[prompt]
@@ -206,20 +274,56 @@ def _first_fit(
         tokens = len(unit) * len(example.tokens) + continued
         patches = sum(positions.num_patches(grid) for grid in example.grids)
         frames = sum(grid[0] for grid in example.grids)
-        asked = np.array([tokens, len(unit), continued, patches, frames])
+        needed = np.array([tokens, len(unit), continued, patches, frames, len(example.tokens)])
         is_new = np.array([prompt not in seen for seen in pictured])
-        wanted = used + np.where([True, True, True, False, False] | is_new[:, None], asked, 0)
-        fits = np.flatnonzero((wanted <= room).all(-1))
+        wanted = used + np.where(np.array([True] * 3 + [False] * 3) | is_new[:, None], needed, 0)
+        fits = first + np.flatnonzero((wanted <= room).all(-1)[first:])
         if not fits.size:
             raise ValueError(
                 f"unit {number} (tokens, sequences, continued tokens, patches, frames) = "
-                f"{asked.tolist()} fits none of {shape.num_rows} rows of {room.tolist()}"
+                f"{needed[:5].tolist()} fits none of {shape.num_rows} rows of {room[:5].tolist()}"
             )
         row = int(fits[0])
+        first = first if may_go_back else row
         used[row] = wanted[row]
         pictured[row].add(prompt)
         rows[row].append(number)
     return rows
+
+
+def _pack_shared(
+    prompts: Sequence[Example],
+    units: Sequence[Sequence[Continuation]],
+    rows: Sequence[Sequence[int]],
+    shape: RowShape,
+    config: Qwen3VLConfig,
+) -> Packed:
+    """Lay units into rows in which each prompt stands once."""
+    text, spots = shared_rows.lay(
+        prompts,
+        [[(c.prompt, c.tokens) for unit in row for c in units[unit]] for row in rows],
+        num_prompt_tokens=shape.row_prompt_tokens,
+        num_continued_tokens=shape.row_continued_tokens,
+        num_expanded_tokens=shape.row_tokens,
+        num_sequences=shape.row_sequences,
+        config=config,
+    )
+    places: dict[int, list[Place]] = {}
+    for number, row in enumerate(rows):
+        following = enumerate(spots[number])
+        for unit in row:
+            places[unit] = []
+            for c, (slot, spot) in zip(units[unit], following, strict=False):
+                places[unit].append(
+                    Place(row=number, slot=slot, num_tokens=len(c.tokens), **vars(spot))
+                )
+    pictured = [list(dict.fromkeys(c.prompt for u in row for c in units[u])) for row in rows]
+    vision = _vision([[prompts[p] for p in row] for row in pictured], shape, config)
+    return Packed(
+        text=batches.split_text(text, shape.num_microbatches),
+        vision=None if vision is None else split(vision, shape),
+        places=[place for unit in range(len(units)) for place in places[unit]],
+    )
 
 
 def _first_slots(prompts: Sequence[Example], pictured: Sequence[int]) -> dict[int, int]:
@@ -241,7 +345,7 @@ def _vision(
         rows,
         config=config,
         row_patches=shape.row_patches,
-        max_segments=shape.row_frames + 1,
+        max_segments=max(shape.row_frames, 2),
         num_vision_rows=len(rows),
     )
     if packed is not None:
@@ -255,6 +359,6 @@ def _vision(
         segments=inputs.pack_segments(
             [[] for _ in rows],
             row_length=shape.row_patches,
-            max_segments=shape.row_frames + 1,
+            max_segments=max(shape.row_frames, 2),
         ),
     )

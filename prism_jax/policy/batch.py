@@ -31,7 +31,9 @@ class PolicyBatch:
 
     text: Any  # TextInput [M, B, T]
     vision: Any  # VisionInput [M, B, P] or None
-    predictors: Any  # int32[M, B, K]  place that predicts this response token; T for none
+    predictors: (
+        Any  # int32[M, B, K]  place that predicts this response token; beyond the row for none
+    )
     tokens: Any  # int32[M, B, K]  the response tokens
     sampler_logprobs: Any  # float32[M, B, K]  from when they were drawn
     offsets: Any  # int32[M, B, S]  first token of each response in K
@@ -113,13 +115,14 @@ def lay(
     by_token = (shape.num_rows, shape.row_continued_tokens)
     by_response = (shape.num_rows, shape.row_sequences)
     # Beyond the row where there is no response token.
-    predictors = np.full(by_token, shape.row_tokens, np.int32)
+    predictors = np.full(by_token, packed.text.tokens.shape[-1], np.int32)
     tokens = np.zeros(by_token, np.int32)
     sampler_logprobs = np.zeros(by_token, np.float32)
     offsets, lengths = np.zeros(by_response, np.int32), np.zeros(by_response, np.int32)
     for number, place in enumerate(packed.places):
         part = slice(place.offset, place.offset + place.num_tokens)
         predictors[place.row, part] = place.start - 1 + np.arange(place.num_tokens)
+        predictors[place.row, place.offset] = place.before
         tokens[place.row, part] = responses[number].tokens
         sampler_logprobs[place.row, part] = logprobs[number]
         offsets[place.row, place.slot] = place.offset

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from models import inputs
+from models import inputs, lora
 from prism_jax import configuration, errors, metrics
 from prism_jax.data import encode, processor
 from prism_jax.policy import responses
@@ -178,8 +178,9 @@ class Sampler:
 
         What is returned holds a copy of the parameters: let go of it before the update.
         """
+        graphdef, params = lora.merged(self._graphdef, params)
         graphdef, prepared = serving.prepare(
-            self._graphdef, params, dtype=self._devices.dtype, donate=False
+            graphdef, params, dtype=self._devices.dtype, donate=False
         )
         sampler = dataclasses.replace(self._engine, graphdef=graphdef)
 

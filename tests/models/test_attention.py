@@ -17,13 +17,13 @@ _CASES = {
 
 
 def _reference(q, k, v, ids, *, causal):
-    """Attend in float64, one query at a time."""
+    """Attend in float64, one query at a time; padding gets zeros."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros_like(q)
     group = q.shape[2] // k.shape[2]
     for b in range(q.shape[0]):
         for n in range(q.shape[2]):
-            for t in range(q.shape[1]):
+            for t in np.flatnonzero(ids[b]):
                 seen = ids[b] == ids[b, t]
                 if causal:
                     seen &= np.arange(len(seen)) <= t
@@ -72,9 +72,52 @@ def test_splash_equals_xla_with_gradients(name):
         return out, *back(cotangent)
 
     expected = gradients(lambda *a: _xla(*a, segments, causal))
-    found = gradients(lambda *a: attention.splash(*a, segments, causal=causal, interpret=True))
+    is_token = (segments.ids > 0)[..., None, None]
+
+    def splash(*qkv):
+        out = attention.splash(*qkv, segments, causal=causal, interpret=True)
+        return jnp.where(is_token, out, 0)
+
+    found = gradients(splash)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_places_that_cudnn_leaves_unwritten_spoil_neither_results_nor_gradients(name, monkeypatch):
+    qkv, cotangent, segments, causal = _arrays(name)
+    is_padding = (segments.ids == 0)[..., None, None]
+
+    @jax.custom_vjp
+    def unwritten(x):
+        return jnp.where(is_padding, jnp.nan, x)
+
+    def backward(_, cotangent):
+        return (jnp.where(is_padding, jnp.nan, cotangent),)
+
+    unwritten.defvjp(lambda x: (unwritten(x), None), backward)
+
+    def packed(q, k, v, segments, *, causal):
+        q, k, v = (unwritten(x) for x in (q, k, v))
+        clean = [jnp.where(is_padding, 0, x) for x in (q, k, v)]
+        return jnp.where(is_padding, jnp.nan, attention._xla(*clean, segments.ids, causal=causal))
+
+    monkeypatch.setattr(attention, "_cudnn_packed", packed)
+    monkeypatch.setattr(attention, "_check_cudnn", lambda q: None)
+
+    def run(implementation):
+        def attend(q, k, v):
+            return attention.attend(
+                q, k, v, segments,
+                causal=causal, implementation=implementation,
+                rules=sharding.REPLICATED, row_axis="batch",
+            )  # fmt: skip
+
+        out, back = jax.vjp(attend, *qkv)
+        return out, *back(cotangent)
+
+    for ours, theirs in zip(run("cudnn"), run("xla"), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_blocks_of_queries_equal_one_block(monkeypatch):

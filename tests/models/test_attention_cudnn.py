@@ -14,6 +14,7 @@ pytestmark = [
 # Lengths of the segments a row of 1024 places, static segments; query heads, kv heads, head size.
 _CASES = {
     "text_grouped_queries": ([[400, 113, 300], [1024], [1, 2, 700]], 6, (32, 8, 128), True),
+    "text_mostly_padding": ([[40, 9], [], [1000]], 8, (32, 8, 128), True),
     "text_one_kv_head": ([[7, 900], [512, 512], [1000]], 4, (8, 1, 64), True),
     "vision_head_64": ([[256, 512, 64], [900], [4, 4, 4, 4]], 8, (16, 16, 64), False),
     "vision_head_72": ([[36, 220, 700], [1024], [8]], 8, (16, 16, 72), False),

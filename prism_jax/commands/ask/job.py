@@ -200,6 +200,7 @@ def begin(
         param_dtype=policy.dtype,
         attention=policy.attention,
         remat="none",
+        lora=configuration.NO_LORA,
     )
     devices = devices_lib.open_devices(mesh, model, section="policy", place=place)
     if jax.process_count() > 1:
