@@ -110,7 +110,9 @@ def test_decoding_is_compiled_of_the_parameters_that_the_sampler_reads(tensor):
     )
     graphdef, params = nnx.split(model)
     spread = jax.device_put(params, mesh_lib.param_shardings(params, mesh, rules))
-    read = serving.prepare(graphdef, spread, dtype=jnp.bfloat16, donate=False)[1]
+    read = serving.prepare(
+        graphdef, spread, dtype=jnp.bfloat16, donate=False, mesh=mesh, rules=rules
+    )[1]
     found = {path: leaf.get_value() for path, leaf in nnx.to_flat_state(read)}
 
     # Two kv heads cannot be cut in four.

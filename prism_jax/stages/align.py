@@ -62,6 +62,7 @@ _MAY_DIFFER = (
     "prompts.cache_dir",
     "verifier.num_workers",
     "rollout.batch_responses",
+    "rollout.tensor",
     "rollout.chunk_tokens",
     "rollout.dump_every_steps",
     "train.num_threads",

@@ -73,7 +73,7 @@ def implementations(
         needed = f"JAX 0.11 or later, this is {jax.__version__}"
     if needed is not None:
         raise errors.InputError(f"{place} = {name!r} needs {needed}")
-    return name, "xla" if name == "splash" else name
+    return name, "pallas" if name == "splash" else name
 
 
 def main(argv: Sequence[str]) -> None:
@@ -82,7 +82,8 @@ def main(argv: Sequence[str]) -> None:
     _check(args)
     sampling = _sampling(args)
     files = model_files.of(args.model)
-    pretrained.config_of(files)  # its own words for what is wrong with it, before the tokenizer's
+    # Its own words for what is wrong with it, before the tokenizer's.
+    _check_tensor(args.tensor, pretrained.config_of(files)[1].text.num_kv_heads)
     words = processor.Processor.from_folder(files)
     pictures = [images.open_image(path) for path in args.image]
     messages = [chat.turn("system", args.system)] if args.system is not None else []
@@ -102,7 +103,9 @@ def main(argv: Sequence[str]) -> None:
     model = pretrained.load(args.model, mesh=mesh, rules=rules, dtype=dtype, param_dtype=dtype)
     if model.dtype == jnp.float32:
         jax.config.update("jax_default_matmul_precision", "highest")
-    graphdef, params = serving.prepare(model.graphdef, model.params, dtype=model.dtype, donate=True)
+    graphdef, params = serving.prepare(
+        model.graphdef, model.params, dtype=model.dtype, donate=True, mesh=mesh, rules=rules
+    )
     jax.block_until_ready(params)
     loaded = time.perf_counter()
     _say(
@@ -113,12 +116,14 @@ def main(argv: Sequence[str]) -> None:
     sampler = engine.Engine(
         graphdef=graphdef,
         config=model.config,
-        shapes=engine.Shapes(prompt_tokens=128, row_patches=256, row_images=4),
+        shapes=engine.Shapes(prompt_tokens=128, prompt_patches=256, prompt_images=4),
         prefill_implementation=prefill,
         decode_implementation=decode,
         chunk_tokens=64,
+        num_slots=None,
         mesh=mesh,
         rules=rules,
+        say=_say,
     )
     rollout = sampler.generate(
         params,
@@ -132,6 +137,11 @@ def main(argv: Sequence[str]) -> None:
     how = "ended by itself" if rollout.ended[0] else f"cut at --max_new_tokens={length}"
     _say(f"{length} tokens in {seconds:.1f} s, compilation included; {how}")
     sys.stdout.write(words.decode(rollout.tokens[0, :length]) + "\n")
+
+
+def _check_tensor(tensor: int, num_kv_heads: int) -> None:
+    if num_kv_heads % tensor:
+        raise errors.InputError(f"--tensor must divide {num_kv_heads} kv heads, got {tensor}")
 
 
 def _check(args: argparse.Namespace) -> None:

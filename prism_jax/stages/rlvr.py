@@ -46,6 +46,7 @@ _MAY_DIFFER = (
     "reference.folder",
     "rewards.num_workers",
     "rollout.batch_responses",
+    "rollout.tensor",
     "rollout.chunk_tokens",
     "rollout.dump_every_steps",
     "train.num_threads",

@@ -99,6 +99,18 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def say_once() -> Callable[[str], None]:
+    """Return a `say` that leaves out a line which is the same as the one before."""
+    last = [""]
+
+    def say_if_new(line: str) -> None:
+        if line != last[0]:
+            last[0] = line
+            say(line)
+
+    return say_if_new
+
+
 def open_devices(
     mesh: configuration.Mesh,
     model: configuration.Model,

@@ -117,7 +117,8 @@ _TABLE = {
             "rollout.chunk_tokens": 8,
             "rollout.batch_responses": 2,
         }
-    ),
+    )
+    | field_tables.ROLLOUT_MESH,
     judged: field_tables.each(
         {
             "rewards.judge": "official",
