@@ -231,6 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
     record = _RECORDS[args.record](args.size)
     given = sys.argv[1:] if arguments is None else arguments
     record |= {
+        "ratio": float(record["ratio"]),
+        "is_met": bool(record["is_met"]),
         "record": args.record,
         "size": args.size,
         "device": f"{jax.devices()[0].device_kind} x {len(jax.devices())}",

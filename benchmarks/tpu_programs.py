@@ -18,7 +18,6 @@ from models.config import Qwen3VLConfig
 from prism_jax import mesh as mesh_lib
 from prism_jax import metrics, optim, train_state, train_step
 from prism_jax.losses import logprob, reduce, sft
-from prism_jax.rollout import serving
 
 # forward: log-prob of every next token, or scores; gradient: of the loss; train: gradient and AdamW
 # in place; decode: one token a slot, 16 slots a prompt.
@@ -167,14 +166,12 @@ def abstract_sampler(case: Case, mesh: Mesh, rules: sharding.Rules) -> tpu_rollo
     """Return what `rollout.serving.prepare` makes of the model, as shapes with their shardings."""
     make, config = _maker(case, rules), MODELS[case.model]
 
-    def make_joined(rngs: nnx.Rngs) -> nnx.Module:
+    def make_apart(rngs: nnx.Rngs) -> nnx.Module:
         model = make(rngs)
         model.text.unstack()
-        heads = serving.is_cut_between_heads(mesh, rules, config.text.num_kv_heads)
-        model.text.join(heads=heads)
         return model
 
-    graphdef, params = _abstract(make_joined, jnp.bfloat16, mesh, rules)
+    graphdef, params = _abstract(make_apart, jnp.bfloat16, mesh, rules)
     return tpu_rollout.Sampler(
         graphdef=graphdef, params=params, config=config, mesh=mesh, rules=rules
     )

@@ -37,7 +37,7 @@ def prepare(
     donate: bool,
     mesh: Mesh | None,
     rules: sharding.Rules,
-    join: bool = True,
+    join: bool | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Return graph and parameters with the decoder's layers one by one, cast to `dtype`.
 
@@ -46,9 +46,12 @@ def prepare(
         lie on the device together.
       mesh: where the result lies, by its logical axes; of the devices of `params`, in their order
         (see `layout.mesh`). None: JAX decides.
-      join: join q, k, v and gate, up. Where the mesh cuts a kv head, or queries otherwise than
-        keys, q, k and v stay apart.
+      join: join q, k, v and gate, up; None: unless on a TPU, where a chunk would copy the joined
+        ones to another layout. Where the mesh cuts a kv head, or queries otherwise than keys, q, k
+        and v stay apart.
     """
+    if join is None:
+        join = jax.default_backend() != "tpu"
     values = {path: param[...] for path, param in nnx.to_flat_state(params)}
     model = nnx.eval_shape(lambda: _unstack(graphdef, params, mesh, rules, join=join))
     new_graph, abstract = nnx.split(model)

@@ -295,7 +295,7 @@ def asked_of_the_engine(sampler: rollouts.Sampler, num_prompts: int) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Engine, "generate", generate)
         patch.setattr(serving, "prepare", lambda graphdef, params, **_: (graphdef, params))
-        sampler(None, [None] * num_prompts, jax.random.key(0))
+        sampler(nnx.State({}), [None] * num_prompts, jax.random.key(0))
     return found
 
 
