@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from models.config import Qwen3VLConfig
 
@@ -71,15 +73,16 @@ class Plan:
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> int | None:
-    """Return the memory that is free on the fullest of this process's devices."""
-    stats = [device.memory_stats() for device in devices if device.process_index == _process()]
-    if not stats or any(one is None or "bytes_limit" not in one for one in stats):
-        return None
-    return min(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
-
-
-def _process() -> int:
-    return jax.process_index()
+    """Return the memory that is free on the fullest device, the same in every process."""
+    own = [d.memory_stats() for d in devices if d.process_index == jax.process_index()]
+    is_known = bool(own) and all(one is not None and "bytes_limit" in one for one in own)
+    free = min(one["bytes_limit"] - one["bytes_in_use"] for one in own) if is_known else None
+    if jax.process_count() == 1:
+        return free
+    # In MiB: arrays hold no larger integers than 32 bits.
+    told = np.int32(-1 if free is None else free >> 20)
+    least = int(np.min(multihost_utils.process_allgather(told)))
+    return None if least < 0 else least << 20
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -107,7 +110,7 @@ def make(config: Qwen3VLConfig, work: Work, limits: Limits) -> Plan:
     def plan(classes: tuple[tuple[int, int], ...]) -> Plan:
         slots = sum(rows for rows, _ in classes)
         # Prompts whose last responses still run stand beside those that the others read.
-        held = min(groups, slots, 2 * math.ceil(slots / width) + 1)
+        held = min(groups, slots, 3 * math.ceil(slots / width))
         return Plan(
             num_parts=limits.num_parts,
             classes=tuple(one for one in classes if one[0]),
