@@ -115,13 +115,6 @@ def _base(size: str) -> ConfigDict:
         num_responses=row.num_responses,
         max_tokens=row.max_response_tokens,
     )
-    if is_large:
-        # 16 on each of 8 devices. A token's keys and values take 2 x 36 layers x 8 heads x 128 x 2
-        # bytes, so a response with its prompt up to 10 240 x 147 456 = 1.5 GB, 16 of them 24.2 GB,
-        # beside weights and moments, 12 bytes a parameter, and the sampler's weights, 2 bytes, all
-        # spread over 8 devices: 7.8 GB for 4B, 15.3 GB for 8B. In all 32 or 40 GB of the 60 that
-        # JAX takes of 80; 256 at a time would need 56 or 64, with XLA_PYTHON_CLIENT_MEM_FRACTION.
-        config.rollout.batch_responses = 128
     config.rewards = sampled.rewards(is_official=False)
     # Source: PRISM verl/verl/trainer/ppo/core_algos.py compute_grpo_outcome_advantage: eps 1e-6.
     config.advantage = ConfigDict(

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models import attention, layers, moe, rope, sharding
+from models import attention, decode_attention, layers, moe, rope, sharding
+from models.cache import Cache
 from models.config import TextConfig
 from models.inputs import Segments
 from models.shared import SharedPrompts, collapse, expand
@@ -41,17 +42,6 @@ def join_norms(q: Float[Array, "*L H"], k: Float[Array, "*L H"], *, groups: int)
 def join_gate_up(gate: Float[Array, "*L D F"], up: Float[Array, "*L D F"]) -> jax.Array:
     """Return one kernel [*L, D, 2, F]."""
     return jnp.stack([gate, up], axis=-2)
-
-
-def write(
-    cache: Float[Array, "B S K H"], new: Float[Array, "B 1 K H"], lengths: Int[Array, "B"]
-) -> Float[Array, "B S K H"]:
-    """Write one token at place `lengths` of each row's cache."""
-    rows = jnp.arange(cache.shape[0])
-    # Without the promise that no place is written twice a GPU may write with atomics.
-    return cache.at[rows, lengths].set(
-        new[:, 0].astype(cache.dtype), unique_indices=True, indices_are_sorted=True, mode="drop"
-    )
 
 
 class Attention(nnx.Module):
@@ -237,15 +227,21 @@ class DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "B 1 D"],
         angles: tuple[jax.Array, jax.Array],
-        keys: Float[Array, "B S K H"],
-        values: Float[Array, "B S K H"],
-        lengths: Int[Array, "B"],
-        implementation: attention.Implementation,
-    ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        """Write one token at place `lengths` of each row's cache and attend to all up to it."""
+        layer: Cache,
+        implementation: decode_attention.Implementation,
+    ) -> tuple[Float[Array, "B 1 D"], tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        """Read one token a row; return the output, and the layer's keys and values with it."""
         q, k, v = self.attn.project(self.input_norm(x), angles)
-        keys, values = write(keys, k, lengths), write(values, v, lengths)
-        mixed = attention.attend_decode(q, keys, values, lengths + 1, implementation=implementation)
+        mixed, keys, values = decode_attention.attend(
+            q, k, v, layer, implementation=implementation, rules=self.rules
+        )
         x = x + self.attn.o(mixed.reshape(*x.shape[:2], -1))
-        x, _ = self.feed_forward(x, jnp.ones(x.shape[:2], jnp.int32), None)
+        if self.moe is None:
+            x = x + self.mlp(self.post_norm(x))
+        else:
+            is_running = layer.is_running
+            if is_running is None:
+                is_running = jnp.ones(x.shape[0], bool)
+            x = x + self.moe.decode(self.post_norm(x), is_running)
+        x = sharding.constrain(x, self.rules, "batch", "act_length", "act_embed")
         return x, keys, values

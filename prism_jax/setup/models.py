@@ -55,6 +55,18 @@ def together(starts: Mapping[str, Start]) -> Start:
     )
 
 
+def say_once() -> Callable[[str], None]:
+    """Return a `say` that leaves out a line which is the same as the one before."""
+    last = [""]
+
+    def say_if_new(line: str) -> None:
+        if line != last[0]:
+            last[0] = line
+            progress.say(line)
+
+    return say_if_new
+
+
 def keep_files(
     model: configuration.Model, workdir: pathlib.Path, *, name: str = model_files.FOLDER
 ) -> pathlib.Path:

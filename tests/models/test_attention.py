@@ -139,19 +139,6 @@ def test_long_rows_of_any_size_need_memory_for_a_block_of_queries_only(places):
     assert memory.temp_size_in_bytes < 0.3 * whole
 
 
-def test_decoding_reads_only_the_places_in_use():
-    (q, k, v), _, _, _ = _arrays("text_grouped_queries")
-    lengths = jnp.array([3, 250])
-    found = attention.attend_decode(q[:, :1], k, v, lengths, implementation="xla")
-    for row, length in enumerate([3, 250]):
-        ids = np.zeros((1, 256), int)
-        ids[0, :length] = 1
-        one = [x[row : row + 1] for x in (q, k, v)]
-        rolled = np.roll(np.asarray(one[0]), length - 1, 1)  # the first query at the last place
-        expected = _reference(rolled, one[1], one[2], ids, causal=True)[:, length - 1]
-        np.testing.assert_allclose(found[row], expected, atol=1e-5)
-
-
 def test_combinations_that_are_not_supported_raise():
     (q, k, v), _, segments, _ = _arrays("text_grouped_queries")
 
@@ -173,6 +160,4 @@ def test_combinations_that_are_not_supported_raise():
     if jax.__version_info__ < (0, 11):
         with pytest.raises(NotImplementedError, match=r"JAX 0\.11"):
             attend("cudnn", jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match="cannot decode"):
-        attention.attend_decode(q[:, :1], k, v, jnp.array([3, 4]), implementation="splash")
     assert segments.ids.shape == (2, 256)

@@ -45,16 +45,25 @@ def _model():
 @functools.cache
 def _rollout():
     graphdef, params, config = _model()
-    graphdef, params = serving.prepare(graphdef, params, dtype=jnp.float32, donate=False)
+    graphdef, params = serving.prepare(
+        graphdef,
+        params,
+        dtype=jnp.float32,
+        donate=False,
+        mesh=None,
+        rules=sharding.REPLICATED,
+    )
     sampler = engine.Engine(
         graphdef=graphdef,
         config=config,
-        shapes=engine.Shapes(prompt_tokens=32, row_patches=96, row_images=4),
+        shapes=engine.Shapes(prompt_tokens=32, prompt_patches=96, prompt_images=4),
         prefill_implementation="xla",
         decode_implementation="xla",
         chunk_tokens=64,
+        num_slots=None,
         mesh=None,
         rules=sharding.REPLICATED,
+        say=print,
     )
     sampling = Sampling(
         temperature=_TEMPERATURE,

@@ -306,19 +306,24 @@ def a_store(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
+_TWO_DEVICES = {"mesh.num_devices": 2}
+ROLLOUT_MESH = {"rollout.tensor": (_TWO_DEVICES, _TWO_DEVICES | {"rollout.tensor": 2})}
+
+
 def asked_of_the_engine(sampler: rollouts.Sampler, num_prompts: int) -> Any:
     """Return what a step of a sampler asks of the engine."""
     found = []
 
-    def generate(self, params, prompts, sampling, key, *, num_responses, first_prompt):
-        found.append((self.chunk_tokens, sampling, num_responses, len(prompts), first_prompt))
+    def generate(self, params, prompts, sampling, key, *, num_responses):
+        found.append((self.chunk_tokens, self.num_slots, dict(self.mesh.shape)))
+        found.append((sampling, num_responses, len(prompts)))
         empty = np.zeros((0, 1))
         return engine.Rollout(tokens=empty, logprobs=empty, lengths=empty[:, 0], ended=empty[:, 0])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Engine, "generate", generate)
         patch.setattr(serving, "prepare", lambda graphdef, params, **_: (graphdef, params))
-        sampler(None, [None] * num_prompts, jax.random.key(0))
+        sampler(nnx.State({}), [None] * num_prompts, jax.random.key(0))
     return found
 
 

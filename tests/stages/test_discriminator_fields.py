@@ -137,7 +137,8 @@ _ALIGN = {
             "rollout.batch_responses": 4,
         }
     )
-    | field_tables.cuts(),
+    | field_tables.cuts()
+    | field_tables.ROLLOUT_MESH,
     probes.policy_optimizer: field_tables.optim("optim."),
     probes.discriminator_optimizer: field_tables.optim("discriminator.optim."),
     probes.policy_model: field_tables.sizes("model.sizes."),

@@ -129,7 +129,8 @@ _TABLE = {
             "rollout.batch_responses": 2,
         }
     )
-    | field_tables.cuts(),
+    | field_tables.cuts()
+    | field_tables.ROLLOUT_MESH,
     judged: field_tables.each(
         {
             "rewards.judge": "official",
