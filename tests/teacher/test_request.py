@@ -12,7 +12,7 @@ from prism_jax.data import data_urls, images, prompts, records
 from prism_jax.teacher import request
 from tests import data_files
 
-_ASKING = request.Asking(model="teacher", instruction="", options={"max_tokens": 5})
+_ASKING = request.Settings(model="teacher", instruction="", options={"max_tokens": 5})
 
 
 def _image(data: bytes) -> records.Image:
