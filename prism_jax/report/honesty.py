@@ -186,7 +186,7 @@ def _changed(measured: Sequence[Panel]) -> str:
     note = (
         '<p class="note">How far a score moves on average, and how often the teacher is still '
         "scored above the student. A discriminator that does not look at pictures moves by 0; "
-        "one that reads a segment without its name is not tested on the other name. "
+        "one that does not know the name of its segment is not tested with the other name. "
         "Where captions are compared with cots no score moves: one share high and the other low "
         "means that the scores of the two kinds lie at different levels."
         + (f" Standard deviation of the scores: {deviations}." if deviations else "")

@@ -252,7 +252,7 @@ def _evaluation(folder: pathlib.Path) -> Evaluation | None:
     run = small_files.read(folder / "run.json", _IDENTITY)
     draw = next((name for name in ("greedy", "samples") if name in summary), None)
     if run is None or draw is None:
-        missing = "run.json" if run is None else "what `evaluate` writes into summary.json"
+        missing = "run.json" if run is None else "the result of `evaluate` in summary.json"
         raise errors.InputError(f"{folder}: {missing} is missing")
     rates, prompts = summary[draw], run["config"]["prompts"]
     return Evaluation(

@@ -20,6 +20,8 @@ class Mathematics(Protocol):
     def __call__(self, method: str, answer: str, truth: str) -> bool: ...
 
 
+# The mark of an empty list of equivalent answers in the released files.
+NO_EQUIVALENT = "__EMPTY__"
 _UNITS = (
     "°|°C|°F|%|meters?|cm|mm|km|inches?|ft|feet|kg|mg|lb|lbs|pounds?|"
     "seconds?|sec|minutes?|min|hours?|hr|days?|years?|"
@@ -65,10 +67,10 @@ def is_correct_by_extraction(
 ) -> bool:
     """Judge by math-verify's extraction alone (data sources `math-77k`, `visual_logic-26k`).
 
-    An equivalent answer `__EMPTY__` anywhere in the list voids the whole list.
+    `NO_EQUIVALENT` anywhere in the list voids the whole list.
     """
     accepted = [truth]
-    if "__EMPTY__" not in equivalent_answers:
+    if NO_EQUIVALENT not in equivalent_answers:
         accepted.extend(equivalent_answers)
     return any(
         mathematics("official_extraction", answer, accepted_answer) for accepted_answer in accepted

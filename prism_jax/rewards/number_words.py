@@ -18,8 +18,19 @@ _TENS = {
 }
 _TIMES = {"hundred": 100, "dozen": 12}
 _GROUPS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
-          "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}  # fmt: skip
+_PARTS = {
+    "half": 2,
+    "halve": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+}
 _NUMBER = "|".join(("an?", *_ONES))
 _FRACTION = re.compile(
     rf"(?:(?P<n>{_NUMBER})[- ](?P<d>{'|'.join(_PARTS)})s?|(?P<half>half))(?![A-Za-z-])",

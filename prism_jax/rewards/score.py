@@ -173,4 +173,4 @@ def _accepted(equivalent_answers: tuple[str, ...]) -> tuple[str, ...]:
 
     Source: PRISM verl/verl/utils/reward_score/math_verify_with_format.py:89.
     """
-    return () if "__EMPTY__" in equivalent_answers else equivalent_answers
+    return () if answer_official.NO_EQUIVALENT in equivalent_answers else equivalent_answers

@@ -23,9 +23,17 @@ _LATEX = (
     ),
 )
 _FAILURES = (
-    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError,
-    ValueError, sympy.SympifyError, sympy.polys.polyerrors.BasePolynomialError, AssertionError,
-)  # fmt: skip
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    sympy.SympifyError,
+    sympy.polys.polyerrors.BasePolynomialError,
+    AssertionError,
+)
 _TRUTH_TARGETS = (
     parser.LatexExtractionConfig(),
     parser.ExprExtractionConfig(),

@@ -25,7 +25,7 @@ _START_SECONDS = 120.0
 
 
 class _NeedsMathematicsError(Exception):
-    """The fast rules cannot decide a task."""
+    """A task that the fast rules cannot decide."""
 
 
 def _defer(method: str, answer: str, truth: str) -> bool:
@@ -220,7 +220,7 @@ class JudgePool:
             self.close()
             raise RuntimeError(
                 f"a judging process could not start within {_START_SECONDS} s; "
-                "what it wrote to standard error says why"
+                "see its messages on standard error"
             )
         self.num_restarts += 1
         self._start()

@@ -52,19 +52,19 @@ class Event(enum.StrEnum):
 
 
 class FailedError(Exception):
-    """All attempts of a request failed."""
+    """The failure of all attempts of a request."""
 
 
 class RefusedError(Exception):
-    """The endpoint refuses this request."""
+    """The refusal of a request by the endpoint."""
 
 
 class FatalError(Exception):
-    """No request can succeed now."""
+    """A failure that all requests would meet."""
 
 
 class StoppedError(Exception):
-    """The job is stopping."""
+    """The end of the job during a request."""
 
 
 class _PassingError(Exception):
@@ -78,8 +78,8 @@ class _PassingError(Exception):
 class Patience:
     """Limits on the attempts and the waits of a request."""
 
-    deadline_seconds: float  # of one attempt, from connecting to the last byte
-    max_attempts: int  # of one request
+    deadline_seconds: float  # of an attempt, from connecting to the last byte
+    max_attempts: int  # of a request
     backoff_seconds: float  # before the second attempt; doubles with each further one
     max_wait_seconds: float  # between attempts; a longer `Retry-After` ends the job
 
