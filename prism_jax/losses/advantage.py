@@ -231,9 +231,9 @@ def rlvr_v2(
 ) -> Float[Array, "B"]:
     """Return `rlvr` with r = w_acc · accuracy + w_fmt · (1 − F) − p_W · W − p_F · F.
 
-    Invalid and wrong: as in `rlvr`, and their penalties stand inside r, so they are normalised
-    with it. A group of one: r itself, penalties included. Equal r: GN(r) = 0 even when all
-    are wrong or all invalid.
+    Invalid and wrong: as in `rlvr`, and their penalties are part of r, so they are normalised with
+    the group. A group of one: r itself, penalties included. Equal r: GN(r) = 0 even if all are
+    wrong or all invalid.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:497.
     """
     aligned = _aligned(scores, num_groups, eps, weights)

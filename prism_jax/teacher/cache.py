@@ -84,7 +84,7 @@ class Cache:
 
 
 def _read(path: pathlib.Path) -> tuple[str, reply.Reply] | None:
-    entry = small_files.read(path, _ENTRY, remedy="delete it to have it asked again")
+    entry = small_files.read(path, _ENTRY, remedy="delete it to request it again")
     if entry is None:
         return None
     stored = entry["reply"]
