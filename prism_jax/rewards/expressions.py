@@ -1,4 +1,4 @@
-"""Decide what is mathematics, and write it as the LaTeX that math-verify reads."""
+"""Recognise mathematical expressions, and convert them to LaTeX for math-verify."""
 
 import re
 
@@ -9,7 +9,7 @@ _FUNCTION = {
     "arccos", "arctan", "sinh", "cosh", "tanh", "det", "max", "min", "lim", "mod", "gcd", "lcm",
 }  # fmt: skip
 _NAMES = "|".join(sorted(_FUNCTION - {"sqrt", "abs", "mod", "lcm"}, key=len, reverse=True))
-# `H2O` is no product, and a number with an index has another base.
+# `H2O` is not a product, and an index after a number is its base.
 _INDEX = re.compile(r"[A-Za-z]\d|\d_")
 _NO_INDEX = re.compile(rf"\\[A-Za-z]+|(?i:{_NAMES}|sqrt)(?=\d)|(?<=\d)[eE](?=[-+]?\d)")
 _SHORT_WORDS = {
@@ -26,7 +26,7 @@ RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|notin|subset)(?![A-Za-z])|[<>]")
 
 
 def comparable(answer: str, truth: str) -> tuple[str, str] | None:
-    """Return both texts as LaTeX for one comparison; None where they cannot be equal."""
+    """Return both texts as LaTeX for a comparison, None if they cannot be equal."""
     if not is_expression(answer) or not is_expression(truth):
         return None
     if not _TRIGONOMETRY.search(answer + truth) and ("°" in answer) != ("°" in truth):
@@ -39,7 +39,7 @@ def comparable(answer: str, truth: str) -> tuple[str, str] | None:
         given, wanted = (_SEGMENT.sub(r"{\1_{\2}}", text) for text in (given, wanted))
     letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", t))) for t in (given, wanted)]
     if any(letter.swapcase() in letters[1] - letters[0] for letter in letters[0] - letters[1]):
-        return None  # math-verify has no regard to case
+        return None  # math-verify ignores case
     related = [bool(RELATION.search(text)) for text in (given, wanted)]
     intervals = any(re.search(r"\\infty|\\cup|^[\[(].*,", text) for text in (given, wanted))
     if related[0] != related[1] and not intervals:
@@ -48,7 +48,7 @@ def comparable(answer: str, truth: str) -> tuple[str, str] | None:
 
 
 def has_prose(text: str) -> bool:
-    """Say whether words that are no functions and no LaTeX stand in an expression."""
+    """Return whether an expression contains words that are neither functions nor LaTeX."""
     words = re.findall(r"(?<!\\)\b[A-Za-z]{3,}\b", text)
     return any(word.lower() not in _FUNCTION for word in words)
 
@@ -68,7 +68,7 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def is_expression(text: str) -> bool:
-    """Say whether a text is mathematics and nothing else: no prose, no time, no date, no name."""
+    """Return whether a text is only mathematics, without prose, time, date or name."""
     if not _OPERATOR.search(text) or _RANGE_OR_DATE.fullmatch(text):
         return False
     if ":" in text or text.count("|") % 2:

@@ -203,7 +203,7 @@ class Answers:
             return not_asked
         try:
             found = self._client.ask(request.body(row, self._asking), unusable=self._pay_unusable)
-            self.cache.put(key, model=self._asking.model, found=found)
+            self.cache.put(key, found, model=self._asking.model)
             self._pay(found.usage)
         except client.StoppedError:
             return not_asked

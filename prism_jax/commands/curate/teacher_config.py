@@ -144,9 +144,9 @@ class Teacher(configuration.Section):
             found.append("prices must be given with a budget, got 0")
         return found
 
-    def asking(self) -> request.Asking:
+    def asking(self) -> request.Settings:
         """Return what is the same in all requests."""
-        return request.Asking(
+        return request.Settings(
             model=self.endpoint.model,
             instruction=self.instruction,
             options=self.sampling.options(),

@@ -118,7 +118,7 @@ def make_advantages(
         by_segment = {}
         for name, segment in scores.items():
             # Not rounded again: the released rewards leave bfloat16 right behind the head.
-            _, student = pairwise.ready(
+            _, student = pairwise.corrected_scores(
                 segment.segment(),
                 beta=betas.get(name),
                 score_clip=discriminator.score_clip,
