@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     _check(args)
     sampling = _sampling(args)
     files = model_files.of(args.model)
-    pretrained.config_of(files)  # its own words for what is wrong with it, before the tokenizer's
+    pretrained.config_of(files)  # reports a wrong config.json before the tokenizer fails on it
     words = processor.Processor.from_folder(files)
     pictures = [
         images.open_image(path, limit_pixels=args.limit_image_pixels) for path in args.image
@@ -115,25 +115,23 @@ def main(argv: Sequence[str]) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse numbers out of range before anything is loaded."""
-    for name, least, most in (
-        ("seed", 0, 2**32 - 1),
-        ("max_new_tokens", 1, 2**20),
-        ("tensor", 1, 2**16),
-        ("limit_image_pixels", 1, images.LARGEST_LIMIT_PIXELS),
+    for name, value, least, most in (
+        ("seed", args.seed, 0, 2**32 - 1),
+        ("max_new_tokens", args.max_new_tokens, 1, 2**20),
+        ("tensor", args.tensor, 1, 2**16),
+        ("limit_image_pixels", args.limit_image_pixels, 1, images.LARGEST_LIMIT_PIXELS),
     ):
-        value = args.__getattribute__(name)
         if not least <= value <= most:
             raise errors.InputError(f"--{name} must be between {least} and {most}, got {value}")
     if not math.isfinite(args.temperature):
         raise errors.InputError(f"--temperature must be a number, got {args.temperature}")
-    for name in ("prompt", "system"):
-        text = args.__getattribute__(name)
+    for name, text in (("prompt", args.prompt), ("system", args.system)):
         if text is not None and not text.isprintable() and _has_surrogates(text):
             raise errors.InputError(f"--{name} must be UTF-8")
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
-    """Return how the answer is drawn, without the tokens that end it."""
+    """Return the sampling settings, without the end tokens, which the tokenizer knows."""
     try:
         return Sampling(
             temperature=args.temperature,
@@ -147,7 +145,7 @@ def _sampling(args: argparse.Namespace) -> Sampling:
 
 
 def _has_surrogates(text: str) -> bool:
-    """Say whether bytes that are no UTF-8 stand in an argument, as Python passes them on."""
+    """Return whether an argument holds bytes that are not UTF-8, which Python escapes."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
