@@ -202,7 +202,7 @@ def _thin_image(root: pathlib.Path) -> str:
 
 
 def _huge_image(root: pathlib.Path) -> str:
-    return tiny_checkpoint.picture(root, "huge.png", (8000, 7000)).name
+    return tiny_checkpoint.picture(root, "huge.png", (8000, 8000)).name
 
 
 @pytest.mark.parametrize(
