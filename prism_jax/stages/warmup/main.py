@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from prism_jax.checkpoints import model_files
+from prism_jax.running import loop
 from prism_jax.running import run as run_lib
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
