@@ -12,7 +12,7 @@ Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 millio
   train_vision  4b, 8b: train the vision tower and its mergers too
 
 4b and 8b: not run here. Source: PRISM README §6 (learning rate 1e-5, cosine, warm-up 0.1, 1 epoch,
-8192 tokens) and, for what it leaves open, the defaults of LLaMA-Factory, which it trains with.
+8192 tokens) and, for the rest, the defaults of LLaMA-Factory, with which it trains.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -71,7 +71,7 @@ def get_config(arg: str = "4b") -> ConfigDict:
     config.optim = _optim(row.peak)
     if is_large and "train_vision" not in options:
         # Source: LLaMA-Factory freeze_vision_tower and freeze_multi_modal_projector, both on
-        # unless asked otherwise; neither README nor paper say what the published run did.
+        # by default; neither README nor paper name the setting of the published run.
         config.optim.frozen = ("vision/.*",)
     config.evaluate = ConfigDict(
         {

@@ -43,6 +43,11 @@ ACTIVATION_AXES = (
 MeshAxes = None | str | tuple[str, ...]
 
 
+def as_tuple(axes: MeshAxes) -> tuple[str, ...]:
+    """Return the mesh axes of one entry of the rules, or of one dimension of a partition."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """Map logical axes to mesh axes; an axis without a rule is an error, None means replicated."""
@@ -55,13 +60,13 @@ class Rules:
         if unknown:
             raise ValueError(f"sharding rules name unknown logical axes {unknown}, known: {known}")
 
-    def mesh_axes(self, axis: str | None) -> MeshAxes:
-        """Return the mesh axes of one logical axis."""
+    def mesh_axes(self, axis: str | None) -> tuple[str, ...]:
+        """Return the mesh axes of one logical axis; none where it is replicated."""
         if axis is None:
-            return None
+            return ()
         for name, mesh_axes in self.pairs:
             if name == axis:
-                return mesh_axes
+                return as_tuple(mesh_axes)
         raise ValueError(f"sharding rules hold no entry for the logical axis {axis!r}")
 
 
@@ -76,7 +81,7 @@ def spec(rules: Rules, *axes: str | None) -> PartitionSpec:
     parts = [rules.mesh_axes(axis) for axis in axes]
     used: dict[str, str | None] = {}
     for axis, part in zip(axes, parts, strict=True):
-        for mesh_axis in (part,) if isinstance(part, str) else part or ():
+        for mesh_axis in part:
             if mesh_axis in used:
                 raise ValueError(
                     f"sharding rules put the logical axes {used[mesh_axis]!r} and {axis!r} of one "

@@ -4,7 +4,7 @@
 
 The file gives a locked ConfigDict, so that an override of a field that does not exist is refused.
 `parse` turns it into the dataclass of a stage: every field must be there, nothing else may be, each
-has its type, and each struct says what is wrong with its values. All that is wrong is told at once.
+has its type, and each struct checks its values. All problems are reported at once.
 """
 
 import dataclasses
@@ -27,14 +27,16 @@ _NONE = re.compile(r"--config\.([\w.]+)=None")
 
 Dtype = Literal["float32", "bfloat16"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
+# As `models.text.Remat`, which a command without a model does not load.
+Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a configuration; `problems` is asked when all types are right."""
+    """A part of a configuration; `problems` is called when all types are right."""
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the values, each beginning with the field's name."""
+        """Return the problems of the values, each beginning with the field's name."""
         return []
 
 
@@ -72,10 +74,10 @@ class Axes(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh(Section):
-    """Say how arrays lie on devices."""
+    """The devices, and the rules that lay arrays on them."""
 
     axes: Axes
-    num_devices: int | None  # the first so many; None: all
+    num_devices: int | None  # use only the first; None: all
     is_distributed: bool | None  # several processes; None: where a cluster is detected
     rules: tuple[tuple[str, str | tuple[str, ...] | None], ...]  # instead of the usual ones
 
@@ -107,34 +109,45 @@ class Sizes(Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         numbers = [f.name for f in dataclasses.fields(self) if f.type is int]
-        found = at_least(self, 1, *numbers)
+        problems = at_least(self, 1, *numbers)
         if self.head_dim % 8:
-            found.append(f"head_dim must be a multiple of 8 for M-RoPE, got {self.head_dim}")
-        return found
+            problems.append(f"head_dim must be a multiple of 8 for M-RoPE, got {self.head_dim}")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model(Section):
-    """Say which model is trained and how it is computed."""
+class Trained(Section):
+    """A trained model: its origin, and the memory that its gradient takes."""
 
     # Hugging Face folder, converted folder or the workdir of a stage; with init="random" a folder
     # with tokenizer, chat template and image settings.
     folder: str = free()
     init: Literal["pretrained", "random"]
     sizes: Sizes | None  # exactly when init is "random"
-    dtype: Dtype  # of activations and matmuls
-    param_dtype: Dtype  # of the master weights
-    attention: Attention = free()
-    remat: Literal["none", "full", "save_attention", "save_attention_and_dots"]
+    remat: Remat
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = not_empty(self, "folder")
+        problems = not_empty(self, "folder")
         if (self.sizes is not None) != (self.init == "random"):
-            found.append("sizes must be given exactly when init is 'random'")
+            problems.append("sizes must be given exactly when init is 'random'")
+        return problems
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Trained):
+    """The trained model of a stage, with the types and the attention of all its models."""
+
+    dtype: Dtype  # of activations and matmuls
+    param_dtype: Dtype  # of the master weights
+    attention: Attention = free()
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        problems = super().problems()
         if self.dtype == "float32" and self.param_dtype == "bfloat16":
-            found.append("param_dtype must be float32 when dtype is float32, got bfloat16")
-        return found
+            problems.append("param_dtype must be float32 when dtype is float32, got bfloat16")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,15 +172,15 @@ class Optim(Section):
 
     def problems(self) -> list[str]:
         """See `Section`; `training.optim.adamw` checks the rest, with the parameters at hand."""
-        found = [] if self.peak > 0 else [f"peak must be > 0, got {self.peak}"]
+        problems = [] if self.peak > 0 else [f"peak must be > 0, got {self.peak}"]
         if (self.warmup_steps is None) == (self.warmup_fraction is None):
-            found.append("warmup_steps and warmup_fraction: exactly one must be given")
-        return found
+            problems.append("warmup_steps and warmup_fraction: exactly one must be given")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint(Section):
-    """Say what is saved."""
+    """The checkpoints of a run."""
 
     save_every_steps: int
     num_kept: int
@@ -179,7 +192,7 @@ class Checkpoint(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resume(Section):
-    """Say how a workdir that holds checkpoints is continued."""
+    """The continuation of a workdir that holds checkpoints."""
 
     step: int | None  # an older checkpoint to go back to; None: the newest
     allow_mismatch: bool  # continue a run of another configuration all the same
@@ -187,7 +200,7 @@ class Resume(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log(Section):
-    """Say what a user sees besides metrics.jsonl and TensorBoard, which are always there."""
+    """The output besides metrics.jsonl and TensorBoard, which are always written."""
 
     line_every_steps: int  # between progress lines where standard error is no terminal
     wandb_project: str  # empty: no Weights & Biases
@@ -271,8 +284,8 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
     except (flags.Error, OSError, ValueError, TypeError, AttributeError) as error:
         # An error inside the configuration file comes with its whole traceback; its end says it.
         last = str(error).strip().rpartition("\n")[2]
-        told = last if "Traceback" in str(error) else error
-        raise errors.InputError(f"{command}: {told}") from error
+        message = last if "Traceback" in str(error) else error
+        raise errors.InputError(f"{command}: {message}") from error
     return config, values["workdir"].value
 
 
@@ -343,7 +356,7 @@ def _value(kind: Any, value: Any, place: str, wrong: list[str]) -> Any:
             return float(value)
     elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    wrong.append(f"{place} must be {_told(kind)}, got {value!r}")
+    wrong.append(f"{place} must be {_kind_name(kind)}, got {value!r}")
     return None
 
 
@@ -356,26 +369,26 @@ def _union(kind: Any, value: Any, place: str, wrong: list[str]) -> Any:
                 return None
             continue
         tried = []
-        found = _value(option, value, place, tried)
+        parsed = _value(option, value, place, tried)
         if not tried:
-            return found
+            return parsed
         if isinstance(option, type) and issubclass(option, Section) and value is not None:
             wrong += tried
             return None
-    wrong.append(f"{place} must be {_told(kind)}, got {value!r}")
+    wrong.append(f"{place} must be {_kind_name(kind)}, got {value!r}")
     return None
 
 
-def _told(kind: Any) -> str:
-    """Return how a message names a type."""
+def _kind_name(kind: Any) -> str:
+    """Return the name of a type in messages."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(kind)))
     if isinstance(kind, types.UnionType):
         return " or ".join(
-            "None" if k is types.NoneType else _told(k) for k in typing.get_args(kind)
+            "None" if k is types.NoneType else _kind_name(k) for k in typing.get_args(kind)
         )
     if typing.get_origin(kind) is tuple:
-        inner = ", ".join("…" if k is Ellipsis else _told(k) for k in typing.get_args(kind))
+        inner = ", ".join("…" if k is Ellipsis else _kind_name(k) for k in typing.get_args(kind))
         return f"a tuple ({inner})"
     return {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}.get(
         kind, "a group of fields"

@@ -43,19 +43,12 @@ DEFAULT_RULES: dict[str, sharding.MeshAxes] = {
 }
 
 
-def _names(axes: sharding.MeshAxes | Sequence[str]) -> tuple[str, ...]:
-    """Return the mesh axes of one entry of the rules."""
-    return (axes,) if isinstance(axes, str) else tuple(axes or ())
-
-
 def rules(pairs: Mapping[str, sharding.MeshAxes | Sequence[str]]) -> sharding.Rules:
     """Make sharding rules from a configuration; lists become tuples."""
     fixed = []
     for name, axes in pairs.items():
-        value = tuple(axes) if isinstance(axes, list | tuple) else axes
-        unknown = [
-            a for a in ((value,) if isinstance(value, str) else value or ()) if a not in AXES
-        ]
+        value = sharding.as_tuple(axes)
+        unknown = [name for name in value if name not in AXES]
         if unknown:
             raise errors.InputError(
                 f"mesh.rules.{name} = {axes}: no mesh axis {unknown}, of {AXES}"
@@ -118,9 +111,7 @@ def param_shardings(state: nnx.State, mesh: Mesh, rules: sharding.Rules) -> nnx.
     def one(path: tuple, param: nnx.Variable) -> nnx.Variable:
         spec = sharding.spec(rules, *param.get_metadata("axes"))
         for size, axes in zip(param.shape, spec, strict=True):
-            parts = math.prod(
-                mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())
-            )
+            parts = math.prod(mesh.shape[name] for name in sharding.as_tuple(axes))
             if size % parts:
                 wrong.append(
                     f"{tree_paths.path_name(path)} {param.shape}: {size} over {axes} = {parts}"

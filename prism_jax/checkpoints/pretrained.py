@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -273,6 +274,26 @@ def _with_types(
     return nnx.from_flat_state([(path, one(path, p)) for path, p in nnx.to_flat_state(params)])
 
 
+def builder(
+    config: config_lib.Qwen3VLConfig,
+    *,
+    is_discriminator: bool,
+    rules: sharding.Rules,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Return the function that makes a policy or a discriminator of these sizes."""
+    shared = {
+        "moe_implementation": moe_implementation(config),
+        "rules": rules,
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+    }
+    if is_discriminator:
+        return lambda rngs: discriminator.Discriminator(config, rngs=rngs, **shared)
+    return lambda rngs: qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
+
+
 def abstract(
     config: config_lib.Qwen3VLConfig,
     *,
@@ -282,19 +303,14 @@ def abstract(
     param_dtype: DTypeLike,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Return the graph definition and the abstract parameters of a model of these sizes."""
-    shared = {
-        "moe_implementation": moe_implementation(config),
-        "rules": rules,
-        "dtype": dtype,
-        "param_dtype": param_dtype,
-    }
-    if is_discriminator:
-        return qwen3_vl.abstract(
-            lambda: discriminator.Discriminator(config, rngs=nnx.Rngs(0), **shared)
-        )
-    return qwen3_vl.abstract(
-        lambda: qwen3_vl.Qwen3VL(config, has_head=True, rngs=nnx.Rngs(0), **shared)
+    build = builder(
+        config,
+        is_discriminator=is_discriminator,
+        rules=rules,
+        dtype=dtype,
+        param_dtype=param_dtype,
     )
+    return qwen3_vl.abstract(lambda: build(nnx.Rngs(0)))
 
 
 def load(

@@ -1,7 +1,7 @@
-"""What alignment and RLVR share: a step's prompts, the policy's responses to them, rows to learn.
+"""The policy's responses to a step's prompts, in alignment and RLVR.
 
-A step takes `num_prompts` prompts (`setup.prompt_mixture` says which), draws `num_responses`
-responses to each from the policy as it is, and lays all of them into packed rows for one update.
+A step takes `num_prompts` prompts, see `setup.prompt_mixture`, and the policy as it is responds
+`num_responses` times to each.
 """
 
 import dataclasses
@@ -30,11 +30,11 @@ Json = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout(configuration.Section):
-    """Say what is drawn in a step."""
+    """The responses of a step, and how they are sampled."""
 
     num_prompts: int
     num_responses: int  # to each prompt
-    # Most that are decoded at a time, over all devices; None: all.
+    # Most responses that are decoded at a time, over all devices; None: all.
     batch_responses: int | None = configuration.free()
     max_response_tokens: int
     temperature: float
@@ -50,32 +50,56 @@ class Rollout(configuration.Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(
+        problems = configuration.at_least(
             self, 1, "num_prompts", "num_responses", "max_response_tokens", "chunk_tokens",
             "dump_every_steps",
         )  # fmt: skip
         if self.batch_responses is not None and self.batch_responses < self.num_responses:
-            found.append(
+            problems.append(
                 f"batch_responses must be >= num_responses = {self.num_responses} or None, got "
                 f"{self.batch_responses}"
             )
         if not self.temperature > 0:
-            found.append(f"temperature must be > 0 to learn from samples, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            found.append(f"top_k must be >= 1 or None, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            found.append(f"top_p must be in (0, 1] or None, got {self.top_p}")
+            problems.append(
+                f"temperature must be > 0 to learn from samples, got {self.temperature}"
+            )
+        problems += self._cut_problems()
+        return problems
+
+    def _cut_problems(self) -> list[str]:
+        """Return the problems of `top_k` and `top_p`; their bounds are the sampler's."""
+        problems = []
+        try:
+            Sampling(
+                temperature=1.0,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                max_tokens=1,
+                end_token_ids=(),
+            )
+        except ValueError as error:
+            problems.append(str(error).removeprefix("sampling."))
         is_cut = self.top_k is not None or (self.top_p is not None and self.top_p < 1)
         if is_cut and not self.is_cut_allowed:
-            found.append(
+            problems.append(
                 "top_k must be None and top_p None or 1, because log-probs are of the whole "
                 "vocabulary and samples would be of another distribution; is_cut_allowed=True "
                 f"takes them all the same, got {self.top_k} and {self.top_p}"
             )
-        return found
+        return problems
+
+    def sampling(self, *, ends: tuple[int, ...]) -> Sampling:
+        """Return the sampler's settings."""
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            max_tokens=self.max_response_tokens,
+            end_token_ids=ends,
+        )
 
     def batch_prompts(self, devices: devices_lib.Devices) -> int:
-        """Return how many prompts are asked at a time.
+        """Return the number of prompts whose responses are decoded at a time.
 
         Raises:
           InputError: the responses to them do not divide over the devices.
@@ -101,10 +125,11 @@ class Responses:
     seconds: float
 
     def continuations(self) -> list[Continuation]:
-        """Return the responses behind their prompts, each with the tokens that were drawn."""
-        each = len(self.segments) // self.num_prompts
+        """Return the responses behind their prompts, each with the sampler's tokens."""
+        num_responses = len(self.segments) // self.num_prompts
+        tokens = self.rollout.tokens
         return [
-            Continuation(prompt=number // each, tokens=self.rollout.tokens[number, :length])
+            Continuation(prompt=number // num_responses, tokens=tokens[number, :length])
             for number, length in enumerate(self.rollout.lengths)
         ]
 
@@ -123,7 +148,7 @@ class Responses:
 
 
 class Sampler:
-    """Draw responses from parameters that are passed with every call."""
+    """Sample responses from parameters that are passed with every call."""
 
     def __init__(
         self,
@@ -135,28 +160,24 @@ class Sampler:
         sizes: Sequence[encode.Size],
         gate: tags.Gate,
     ):
-        """Fix the shapes to those of the largest prompts, so that one program is compiled."""
+        """Store the parts; nothing is compiled before the first step."""
         self._batch_prompts = options.batch_prompts(devices)
-        each = -(-self._batch_prompts // devices.row_parts())
+        # Prompts of a vision row, rounded up: each part of the mesh has a row of its own.
+        part_prompts = -(-self._batch_prompts // devices.row_parts())
         self._options, self._devices = options, devices
         self._graphdef = model.graphdef
-        self._sampling = Sampling(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            max_tokens=options.max_response_tokens,
-            end_token_ids=words.ids.ends,
-        )
+        self._sampling = options.sampling(ends=words.ids.ends)
         self.reader = responses.Reader.of(
             words, vocab_tokens=model.config.text.vocab_size, gate=gate
         )
         self._engine = engine.Engine(
             graphdef=model.graphdef,
             config=model.config,
+            # Those of the largest prompts, so that one program serves every step.
             shapes=engine.Shapes(
                 prompt_tokens=max(size.tokens for size in sizes),
-                row_patches=max(1, each * max(size.patches for size in sizes)),
-                row_images=max(1, each * max(size.images for size in sizes)),
+                row_patches=max(1, part_prompts * max(size.patches for size in sizes)),
+                row_images=max(1, part_prompts * max(size.images for size in sizes)),
             ),
             prefill_implementation=devices.attention,
             decode_implementation=devices.decode_attention,
@@ -176,14 +197,14 @@ class Sampler:
     ) -> Callable[[Sequence[inputs.Example], jax.Array], Responses]:
         """Return (prompts, key) -> responses of these parameters, laid out for decoding once.
 
-        What is returned holds a copy of the parameters: let go of it before the update.
+        The function holds a copy of the parameters: drop it before the update.
         """
         graphdef, prepared = serving.prepare(
             self._graphdef, params, dtype=self._devices.dtype, donate=False
         )
         sampler = dataclasses.replace(self._engine, graphdef=graphdef)
 
-        def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> Responses:
+        def respond(prompts: Sequence[inputs.Example], key: jax.Array) -> Responses:
             begun = time.monotonic()
             rollout = self._in_batches(functools.partial(sampler.generate, prepared), prompts, key)
             return Responses(
@@ -193,7 +214,7 @@ class Sampler:
                 num_prompts=len(prompts),
             )
 
-        return draw
+        return respond
 
     def _in_batches(
         self,
@@ -201,15 +222,23 @@ class Sampler:
         prompts: Sequence[inputs.Example],
         key: jax.Array,
     ) -> engine.Rollout:
-        """Ask the engine for as many prompts at a time as memory takes; the last are filled up."""
-        size, each = self._batch_prompts, self._options.num_responses
-        found = []
+        """Return the responses to all prompts, decoded `batch_prompts` at a time."""
+        size, num_responses = self._batch_prompts, self._options.num_responses
+        rollouts = []
         for first in range(0, len(prompts), size):
             batch = prompts[first : first + size]
+            # The last batch is filled up with its last prompt: another size would be another
+            # program.
             filled = [*batch, *[batch[-1]] * (size - len(batch))]
-            rollout = generate(filled, self._sampling, key, num_responses=each, first_prompt=first)
-            found.append(vars(rollout))
-        wanted = len(prompts) * each
-        return engine.Rollout(
-            **{name: np.concatenate([one[name] for one in found])[:wanted] for name in found[0]}
-        )
+            rollouts.append(
+                generate(
+                    filled,
+                    self._sampling,
+                    key,
+                    num_responses=num_responses,
+                    first_prompt=first,
+                )
+            )
+        joined = jax.tree.map(lambda *arrays: np.concatenate(arrays), *map(vars, rollouts))
+        size = len(prompts) * num_responses
+        return engine.Rollout(**{name: array[:size] for name, array in joined.items()})

@@ -1,4 +1,4 @@
-"""Wait until every process of a job is there, before JAX's own start, which waits in silence.
+"""Wait until every process of a job is there, before the start of JAX, which waits in silence.
 
 Process 0 listens; each other process connects, says who it is, and waits for a verdict:
 
@@ -51,7 +51,7 @@ _GREETING = {field.name for field in dataclasses.fields(Caller)}
 
 
 class _Patience:
-    """The clock of one wait: a notice every so often, an end at the limit."""
+    """The clock of one wait: notices at an interval, an end at the limit."""
 
     def __init__(self, *, notice_seconds: float, limit_seconds: float):
         self._begun = time.monotonic()
@@ -117,7 +117,7 @@ class _Desk:
             raise errors.InputError(refused)
 
     def _collect(self, server: socket.socket) -> str | None:
-        """Wait until all others are there; return what does not agree."""
+        """Wait until all others are there; return the first disagreement."""
         while len(self._peers) < self._caller.of - 1:
             missing = [i for i in range(1, self._caller.of) if i not in self._peers]
             self._patience.check(_missing(missing, self._caller.of))
@@ -130,7 +130,7 @@ class _Desk:
         return None
 
     def _admit(self, peer: socket.socket, address: tuple) -> str | None:
-        """Add who connected; return what does not agree."""
+        """Add the process that connected; return a disagreement."""
         other = _read(peer, _GREETING_SECONDS)
         if other is None or not other.keys() >= _GREETING or other["job"] != self._caller.job:
             peer.close()  # some other program, or another job
