@@ -18,7 +18,7 @@ _BREAK = b"\n"
 
 
 class Seam:
-    """Rewrite the tokens where a caption ends and a cot begins, and no others."""
+    """The tokens where a caption ends and a cot begins, and the rule that rewrites them alone."""
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class Text:
 
     @classmethod
     def of_whole(cls, response: str) -> "Text":
-        """Cut a response behind its caption."""
+        """Return the two parts of a response, cut behind its caption."""
         caption, cot = tags.split_text(response)
         return cls(response=response, caption=caption, cot=cot)
 

@@ -94,7 +94,7 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Discriminator:
-    """The discriminator in the panel's form, with the properties that decide what is measured."""
+    """The discriminator in the panel's form, with the properties that decide the measurements."""
 
     score: Callable[[Pairs], np.ndarray]  # float[pairs, 2], teacher's and student's
     count: Callable[[Pairs], np.ndarray] | None  # float[L, K, E] router's choices; None: dense

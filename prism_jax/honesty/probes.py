@@ -60,7 +60,7 @@ Probe = Callable[[Pairs, Pairs], np.ndarray]  # (fitted, tested) -> teacher's nu
 
 
 def accuracy(gaps: np.ndarray) -> float:
-    """Return how often the teacher has the larger number; one half where both are equal."""
+    """Return the share of pairs in which the teacher's number is larger; equal ones count half."""
     return float(np.mean(np.where(gaps == 0, 0.5, gaps > 0)))
 
 

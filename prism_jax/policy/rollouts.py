@@ -148,7 +148,7 @@ class Responses:
 
 
 class Sampler:
-    """Sample responses from parameters that are passed with every call."""
+    """The sampler of responses; parameters are passed with every call."""
 
     def __init__(
         self,

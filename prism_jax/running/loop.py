@@ -27,7 +27,7 @@ Json = Any
 
 
 class DivergedError(errors.RunError):
-    """Too many updates in a row were not finite."""
+    """The error of a run in which too many updates in a row were not finite."""
 
 
 class Data(Protocol):

@@ -170,23 +170,23 @@ def cut_after(path: pathlib.Path, last_step: int) -> int:
     if not path.exists():
         return 0
     *lines, half = path.read_bytes().split(b"\n")
-    kept, kept_step, num_dropped = [], 0, 1 if half else 0
+    whole, newest_step, num_dropped = [], 0, 1 if half else 0
     for number, line in enumerate(lines, start=1):
         try:
             step = small_files.parse(line, _ROW, where=f"{path}: line {number}")["step"]
         except errors.InputError as error:
-            if kept_step < last_step:
+            if newest_step < last_step:
                 raise errors.InputError(
                     f"{error}; remove the line, or go back to a step before it"
                 ) from error
             step = math.inf
         if step <= last_step:
-            kept.append(line + b"\n")
-            kept_step = max(kept_step, step)
+            whole.append(line + b"\n")
+            newest_step = max(newest_step, step)
         else:
             num_dropped += 1
     if num_dropped:
-        small_files.replace(path, b"".join(kept))
+        small_files.replace(path, b"".join(whole))
         _log.info("dropped %d rows after step %d from %s", num_dropped, last_step, path)
     return num_dropped
 

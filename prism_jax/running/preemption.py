@@ -15,7 +15,7 @@ EXIT_CODE = 143  # 128 + SIGTERM; launchers start the job again
 
 
 class Preempted(SystemExit):
-    """Leave the program after everything was saved."""
+    """The end of a program that SIGTERM stopped, after everything was saved."""
 
     def __init__(self, step: int):
         super().__init__(EXIT_CODE)

@@ -39,7 +39,7 @@ _RETRY_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The processes of a job, and which of them this one is."""
+    """The processes of a job, and the number of this process."""
 
     source: str
     host: str  # of process 0

@@ -29,7 +29,7 @@ _MAGIC = "prism_jax roll call"
 
 
 class MissingWorkers(SystemExit):
-    """Leave the program because not all processes came."""
+    """The end of a program whose processes did not all come."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_CODE)
@@ -60,7 +60,7 @@ class _Patience:
         self._num_notices = 0
 
     def check(self, missing: str) -> None:
-        """Print who is missing when it is time to; leave the program at the limit."""
+        """Print the missing processes when a notice is due; leave the program at the limit."""
         waited = time.monotonic() - self._begun
         if waited > self._limit_seconds:
             message = f"error: gave up after {waited:.0f} s: {missing}"
@@ -93,7 +93,7 @@ def hold(
 
 
 class _Desk:
-    """The side of process 0: who has come, and the verdict."""
+    """The side of process 0: the processes that came, and the verdict."""
 
     def __init__(self, caller: Caller, patience: _Patience):
         self._caller = caller
@@ -193,7 +193,7 @@ def _listen(port: int, patience: _Patience) -> socket.socket:
 
 
 def _difference(caller: Caller, other: dict[str, Any]) -> str | None:
-    """Return how a process was started differently from process 0."""
+    """Return the difference between the starts of a process and of process 0."""
     name = f"process {other['process']}"
     for field, noun in (("of", "processes"), ("version", "version")):
         mine = dataclasses.asdict(caller)[field]

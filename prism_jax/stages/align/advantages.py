@@ -32,7 +32,7 @@ class Compared:
 
 
 class Comparison:
-    """Compare each response with the others to its prompt."""
+    """The comparison of each response with the others to its prompt."""
 
     def __init__(self, options: align_config.Config, judge: policy_responses.Judge | None):
         """Store the parts.

@@ -18,7 +18,7 @@ from prism_jax.stages.align.updates import State
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Where a step's responses are written, and the panel that is measured beside it."""
+    """The dump of a step's responses, and the panel that is measured beside it."""
 
     dump: running_dump.Dump
     panel: align_honesty.Panel

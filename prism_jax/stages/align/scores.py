@@ -34,7 +34,7 @@ class StepScores:
 
 
 class Scorer:
-    """Score every segment of a step, each of the teacher's once per prompt."""
+    """The scorer of a step's segments, those of the teacher once per prompt."""
 
     def __init__(
         self,

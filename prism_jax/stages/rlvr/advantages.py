@@ -33,7 +33,7 @@ class Compared:
 
 
 class Comparison:
-    """Compare rewards, whole or token by token."""
+    """The comparison of rewards, whole or token by token."""
 
     def __init__(
         self,

@@ -1,7 +1,9 @@
-"""The rows of a step: packed once, with the log-probs that the reward and the loss need.
+"""The rows of a step, packed once, with the log-probs that the reward and the loss need.
 
-groups                a b c d          num_minibatches 2
-parts                 a b | c d        each packed by itself, the batch of one update
+    groups                a b c d          num_minibatches 2
+    parts                 a b | c d
+
+Each part is packed by itself and becomes the batch of one update.
 """
 
 import dataclasses
@@ -36,7 +38,7 @@ class PackedStep:
 
 
 class Packer:
-    """Pack all responses of a step, and compute their log-probs."""
+    """The packer of a step's responses, which also computes their log-probs."""
 
     def __init__(
         self,

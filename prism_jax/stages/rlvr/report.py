@@ -16,7 +16,7 @@ from prism_jax.stages.rlvr import groups as rlvr_groups
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Where a step's responses are written."""
+    """The dump of a step's responses, and the options that decide its metrics."""
 
     dump: running_dump.Dump
     overlong: rlvr_config.Overlong
@@ -86,7 +86,7 @@ def of_groups(filled: rlvr_groups.Filled, step: int) -> metrics.Metrics:
 
 
 def merge_generations(generations: Sequence[metrics.Metrics]) -> metrics.Metrics:
-    """Merge the metrics of a step's generations; times are added up. Of none there are none."""
+    """Merge the metrics of a step's generations; times are added up."""
     if not generations:
         return {}
     merged = generations[0]

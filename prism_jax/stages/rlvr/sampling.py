@@ -27,7 +27,7 @@ class Sampler(Protocol):
 
 
 class Sampling:
-    """The policy responds, the judge rewards, and groups that vary fill the step."""
+    """The sampler, the judge, and the rule by which their groups fill a step."""
 
     def __init__(
         self, options: rlvr_config.Config, sampler: Sampler, judge: policy_responses.Judge

@@ -42,9 +42,9 @@ class Experience:
         """Return the batches of the updates, on the devices, and metrics about the responses."""
         # The policy counts updates, of which a step has several.
         step = int(state.step) // self.num_updates + 1
-        # 1, 2, 3. The policy responds, several times to each prompt, and the judge rewards each
-        # response, until enough groups vary. A group without variation has no advantage, so it
-        # would only dilute the step.
+        # 1, 2. The policy responds, several times to each prompt, and the judge rewards each
+        # response. 3. With `groups.keep` both repeat until enough groups vary, since a group
+        # without variation has no advantage.
         filled, sampling_metrics = self.sampling(state.params, prompts, self.feed, key, step=step)
         responses = rlvr_groups.flatten(filled.groups, step=step)
         # 4. The reward is the judge's, less a penalty on length, less the distance from the
