@@ -61,13 +61,13 @@ class Rules:
         if unknown:
             raise ValueError(f"sharding rules name unknown logical axes {unknown}, known: {known}")
 
-    def mesh_axes(self, axis: str | None) -> MeshAxes:
-        """Return the mesh axes of one logical axis."""
+    def mesh_axes(self, axis: str | None) -> tuple[str, ...]:
+        """Return the mesh axes of one logical axis; none where it is replicated."""
         if axis is None:
-            return None
+            return ()
         for name, mesh_axes in self.pairs:
             if name == axis:
-                return mesh_axes
+                return axis_names(mesh_axes)
         raise ValueError(f"sharding rules hold no entry for the logical axis {axis!r}")
 
 
@@ -82,7 +82,7 @@ def spec(rules: Rules, *axes: str | None) -> PartitionSpec:
     parts = [rules.mesh_axes(axis) for axis in axes]
     used: dict[str, str | None] = {}
     for axis, part in zip(axes, parts, strict=True):
-        for mesh_axis in axis_names(part):
+        for mesh_axis in part:
             if mesh_axis in used:
                 raise ValueError(
                     f"sharding rules put the logical axes {used[mesh_axis]!r} and {axis!r} of one "

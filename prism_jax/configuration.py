@@ -26,6 +26,8 @@ _NONE = re.compile(r"--config\.([\w.]+)=None")
 
 Dtype = Literal["float32", "bfloat16"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
+# As `models.text.Remat`, which a command without a model does not load.
+Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,41 +124,52 @@ class Lora(Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = at_least(self, 1, "rank")
+        problems = at_least(self, 1, "rank")
         if self.rank is not None and not self.targets:
-            found.append("targets must name the maps to adapt, got none")
-        return found if self.alpha > 0 else [*found, f"alpha must be > 0, got {self.alpha}"]
+            problems.append("targets must name the maps to adapt, got none")
+        return problems if self.alpha > 0 else [*problems, f"alpha must be > 0, got {self.alpha}"]
 
 
 NO_LORA = Lora(rank=None, alpha=1.0, targets=())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model(Section):
-    """The model that is trained, and how it is computed."""
+class Trained(Section):
+    """A trained model: its origin, and the memory that its gradient takes."""
 
     # Hugging Face folder, converted folder or the workdir of a stage; with init="random" a folder
     # with tokenizer, chat template and image settings.
     folder: str = free()
     init: Literal["pretrained", "random"]
     sizes: Sizes | None  # given exactly when init is "random"
-    dtype: Dtype  # of activations and matmuls
-    param_dtype: Dtype  # of the master weights
-    attention: Attention = free()
-    remat: Literal["none", "full", "save_attention", "save_attention_and_dots"]
-    lora: Lora
+    remat: Remat
 
     def problems(self) -> list[str]:
         """See `Section`."""
         problems = not_empty(self, "folder")
         if (self.sizes is not None) != (self.init == "random"):
             problems.append("sizes must be given exactly when init is 'random'")
+        return problems
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Trained):
+    """The trained model of a stage, with the types and the attention of all its models."""
+
+    dtype: Dtype  # of activations and matmuls
+    param_dtype: Dtype  # of the master weights
+    attention: Attention = free()
+    lora: Lora
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        problems = super().problems()
         if self.dtype == "float32" and self.param_dtype == "bfloat16":
             problems.append("param_dtype must be float32 when dtype is float32, got bfloat16")
         return problems
 
 
-# Which numbers a kind of optimiser reads; all others must be None. The second ones may be None.
+# Which numbers a kind of optimizer reads; all others must be None. The second ones may be None.
 _NUMBERS = {
     "adamw": ("b1 b2 eps mu_dtype nu_dtype", ""),
     "muon": ("b1 b2 eps mu_dtype nu_dtype", ""),
@@ -190,21 +203,21 @@ class Optim(Section):
 
     def problems(self) -> list[str]:
         """See `Section`; `training.optim.make` checks the rest, with the parameters at hand."""
-        found = [] if self.peak > 0 else [f"peak must be > 0, got {self.peak}"]
+        problems = [] if self.peak > 0 else [f"peak must be > 0, got {self.peak}"]
         if (self.warmup_steps is None) == (self.warmup_fraction is None):
-            found.append("warmup_steps and warmup_fraction: exactly one must be given")
+            problems.append("warmup_steps and warmup_fraction: exactly one must be given")
         needed, optional = (set(names.split()) for names in _NUMBERS[self.kind])
         for name in ("b1", "b2", "eps", "mu_dtype", "nu_dtype"):
             value = getattr(self, name)
             if value is None and name in needed:
-                found.append(f"{name} must be given for kind={self.kind}, got None")
+                problems.append(f"{name} must be given for kind={self.kind}, got None")
             if value is not None and name not in needed | optional:
-                found.append(f"{name} must be None for kind={self.kind}, got {value}")
+                problems.append(f"{name} must be None for kind={self.kind}, got {value}")
             if value is not None and name in ("b1", "b2") and not 0 <= value < 1:
-                found.append(f"{name} must be in [0, 1), got {value}")
+                problems.append(f"{name} must be in [0, 1), got {value}")
         if self.kind == "adafactor" and (self.b1 is None) != (self.mu_dtype is None):
-            found.append("b1 and mu_dtype: for kind=adafactor give both or neither")
-        return found
+            problems.append("b1 and mu_dtype: for kind=adafactor give both or neither")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -47,8 +47,8 @@ def rules(pairs: Mapping[str, sharding.MeshAxes | Sequence[str]]) -> sharding.Ru
     """Make sharding rules from a configuration; lists become tuples."""
     fixed = []
     for name, axes in pairs.items():
-        value = tuple(axes) if isinstance(axes, list | tuple) else axes
-        unknown = [name for name in sharding.axis_names(value) if name not in AXES]
+        value = sharding.axis_names(axes)
+        unknown = [name for name in value if name not in AXES]
         if unknown:
             raise errors.InputError(
                 f"mesh.rules.{name} = {axes}: no mesh axis {unknown}, of {AXES}"

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -318,6 +319,26 @@ def _with_adapters(params: nnx.State, leaves: dict) -> nnx.State:
     return nnx.from_flat_state(flat)
 
 
+def builder(
+    config: config_lib.Qwen3VLConfig,
+    *,
+    is_discriminator: bool,
+    rules: sharding.Rules,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Return the function that makes a policy or a discriminator of these sizes."""
+    shared = {
+        "moe_implementation": moe_implementation(config),
+        "rules": rules,
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+    }
+    if is_discriminator:
+        return lambda rngs: discriminator.Discriminator(config, rngs=rngs, **shared)
+    return lambda rngs: qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
+
+
 def abstract(
     config: config_lib.Qwen3VLConfig,
     *,
@@ -327,19 +348,14 @@ def abstract(
     param_dtype: DTypeLike,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Return the graph definition and the abstract parameters of a model of these sizes."""
-    shared = {
-        "moe_implementation": moe_implementation(config),
-        "rules": rules,
-        "dtype": dtype,
-        "param_dtype": param_dtype,
-    }
-    if is_discriminator:
-        return qwen3_vl.abstract(
-            lambda: discriminator.Discriminator(config, rngs=nnx.Rngs(0), **shared)
-        )
-    return qwen3_vl.abstract(
-        lambda: qwen3_vl.Qwen3VL(config, has_head=True, rngs=nnx.Rngs(0), **shared)
+    build = builder(
+        config,
+        is_discriminator=is_discriminator,
+        rules=rules,
+        dtype=dtype,
+        param_dtype=param_dtype,
     )
+    return qwen3_vl.abstract(lambda: build(nnx.Rngs(0)))
 
 
 def load(

@@ -53,10 +53,22 @@ class Processor:
     ids: SpecialIds
 
     @classmethod
-    def from_folder(cls, folder: str | pathlib.Path) -> "Processor":
+    def from_folder(
+        cls,
+        folder: str | pathlib.Path,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        place: str = "",
+    ) -> "Processor":
         """Load tokenizer, chat template and settings of a Hugging Face folder.
 
-        Raises InputError if a file is missing or the tokenizer does not fit `config.json`.
+        Args:
+          min_pixels, max_pixels: bounds of an image; None: those of the folder.
+          place: prefix of the two in the configuration, for messages.
+
+        Raises InputError when a file is missing, the tokenizer does not fit `config.json`, or the
+        bounds exclude each other.
         """
         folder = pathlib.Path(folder)
         if not folder.is_dir():
@@ -64,6 +76,15 @@ class Processor:
         config = image_settings.read_json(folder / "config.json")
         tokenizer = _load_tokenizer(folder)
         for_images = image_settings.ImageSettings.from_folder(folder)
+        bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        for_images = dataclasses.replace(
+            for_images, **{name: value for name, value in bounds.items() if value is not None}
+        )
+        if for_images.min_pixels > for_images.max_pixels:
+            raise errors.InputError(
+                f"{place}min_pixels must be <= max_pixels, got {for_images.min_pixels} and "
+                f"{for_images.max_pixels} with those of {folder}"
+            )
         for_videos = None
         if image_settings.has_video(folder):
             for_videos = image_settings.VideoSettings.from_folder(folder)
@@ -303,21 +324,3 @@ def _end_ids(
     if ends is None:
         raise errors.InputError(f"{folder}: no eos_token_id in any configuration or the tokenizer")
     return list(ends) if isinstance(ends, list) else [ends]
-
-
-def processor_of(
-    files: pathlib.Path, *, min_pixels: int | None, max_pixels: int | None
-) -> Processor:
-    """Return the processor of a model's folder; bounds that are not None replace the folder's."""
-    words = Processor.from_folder(files)
-    changes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    settings = dataclasses.replace(
-        words.image_settings,
-        **{name: value for name, value in changes.items() if value is not None},
-    )
-    if settings.min_pixels > settings.max_pixels:
-        raise errors.InputError(
-            f"min_pixels must be <= max_pixels, got {settings.min_pixels} and "
-            f"{settings.max_pixels} with those of {files}"
-        )
-    return dataclasses.replace(words, image_settings=settings)

@@ -16,7 +16,7 @@ _FOLDER = "rollouts"
 
 
 class Dump:
-    """Write a step's responses to `rollouts/<step>.jsonl`, one line each."""
+    """The files `rollouts/<step>.jsonl`, a line for each response of a step."""
 
     def __init__(self, workdir: pathlib.Path, every_steps: int | None):
         self._folder = workdir / _FOLDER
@@ -29,7 +29,7 @@ class Dump:
         segments: Sequence[tags.Segments],
         values: Mapping[str, Sequence[Json]],
     ) -> None:
-        """Write the responses that the step of this number learns from, where one is due.
+        """Write the responses that the step of this number learns from, where a dump is due.
 
         Args:
           values: further fields, one value a response.
@@ -37,21 +37,21 @@ class Dump:
         is_due = self._every_steps is not None and step % self._every_steps == 0
         if not is_due or jax.process_index() != 0:
             return
-        each = len(segments) // max(1, len(rows))
+        num_responses = len(segments) // max(1, len(rows))
         lines = []
-        for number, one in enumerate(segments):
-            row = rows[number // each]
+        for number, response in enumerate(segments):
+            row = rows[number // num_responses]
             line = {
                 "step": step,
                 "id": row.id,
-                "response": number % each,
+                "response": number % num_responses,
                 "ground_truth": row.ground_truth,
-                "text": one.text,
-                "caption": one.caption,
-                "cot": one.cot,
-                "format_ok": one.format_ok,
-                "ended": one.ended,
-                "response_tokens": one.response_tokens,
+                "text": response.text,
+                "caption": response.caption,
+                "cot": response.cot,
+                "format_ok": response.format_ok,
+                "ended": response.ended,
+                "response_tokens": response.response_tokens,
             }
             lines.append(line | {name: _plain(column[number]) for name, column in values.items()})
         metric_writers.write_dump(self._folder, step, lines)

@@ -1,7 +1,7 @@
 """SIGTERM: finish the step, save, leave with exit code 143.
 
-One process has its own flag. Several processes agree on the step through the coordination service,
-whose handler must not be replaced: there nothing is installed and the checkpointer is asked.
+A single process has a flag. Several processes agree on the step through the coordination service,
+whose handler must not be replaced: no handler is installed then, and the checkpointer decides.
 """
 
 import contextlib
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-EXIT_CODE = 143  # 128 + SIGTERM, what launchers restart
+EXIT_CODE = 143  # 128 + SIGTERM; launchers start the job again
 
 
 class Preempted(SystemExit):
-    """Leave the program after everything was saved."""
+    """The end of a program that SIGTERM stopped, after everything was saved."""
 
     def __init__(self, step: int):
         super().__init__(EXIT_CODE)
@@ -29,11 +29,11 @@ class Preempted(SystemExit):
 def watch(reached: Callable[[int], bool]) -> Iterator[Callable[[int], bool]]:
     """Yield a function (step) -> "is this job to stop now?", to be called once every step.
 
-    A second SIGTERM kills the process at once: what was saved stays as it is.
+    A second SIGTERM kills the process at once; earlier checkpoints stay.
 
     Args:
-      reached: the answer of all processes together, `Checkpointer.reached_preemption`; asked only
-        when there are several.
+      reached: the decision of all processes, `Checkpointer.reached_preemption`; called only when
+        there are several.
     """
     if jax.process_count() > 1:
         yield reached

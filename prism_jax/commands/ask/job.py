@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import ml_collections
@@ -36,7 +35,7 @@ class Policy(configuration.Section):
     folder: str = configuration.free()
     step: int | None  # of a workdir; None: the newest complete one
     dtype: configuration.Dtype
-    attention: Literal["auto", "xla", "splash", "cudnn"]
+    attention: configuration.Attention
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -191,7 +190,12 @@ def begin(
         step = ask_parts.recorded_step(workdir)
     source = pretrained.Source.of(policy.folder, role="policy", step=step)
     _, sizes = pretrained.config_of(source.files)
-    words = _with_limits(processor.Processor.from_folder(source.files), prompts, place=place)
+    words = processor.Processor.from_folder(
+        source.files,
+        min_pixels=prompts.min_pixels,
+        max_pixels=prompts.max_pixels,
+        place=f"{place}.prompts.",
+    )
     opened = prompts_lib.open_prompts(
         [prompts.path],
         prompts,
@@ -238,19 +242,3 @@ def begin(
         row_parts=devices.row_parts(),
         sampler=functools.cache(lambda: open_sampler(source, policy, devices)),
     )
-
-
-def _with_limits(
-    words: processor.Processor, prompts: prompts_lib.Prompts, *, place: str
-) -> processor.Processor:
-    """Return the processor with the configured bounds on the pixels of a picture."""
-    stored = words.image_settings
-    least = stored.min_pixels if prompts.min_pixels is None else prompts.min_pixels
-    most = stored.max_pixels if prompts.max_pixels is None else prompts.max_pixels
-    if least > most:
-        raise errors.InputError(
-            f"{place}.prompts.min_pixels must be <= max_pixels, got {least} and {most} with those "
-            "of the checkpoint's image settings"
-        )
-    settings = dataclasses.replace(stored, min_pixels=least, max_pixels=most)
-    return dataclasses.replace(words, image_settings=settings)

@@ -49,7 +49,7 @@ def run(
     )
     with dropped_rows.named(None):
         opened = sources.open_source(rows_source, rules, cache_dir=options.rows_cache_dir)
-    dropped_rows.tell(opened.report, None)
+    dropped_rows.print_rows(opened.report, None)
     count = len(opened.rows) if options.max_rows is None else options.max_rows
     rows = sources.Selection(opened.rows, range(min(count, len(opened.rows))))
     folder.mkdir(parents=True, exist_ok=True)
