@@ -217,8 +217,7 @@ def begin(
         lora=configuration.NO_LORA,
     )
     devices = devices_lib.open_devices(mesh, model, section="policy", place=place)
-    if jax.process_count() > 1:
-        raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")
+    devices_lib.require_one_process(stage)
     facts = {
         "step": source.step,
         "fingerprint": source.fingerprint(),
