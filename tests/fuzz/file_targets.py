@@ -1,4 +1,4 @@
-"""Small files that the project wrote itself and finds again, and replies of a teacher's endpoint."""
+"""Small files that the project wrote itself and finds again, and replies of a teacher."""
 
 import datetime
 import json

@@ -1,6 +1,7 @@
 """Files of a model folder: weights, sizes, processor settings, tokenizer, chat template."""
 
 import collections
+import contextlib
 import json
 import pathlib
 import random
@@ -152,10 +153,8 @@ class Settings(Target):
             image_settings.has_video,
             chat.load_template,
         ):
-            try:
+            with contextlib.suppress(errors.InputError):
                 function(self.folder)
-            except errors.InputError:
-                pass
 
 
 class Tokenizers(Settings):

@@ -20,7 +20,9 @@ ODD_VALUES: tuple[Json, ...] = (
     '[{"role": "user", "content": "q"}]', {"type": "image", "image": "1.png"},
     {"type": "text", "text": "q"}, {"min_pixels": 1024}, {"path": "1.png", "bytes": None},
 )  # fmt: skip
-_DEPTHS = (30, 500, 900)
+_DEPTHS = (30, 150)
+# Deeper than any parser recurses; bytes alone, since Python's own copies recurse too.
+_NESTS = (b"[", b'{"a":')
 
 
 def tree(rng: random.Random, value: Json, *, times: int) -> Json:
@@ -97,6 +99,9 @@ def damaged(
 def json_file(rng: random.Random, value: Json, *, times: Sequence[int] = (1, 1, 2, 3)) -> bytes:
     """Return a file's bytes: a damaged tree as JSON, now and then damaged as bytes too."""
     data = json.dumps(tree(rng, value, times=rng.choice(times))).encode()
+    if rng.random() < 0.002:
+        at = rng.randrange(len(data) + 1)
+        return data[:at] + rng.choice(_NESTS) * rng.choice((500, 1500, 50000)) + data[at:]
     return damaged(rng, data) if rng.random() < 0.2 else data
 
 

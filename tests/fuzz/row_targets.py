@@ -1,5 +1,7 @@
 """Rows and the files they come in: sharegpt, JSON, parquet, dataset_info.json, built folders."""
 
+import contextlib
+import decimal
 import io
 import json
 import os
@@ -33,10 +35,19 @@ Json = Any
 Parser = Callable[..., records.Row]
 
 _RULES = validate.Rules(max_bad_rows=10**6, num_threads=1)
+_PARTS = [{"type": "image", "image": "1.png"}, {"type": "text", "text": "q"}]
 _TURNS = [
-    {"role": "user", "content": [{"type": "image", "image": "1.png"}, {"type": "text", "text": "q"}]},
+    {"role": "user", "content": _PARTS},
     {"role": "assistant", "content": "a", "weight": 1},
-]  # fmt: skip
+]
+_INFO = {
+    "a": {
+        "file_name": "a.json",
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages", "images": "images"},
+        "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user"},
+    }
+}
 
 
 def _seeds() -> dict[str, list[Json]]:
@@ -192,18 +203,10 @@ class DatasetInfo(Target):
 
     weight = 2.0
     num_short = 60
-    _seed = {
-        "a": {
-            "file_name": "a.json",
-            "formatting": "sharegpt",
-            "columns": {"messages": "messages", "images": "images"},
-            "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user"},
-        }
-    }
 
     def make(self, rng: random.Random) -> bytes:
         """Return a file's bytes."""
-        return mutations.json_file(rng, self._seed)
+        return mutations.json_file(rng, _INFO)
 
     def run(self, given: bytes) -> None:
         """Find the entry."""
@@ -300,8 +303,8 @@ _ARRAYS: tuple[Callable[[random.Random], pa.Array], ...] = (
     lambda rng: pa.array([{"role": "user", "content": "q"}, None]),
     lambda rng: pa.array([[{"role": "user", "content": "q"}], []]),
     lambda rng: pa.array([[{"bytes": b"x", "path": "1.png"}], []]),
-    lambda rng: pa.array([1, 2], pa.decimal128(5, 2)),
-    lambda rng: pa.array([1, 2], pa.decimal256(70, -2)),
+    lambda rng: pa.array([decimal.Decimal("1.50")] * 2, pa.decimal128(5, 2)),
+    lambda rng: pa.array([decimal.Decimal("1E+40")] * 2, pa.decimal256(70, -2)),
     lambda rng: pa.array([b"x" * 16] * 2, pa.binary(16)),
     lambda rng: pa.array([[[1]], [[2]]]),
     lambda rng: pa.array([[1.0, 2.0]] * 2, pa.list_(pa.float32(), 2)),
@@ -346,10 +349,8 @@ class BuiltFolders(Target):
                 (self._built / manifest.FILE).write_text(json.dumps(content))
             rows = manifest.open_folder(str(self._built), kind="sft", cache_dir=None)
             for index in range(len(rows)):
-                try:
+                with contextlib.suppress(errors.InputError):
                     rows[index]
-                except errors.InputError:
-                    pass
         finally:
             for restored in (name, manifest.FILE):
                 (self._built / restored).write_bytes(self._files[restored])
