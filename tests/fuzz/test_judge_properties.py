@@ -3,6 +3,7 @@
 The values are made from their meaning, so that right and wrong are known without the judge.
 """
 
+import contextlib
 import fractions
 import time
 
@@ -13,7 +14,7 @@ from prism_jax.rewards import answer, symbolic
 from tests.fuzz import response_targets
 
 _SETTINGS = hypothesis.settings(
-    max_examples=150,
+    max_examples=80,
     derandomize=True,
     deadline=None,
     database=None,
@@ -23,13 +24,15 @@ _DECORATIONS = (
     "{}", " {} ", "${}$", "$${}$$", "\\({}\\)", "\\[{}\\]", "\\boxed{{{}}}", "$\\boxed{{{}}}$",
     "**{}**", "*{}*", "`{}`", "The answer is {}.", "The answer is: {}", "Answer: {}", "\n{}\n",
     "So the answer is {}.", "\\text{{{}}}", "\\mathbf{{{}}}", "<b>{}</b>", "```\n{}\n```",
-    "### {}", "#### {}", "\\textcolor{{red}}{{{}}}", "{}.", "\\left({}\\right)", "~{}~"[1:-1],
+    "### {}", "#### {}", "\\textcolor{{red}}{{{}}}", "{}.", "\\left({}\\right)",
 )  # fmt: skip
 # Not every truth may stand in every decoration: a list in parentheses is a tuple.
 _PLAIN = tuple(form for form in _DECORATIONS if "left(" not in form)
 _LENGTHS = {"mm": -3, "cm": -2, "m": 0, "km": 3}
 _MASSES = {"mg": -3, "g": 0, "kg": 3}
 _UNITS = (_LENGTHS, _MASSES)
+_SYMBOLS = "0123456789ABx=()[]{},.;:/\\^_-+%$ \n≈<>or"
+_CM = ("", " cm")
 _WORDS = ("red", "blue", "triangle", "Paris", "north", "increases", "carbon dioxide", "parabola")
 
 
@@ -108,9 +111,7 @@ def test_numbers_are_equal_when_their_values_are_and_in_both_directions(one, oth
 
 
 @_SETTINGS
-@hypothesis.given(
-    number=_numbers(), form=st.sampled_from(_PLAIN), unit=st.sampled_from(["", " cm"])
-)
+@hypothesis.given(number=_numbers(), form=st.sampled_from(_PLAIN), unit=st.sampled_from(_CM))
 def test_the_other_sign_is_never_paid(number, form, unit):
     text, _ = number
     opposite = text[1:] if text.startswith("-") else f"-{text}"
@@ -182,17 +183,14 @@ def _interval(low: int, high: int, ends: tuple[bool, bool]) -> list[str]:
     ]
 
 
-@hypothesis.settings(_SETTINGS, max_examples=400)
+@hypothesis.settings(_SETTINGS, max_examples=150)
 @hypothesis.given(
-    given=st.text(max_size=60)
-    | st.text("0123456789ABx=()[]{},.;:/\\^_-+%$ \n≈<>or", max_size=1000),
+    given=st.text(max_size=60) | st.text(_SYMBOLS, max_size=400),
     truth=st.text(max_size=60) | _truths,
 )
 def test_any_text_ends_in_a_verdict_at_once(given, truth):
     begun = time.process_time()
     for pair in ((given, truth), (truth, given), (given, given), (f"{given}≈{truth}", truth)):
-        try:
+        with contextlib.suppress(response_targets.MathematicsNeeded):
             assert answer.is_correct(*pair, response_targets.no_mathematics) in (True, False)
-        except response_targets.MathematicsNeeded:
-            pass
     assert time.process_time() - begun < 0.5
