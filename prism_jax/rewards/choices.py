@@ -29,6 +29,10 @@ _STATED = re.compile(
     rf"\(?({_LETTER})\)?\s+is\s+(?:the\s+)?"
     r"(?:(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|answer)"
 )
+# A box says which letter counts, whatever stands before it.
+_BOXED = re.compile(
+    r"\\(?:boxed|fbox)\s*\{\s*(?:\\[a-z]+\s*\{\s*)?\(?([A-Ja-j])(?:[).:]*\s*\}|[).:]+\s)"
+)
 _NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure|maybe)\b", re.I)
 _ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
 _TRUTH_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)\s*|([A-J])[.:)]\s+)(?P<text>\S.*)", re.DOTALL)
@@ -54,6 +58,7 @@ def letter(text: str) -> str:
     if found:
         named = "".join(group for group in found.groups()[:3] if group).upper()
         said = _phrase_letters(found["text"])
+        said |= {boxed.upper() for boxed in _BOXED.findall(found["text"])}
         if said - {named} or remarks.takes_back(found["text"], named):
             return ""
         return named

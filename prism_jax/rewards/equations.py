@@ -21,6 +21,8 @@ _VALUE = re.compile(r"(?!\\frac ?\{d).*\\(?:sqrt|frac|pi|infty)(?![A-Za-z])")
 _JOINT = re.compile(r"(?<![<>!\\])=|\\approx(?![A-Za-z])")
 _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
+# Alone it may be a span; beside an equals sign it is a difference.
+_DIFFERENCE = re.compile(r"(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)")
 _FIGURE = re.compile(r"[A-Z]{2,3}")
 _MAX_SIDES = 8
 
@@ -93,6 +95,8 @@ def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
 def _sides(joint: re.Pattern, text: str) -> list[str]:
     """Return the sides of a chain; none where one is empty."""
     sides = [side.strip() for side in joint.split(text)]
+    if len(sides) > 1:
+        sides = [_DIFFERENCE.sub(r"\1 + (-\2)", side) for side in sides]
     return sides if all(sides) else []
 
 
