@@ -157,6 +157,10 @@ def shrink(target: target_lib.Target, given: Any, key: tuple[str, str]) -> Any:
     return target.rebuild(given, part)
 
 
+def _shown(given: Any) -> str:
+    return f"{given!r}"[:_INPUT_CHARS]
+
+
 def _resident_mib() -> float:
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
@@ -187,9 +191,12 @@ def work(name: str, folder: pathlib.Path, state: mmap.mmap, seed: int, seconds: 
         if took > summary.slowest_seconds:
             summary.slowest_seconds, summary.slowest_number = took, number
         if key is not None and key not in {finding.key for finding in summary.findings}:
-            small = shrink(target, given, key)
-            shown = f"{small!r}"[:_INPUT_CHARS]
-            summary.findings.append(Finding(number=number, kind=key[0], place=key[1], shown=shown))
+            finding = Finding(number=number, kind=key[0], place=key[1], shown=_shown(given))
+            summary.findings.append(finding)
+            # Written at once: a smaller input, or the next one, may end this process.
+            _report(folder, summary, target, number - first)
+            finding.shown = _shown(shrink(target, given, key))
+            _report(folder, summary, target, number - first)
         number += 1
         if number % 500 == 0:
             _report(folder, summary, target, number - first)
@@ -216,6 +223,7 @@ def supervise(name: str, base: pathlib.Path, seed: int, seconds: float) -> Summa
     state = mmap.mmap(-1, _STATE.size)
     total = Summary()
     for start in range(_MOST_STARTS):
+        first, _ = _STATE.unpack_from(state)
         folder = base / f"{name}{start}"
         folder.mkdir()
         pid = os.fork()
@@ -223,8 +231,10 @@ def supervise(name: str, base: pathlib.Path, seed: int, seconds: float) -> Summa
             _child(lambda folder=folder: work(name, folder, state, seed, seconds), folder)
         status = _wait(pid, state)
         path = folder.with_suffix(".json")
-        if path.exists():
-            _add(total, json.loads(path.read_text()))
+        part = json.loads(path.read_text()) if path.exists() else dataclasses.asdict(Summary())
+        if status != 0:
+            part["num_inputs"] = _STATE.unpack_from(state)[0] - first
+        _add(total, part)
         shutil.rmtree(folder, ignore_errors=True)
         if status == 0:
             break
@@ -232,7 +242,8 @@ def supervise(name: str, base: pathlib.Path, seed: int, seconds: float) -> Summa
         number, spent = _STATE.unpack_from(state)
         how = problem.read_text() if problem.exists() else _how(status)
         found = Finding(number=number, kind="dead process", place=how, shown=f"--number {number}")
-        total.findings.append(found)
+        if found.key not in {finding.key for finding in total.findings}:
+            total.findings.append(found)
         if problem.exists():
             break
         _STATE.pack_into(state, 0, number + 1, spent)
