@@ -259,7 +259,7 @@ class ParquetFiles(Rows):
         buffer = io.BytesIO()
         try:
             pq.write_table(pa.Table.from_arrays(arrays, names=names), buffer)
-        except (pa.ArrowException, ValueError, OverflowError):
+        except (pa.ArrowException, ValueError, OverflowError, OSError):
             return self._files[0]
         return buffer.getvalue()
 
@@ -304,7 +304,7 @@ _ARRAYS: tuple[Callable[[random.Random], pa.Array], ...] = (
     lambda rng: pa.array([[{"role": "user", "content": "q"}], []]),
     lambda rng: pa.array([[{"bytes": b"x", "path": "1.png"}], []]),
     lambda rng: pa.array([decimal.Decimal("1.50")] * 2, pa.decimal128(5, 2)),
-    lambda rng: pa.array([decimal.Decimal("1E+40")] * 2, pa.decimal256(70, -2)),
+    lambda rng: pa.array([decimal.Decimal("1E+40")] * 2, pa.decimal256(70, 2)),
     lambda rng: pa.array([b"x" * 16] * 2, pa.binary(16)),
     lambda rng: pa.array([[[1]], [[2]]]),
     lambda rng: pa.array([[1.0, 2.0]] * 2, pa.list_(pa.float32(), 2)),
