@@ -23,7 +23,7 @@ _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
 # Alone it may be a span; beside an equals sign it is a difference.
 _DIFFERENCE = re.compile(r"(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)")
-_FIGURE = re.compile(r"[A-Z]{2,3}")
+_FIGURE = re.compile(r"[A-Z]{2,3}|\\angle ?(?:\d|[A-Z]{1,3})")
 _MAX_SIDES = 8
 
 
@@ -65,7 +65,9 @@ def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
     (given_name, given), (wanted_name, wanted) = map(name_and_value, (answer, truth))
     if _FIGURE.fullmatch(given) or _FIGURE.fullmatch(wanted):
         # `AB = CD` is a statement, not a value.
-        return {given_name.upper(), given} == {wanted_name.upper(), wanted}
+        sides = [[_figure(name), _figure(value)] for name, value in
+                 ((given_name, given), (wanted_name, wanted))]  # fmt: skip
+        return sorted(sides[0]) == sorted(sides[1])
     if given_name and wanted_name and given_name != wanted_name:
         return False
     if not (_APPROXIMATELY.search(given) or _APPROXIMATELY.search(wanted)):
@@ -90,6 +92,12 @@ def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
     return all(
         _is_rounding(one, other, comparison, depth) for one, other in itertools.pairwise(givens)
     )
+
+
+def _figure(text: str) -> str:
+    """Return a figure's name; the ends of a segment have no order."""
+    name = re.sub(r"\\angle|\s", "", text).upper()
+    return "".join(sorted(name)) if re.fullmatch("[A-Z]{2}", name) else name
 
 
 def _sides(joint: re.Pattern, text: str) -> list[str]:

@@ -183,6 +183,11 @@ _NOT_A_UNIT = {
     "others", "because", "since", "remainder", "through",
     "dozen", "probably", "likely", "think", "guess", "nearly", "almost", "around", "roughly",
     "surely",
+    # What is done to the number: `7 squared` is 49, `7 halves` are 3.5.
+    "factorial", "squared", "cubed", "doubled", "tripled", "halved", "divided", "multiplied",
+    "choose", "over", "mod", "modulo", "except", "reciprocal", "inverse", "percentile", "halves",
+    "thirds", "fourths", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",
+    "hundredths", "thousandths", "millionths",
 }  # fmt: skip
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]{2,}|[\u4e00-\u9fff]{1,3}")
 
