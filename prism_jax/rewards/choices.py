@@ -33,7 +33,11 @@ _STATED = re.compile(
 _BOXED = re.compile(
     r"\\(?:boxed|fbox)\s*\{\s*(?:\\[a-z]+\s*\{\s*)?\(?([A-Ja-j])(?:[).:]*\s*\}|[).:]+\s)"
 )
-_NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure|maybe)\b", re.I)
+_NEGATION = re.compile(
+    r"\b(?:not|wrong|incorrect|never|neither|nor|unsure|maybe|cannot|doubt|deny|disagree|reject"
+    r"|refuse|wonder|guess|suspect|whether)\b|n't\b",
+    re.IGNORECASE,
+)
 _ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
 _TRUTH_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)\s*|([A-J])[.:)]\s+)(?P<text>\S.*)", re.DOTALL)
 

@@ -188,6 +188,10 @@ _NOT_A_UNIT = {
     "choose", "over", "mod", "modulo", "except", "reciprocal", "inverse", "percentile", "halves",
     "thirds", "fourths", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",
     "hundredths", "thousandths", "millionths",
+    # Another answer, or none.
+    "unknown", "undefined", "undecided", "unsure", "unclear", "none", "nothing", "neither", "never",
+    "nope", "hmm", "sorry", "wait", "nil", "null", "nan", "infinite", "like", "zero", "one", "two",
+    "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty",
 }  # fmt: skip
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]{2,}|[\u4e00-\u9fff]{1,3}")
 
