@@ -141,7 +141,7 @@ def _text(
             router=router,
         )
     elif router != "token":
-        raise ValueError(f"config.{kinds.KEY}.router = {router!r} needs a mixture of experts")
+        raise ValueError(f"config.{kinds.KEY}.router = {router!r:.80} needs a mixture of experts")
     is_tied = reader.flag("tie_word_embeddings", default=False)
     config = TextConfig(
         vocab_size=reader.integer("vocab_size"),
@@ -249,7 +249,8 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
         )
     if model_type not in ("qwen3_vl", "qwen3_vl_moe"):
         raise ValueError(
-            f"config.model_type = {model_type!r}: only qwen3_vl, qwen3_vl_moe and qwen3 are known"
+            f"config.model_type = {model_type!r:.80}: only qwen3_vl, qwen3_vl_moe and qwen3 are "
+            "known"
         )
     reader = config_reader.Reader(values, "config")
     text_values = reader.part("text_config")

@@ -70,7 +70,7 @@ class Reader:
         self.seen.add(key)
         if key in self.values and self.values[key] not in allowed:
             raise ValueError(
-                f"{self.where}.{key} = {self.values[key]!r} is not implemented, "
+                f"{self.where}.{key} = {self.values[key]!r:.80} is not implemented, "
                 f"only {allowed[0]!r} is"
             )
 
@@ -108,7 +108,7 @@ class Reader:
         self.seen.add(key)
         value = self.values.get(key, default)
         if not isinstance(value, bool):
-            raise ValueError(f"{self.where}.{key} must be true or false, got {value!r}")
+            raise ValueError(f"{self.where}.{key} must be true or false, got {value!r:.80}")
         return value
 
     def finish(self) -> None:
@@ -128,7 +128,7 @@ def integer(value: Any, where: str, *, least: int = 1, most: int = _MAX_INTEGER)
     if type(value) is not int or not least <= value <= most:
         shown = value if type(value) is not int or abs(value) < 10**20 else "a longer number"
         raise ValueError(
-            f"{where} must be a whole number between {least} and {most}, got {shown!r}"
+            f"{where} must be a whole number between {least} and {most}, got {shown!r:.80}"
         )
     return value
 
@@ -153,6 +153,6 @@ def single(value: Any, where: str) -> int:
     if isinstance(value, list | tuple):
         sides = set(integers(value, where, least=1))
         if len(sides) != 1:
-            raise ValueError(f"{where} = {value} is not implemented: sides must be equal")
+            raise ValueError(f"{where} = {value!s:.80} is not implemented: sides must be equal")
         return sides.pop()
     return integer(value, where)

@@ -44,9 +44,9 @@ class Apart:
 
     def __post_init__(self):
         if self.router not in ROUTERS:
-            raise ValueError(f"router must be one of {', '.join(ROUTERS)}, got {self.router!r}")
+            raise ValueError(f"router must be one of {', '.join(ROUTERS)}, got {self.router!r:.80}")
         if type(self.heads) is not int or self.heads not in HEADS:
-            raise ValueError(f"heads must be 1 or 2, got {self.heads!r}")
+            raise ValueError(f"heads must be 1 or 2, got {self.heads!r:.80}")
 
 
 RELEASED = Apart(router="token", heads=1)
@@ -63,7 +63,7 @@ def split(values: Mapping[str, Any]) -> tuple[Apart, dict[str, Any]]:
     if choices is None:
         return RELEASED, rest
     if not isinstance(choices, Mapping) or set(choices) != {"router", "heads"}:
-        raise ValueError(f"config.{KEY} must hold router and heads, got {choices!r}")
+        raise ValueError(f"config.{KEY} must hold router and heads, got {choices!r:.80}")
     try:
         return Apart(router=choices["router"], heads=choices["heads"]), rest
     except ValueError as error:

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from prism_jax import errors
 
 _INTERRUPTED = 130  # 128 + SIGINT
+_LINE_CHARS = 4000
 
 # Each command: the module whose `main(argv)` runs it, and a summary in one line. Only that module
 # is imported, since all of them together take seconds.
@@ -104,7 +105,11 @@ def _explained(error: Exception) -> tuple[str, int] | None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    line = " ".join(str(error).split())
+    if len(line) <= _LINE_CHARS:
+        return line
+    # What it quotes is as long as the user's file; both ends say more than the middle.
+    return f"{line[: _LINE_CHARS // 2]} … {line[-_LINE_CHARS // 2 :]}"
 
 
 def _silence_writers() -> None:

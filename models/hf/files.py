@@ -93,7 +93,7 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     `models--x/snapshots/REVISION` are links into `models--x/blobs`.
     """
     if not name or name in (".", "..") or pathlib.PurePosixPath(name).name != name or "\\" in name:
-        raise ValueError(f"{folder}: the file name {name!r} must be a plain name in the folder")
+        raise ValueError(f"{folder}: the file name {name!r:.99} must be a plain name in the folder")
     path = folder / name
     if not path.exists():
         raise ValueError(f"{path} is missing")
@@ -109,16 +109,16 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
 def _entry(name: str, file: str, value: Any, start: int, where: pathlib.Path) -> Tensor:
     """Check one entry of a header."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{where}: the header's entry {name!r} is malformed")
+        raise ValueError(f"{where}: the header's entry {name!r:.99} is malformed")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
-        raise ValueError(f"{where}: the header's entry {name!r} has a bad shape or bad offsets")
+        raise ValueError(f"{where}: the header's entry {name!r:.99} has a bad shape or bad offsets")
     if not isinstance(dtype, str) or dtype not in _ITEM_BITS:
-        raise ValueError(f"{where}: the tensor {name!r} has the unknown type {dtype!r}")
+        raise ValueError(f"{where}: the tensor {name!r:.99} has the unknown type {dtype!r:.80}")
     num_bytes = -(-math.prod(shape) * _ITEM_BITS[dtype] // 8)
     if offsets[1] - offsets[0] != num_bytes:
         raise ValueError(
-            f"{where}: the tensor {name!r} of type {dtype} and shape {shape} needs {num_bytes} "
+            f"{where}: the tensor {name!r:.99} of type {dtype} and shape {shape} needs {num_bytes} "
             f"bytes, its offsets {offsets} give {offsets[1] - offsets[0]}"
         )
     return Tensor(name, file, dtype, tuple(shape), start + offsets[0], num_bytes)
@@ -166,7 +166,7 @@ def read_header(path: pathlib.Path, file: str) -> dict[str, Tensor]:
     end = start
     for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.num_bytes)):
         if tensor.offset != end:
-            raise ValueError(f"{path}: a gap or an overlap before the tensor {tensor.name!r}")
+            raise ValueError(f"{path}: a gap or an overlap before the tensor {tensor.name!r:.99}")
         end += tensor.num_bytes
     if end != size:
         said = "truncated" if size < end else "too long"
@@ -185,7 +185,7 @@ def _indexed(path: pathlib.Path) -> dict[str, Tensor]:
     for file in sorted(set(weight_map.values())):
         try:
             if not file.endswith(".safetensors"):
-                raise ValueError(f"{path / INDEX}: {file!r} is not a safetensors file")
+                raise ValueError(f"{path / INDEX}: {file!r:.99} is not a safetensors file")
             files[file] = read_header(inside(path, file), file)
         except ValueError as error:
             problems.append(str(error))

@@ -81,7 +81,7 @@ def no_other_media(row: Mapping[str, Any]) -> None:
     """Refuse the optional columns of the formats that this project does not train on."""
     for name in _OTHER_MEDIA:
         value = row.get(name)
-        if isinstance(value, str) and value.strip() in ("[]", "{}", "null"):
+        if isinstance(value, str) and "".join(value.split()) in ("[]", "{}", "null"):
             continue
         if not is_blank(value):
             raise records.RowError("unsupported", f"{name} is not supported, got a value")
@@ -99,15 +99,24 @@ def turns_in_text(text: str, name: str) -> Any | None:
     inner = text.strip()
     if inner[:1] == inner[-1:] == '"':  # JSON inside a JSON string
         inner = inner[1:-1].strip()
-    if not inner.endswith(("]", "}")) or not _TURNS_AS_TEXT.match(inner):
+    if not _TURNS_AS_TEXT.match(inner):
         return None
     try:
         content = json.loads(text)
         return json.loads(content) if isinstance(content, str) else content
     except (ValueError, RecursionError) as error:
+        if not inner.endswith(("]", "}")) and not _is_cut(error):
+            return None  # a question that quotes turns and goes on
         raise records.RowError(
             "malformed", f"{name} looks like turns, but is not JSON: {error}"
         ) from error
+
+
+def _is_cut(error: Exception) -> bool:
+    """Return whether JSON is right as far as it goes, but its end is missing."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated") or error.pos >= len(error.doc.rstrip())
 
 
 def mark_images(text: str, num_images: int) -> str:

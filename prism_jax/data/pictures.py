@@ -79,6 +79,7 @@ def read(value: Any, name: str) -> records.Image:
 def _bytes_and_path(value: Mapping[str, Any], name: str) -> records.Image | None:
     """Return the picture of `bytes` and `path`, None without them."""
     data, path = value.get("bytes"), value.get("path")
+    data = None if isinstance(data, str) and not data else data  # JSON has no empty bytes
     if data is not None and not isinstance(data, bytes):
         raise records.RowError("bad_type", f"{name}.bytes must be bytes, got {fields.show(data)}")
     path = None if fields.is_blank(path) else fields.check_text(path, f"{name}.path")

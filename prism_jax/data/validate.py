@@ -326,8 +326,9 @@ def check_row(row: records.Row, rules: Rules) -> None:
         prompts = [row.prompt]
     if not "".join(prompts).strip():
         raise records.RowError("empty_prompt", "the prompt has no text and no picture")
+    systems = [turn.content for turn in _turns_of(row) if turn.role == "system"]
     for mark in _OTHER_MARKS:
-        if any(mark in text for text in prompts):
+        if any(mark in text for text in (*systems, *prompts)):
             raise records.RowError("unsupported", f"the prompt has {mark}, which is not supported")
     texts = records.get_texts(row)
     for text in texts:
@@ -345,6 +346,12 @@ def check_row(row: records.Row, rules: Rules) -> None:
         raise records.RowError(
             "placeholders", f"{records.IMAGE_MARK} stands outside the user's turns"
         )
+
+
+def _turns_of(row: records.Row) -> tuple[records.Message, ...]:
+    if isinstance(row, records.PairRow):
+        return ()
+    return row.messages if isinstance(row, records.SFTRow) else row.prompt
 
 
 def _check_turns(messages: tuple[records.Message, ...], *, last: str) -> None:

@@ -29,7 +29,15 @@ _STATED = re.compile(
     rf"\(?({_LETTER})\)?\s+is\s+(?:the\s+)?"
     r"(?:(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|answer)"
 )
-_NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure|maybe)\b", re.I)
+# A box says which letter counts, whatever stands before it.
+_BOXED = re.compile(
+    r"\\(?:boxed|fbox)\s*\{\s*(?:\\[a-z]+\s*\{\s*)?\(?([A-Ja-j])(?:[).:]*\s*\}|[).:]+\s)"
+)
+_NEGATION = re.compile(
+    r"\b(?:not|wrong|incorrect|never|neither|nor|unsure|maybe|cannot|doubt|deny|disagree|reject"
+    r"|refuse|wonder|guess|suspect|whether)\b|n't\b",
+    re.IGNORECASE,
+)
 _ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
 _TRUTH_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)\s*|([A-J])[.:)]\s+)(?P<text>\S.*)", re.DOTALL)
 
@@ -54,6 +62,7 @@ def letter(text: str) -> str:
     if match:
         named = "".join(group for group in match.groups()[:3] if group).upper()
         said_letters = _phrase_letters(match["text"])
+        said_letters |= {boxed.upper() for boxed in _BOXED.findall(match["text"])}
         if said_letters - {named} or remarks.takes_back(match["text"], named):
             return ""
         return named

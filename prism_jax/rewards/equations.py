@@ -21,7 +21,9 @@ _VALUE = re.compile(r"(?!\\frac ?\{d).*\\(?:sqrt|frac|pi|infty)(?![A-Za-z])")
 _JOINT = re.compile(r"(?<![<>!\\])=|\\approx(?![A-Za-z])")
 _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
-_FIGURE = re.compile(r"[A-Z]{2,3}")
+# Alone it may be a span; beside an equals sign it is a difference.
+_DIFFERENCE = re.compile(r"(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)")
+_FIGURE = re.compile(r"[A-Z]{2,3}|\\angle ?(?:\d|[A-Z]{1,3})")
 _MAX_SIDES = 8
 
 
@@ -63,7 +65,9 @@ def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
     (given_name, given), (wanted_name, wanted) = map(name_and_value, (answer, truth))
     if _FIGURE.fullmatch(given) or _FIGURE.fullmatch(wanted):
         # `AB = CD` is a statement, not a value.
-        return {given_name.upper(), given} == {wanted_name.upper(), wanted}
+        sides = [[_figure(name), _figure(value)] for name, value in
+                 ((given_name, given), (wanted_name, wanted))]  # fmt: skip
+        return sorted(sides[0]) == sorted(sides[1])
     if given_name and wanted_name and given_name != wanted_name:
         return False
     if not (_APPROXIMATELY.search(given) or _APPROXIMATELY.search(wanted)):
@@ -89,9 +93,17 @@ def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
     )
 
 
+def _figure(text: str) -> str:
+    """Return a figure's name; the ends of a segment have no order."""
+    name = re.sub(r"\\angle|\s", "", text).upper()
+    return "".join(sorted(name)) if re.fullmatch("[A-Z]{2}", name) else name
+
+
 def _sides(joint: re.Pattern, text: str) -> list[str]:
     """Return the sides of a chain, or none if a side is empty."""
     sides = [side.strip() for side in joint.split(text)]
+    if len(sides) > 1:
+        sides = [_DIFFERENCE.sub(r"\1 + (-\2)", side) for side in sides]
     return sides if all(sides) else []
 
 

@@ -22,6 +22,9 @@ _TRIGONOMETRY = re.compile(r"sin|cos|tan|cot|sec|csc")
 # The order of letters in the name of an angle or a triangle counts; in a product it does not.
 _GEOMETRY = re.compile(r"\\(?:angle|triangle) ?[A-Z]{2}|\\(?:perp|parallel|cong|sim)(?![A-Za-z])")
 _RANGE_OR_DATE = re.compile(r"\d+\s*-\s*\d+(?:\s*-\s*\d+)?")
+# math-verify drops primes, and the letter above an I, which it reads as the imaginary unit.
+_PRIMES = re.compile(r"[A-Za-z\d)}°]?'+")
+_LETTER_ABOVE = re.compile(r"I ?\^ ?\{?[A-Za-z]")
 RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|notin|subset)(?![A-Za-z])|[<>]")
 
 
@@ -38,8 +41,10 @@ def comparable(answer: str, truth: str) -> tuple[str, str] | None:
         # Two lengths, not four letters: AB * CD is not AC * BD.
         given, wanted = (_SEGMENT.sub(r"{\1_{\2}}", text) for text in (given, wanted))
     letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", t))) for t in (given, wanted)]
-    if any(letter.swapcase() in letters[1] - letters[0] for letter in letters[0] - letters[1]):
+    if any(letter.swapcase() in letters[0] | letters[1] for letter in letters[0] ^ letters[1]):
         return None  # math-verify ignores case
+    if sorted(_PRIMES.findall(given)) != sorted(_PRIMES.findall(wanted)):
+        return None
     related = [bool(RELATION.search(text)) for text in (given, wanted)]
     intervals = any(re.search(r"\\infty|\\cup|^[\[(].*,", text) for text in (given, wanted))
     if related[0] != related[1] and not intervals:
@@ -75,6 +80,8 @@ def is_expression(text: str) -> bool:
         return False
     if re.search(r"\d[eE][-+]?\d{4}", text) or _GEOMETRY.search(text):
         return False
+    if _LETTER_ABOVE.search(text):
+        return False  # a genotype
     body, _ = split_unit(text)
     if "%" in body:
         return False

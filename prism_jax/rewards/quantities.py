@@ -29,6 +29,7 @@ _CURRENCY = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<symbol>\\?\$|US\$|USD|[€£¥₹]|Rs\.?)\s*(?P<rest>[-+]?[\d.].*)"
 )
 _APPROXIMATE = re.compile(r"(?:\\approx|~|about|approximately|approx\.?|around|roughly)\s*(?=\S)")
+_NEGATIVE = re.compile(r"^(?:negative|minus) (?=[\d.])", re.IGNORECASE)
 _EXTENT = re.compile(
     r"\s+(?:long|wide|tall|high|deep|thick|old|apart|away|altogether"
     r"|in (?:total|all|length|width|height|area|volume|perimeter|diameter))$"
@@ -66,6 +67,7 @@ class Quantity:
 def parse(text: str) -> Quantity | None:
     """Read a whole cleaned text as a number with an optional unit; None if it is not."""
     text = _APPROXIMATE.sub("", text.strip(), count=1) if text[:1] in "\\~aAr" else text.strip()
+    text = _NEGATIVE.sub("-", text)
     currency = _CURRENCY.fullmatch(text)
     if currency:
         rest = currency["rest"]

@@ -73,7 +73,8 @@ _BY_ORDER = re.compile(
 _REJECTION = re.compile(
     r"(?:is |are )?(?:not (?:\(?[A-J]\b|it\b|sure|correct|right|true|the )|isn't|wrong(?! \w)"
     r"|nor\b|unsure|maybe\b|incorrect(?! \w)|(?:no,? )?wait\b(?! (?:for|until|at|in)\b)|oops"
-    r"|sorry\b|scratch that|just kidding|or not\b|on second thought)",
+    r"|sorry\b|scratch that|just kidding|or\b|on second thought|alternatively\b|i mean\b|nope\b"
+    r"|hmm+\b)",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
@@ -86,7 +87,7 @@ def takes_back(remark: str, named: str) -> bool:
     """Return whether a remark after the letter `named` takes it back or claims another letter."""
     if not remark:
         return False
-    if _REJECTION.match(remark):
+    if _REJECTION.match(remark.lstrip("([ ")):
         return True
     rest = remark
     listing = _LISTING.match(remark)

@@ -44,7 +44,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DOUBT = re.compile(
     r"\b(?:or|not|no|none|never|neither|nor|if|unless|wrong|either|could|might|may|maybe|perhaps"
     r"|except|than|cannot|without|false|incorrect|nobody|nothing|hardly|other|another|opposite"
-    r"|instead|rather)\b|n't\b",
+    r"|instead|rather|doubt|deny|disagree|reject|refuse|wonder|guess|suspect|whether)\b|n't\b",
     re.IGNORECASE,
 )
 _ROUNDED = re.compile(r"approx(?:\.|imate(?:ly)?)?|rounded|exact(?:ly)?", re.IGNORECASE)

@@ -27,6 +27,7 @@ _BUILDER = re.compile(
 )
 _BUILT = re.compile(rf"\\?\{{ ?(?:{_NAME})[^{{}}|]{{0,40}}(?:\\mid(?![A-Za-z])|\|)")
 _REALS = re.compile(r"\\mathbb ?\{?R\}?|\\R|(?:the set of )?(?:all )?real numbers|all reals")
+_EMPTY = re.compile(r"\\(?:emptyset|varnothing)(?![A-Za-z])|\\?\{ ?\\?\}|(?:the )?empty set")
 _EXCEPT = re.compile(
     rf"(?:{_REALS.pattern})(?: ?\\(?:setminus|backslash) ?|,? (?:except|but|other than)(?: for)? )"
     rf"(?:(?:{_NAME}) ?= ?)?(?P<points>.+)"
@@ -98,6 +99,8 @@ def _same_pieces(given: Sequence[Piece], wanted: Sequence[Piece], compare: Same)
 
 
 def _parse(text: str) -> RealSet | None:
+    if _EMPTY.fullmatch(text):
+        return RealSet("", (), is_explicit=True)
     if not re.search(r"[<>\[(]|\\(?:le|ge|ne|in|cup|mathbb|R)(?![A-Za-z])|real", text):
         return None
     if _REALS.fullmatch(text):
@@ -186,7 +189,9 @@ def _inequalities(text: str) -> tuple[str, list[Piece], bool] | None:
     if both:
         return name, [both], True
     is_and = " and " in text or "\\land" in text or "\\wedge" in text
-    return None if both is None or is_and else (name, [first, read[1][1]], True)
+    if both is None:
+        return None
+    return name, [] if is_and else [first, read[1][1]], True
 
 
 def _inequality(text: str) -> tuple[str, Piece] | None:

@@ -183,6 +183,15 @@ _NOT_A_UNIT = {
     "others", "because", "since", "remainder", "through",
     "dozen", "probably", "likely", "think", "guess", "nearly", "almost", "around", "roughly",
     "surely",
+    # What is done to the number: `7 squared` is 49, `7 halves` are 3.5.
+    "factorial", "squared", "cubed", "doubled", "tripled", "halved", "divided", "multiplied",
+    "choose", "over", "mod", "modulo", "except", "reciprocal", "inverse", "percentile", "halves",
+    "thirds", "fourths", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",
+    "hundredths", "thousandths", "millionths",
+    # Another answer, or none.
+    "unknown", "undefined", "undecided", "unsure", "unclear", "none", "nothing", "neither", "never",
+    "nope", "hmm", "sorry", "wait", "nil", "null", "nan", "infinite", "like", "zero", "one", "two",
+    "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty",
 }  # fmt: skip
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]{2,}|[\u4e00-\u9fff]{1,3}")
 

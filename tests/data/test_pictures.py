@@ -79,6 +79,7 @@ def test_a_bound_that_is_not_given_moves_out_of_the_way_of_the_one_that_is(words
             records.Image(path="./a.png", data=None),
         ),
         ({"path": "a.png", "bytes": b""}, records.Image(path="a.png", data=None)),
+        ({"path": "a.png", "bytes": ""}, records.Image(path="a.png", data=None)),
         (
             {"path": "", "bytes": b"x", "max_pixels": float("nan")},
             records.Image(path=None, data=b"x"),

@@ -53,6 +53,7 @@ def test_unused_optional_columns_may_be_empty():
     row = {"messages": MESSAGES, "images": ["a.png"]}
     extra = {"videos": [], "audios": None, "tools": "[]", "system": "", "conversations": None}
     assert parse(row | extra) == parse(row)
+    assert parse(row | {"tools": "[ ]\n", "functions": " null "}) == parse(row)
 
 
 @pytest.mark.parametrize(

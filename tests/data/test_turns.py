@@ -140,7 +140,9 @@ def test_content_as_json_text_of_parts_is_parts():
 
 
 def test_turns_as_python_writes_them_are_refused_and_other_brackets_are_a_question():
-    for value in (str(TURNS), json.dumps(TURNS)[:-3] + "]"):
+    written = json.dumps(TURNS)
+    # A table that limits its cells cuts the text anywhere.
+    for value in (str(TURNS), written[:-3] + "]", written[:-1], written[:-8], written[:20]):
         with pytest.raises(records.RowError, match="looks like turns, but is not JSON"):
             prompt(value)
     for value in (
@@ -148,6 +150,7 @@ def test_turns_as_python_writes_them_are_refused_and_other_brackets_are_a_questi
         '{"a": 1}',
         "[[1, 2], [3, 4]]",
         '{"role": what is it?',
+        f"{written} is a chat. How many turns has it?",
     ):
         assert prompt(value).prompt[0].content == value
     with pytest.raises(records.RowError, match="one turn of the user"):

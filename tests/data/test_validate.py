@@ -68,6 +68,7 @@ def turns(*roles: str) -> list[dict]:
         ({"messages": [{"role": "user", "content": " "}, ASSISTANT]}, "empty_prompt"),
         ({"messages": [{"role": "user", "content": "<image><video>Q"}, ASSISTANT]}, "unsupported"),
         ({"messages": [{"role": "user", "content": "<image><audio>"}, ASSISTANT]}, "unsupported"),
+        ({"system": "Look at the <video> first."}, "unsupported"),
         ({"messages": turns("a", "u")}, "role_order"),
         ({"messages": turns("u", "v", "a")}, "role_order"),
         ({"messages": turns("u", "a", "a")}, "role_order"),
