@@ -482,6 +482,17 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
             "error: not enough memory; fewer or shorter rows need less: "
             "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\n",
         ),
+        (
+            KeyError("https://"),
+            2,
+            "error: a path must be local or begin with gs://, got another address: 'https://'\n",
+        ),
+        (
+            ImportError("Install s3fs to access S3"),
+            2,
+            "error: a path must be local or begin with gs://, got another address: Install s3fs "
+            "to access S3\n",
+        ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
