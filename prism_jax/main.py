@@ -59,6 +59,11 @@ def main(argv: Sequence[str]) -> int:
         given = f"unknown command {argv[0]!r}\n" if argv else ""
         sys.stderr.write(given + usage())
         return 2
+    empty = next((argument for argument in argv if argument.rpartition("=")[2] == "--"), None)
+    if empty is not None:
+        # argparse turns it into an empty list in the place of a text.
+        sys.stderr.write(f"error: {argv[0]}: {empty} is no argument of a command\n")
+        return errors.InputError.exit_code
     try:
         module, _ = COMMANDS[argv[0]]
         importlib.import_module(f"prism_jax.{module}").main(argv[1:])
