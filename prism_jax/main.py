@@ -59,6 +59,11 @@ def main(argv: Sequence[str]) -> int:
         given = f"unknown command {argv[0]!r}\n" if argv else ""
         sys.stderr.write(given + usage())
         return 2
+    empty = next((argument for argument in argv if argument.rpartition("=")[2] == "--"), None)
+    if empty is not None:
+        # argparse turns it into an empty list in the place of a text.
+        sys.stderr.write(f"error: {argv[0]}: {empty} is no argument of a command\n")
+        return errors.InputError.exit_code
     try:
         module, _ = COMMANDS[argv[0]]
         importlib.import_module(f"prism_jax.{module}").main(argv[1:])
@@ -96,6 +101,9 @@ def _explained(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, MemoryError) or is_device:
         message = (_line(error) or "the machine's is used up")[:300]
         return f"not enough memory; fewer or shorter rows need less: {message}", 1
+    if _is_foreign_address(error):
+        line = f"a path must be local or begin with gs://, got another address: {_line(error)}"
+        return line, errors.InputError.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename!s}: {error.strerror or error}"
         if error.filename2 is not None:
@@ -110,6 +118,13 @@ def _line(error: BaseException) -> str:
         return line
     # What it quotes is as long as the user's file; both ends say more than the middle.
     return f"{line[: _LINE_CHARS // 2]} … {line[-_LINE_CHARS // 2 :]}"
+
+
+def _is_foreign_address(error: Exception) -> bool:
+    """Return whether epath was given an address of a kind that it cannot open."""
+    if isinstance(error, KeyError):
+        return len(error.args) == 1 and str(error.args[0]).endswith("://")
+    return isinstance(error, ImportError) and "s3fs" in str(error)
 
 
 def _silence_writers() -> None:

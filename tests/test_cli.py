@@ -440,6 +440,12 @@ def test_help_away_from_the_configurations_says_where_it_looked(capsys, monkeypa
     assert "\nMy own sizes.\n" in _told_by_help(capsys, "sft")
 
 
+@pytest.mark.parametrize("argument", ["--model=--", "--prompt=--", "--"])
+def test_two_dashes_in_the_place_of_a_value_are_refused(capsys, argument):
+    assert _run("generate", "--model=x", "--prompt=y", argument) == 2
+    assert capsys.readouterr().err == f"error: generate: {argument} is no argument of a command\n"
+
+
 def test_every_command_has_a_main():
     for module, _ in main.COMMANDS.values():
         assert callable(importlib.import_module(f"prism_jax.{module}").main)
@@ -481,6 +487,17 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
             1,
             "error: not enough memory; fewer or shorter rows need less: "
             "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\n",
+        ),
+        (
+            KeyError("https://"),
+            2,
+            "error: a path must be local or begin with gs://, got another address: 'https://'\n",
+        ),
+        (
+            ImportError("Install s3fs to access S3"),
+            2,
+            "error: a path must be local or begin with gs://, got another address: Install s3fs "
+            "to access S3\n",
         ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

@@ -16,6 +16,8 @@ from prism_jax.data import records
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://|^(data|file|https?|ftp|gs|s3):", re.IGNORECASE)
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
 
 def is_remote(path: str) -> bool:
     """Return whether a path names an object store."""
@@ -25,6 +27,8 @@ def is_remote(path: str) -> bool:
 @contextlib.contextmanager
 def explain(path: str) -> Iterator[None]:
     """Convert errors on a user's path to an `InputError` that names path and cause."""
+    if _ADDRESS.match(path) and not is_remote(path):
+        raise errors.InputError(f"{path}: must be a local path or begin with gs://")
     try:
         yield
     except ImportError as error:
@@ -40,6 +44,9 @@ def explain(path: str) -> Iterator[None]:
 def open_binary(path: str) -> BinaryIO:
     """Open a user's file for reading bytes."""
     with explain(path):
+        # Opening a pipe would block for ever.
+        if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise errors.InputError(f"{path}: must be a regular file")
         return epath.Path(path).open("rb")
 
 

@@ -99,6 +99,8 @@ def is_expression(text: str) -> bool:
 def latex(text: str) -> str:
     """Write plain mathematics (`sqrt(8)`, `x**2`, `√8`, `2*pi`) as LaTeX."""
     text = text.replace("**", "^")
+    # `1/3 x`: a third of x, as the blank says; math-verify reads 1/(3x).
+    text = re.sub(r"(?<![\w./^}])(\d+)/(\d+) (?=\\?[A-Za-z(])", r"\\frac{\1}{\2} ", text)
     text = re.sub(r"(?:\\?\bsqrt|√)\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}", text)
     text = (

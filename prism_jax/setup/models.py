@@ -68,7 +68,11 @@ def say_once() -> Callable[[str], None]:
 
 
 def keep_files(
-    model: configuration.Model, workdir: pathlib.Path, *, name: str = model_files.FOLDER
+    model: configuration.Model,
+    workdir: pathlib.Path,
+    *,
+    name: str = model_files.FOLDER,
+    is_discriminator: bool = False,
 ) -> pathlib.Path:
     """Copy the model's small files into the run's folder and return their folder.
 
@@ -76,6 +80,7 @@ def keep_files(
 
     Args:
       name: the folder, `model_files.DISCRIMINATOR_FOLDER` for the second model of a run.
+      is_discriminator: take the second model of a source that is a run of two models.
     """
     target = workdir / name
     if jax.process_index() == 0:
@@ -87,8 +92,8 @@ def keep_files(
             with fresh.folder(model.folder, model.sizes) as made:
                 model_files.copy(made, target)
         else:
-            is_second = name == model_files.DISCRIMINATOR_FOLDER
-            model_files.copy(model_files.of(model.folder, is_discriminator=is_second), target)
+            source = model_files.of(model.folder, is_discriminator=is_discriminator)
+            model_files.copy(source, target)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"keep_files_{name}")
     return target

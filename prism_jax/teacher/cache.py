@@ -73,7 +73,7 @@ class Cache:
         for number, line in enumerate(lines, start=1):
             try:
                 json.loads(line)
-            except ValueError:  # The process was killed while writing the line.
+            except (ValueError, RecursionError):  # The process was killed while writing the line.
                 continue
             entry = small_files.parse(line, _LOST_LINE, where=f"{lost}: line {number}")
             if entry["asked_model"] == model:

@@ -1,6 +1,7 @@
 """Command lines: configurations with overrides, and options of the commands without one."""
 
 import contextlib
+import importlib
 import io
 import pathlib
 import random
@@ -103,6 +104,12 @@ class Commands(Target):
 
     weight = 2.0
     num_short = 25
+
+    def __init__(self, folder: pathlib.Path):
+        super().__init__(folder)
+        for name in _OPTIONS.keys() & main.COMMANDS.keys():
+            # What a command imports is no input's fault.
+            importlib.import_module(f"prism_jax.{main.COMMANDS[name][0]}")
 
     def make(self, rng: random.Random) -> list[str]:
         """Return the arguments of the program."""

@@ -218,7 +218,7 @@ class Replies(Target):
         self._cache = cache.Cache(folder / "cache")
         self._entry = folder / "cache/00/00bb.json"
         found = reply.parse(json.dumps(_REPLY).encode())
-        self._cache.put("00bb", model="m", found=found)
+        self._cache.put("00bb", found, model="m")
         self._stored = json.loads(self._entry.read_bytes())
 
     def make(self, rng: random.Random) -> list:
@@ -243,7 +243,7 @@ class Replies(Target):
             read.model.encode()
         # Writing is what takes time: one reply in eight is kept.
         if len(data) % 8 == 0:
-            self._cache.put("00aa", model="m", found=read)
+            self._cache.put("00aa", read, model="m")
             require(self._cache.get("00aa") == read, "the cache gives another reply back")
 
 

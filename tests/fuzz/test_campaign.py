@@ -12,7 +12,7 @@ def _run(module: str, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_every_kind_of_fault_is_found_with_its_smallest_input_and_can_be_replayed():
-    done = _run("tests.fuzz.faulty", "0.1", "--only=faulty", "--seed=3")
+    done = _run("tests.fuzz.faulty", "0.07", "--only=faulty", "--seed=3")
     assert done.returncode == 1, done.stderr
     kinds = set(re.findall(r"^  #\d+ (.+?) at ", done.stdout, re.MULTILINE))
     assert kinds == {"BrokenError", "KeyError", "too slow", "dead process"}

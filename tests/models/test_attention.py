@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import attention, inputs, sharding
+from models import attention, cudnn_attention, inputs, sharding
 
 # rows of 256 places: lengths of the segments; query heads, kv heads, head size; causal.
 _CASES = {
@@ -102,8 +102,8 @@ def test_places_that_cudnn_leaves_unwritten_spoil_neither_results_nor_gradients(
         clean = [jnp.where(is_padding, 0, x) for x in (q, k, v)]
         return jnp.where(is_padding, jnp.nan, attention._xla(*clean, segments.ids, causal=causal))
 
-    monkeypatch.setattr(attention, "_cudnn_packed", packed)
-    monkeypatch.setattr(attention, "_check_cudnn", lambda q: None)
+    monkeypatch.setattr(cudnn_attention, "packed", packed)
+    monkeypatch.setattr(cudnn_attention, "check", lambda q: None)
 
     def run(implementation):
         def attend(q, k, v):

@@ -109,7 +109,7 @@ def _batch(row_tokens=128, microbatch_rows=2, row_sequences=8, shared_units=None
     )
     logprobs = [_rollout().logprobs[n, : len(r.tokens)] for n, r in enumerate(_responses())]
     return policy_batch.on_policy_batch(
-        _PROMPTS, _responses(), logprobs, _advantages(), shape, _model()[2]
+        _PROMPTS, _responses(), logprobs, _advantages(seed), shape, _model()[2]
     )
 
 

@@ -186,7 +186,9 @@ def _open_align(options, folder, workdir):
     devices = devices_lib.open_devices(options.mesh, options.model)
     source = options.discriminator.model(options.model)
     files = setup_models.keep_files(options.model, workdir)
-    discriminator_files = setup_models.keep_files(source, workdir, name="discriminator")
+    discriminator_files = setup_models.keep_files(
+        source, workdir, name="discriminator", is_discriminator=True
+    )
     policy = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
     discriminator = setup_models.open_model(
         source, devices, files=discriminator_files, is_discriminator=True

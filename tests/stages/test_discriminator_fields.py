@@ -225,7 +225,7 @@ _ELSEWHERE = {
     "tests/policy/test_loss.py": (
         *("algorithm.aggregation", "algorithm.norm_tokens", "algorithm.sampler_weights"),
         *("algorithm.sampler_level", "algorithm.sampler_low", "algorithm.sampler_high"),
-        *("train.has_entropy"),
+        "train.has_entropy",
     ),
     # Refused of a discriminator, by `setup.models.open_model`.
     "tests/models/test_lora.py": ("model.lora.rank", "model.lora.alpha", "model.lora.targets"),

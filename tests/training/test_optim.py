@@ -32,7 +32,7 @@ def _schedule(kind="cosine", **changes):
 def _jitted(optimizer):
     @jax.jit
     def update(grads, opt_state, trainable, step, flags):
-        told = optimizer.update(grads, opt_state, trainable, step=step, **flags)
+        told = optimizer.update(grads, opt_state, trainable, step=step, key=None, **flags)
         return told[0], told[1], dataclasses.asdict(told[2])
 
     def run(grads, opt_state, trainable, *, step=5, is_finite=True, is_empty=False):
@@ -142,7 +142,7 @@ def test_steps_that_are_not_finite_change_nothing_but_the_counts(kind):
     params, opt_state, told = update(zeros, opt_state, params, is_empty=True)
     assert bool(told.is_empty) and not bool(told.is_taken)
     assert int(opt_state.num_skipped_in_row) == int(opt_state.num_skipped) == 5
-    after = _leaves((params, opt_state.adam))
+    after = _leaves((params, opt_state.inner))
     for name, leaf in before.items():
         np.testing.assert_array_equal(leaf, after[name])
     params, opt_state, told = update(bad, opt_state, params, is_finite=False, is_empty=True)

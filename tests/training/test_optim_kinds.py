@@ -129,7 +129,7 @@ def test_each_kind_moves_a_stack_as_optax_moves_each_layer(kind):
     params = train_state.split_model(Stacked(nnx.Rngs(0)))[1]
     optimizer = _make_optimizer(params, kind, weight_decay=0.0, clip_norm=None)
     state, peer = optimizer.init(params), _peer(kind)
-    update = jax.jit(functools.partial(optimizer.update, key=None))
+    update = jax.jit(functools.partial(optimizer.update, is_empty=jnp.array(False), key=None))
     layers = [params["kernel"][...][i] for i in range(_LAYERS)]
     peer_states = [peer.init(layer) for layer in layers]
     for number in range(3):
@@ -308,6 +308,7 @@ def test_small_steps_move_bfloat16_weights_only_when_rounded_stochastically():
                 params,
                 step=jnp.int32(number),
                 is_finite=jnp.array(True),
+                is_empty=jnp.array(False),
                 key=jax.random.key(number),
             )
         moved[rounding] = 1 - float(params["w"][...].astype(jnp.float32).mean())

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         # folders that it started from.
         files = setup_models.keep_files(options.model, run.folder)
         discriminator_files = setup_models.keep_files(
-            source, run.folder, name=model_files.DISCRIMINATOR_FOLDER
+            source, run.folder, name=model_files.DISCRIMINATOR_FOLDER, is_discriminator=True
         )
         policy = setup_models.open_model(
             options.model, devices, files=files, is_discriminator=False

@@ -13,10 +13,8 @@ paper's ablation). Runs on TPU, GPU or CPU; configs/warmup.py names sizes, hardw
 Source: PRISM moe/train_moe_vl_warmup_fast.py.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
-from prism_jax.checkpoints import model_files
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
 from prism_jax.setup import devices as devices_lib
@@ -33,11 +31,8 @@ def main(argv: Sequence[str]) -> None:
     with run_lib.opened(argv, "warmup", warmup_config.Config) as run:
         options, devices = run.options, run.devices
         devices_lib.require_one_process("warmup")
-        # If the folder is an alignment run, take the discriminator's files, not the policy's.
-        source = str(model_files.of(options.model.folder, is_discriminator=True))
-        files = setup_models.keep_files(
-            dataclasses.replace(options.model, folder=source), run.folder
-        )
+        # Of an alignment run, the discriminator's files.
+        files = setup_models.keep_files(options.model, run.folder, is_discriminator=True)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=True)
         options.rows.check_router(model.config, place="config.rows")
         identity = run.identity(model)

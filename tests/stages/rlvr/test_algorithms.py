@@ -160,8 +160,8 @@ def _terms_of(groups, drawn_by):
 def _adam_by_hand(state, updates, rate):
     """Take AdamW steps (eps 1, no decay) on PPO's objective with the clip [0.8, 1.2]."""
     table = np.array(state.params["logits"][...], np.float64)
-    adam = state.opt_state.adam
-    moments = [np.array(one["logits"][...], np.float64) for one in (adam.mu, adam.nu)]
+    adam = state.opt_state.inner["plain"]
+    moments = [np.array(one["logits"], np.float64) for one in (adam.mu, adam.nu)]
     for count, terms in enumerate(updates, start=int(adam.count) + 1):
         gradient, logprobs = np.zeros_like(table), rl_toy.log_softmax(table)
         for last, tokens, old, advantage_ in terms:
@@ -371,14 +371,17 @@ def test_an_update_without_any_group_moves_neither_parameters_nor_momentum(
     run = rl_toy.Run(rl_toy.options_of("", _REFILL | {"groups.surplus_steps": 0} | changes))
     run.take(2)
     before = jax.device_get(run.state)
-    assert np.abs(before.opt_state.adam.mu["logits"][...]).max() > 0
+    assert np.abs(before.opt_state.inner["plain"].mu["logits"]).max() > 0
     run.experience.sampling._judge = _FirstOnly(is_any_right=is_any_right)
     row = run.take(1).rows[-1]
     assert row["rollout/trained_prompts"] == 2 * is_any_right
     assert row["rollout/generations"] == 2
     assert (row["optim/empty_updates"], row["optim/skipped_updates"]) == (num_empty, 0)
     after = jax.device_get(run.state)
-    assert int(after.opt_state.adam.count - before.opt_state.adam.count) == is_any_right
+    assert (
+        int(after.opt_state.inner["plain"].count - before.opt_state.inner["plain"].count)
+        == is_any_right
+    )
     moved = jax.tree.map(
         lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()),
         (before.params, before.opt_state),
