@@ -135,8 +135,8 @@ def optim(*, peak: float) -> ConfigDict:
 
 
 def checkpoint(*, every_steps: int) -> ConfigDict:
-    """Return saving every so many steps, the two newest kept."""
-    return ConfigDict({"save_every_steps": every_steps, "num_kept": 2})
+    """Return saving every so many steps and every ten minutes, the two newest kept."""
+    return ConfigDict({"save_every_steps": every_steps, "save_every_minutes": 10.0, "num_kept": 2})
 
 
 def resume() -> ConfigDict:

@@ -40,7 +40,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.training": ("errors metrics tree_paths losses", "jax flax numpy optax"),
     "prism_jax.checkpoints": (
         "errors small_files tree_paths mesh training models",
-        "jax flax numpy etils orbax",
+        "jax flax numpy etils fsspec orbax",
     ),
     "prism_jax.rewards": ("errors", "math_verify sympy"),
     "prism_jax.rollout": ("models", "jax flax numpy jaxtyping"),
@@ -61,7 +61,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.honesty": (f"{_RUN} discriminator models", "jax flax numpy"),
     "prism_jax.running": (
         f"{_BASE} checkpoints data rewards setup",
-        "jax ml_collections numpy tensorboardX wandb",
+        "jax etils ml_collections numpy tensorboardX wandb",
     ),
     # The stages import nothing of one another.
     "prism_jax.stages.sft": (f"{_RUN} running models", "jax flax"),

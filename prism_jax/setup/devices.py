@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import attention, sharding
-from prism_jax import configuration, errors, progress
+from prism_jax import batches, configuration, errors, progress
 from prism_jax import mesh as mesh_lib
 from prism_jax.setup import distributed
 
@@ -28,6 +29,10 @@ class Devices:
     def replicated(self) -> NamedSharding:
         """Return the sharding of what every device holds."""
         return NamedSharding(self.mesh, PartitionSpec())
+
+    def put(self, batch: Any, *, num_rows: int) -> Any:
+        """Put this process's rows of a batch on its devices; see `batches.to_devices`."""
+        return batches.to_devices(batch, self.mesh, self.rules, num_rows=num_rows)
 
     def row_parts(self) -> int:
         """Return over how many parts of the mesh the rows of a batch are spread."""
@@ -61,6 +66,11 @@ def open_devices(
     if mesh.num_devices is not None and mesh.num_devices > len(found):
         raise errors.InputError(
             f"{place}.mesh.num_devices = {mesh.num_devices}, but there are {len(found)} devices"
+        )
+    if mesh.num_devices not in (None, len(found)) and jax.process_count() > 1:
+        raise errors.InputError(
+            f"{place}.mesh.num_devices = {mesh.num_devices} must be None in a job of "
+            f"{jax.process_count()} processes, whose {len(found)} devices are all used"
         )
     prefill, decode = implementations(model.attention, dtype, place=f"{place}.{section}.attention")
     devices = Devices(

@@ -9,15 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from models import config as config_lib
 from models import discriminator, qwen3_vl
 from prism_jax import configuration, errors, progress
 from prism_jax import mesh as mesh_lib
-from prism_jax.checkpoints import checkpoint, model_files, pretrained
+from prism_jax.checkpoints import checkpoint, mirror, model_files, pretrained
+from prism_jax.setup import agreement, fresh
 from prism_jax.setup import devices as devices_lib
-from prism_jax.setup import fresh
 from prism_jax.training import optim, train_state
 
 
@@ -66,7 +65,8 @@ def keep_files(
       name: the folder, `model_files.DISCRIMINATOR_FOLDER` for the second model of a run.
     """
     target = workdir / name
-    if jax.process_index() == 0:
+
+    def keep() -> None:
         if model.init != "random" and not (target / "config.json").exists():
             # Sizes that the weights do not have are refused before anything is built for them.
             pretrained.Source.of(model.folder)
@@ -76,8 +76,11 @@ def keep_files(
         else:
             is_second = name == model_files.DISCRIMINATOR_FOLDER
             model_files.copy(model_files.of(model.folder, is_discriminator=is_second), target)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"keep_files_{name}")
+        mirror.upload()
+
+    agreement.on_first(f"keep_files_{name}", keep)
+    if jax.process_index() != 0:
+        mirror.fetch(target)
     return target
 
 

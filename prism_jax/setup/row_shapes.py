@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from prism_jax import configuration, errors
+from prism_jax import batches, configuration, errors
 from prism_jax import rows as packed_rows
 from prism_jax.rows import Largest, RowShape
 from prism_jax.setup import devices as devices_lib
@@ -46,4 +46,5 @@ class Rows(configuration.Section):
             patch_multiple=128 if is_splash else 1,
             place=place,
             advice=advice,
+            own_rows=tuple(batches.local_rows(self.num_rows, devices.mesh, devices.rules)),
         )

@@ -21,6 +21,7 @@ from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import processor
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout import sampling as sampling_lib
+from prism_jax.setup import agreement
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import prompts as prompts_lib
 
@@ -178,7 +179,7 @@ def begin(
         )
     step = policy.step
     if step is None and model_files.is_run(policy.folder):
-        step = ask_parts.recorded_step(workdir)
+        step = agreement.on_first("step", lambda: ask_parts.recorded_step(workdir))
     source = pretrained.Source.of(policy.folder, role="policy", step=step)
     _, sizes = pretrained.config_of(source.files)
     words = _with_limits(processor.Processor.from_folder(source.files), prompts, place=place)
@@ -202,8 +203,6 @@ def begin(
         remat="none",
     )
     devices = devices_lib.open_devices(mesh, model, section="policy", place=place)
-    if jax.process_count() > 1:
-        raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")
     facts = {
         "step": source.step,
         "fingerprint": source.fingerprint(),
@@ -216,7 +215,8 @@ def begin(
         model_config=facts,
         may_differ=tuple(may_differ),
     )
-    ask_parts.claim(workdir, identity)
+    agreement.require_same("policy and prompts", facts)
+    agreement.on_first("claim", lambda: ask_parts.claim(workdir, identity))
     return Job(
         workdir=workdir,
         identity=identity,

@@ -18,12 +18,13 @@ import jax
 
 from models import inputs
 from prism_jax import errors, progress, small_files
-from prism_jax.checkpoints import lock
+from prism_jax.checkpoints import lock, mirror
 from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.data import encode, processor, records
 from prism_jax.rollout import engine
 from prism_jax.rollout import sampling as sampling_lib
 from prism_jax.running import metric_writers
+from prism_jax.setup import agreement
 from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
@@ -97,6 +98,8 @@ def ask(
 ) -> Iterator[Mapping[str, Json]]:
     """Ask every prompt whose part is not there yet, then yield all records in order.
 
+    Of several processes all ask and describe together, and process 0 writes and yields.
+
     Args:
       sampler: called before each batch that is asked.
       key: of the whole job.
@@ -109,9 +112,12 @@ def ask(
     key = jax.random.fold_in(key, int.from_bytes(hashlib.sha256(asked.name.encode()).digest()[:4]))
     shapes = _shapes(opened.sizes, batch_prompts=asked.batch_prompts, row_parts=row_parts)
     starts = range(0, len(opened.rows), asked.batch_prompts)
-    missing = [n for n in range(len(starts)) if not _part(folder, n).exists()]
+    is_first = jax.process_index() == 0
+    missing = agreement.on_first(
+        "parts", lambda: [n for n in range(len(starts)) if not _part(folder, n).exists()]
+    )
     shown = progress.Progress(
-        sys.stderr,
+        sys.stderr if is_first else None,
         title=asked.name,
         first_step=len(starts) - len(missing),
         num_steps=len(starts),
@@ -133,11 +139,13 @@ def ask(
             shapes=shapes,
         )
         rollout = _first(rollout, len(rows) * asked.num_responses)
-        metric_writers.write_dump(folder, number, describe(rows, rollout))
+        described = describe(rows, rollout)
+        if is_first:
+            metric_writers.write_dump(folder, number, described)
         told = {"tokens": float(rollout.lengths.mean()), "ended": float(rollout.ended.mean())}
         shown.show(done, told)
     shown.close()
-    for number in range(len(starts)):
+    for number in range(len(starts) if is_first else 0):
         yield from small_files.read_lines(_part(folder, number), schema)
 
 
@@ -184,6 +192,7 @@ def claim(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) -> None:
             "model_config": dict(identity.model_config),
         }
         small_files.write(workdir / _IDENTITY, meta)
+        mirror.upload()
         return
     found = identity.differences(written)
     if found:
@@ -202,24 +211,41 @@ def _read_identity(workdir: pathlib.Path) -> Json | None:
 
 
 def write_lines(path: pathlib.Path, rows: Iterator[Mapping[str, Json]]) -> None:
-    """Write JSON lines, whole or not at all, without holding them."""
+    """Write JSON lines, whole or not at all, without holding them; on process 0.
+
+    The others only go through their rows.
+    """
+    if jax.process_index() != 0:
+        for _ in rows:
+            pass
+        return
     with small_files.replacing(path) as file:
         for row in rows:
             file.write(small_files.dumps(row) + b"\n")
         lock.check()
+    mirror.upload()
 
 
 def finish(workdir: pathlib.Path, summary: Mapping[str, Json]) -> None:
     """Write `summary.json`, which says that the job is done, and remove the parts."""
-    lock.check()
-    small_files.write(workdir / _SUMMARY, summary)
-    shutil.rmtree(workdir / _PARTS, ignore_errors=True)
+
+    def write() -> None:
+        lock.check()
+        small_files.write(workdir / _SUMMARY, summary)
+        mirror.upload()
+        shutil.rmtree(workdir / _PARTS, ignore_errors=True)
+
+    agreement.on_first("finish", write)
 
 
 def finished(workdir: pathlib.Path, schema: small_files.Schema) -> Json | None:
     """Return the summary of a job that is done, None of one that is not."""
     path = workdir / _SUMMARY
-    summary = small_files.read(path, schema, remedy=f"delete it, and {_PARTS} if it is there")
-    if summary is not None:
-        shutil.rmtree(workdir / _PARTS, ignore_errors=True)
-    return summary
+
+    def read() -> Json | None:
+        summary = small_files.read(path, schema, remedy=f"delete it, and {_PARTS} if it is there")
+        if summary is not None:
+            shutil.rmtree(workdir / _PARTS, ignore_errors=True)
+        return summary
+
+    return agreement.on_first("finished", read)

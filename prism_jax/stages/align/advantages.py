@@ -14,7 +14,7 @@ from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import advantage, pairwise
 from prism_jax.policy import responses as policy_responses
 from prism_jax.policy import rollouts
-from prism_jax.rewards import workers
+from prism_jax.setup import judging
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
 
@@ -36,7 +36,7 @@ class Compared:
 class Comparison:
     """Compare each response with the others to its prompt."""
 
-    def __init__(self, options: align_config.Config, judge: workers.JudgePool | None):
+    def __init__(self, options: align_config.Config, judge: judging.SharedJudge | None):
         """Store the parts.
 
         Args:
@@ -69,7 +69,7 @@ class Comparison:
 
 def verdicts(
     options: align_config.Config,
-    judge: workers.JudgePool | None,
+    judge: judging.SharedJudge | None,
     prompts: align_feed.Prompts,
     responses: rollouts.Responses,
 ) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:

@@ -24,11 +24,11 @@ from collections.abc import Sequence
 from prism_jax.checkpoints import model_files
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.policy import rollouts
-from prism_jax.rewards import workers
 from prism_jax.running import dump as running_dump
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
 from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import judging
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import config as align_config
@@ -104,7 +104,7 @@ def open_experience(
     *,
     feed: align_feed.Feed,
     shapes: align_feed.Shapes,
-    judge: workers.JudgePool | None,
+    judge: judging.SharedJudge | None,
 ) -> align_step.Experience:
     """Return the parts of a step; nothing is compiled before the first one."""
     options, devices = run.options, run.devices

@@ -63,9 +63,9 @@ class Scorer:
         """Return the scores of these parameters of the discriminator."""
         begun = time.monotonic()
         packed, places = pack(prompts, responses, self._feed, self._shape, self._discriminator)
-        batch = batches.to_devices(packed.batch, self._devices.mesh, self._devices.rules)
+        batch = self._devices.put(packed.batch, num_rows=self._shape.microbatch_rows)
         scores = self._score(params, batch)
-        by_name = jax.device_get(self._scores_at(scores, places))
+        by_name = batches.to_host(self._scores_at(scores, places))
         seconds = time.monotonic() - begun
         gradients, logged = self._gradients(scores, places)
         return StepScores(

@@ -242,7 +242,7 @@ class Experience:
         return told
 
     def _to_devices(self, tree):
-        return batches.to_devices(tree, self._devices.mesh, self._devices.rules)
+        return self._devices.put(tree, num_rows=self._shape.microbatch_rows)
 
 
 def _sum_up(told: Sequence[metrics.Metrics]) -> metrics.Metrics:
@@ -270,7 +270,7 @@ def _distance(
 
     Those of older responses are the sampler's, of the policy that drew them.
     """
-    arrays = jax.device_get(
+    arrays = batches.to_host(
         [(part.old_logprobs, part.reference_logprobs, part.sampler_logprobs) for part in parts]
     )
     by_response = [

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
         words = sft_feed.open_words(options.data, files)
         feed = sft_feed.Feed(options, devices, model, words=words, folder=run.folder)
         num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
-        data = feed.train(num_steps)
+        data = feed.train(num_steps, inputs=run.inputs)
         optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
         start = setup_models.start_of(model, optimizer, devices, key=run.keys.init)
         loss_fn = sft_step.make_loss(options, devices)

@@ -11,13 +11,14 @@ import numpy as np
 from flax import nnx
 
 from prism_jax import batches, errors, progress
-from prism_jax.data import encode, packing, processor, records, sources, steps, validate
+from prism_jax import rows as packed_rows
+from prism_jax.data import collate, encode, packing, processor, records, sources, steps, validate
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import segments
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import probes
 from prism_jax.rows import Largest, RowShape
-from prism_jax.setup import corpora
+from prism_jax.setup import agreement, corpora
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.warmup import config as warmup_config
@@ -28,6 +29,15 @@ class _Measured:
     size: encode.Size
     units: tuple[tuple[int, int], ...]  # tokens of teacher's and student's segment, by name
     is_held_out: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A row that is not yet read, and its sizes."""
+
+    rows: sources.Rows
+    index: int
+    measured: _Measured
 
 
 class Feed:
@@ -60,6 +70,7 @@ class Feed:
             max_pixels=options.max_pixels,
         )
         self._options, self._model, self._seed, self._num_pairs = options, model, seed, num_pairs
+        self._pixels_dtype = collate.pixels_dtype(words)
         self._reader = segments.Reader(
             words, vocab_tokens=model.config.text.vocab_size, gate=options.gate, form=options.form
         )
@@ -79,14 +90,12 @@ class Feed:
             cache_dir=options.cache_dir,
             dropped=folder / "dropped_train.jsonl",
         )
-        self._train: list[tuple[sources.Rows, int]] = []
-        self._held_out: list[tuple[sources.Rows, int]] = []
-        self._measured: list[_Measured] = []
+        self._train: list[_Pair] = []
+        self._held_out: list[_Pair] = []
         for _, opened in parts:
             for index, (_, measured) in enumerate(opened.report.counted):
                 side = self._held_out if measured.is_held_out else self._train
-                side.append((opened.rows, index))
-                self._measured.append(measured)
+                side.append(_Pair(rows=opened.rows, index=index, measured=measured))
         self._digest = corpora.digest([opened.report for _, opened in parts])
         if len(self._train) < num_pairs:
             raise errors.InputError(
@@ -117,7 +126,7 @@ class Feed:
 
     def largest(self) -> Largest:
         """Return the bounds of a step."""
-        known = self._measured
+        known = [pair.measured for pair in (*self._train, *self._held_out)]
         return Largest(
             num_units=self._num_pairs * len(self._options.form.names),
             unit_sequences=2,
@@ -131,8 +140,11 @@ class Feed:
         """Return the whole steps of so many epochs."""
         return num_epochs * len(self._train) // self._num_pairs
 
-    def train(self, shape: RowShape, *, num_steps: int) -> steps.Steps:
-        """Return the batches of the run, each pair once an epoch."""
+    def train(self, shape: RowShape, *, num_steps: int, inputs: agreement.Inputs) -> steps.Steps:
+        """Return the batches of the run, each pair once an epoch.
+
+        Which pairs a step is made of, and where they lie, is noted in `inputs`.
+        """
         length = len(self._train)
 
         def make(step: int) -> discriminator_batch.SegmentBatch:
@@ -141,7 +153,9 @@ class Feed:
                 epoch, within = divmod(place, length)
                 order = packing.epoch_order([length], [], seed=self._seed, epoch=epoch)
                 chosen.append(self._train[int(order[within])])
-            return self._pack(chosen, shape).batch
+            packed = self._pack(chosen, shape)
+            inputs.note(step, [pair.index for pair in chosen], packed.places)
+            return packed.batch
 
         identity = {
             "rows of config.data.train": self._digest,
@@ -149,6 +163,7 @@ class Feed:
             "num_pairs": self._num_pairs,
             "seed": self._seed,
         }
+        agreement.require_same("rows and settings of config.data", identity)
         return steps.Steps(
             make, num_steps=num_steps, identity=identity, num_threads=self._options.num_threads
         )
@@ -172,8 +187,8 @@ class Feed:
             gaps = []
             for start in starts:
                 packed = self._pack(self._held_out[start : start + self._num_pairs], shape)
-                batch = batches.to_devices(packed.batch, devices.mesh, devices.rules)
-                found = packed.read(jax.device_get(score(state.params, batch)))
+                batch = devices.put(packed.batch, num_rows=shape.microbatch_rows)
+                found = packed.read(batches.to_host(score(state.params, batch)))
                 # Teacher and student side by side, the names in turn.
                 gaps.append(found.reshape(-1, len(names), 2) @ np.float32([1, -1]))
             told = {"eval/num_pairs": float(sum(map(len, gaps)))}
@@ -196,7 +211,7 @@ class Feed:
 
     def learnt_for_probes(self, num_rows: int) -> dict[str, probes.Pairs]:
         """Return what probes see of the first pairs that are learnt from, by segment."""
-        cuts = [self._cuts(rows[index]) for rows, index in self._train[:num_rows]]
+        cuts = [self._cuts(pair.rows[pair.index]) for pair in self._train[:num_rows]]
         return {
             name: probes.Pairs.of(
                 range(len(cuts)),
@@ -206,12 +221,12 @@ class Feed:
             for name in self.names
         }
 
-    def _lay(self, chosen: Sequence[tuple[sources.Rows, int]]) -> honesty_panel.Pairs:
+    def _lay(self, chosen: Sequence[_Pair]) -> honesty_panel.Pairs:
         """Read pairs: prompts, and teacher's and student's segment side by side, names in turn."""
         form = self._options.form
         prompts, units, names, is_cut = [], [], [], []
-        for rows, index in chosen:
-            row = rows[index]
+        for pair in chosen:
+            row = pair.rows[pair.index]
             cuts = self._cuts(row)
             for number, name in enumerate(form.names):
                 units.append([segments.continuation(len(prompts), cut, name) for cut in cuts])
@@ -233,18 +248,46 @@ class Feed:
             kinds=form.kinds,
         )
 
-    def _pack(
-        self, chosen: Sequence[tuple[sources.Rows, int]], shape: RowShape
-    ) -> discriminator_batch.PackedSegments:
-        laid = self._lay(chosen)
-        return discriminator_batch.pack(
-            laid.prompts,
-            laid.units,
-            laid.names,
-            laid.kinds,
+    def _pack(self, chosen: Sequence[_Pair], shape: RowShape) -> discriminator_batch.PackedSegments:
+        """Pack pairs; of those that lie in other processes' rows only the sizes are needed."""
+        form = self._options.form
+        extents = [
+            packed_rows.Extent(
+                prompt=number,
+                prompt_tokens=pair.measured.size.tokens,
+                prompt_patches=pair.measured.size.patches,
+                prompt_frames=pair.measured.size.images,
+                continued=unit,
+            )
+            for number, pair in enumerate(chosen)
+            for unit in pair.measured.units
+        ]
+        placed = packed_rows.place(extents, shape)
+        own = sorted({extents[unit].prompt for row in shape.own for unit in placed[row]})
+        laid = self._lay([chosen[number] for number in own])
+        num_names = len(form.names)
+        units = {
+            own[place // num_names] * num_names + place % num_names: [
+                dataclasses.replace(side, prompt=own[side.prompt]) for side in unit
+            ]
+            for place, unit in enumerate(laid.units)
+        }
+        packed = packed_rows.pack_placed(
+            dict(zip(own, laid.prompts, strict=True)),
+            units,
+            extents,
+            placed,
             shape,
             self._model.config,
+            pixels_dtype=self._pixels_dtype,
+        )
+        return discriminator_batch.of_packed(
+            packed,
+            [name for _ in chosen for name in range(num_names)],
+            form.kinds,
+            shape,
             positions="mrope",
+            is_paired=True,
         )
 
 

@@ -17,8 +17,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from prism_jax.checkpoints import model_files
+from prism_jax.running import loop
 from prism_jax.running import run as run_lib
-from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.warmup import config as warmup_config
 from prism_jax.stages.warmup import feed as warmup_feed
@@ -31,7 +31,6 @@ def main(argv: Sequence[str]) -> None:
     """Train a discriminator on pairs."""
     with run_lib.opened(argv, "warmup", warmup_config.Config) as run:
         options, devices = run.options, run.devices
-        devices_lib.require_one_process("warmup")
         # If the folder is an alignment run, take the discriminator's files, not the policy's.
         source = str(model_files.of(options.model.folder, is_discriminator=True))
         files = setup_models.keep_files(
@@ -59,7 +58,11 @@ def main(argv: Sequence[str]) -> None:
             warmup_step.make_stage(
                 options, devices, model, feed, optimizer, start, shape, num_steps=num_steps
             ),
-            run_lib.OnDevices(feed.train(shape, num_steps=num_steps), devices),
+            run_lib.OnDevices(
+                feed.train(shape, num_steps=num_steps, inputs=run.inputs),
+                devices,
+                num_rows=shape.microbatch_rows,
+            ),
             start,
             limits=loop.Limits(
                 num_steps=num_steps,
