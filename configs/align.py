@@ -5,7 +5,8 @@
         --config.prompts.path=rl_training_data_5.9k.parquet
 
 Sizes: tiny (tests), demo (models of 2 million parameters, 2 CPU cores), small (107 million, one
-GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Options:
+GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are), 2b_one_gpu and
+4b_one_gpu (one GPU of 80 GB and 64 GB of the host's memory). Options:
 
   new        tiny, demo, small: new models; both folders then name their tokenizer
   text_only  the discriminator reads without pictures, its vision tower frozen
@@ -35,12 +36,12 @@ _SIZES = common.table("""
 """)
 # Of the policy and of the discriminator.
 _ROWS = common.table("""
-         row_tokens  row_sequences  num_rows
-  tiny   256         2              2
-  demo   384         2              8
-  small  1024        4              8
-  4b     8192        16             8
-  8b     8192        16             8
+         row_tokens  row_sequences  num_rows  has_shared_prompts
+  tiny   256         2              2         False
+  demo   384         2              8         False
+  small  1024        4              8         False
+  4b     8192        8              8         True
+  8b     8192        8              8         True
 """)
 _EVERY = common.table("""
          panel_steps  panel_pairs  save_steps  log_steps
@@ -56,6 +57,32 @@ _VIEWS = ("whole", "both")
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
+    arg, one_gpu = common.split_one_gpu(arg)
+    config = _config(arg)
+    if one_gpu is not None:
+        _for_one_gpu(one_gpu, config)
+    return config
+
+
+def _for_one_gpu(size: str, config: ConfigDict) -> None:
+    """Fit a policy and 2B x 4 experts on one GPU.
+
+    Weights in bfloat16: 8.9 GB for a policy of 4B, 10.6 for the discriminator. While one is
+    updated its gradients and their float32 sum take 26.6 or 31.8 GB; the moments of both are in the
+    host's memory, 39 GB. The sampler's copy takes 8.9 GB, 16 responses of 8192 tokens 19.3.
+    """
+    del size
+    config.model.param_dtype = "bfloat16"
+    config.model.remat = "full"
+    for optim in (config.optim, config.discriminator.optim):
+        common.narrow(optim)
+        optim.memory = "host"
+    config.rollout.batch_responses = 16
+    config.rows.num_rows = config.discriminator.rows.num_rows = 1
+
+
+def _config(arg: str) -> ConfigDict:
+    """Return a configuration of any other size."""
     size, options = common.arguments(
         arg, ("new", "text_only", "text_trunk", "official", *_VIEWS, *_MODES), _SIZES
     )

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict, config_dict
 
+# Those of one GPU with 80 GB begin as 4b; each configuration says what it changes.
+ONE_GPU = ("2b_one_gpu", "4b_one_gpu")
+
 
 def table(text: str) -> dict[str, types.SimpleNamespace]:
     """Return the rows of a table of sizes by name, each with the columns as attributes.
@@ -66,6 +69,18 @@ def is_large(size: str) -> bool:
     return _MODELS[size].is_large
 
 
+def split_one_gpu(text: str) -> tuple[str, str | None]:
+    """Return the argument with the size that one of one GPU begins with, and that size or None."""
+    size, comma, rest = text.partition(",")
+    return (f"4b{comma}{rest}", size) if size in ONE_GPU else (text, None)
+
+
+def narrow(optim: ConfigDict) -> None:
+    """Keep moments in bfloat16, rounded stochastically as the weights are."""
+    optim.mu_dtype = optim.nu_dtype = "bfloat16"
+    optim.rounding = "stochastic"
+
+
 def mesh() -> ConfigDict:
     """Return rows and weights spread over all devices."""
     return ConfigDict(
@@ -89,6 +104,18 @@ def model(size: str) -> ConfigDict:
             "param_dtype": "float32",
             "attention": "auto",
             "remat": _MODELS[size].remat,
+            "lora": lora(),
+        }
+    )
+
+
+def lora() -> ConfigDict:
+    """Return no adapters; `--config.model.lora.rank=16` trains such instead of the model."""
+    return ConfigDict(
+        {
+            "rank": config_dict.placeholder(int),
+            "alpha": 32.0,
+            "targets": (r".*text/layers/attn/(q|k|v|o)", r".*text/layers/mlp/(gate|up|down)"),
         }
     )
 
@@ -113,6 +140,7 @@ def optim(*, peak: float) -> ConfigDict:
     """Return AdamW at a constant rate, everything trained."""
     return ConfigDict(
         {
+            "kind": "adamw",
             "schedule": "constant",
             "peak": peak,
             "warmup_steps": config_dict.placeholder(int),
@@ -130,6 +158,8 @@ def optim(*, peak: float) -> ConfigDict:
             "clip_norm": 1.0,
             "mu_dtype": "float32",
             "nu_dtype": "float32",
+            "rounding": "nearest",
+            "memory": "device",
         }
     )
 

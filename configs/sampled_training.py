@@ -25,6 +25,7 @@ def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int)
             "num_prompts": num_prompts,
             "num_responses": num_responses,
             "batch_responses": config_dict.placeholder(int),
+            "tensor": config_dict.placeholder(int),
             "max_response_tokens": max_tokens,
             "temperature": _SIZES[size].temperature,
             "top_k": config_dict.placeholder(int),

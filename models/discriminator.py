@@ -8,7 +8,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models import attention, kinds, layers, moe, sharding
+from models import attention, kinds, layers, moe, sharding, shared
 from models.config import Qwen3VLConfig
 from models.inputs import Leaf, TextInput, VisionInput
 from models.qwen3_vl import Qwen3VL
@@ -92,12 +92,18 @@ class Discriminator(nnx.Module):
         """
         if kind is None and self.num_heads > 1:
             raise ValueError("a discriminator with two heads must be told the kind of each segment")
+        token_kind = None
+        if kind is not None and text.shared is not None:
+            counted = shared.with_kinds(text.shared, kind, len(kinds.NAMES))
+            text = dataclasses.replace(text, shared=counted)
+        elif kind is not None:
+            token_kind = kind_of_tokens(kind, text.segments.ids)
         hidden, stats = self.trunk(
             text,
             vision,
             implementation=implementation,
             remat=remat,
-            kind=None if kind is None else kind_of_tokens(kind, text.segments.ids),
+            kind=token_kind,
         )
         scored = jnp.take_along_axis(hidden, last[..., None], axis=1)  # [B, M, D]
         scored = scored.astype(jnp.float32)

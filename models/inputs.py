@@ -21,11 +21,11 @@ Leaf = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segments:
-    """Tell which places of a row belong together; attention never crosses a border.
+    """Which places of a row belong together; attention never crosses a border.
 
-      ids     1 1 1 2 2 2 2 0 0      0 is padding, which sees only padding
-      lengths 3 4 2 -1               every run in order, the padding at the end is one too
-      offsets 0 3 7 -1 -1            where each run starts; -1 beyond the last
+      ids     1 1 1 2 2 2 2 0 0      0 is padding, whose attention is 0
+      lengths 3 4 -1 -1              every run in order; the padding at the end is none
+      offsets 0 3 -1 -1 -1           where each run starts; -1 beyond the last
 
     `lengths` and `offsets` say the same as `ids`; only cuDNN's packed attention reads them.
     """
@@ -46,6 +46,9 @@ class TextInput:
     # vision row b * G // B, so that a row and its images live on the same device.
     image_slots: Leaf
     segments: Leaf  # Segments
+    # `shared.SharedPrompts` where a prompt stands once for several sequences; the segments then
+    # tell padding alone. None: every sequence is whole.
+    shared: Leaf = None
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +93,7 @@ def pack_segments(rows: Sequence[Sequence[int]], *, row_length: int, max_segment
 
     Args:
       rows: for each row the lengths of its runs, in order.
-      max_segments: static number of runs a row, the padding included.
+      max_segments: static number of runs a row.
 
     Raises:
       ValueError: when a row holds too many places or runs.
@@ -103,14 +106,12 @@ def pack_segments(rows: Sequence[Sequence[int]], *, row_length: int, max_segment
         if used > row_length:
             raise ValueError(f"row {row} holds {used} places, but row_length is {row_length}")
         ids[row, :used] = np.repeat(np.arange(1, len(runs) + 1), runs)
-        every = [*runs, row_length - used] if used < row_length else list(runs)
-        if len(every) > max_segments:
+        if len(runs) > max_segments:
             raise ValueError(
-                f"row {row} holds {len(every)} segments with its padding, but max_segments is "
-                f"{max_segments}"
+                f"row {row} holds {len(runs)} segments, but max_segments is {max_segments}"
             )
-        lengths[row, : len(every)] = every
-        offsets[row, : len(every)] = np.cumsum([0, *every[:-1]])
+        lengths[row, : len(runs)] = runs
+        offsets[row, : len(runs)] = np.cumsum([0, *runs])[:-1]
     return Segments(ids=ids, lengths=lengths, offsets=offsets)
 
 

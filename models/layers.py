@@ -43,7 +43,7 @@ class Scope:
 
 
 class Linear(nnx.Module):
-    """Compute x W (+ b)."""
+    """Compute x W (+ b), and what an adapter adds, see `lora`."""
 
     def __init__(
         self,
@@ -59,9 +59,15 @@ class Linear(nnx.Module):
         self.bias = (
             scope.param((out_features,), axes[1:], jax.nn.initializers.zeros) if use_bias else None
         )
+        self.lora_a, self.lora_b, self.lora_scale = None, None, None
 
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        x = x.astype(self.dtype)
+        y = x @ self.kernel[...].astype(self.dtype)
+        if self.lora_a is not None:
+            inner = x @ self.lora_a[...].astype(self.dtype)
+            scale = self.lora_scale[...].astype(self.dtype)
+            y = y + inner @ self.lora_b[...].astype(self.dtype) * scale
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
@@ -128,7 +134,9 @@ def unstack(module: nnx.Module, num_layers: int) -> list[nnx.Module]:
     graphdef, params = nnx.split(module)
 
     def cut(param: nnx.Variable, layer: int) -> nnx.Variable:
-        return param.replace(param[...][layer], axes=param.get_metadata("axes")[1:])
+        # Not `[layer]`: JAX 0.10 cannot add the gradient of such a slice to a sum in place.
+        one = jax.lax.index_in_dim(param[...], layer, axis=0, keepdims=False)
+        return param.replace(one, axes=param.get_metadata("axes")[1:])
 
     def layer(number: int) -> nnx.Module:
         one = jax.tree.map(

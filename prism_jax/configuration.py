@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import re
 import sys
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -20,7 +19,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from prism_jax import config_usage, errors
+from prism_jax import config_usage, config_values, errors
 
 _FREE = "is_free"
 _NONE = re.compile(r"--config\.([\w.]+)=None")
@@ -114,6 +113,25 @@ class Sizes(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora(Section):
+    """Low-rank adapters that are trained instead of the model, see `models.lora`."""
+
+    rank: int | None  # None: the model itself is trained
+    alpha: float  # what an adapter adds is multiplied by alpha / rank
+    targets: tuple[str, ...]  # regular expressions of whole paths of linear maps
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        found = at_least(self, 1, "rank")
+        if self.rank is not None and not self.targets:
+            found.append("targets must name the maps to adapt, got none")
+        return found if self.alpha > 0 else [*found, f"alpha must be > 0, got {self.alpha}"]
+
+
+NO_LORA = Lora(rank=None, alpha=1.0, targets=())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Model(Section):
     """Say which model is trained and how it is computed."""
 
@@ -126,6 +144,7 @@ class Model(Section):
     param_dtype: Dtype  # of the master weights
     attention: Attention = free()
     remat: Literal["none", "full", "save_attention", "save_attention_and_dots"]
+    lora: Lora
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -137,31 +156,54 @@ class Model(Section):
         return found
 
 
+# Which numbers a kind of optimiser reads; all others must be None. The second ones may be None.
+_NUMBERS = {
+    "adamw": ("b1 b2 eps mu_dtype nu_dtype", ""),
+    "muon": ("b1 b2 eps mu_dtype nu_dtype", ""),
+    "lion": ("b1 b2 mu_dtype", ""),
+    "adafactor": ("eps", "b1 mu_dtype"),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim(Section):
-    """The optimiser; see `training.optim.adamw` and `learning_rate_schedule` beside it."""
+    """The optimizer; see `training.optim.make` and `training.optim_kinds`."""
 
+    kind: Literal["adamw", "adafactor", "muon", "lion"]
     schedule: Literal["constant", "linear", "cosine"]
     peak: float
     warmup_steps: int | None
     warmup_fraction: float | None
     end_factor: float
-    b1: float
-    b2: float
-    eps: float
+    b1: float | None
+    b2: float | None
+    eps: float | None
     weight_decay: float
     no_decay: tuple[str, ...]  # regular expressions of whole parameter paths
     frozen: tuple[str, ...]  # the same; neither gradients nor moments
     factors: tuple[tuple[str, float], ...]  # the same, with a factor of the learning rate
     clip_norm: float | None
-    mu_dtype: Dtype
-    nu_dtype: Dtype
+    mu_dtype: Dtype | None  # storage of the first moment
+    nu_dtype: Dtype | None  # of the second; in bfloat16 it follows slow changes only stochastically
+    rounding: Literal["nearest", "stochastic"]  # of weights and moments that are kept in bfloat16
+    memory: Literal["device", "host"]  # of the states of stacked layers between steps
 
     def problems(self) -> list[str]:
-        """See `Section`; `training.optim.adamw` checks the rest, with the parameters at hand."""
+        """See `Section`; `training.optim.make` checks the rest, with the parameters at hand."""
         found = [] if self.peak > 0 else [f"peak must be > 0, got {self.peak}"]
         if (self.warmup_steps is None) == (self.warmup_fraction is None):
             found.append("warmup_steps and warmup_fraction: exactly one must be given")
+        needed, optional = (set(names.split()) for names in _NUMBERS[self.kind])
+        for name in ("b1", "b2", "eps", "mu_dtype", "nu_dtype"):
+            value = getattr(self, name)
+            if value is None and name in needed:
+                found.append(f"{name} must be given for kind={self.kind}, got None")
+            if value is not None and name not in needed | optional:
+                found.append(f"{name} must be None for kind={self.kind}, got {value}")
+            if value is not None and name in ("b1", "b2") and not 0 <= value < 1:
+                found.append(f"{name} must be in [0, 1), got {value}")
+        if self.kind == "adafactor" and (self.b1 is None) != (self.mu_dtype is None):
+            found.append("b1 and mu_dtype: for kind=adafactor give both or neither")
         return found
 
 
@@ -289,7 +331,7 @@ def parse(kind: type[T], config: ml_collections.ConfigDict) -> T:
       InputError: naming every field that is unknown, missing, or of a wrong type or value.
     """
     wrong: list[str] = []
-    parsed = _section(kind, config.to_dict(), "config", wrong)
+    parsed = config_values.section(kind, config.to_dict(), "config", wrong)
     if wrong:
         raise errors.InputError("; ".join(wrong))
     return parsed
@@ -304,85 +346,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _section(kind: type[T], values: Mapping[str, Any], place: str, wrong: list[str]) -> T | None:
-    """Build one struct; what is wrong is added to `wrong`."""
-    before = len(wrong)
-    kinds = typing.get_type_hints(kind)
-    for name in values:
-        if name not in kinds:
-            new = config_usage.RENAMED.get(name)
-            wrong.append(f"{place}.{name} is " + (f"{place}.{new} now" if new else "no field"))
-    wrong += [f"{place}.{name} is missing" for name in kinds if name not in values]
-    built = {
-        name: _value(kinds[name], values[name], f"{place}.{name}", wrong)
-        for name in kinds
-        if name in values
-    }
-    if len(wrong) > before:
-        return None
-    section = kind(**built)
-    wrong += [f"{place}.{problem}" for problem in section.problems()]
-    return section
-
-
-def _value(kind: Any, value: Any, place: str, wrong: list[str]) -> Any:
-    if isinstance(kind, type) and issubclass(kind, Section):
-        if isinstance(value, Mapping):
-            return _section(kind, value, place, wrong)
-    elif isinstance(kind, types.UnionType):
-        return _union(kind, value, place, wrong)
-    elif typing.get_origin(kind) is Literal:
-        if value in typing.get_args(kind):
-            return value
-    elif typing.get_origin(kind) is tuple:
-        if isinstance(value, list | tuple):
-            kinds = typing.get_args(kind)
-            if kinds[-1] is Ellipsis:
-                kinds = (kinds[0],) * len(value)
-            if len(kinds) == len(value):
-                pairs = enumerate(zip(kinds, value, strict=True))
-                return tuple(_value(k, v, f"{place}[{i}]", wrong) for i, (k, v) in pairs)
-    elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    wrong.append(f"{place} must be {_told(kind)}, got {value!r}")
-    return None
-
-
-def _union(kind: Any, value: Any, place: str, wrong: list[str]) -> Any:
-    """Return the value in the first of the kinds that it fits."""
-    tried: list[str] = []
-    for option in typing.get_args(kind):
-        if option is types.NoneType:
-            if value is None:
-                return None
-            continue
-        tried = []
-        found = _value(option, value, place, tried)
-        if not tried:
-            return found
-        if isinstance(option, type) and issubclass(option, Section) and value is not None:
-            wrong += tried
-            return None
-    wrong.append(f"{place} must be {_told(kind)}, got {value!r}")
-    return None
-
-
-def _told(kind: Any) -> str:
-    """Return how a message names a type."""
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
-    if isinstance(kind, types.UnionType):
-        return " or ".join(
-            "None" if k is types.NoneType else _told(k) for k in typing.get_args(kind)
-        )
-    if typing.get_origin(kind) is tuple:
-        inner = ", ".join("…" if k is Ellipsis else _told(k) for k in typing.get_args(kind))
-        return f"a tuple ({inner})"
-    return {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}.get(
-        kind, "a group of fields"
-    )

@@ -1,14 +1,14 @@
 """The program with a fault in one of its processes, for tests of jobs of several processes.
 
-    PRISM_TEST_FAULT=KIND:PROCESS[:STEP]
+PRISM_TEST_FAULT=KIND:PROCESS[:STEP]
 
-    slow_judge     the judge of that process takes seconds longer
-    late_judge     every answer that the judge of that process gets runs out of time
-    sigterm        that process gets SIGTERM before the step of this number (from 0) begins
-    die_in_save    that process is killed while the checkpoint of this step is being written
-    die_in_step    that process is killed before the step of this number begins
-    full_disk      that process finds the disk full when the checkpoint of this step is written
-    other_rows     that process makes another row of the step of this number
+slow_judge     the judge of that process takes seconds longer
+late_judge     every answer that the judge of that process gets runs out of time
+sigterm        that process gets SIGTERM before the step of this number (from 0) begins
+die_in_save    that process is killed while the checkpoint of this step is being written
+die_in_step    that process is killed before the step of this number begins
+full_disk      that process finds the disk full when the checkpoint of this step is written
+other_rows     that process makes another row of the step of this number
 """
 
 import errno

@@ -143,6 +143,16 @@ def naming(config_json: Mapping[str, Any]) -> Naming:
     )
 
 
+def module_name(path: str, names: Naming) -> str:
+    """Return the name of a module, with `{}` for the layer of a stacked one.
+
+    Raises ValueError for a module that is none by itself in a Hugging Face model.
+    """
+    if path not in _MODULES or path in _PARTS:
+        raise ValueError(f"{path!r} is no module of a Hugging Face model")
+    return _MODULES[path].replace("{text}", names.text_prefix)
+
+
 def is_expert(path: str) -> bool:
     """Say whether the parameter lies in one of the two orders of fused experts."""
     return path.removeprefix("trunk.") in _EXPERTS

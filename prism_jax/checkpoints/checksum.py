@@ -15,6 +15,7 @@ import numpy as np
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 # Odd, so multiplication by it is a bijection of 32-bit positions (Knuth's multiplicative hash).
 _SPREAD = 2654435761
+_HOST = "pinned_host"  # where an optimiser may keep its states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,13 @@ def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, Checksum]:
         is_number = jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool_
         if not is_number or leaf.dtype.itemsize not in _UNSIGNED:
             raise TypeError(f"no checksum for {name}: {leaf.dtype}{leaf.shape}")
-    sums = jax.device_get(_sums(dict(leaves)))
+    near = {name: x for name, x in leaves.items() if x.sharding.memory_kind != _HOST}
+    sums = jax.device_get(_sums(near))
+    for name, leaf in leaves.items():
+        if name not in near:
+            # One after the other: the device has no room for all that is kept on the host.
+            place = leaf.sharding.with_memory_kind("device")
+            sums[name] = jax.device_get(_sums_of_one(jax.device_put(leaf, place)))
     return {
         name: Checksum(plain=int(row[0]), weighted=int(row[1]), is_finite=bool(row[2]))
         for name, row in sums.items()
@@ -48,6 +55,11 @@ def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, Checksum]:
 @jax.jit
 def _sums(leaves: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     return {name: _sums_of(leaf) for name, leaf in leaves.items()}
+
+
+@jax.jit
+def _sums_of_one(x: jax.Array) -> jax.Array:
+    return _sums_of(x)
 
 
 def _sums_of(x: jax.Array) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from models import config as config_lib
-from models import discriminator, moe, qwen3_vl, sharding
+from models import discriminator, lora, moe, qwen3_vl, sharding
 from models.hf import check as hf_check
 from models.hf import checkpoint as hf_checkpoint
 from models.hf import files as hf_files
@@ -180,7 +180,7 @@ class Source:
     def load(
         self, params: nnx.State, *, shardings: nnx.State | None, param_dtype: DTypeLike | None
     ) -> nnx.State:
-        """Return the parameters, each directly in its shards.
+        """Return the parameters, each directly in its shards, adapters of a run merged into them.
 
         Args:
           params: abstract parameters of the model.
@@ -194,9 +194,36 @@ class Source:
             workdir = str(self.arrays)
             stored = checkpoint.read_meta(workdir, step=self.step)["leaves"][self.item]
             wanted = _with_types(params, shardings, stored, param_dtype)
-            return checkpoint.load_params(workdir, wanted, item=self.item, step=self.step)[0]
+            wanted = _with_adapters(wanted, stored)
+            loaded = checkpoint.load_params(workdir, wanted, item=self.item, step=self.step)[0]
+            return lora.merge(loaded)
         except (ValueError, OSError, checkpoint_files.CheckpointError, LookupError) as error:
             raise errors.InputError(f"{self.folder}: {error}") from error
+
+    def load_adapters(self) -> nnx.State:
+        """Return the adapters of a run.
+
+        Raises:
+          InputError: the run has none.
+        """
+        leaves = {}
+        if self.arrays is not None:
+            meta = checkpoint.read_meta(str(self.arrays), step=self.step)
+            leaves = meta["leaves"][self.item]
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        params = nnx.from_flat_state(
+            [
+                (tuple(name.split("/")), nnx.Param(jax.ShapeDtypeStruct(
+                    tuple(x["shape"]), jnp.dtype(x["dtype"]), sharding=place
+                )))
+                for name, x in leaves.items()
+            ]
+        )  # fmt: skip
+        if not any(lora.is_adapter(name.split("/")) for name in leaves):
+            raise errors.InputError(f"{self.folder} holds no adapter: model.lora.rank was None")
+        # A checkpoint is read and checked whole.
+        loaded = checkpoint.load_params(str(self.arrays), params, item=self.item, step=self.step)
+        return lora.split(loaded[0])[1]
 
 
 def _refuse_layers(
@@ -271,6 +298,22 @@ def _with_types(
         return param.replace(jax.ShapeDtypeStruct(param.shape, dtype, sharding=sharding))
 
     return nnx.from_flat_state([(path, one(path, p)) for path, p in nnx.to_flat_state(params)])
+
+
+def _with_adapters(params: nnx.State, leaves: dict) -> nnx.State:
+    """Return the abstract parameters with the adapters that are stored beside them."""
+    flat = dict(nnx.to_flat_state(params))
+    for path, kernel in list(flat.items()):
+        for name in lora.NAMES:
+            stored = leaves.get("/".join((*path[:-1], name))) if path[-1] == "kernel" else None
+            if stored is not None:
+                place = kernel.sharding
+                if isinstance(place, jax.sharding.NamedSharding):
+                    place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
+                dtype = jnp.dtype(stored["dtype"])
+                leaf = jax.ShapeDtypeStruct(tuple(stored["shape"]), dtype, sharding=place)
+                flat[*path[:-1], name] = nnx.Param(leaf)
+    return nnx.from_flat_state(flat)
 
 
 def abstract(

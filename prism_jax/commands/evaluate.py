@@ -120,7 +120,6 @@ def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
                 job.opened,
                 job.words,
                 workdir=job.workdir,
-                row_parts=job.row_parts,
                 key=jax.random.key(options.seed),
                 sampler=job.sampler,
                 describe=_describer(one, options, job, judge),

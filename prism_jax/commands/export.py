@@ -17,7 +17,7 @@ from models.hf import checkpoint as hf_checkpoint
 from models.hf import names as hf_names
 from models.hf import writer as hf_writer
 from prism_jax import errors
-from prism_jax.checkpoints import model_files, pretrained
+from prism_jax.checkpoints import lora_files, model_files, pretrained
 
 _SHARD_BYTES = 5 * 10**9
 _DTYPES = {"as_is": None, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
@@ -49,6 +49,11 @@ def parser() -> argparse.ArgumentParser:
         default="4.57",
         help="order of fused experts as this version of transformers writes it; both read 4.57's",
     )
+    add(
+        "--adapter",
+        action="store_true",
+        help="write the adapter of a LoRA run alone, as PEFT reads it, not the merged model",
+    )
     add("--base", type=pathlib.Path, help="folder of the head of an untied discriminator")
     return options
 
@@ -63,6 +68,9 @@ def main(argv: Sequence[str]) -> None:
         raise errors.InputError(f"--to: {problem}")
     source = pretrained.Source.of(args.workdir, role=args.item, step=args.step)
     values, config = pretrained.config_of(source.files)
+    if args.adapter:
+        _save_adapter(args.target, source, values)
+        return
     dtype = _DTYPES[args.dtype]
     _, params = pretrained.abstract(
         config,
@@ -86,6 +94,17 @@ def main(argv: Sequence[str]) -> None:
     kind = "discriminator" if source.is_discriminator else "policy"
     print(f"{kind} of step {source.step} of {args.workdir}", file=sys.stderr)
     print(args.target)
+
+
+def _save_adapter(target: pathlib.Path, source: pretrained.Source, values: dict) -> None:
+    """Write the adapter of a run for PEFT."""
+    adapters = source.load_adapters()
+    try:
+        lora_files.save(target, adapters, hf_names.naming(values), base=str(source.files))
+    except (ValueError, OSError) as error:
+        raise errors.InputError(f"--to: {target} cannot be written: {error}") from error
+    print(f"adapter of step {source.step} of {source.folder}", file=sys.stderr)
+    print(target)
 
 
 def _with_dtype(values: dict, dtype: str) -> dict:

@@ -146,7 +146,6 @@ def _write(options: Config, job: ask_job.Job) -> dict[str, Json]:
             job.opened,
             job.words,
             workdir=job.workdir,
-            row_parts=job.row_parts,
             key=jax.random.key(options.seed),
             sampler=job.sampler,
             describe=describe,

@@ -11,6 +11,9 @@ from prism_jax import errors
 from prism_jax.data import packing, processor
 
 _MAX_VISION_SHAPES = 3
+# cuDNN's packed attention takes one segment for an unpacked row, and for each slot time and memory.
+_LEAST_SEGMENTS = 2
+_LEAST_BUCKET = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,14 @@ class Shapes:
             examples=self.row_examples,
         )
 
+    def segments_for(self, num_examples: int, num_images: int) -> tuple[int, int]:
+        """Return the slots for segments of text and of patches, of few sizes: 8, 16, 32, …"""
+        bucket = _LEAST_BUCKET
+        while bucket < max(num_examples, num_images):
+            bucket *= 2
+        limits = (self.row_examples, self.row_images)
+        return tuple(max(_LEAST_SEGMENTS, min(bucket, limit)) for limit in limits)
+
     def patches_for(self, num_patches: int) -> int | None:
         """Return the smallest size that has place for so many; None when no row has images."""
         return next((size for size in self.row_patches if size >= num_patches), None)
@@ -60,19 +71,21 @@ def collate(
     config: Qwen3VLConfig,
     shapes: Shapes,
     row_patches: int | None,
+    segments: tuple[int, int],
     dtype: np.dtype,
 ) -> tuple[inputs.TextInput, inputs.VisionInput | None]:
     """Return the packed rows; rows may be empty.
 
     Args:
       row_patches: the size of the vision rows, from `Shapes.patches_for`; None for no vision rows.
+      segments: slots for segments of text and of patches, from `Shapes.segments_for`.
       dtype: of the pixels of rows without any image.
     """
     text = inputs.pack_text(
         rows,
         config=config,
         row_tokens=shapes.row_tokens,
-        max_segments=shapes.row_examples + 1,
+        max_segments=segments[0],
         num_vision_rows=len(rows),
     )
     if row_patches is None:
@@ -81,18 +94,18 @@ def collate(
         rows,
         config=config,
         row_patches=row_patches,
-        max_segments=shapes.row_images + 1,
+        max_segments=segments[1],
         num_vision_rows=len(rows),
     )
     if vision is None:
         vision = _no_images(
-            len(rows), config, row_patches=row_patches, max_images=shapes.row_images, dtype=dtype
+            len(rows), config, row_patches=row_patches, max_segments=segments[1], dtype=dtype
         )
     return text, vision
 
 
 def _no_images(
-    num_rows: int, config: Qwen3VLConfig, *, row_patches: int, max_images: int, dtype: np.dtype
+    num_rows: int, config: Qwen3VLConfig, *, row_patches: int, max_segments: int, dtype: np.dtype
 ) -> inputs.VisionInput:
     """Return vision rows of padding alone, so that the step needs no other program."""
     shape = (num_rows, row_patches)
@@ -102,7 +115,7 @@ def _no_images(
         corners=np.zeros((*shape, 4), np.int32),
         corner_weights=np.zeros((*shape, 4), np.float32),
         segments=inputs.pack_segments(
-            [[]] * num_rows, row_length=row_patches, max_segments=max_images + 1
+            [[]] * num_rows, row_length=row_patches, max_segments=max_segments
         ),
     )
 

@@ -133,17 +133,19 @@ class Packed:
     def rows(self, step: int, chosen: Sequence[int]) -> Rows:
         """Return some of the rows of a step, by their place in it, as arrays.
 
-        The vision rows have the size that all rows of the step need, so that it is the same for
-        whoever makes another part of the step.
+        The vision rows and the slots for segments have the sizes that all rows of the step need, so
+        that they are the same for whoever makes another part of the step.
         """
         rows = self._plan.step(step)
-        needed = max(int(self._demonstrations.sizes[list(row), 1].sum()) for row in rows)
+        sizes = [self._demonstrations.sizes[list(row)].sum(0) for row in rows]
+        _, patches, images = (int(most) for most in np.max(sizes, axis=0))
         own = [[self._demonstrations[number] for number in rows[place]] for place in chosen]
         text, vision = collate.collate(
             [[encoded.example for encoded in row] for row in own],
             config=self._config,
             shapes=self._shapes,
-            row_patches=self._shapes.patches_for(needed),
+            row_patches=self._shapes.patches_for(patches),
+            segments=self._shapes.segments_for(max(map(len, rows)), images),
             dtype=self._pixels_dtype,
         )
         is_assistant = collate.lay(

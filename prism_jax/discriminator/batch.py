@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from models import inputs
 from models.config import Qwen3VLConfig
 from models.inputs import Example
 from prism_jax import rows as packed_rows
@@ -108,7 +109,7 @@ def of_packed(
             pair_name[row, place.slot // 2] = name
     text = packed.text
     if positions == "text_1d":
-        text = dataclasses.replace(text, positions=_in_one_dimension(text.segments.ids))
+        text = dataclasses.replace(text, positions=_positions(text))
     batch = SegmentBatch(
         text=text,
         vision=packed.vision,
@@ -120,6 +121,17 @@ def of_packed(
         score_gradients=None,
     )
     return PackedSegments(batch=batch, places=packed.places, shape=shape)
+
+
+def _positions(text: inputs.TextInput) -> np.ndarray:
+    """Return the positions in one dimension, for shared prompts those of their first copies."""
+    if text.shared is None:
+        return _in_one_dimension(text.segments.ids)
+    expanded = _in_one_dimension(text.shared.segments.ids)
+    expanded = np.pad(expanded, ((0, 0),) * 3 + ((0, 1),))  # a place for none
+    shared = text.shared
+    places = np.concatenate([shared.copies[..., 0], shared.followers], axis=-1)
+    return np.take_along_axis(expanded, places[:, None], axis=-1)
 
 
 def _in_one_dimension(ids: np.ndarray) -> np.ndarray:

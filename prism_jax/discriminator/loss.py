@@ -338,7 +338,14 @@ def _router_weight(
 ) -> dict[str, jax.Array]:
     if not coefficient:
         return {}
-    return {ROUTER: (batch.text.segments.ids > 0).sum(dtype=jnp.float32)}
+    return {ROUTER: _num_tokens(batch)}
+
+
+def _num_tokens(batch: discriminator_batch.SegmentBatch) -> jax.Array:
+    """Return the tokens of all sequences, those of a shared prompt once for each."""
+    text = batch.text
+    segments = text.segments if text.shared is None else text.shared.segments
+    return (segments.ids > 0).sum(dtype=jnp.float32)
 
 
 def _router_term(
@@ -351,7 +358,7 @@ def _router_term(
     """
     if stats is None:
         return {}, {}
-    tokens = (batch.text.segments.ids > 0).sum(dtype=jnp.float32)
+    tokens = _num_tokens(batch)
     total = moe.load_balance(stats) * tokens
     logged = {"discriminator/router_balance": metrics.Mean(total=total, weight=tokens)}
     if not coefficient:

@@ -1,5 +1,6 @@
 """The router's choices by kind of segment, and how experts are used by captions and by cots."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from models import discriminator, kinds
+from models import discriminator, kinds, shared
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
 
@@ -24,9 +25,18 @@ def make_counter(
 
     def of_part(params: nnx.State, part: discriminator_batch.SegmentBatch) -> jax.Array:
         model = nnx.merge(graphdef, params)
-        kind = _of_tokens(part, counts_prompts=model.trunk.config.text.moe.router == "segment")
+        text, kind = part.text, None
+        if text.shared is None:
+            by_kind = model.trunk.config.text.moe.router == "segment"
+            kind = _of_tokens(part, counts_prompts=by_kind)
+        else:
+            counted = shared.with_kinds(text.shared, part.kind, len(kinds.NAMES))
+            is_prompt = jnp.arange(text.tokens.shape[1]) < text.shared.copies.shape[1]
+            weights = jnp.where(is_prompt[:, None], 0, counted.kind_weights)
+            counted = dataclasses.replace(counted, kind_weights=weights)
+            text = dataclasses.replace(text, shared=counted)
         _, stats = model.trunk(
-            part.text,
+            text,
             part.vision,
             implementation=settings.implementation,
             remat=settings.remat,

@@ -31,7 +31,9 @@ class PolicyBatch:
 
     text: Any  # TextInput [M, B, T]
     vision: Any  # VisionInput [M, B, P] or None
-    predictors: Any  # int32[M, B, K]  place that predicts this response token; T for none
+    predictors: (
+        Any  # int32[M, B, K]  place that predicts this response token; beyond the row for none
+    )
     tokens: Any  # int32[M, B, K]  the response tokens
     sampler_logprobs: Any  # float32[M, B, K]  from when they were drawn
     offsets: Any  # int32[M, B, S]  first token of each response in K
@@ -122,7 +124,7 @@ def lay(
     by_token = (len(own), shape.row_continued_tokens)
     by_response = (len(own), shape.row_sequences)
     # Beyond the row where there is no response token.
-    predictors = np.full(by_token, shape.row_tokens, np.int32)
+    predictors = np.full(by_token, packed.text.tokens.shape[-1], np.int32)
     tokens = np.zeros(by_token, np.int32)
     sampler_logprobs = np.zeros(by_token, np.float32)
     offsets, lengths = np.zeros(by_response, np.int32), np.zeros(by_response, np.int32)
@@ -131,6 +133,7 @@ def lay(
             continue
         row, part = own[place.row], slice(place.offset, place.offset + place.num_tokens)
         predictors[row, part] = place.start - 1 + np.arange(place.num_tokens)
+        predictors[row, place.offset] = place.before
         tokens[row, part] = responses[number].tokens
         sampler_logprobs[row, part] = logprobs[number]
         offsets[row, place.slot] = place.offset

@@ -5,7 +5,6 @@ responses to each from the policy as it is, and lays all of them into packed row
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from models import inputs
+from models import inputs, lora
 from prism_jax import configuration, errors, metrics
 from prism_jax.data import encode, processor
 from prism_jax.policy import responses
 from prism_jax.rewards import tags
-from prism_jax.rollout import engine, serving
+from prism_jax.rollout import engine, layout, serving
 from prism_jax.rollout.sampling import Sampling
 from prism_jax.rows import Continuation
 from prism_jax.setup import devices as devices_lib
@@ -34,8 +34,10 @@ class Rollout(configuration.Section):
 
     num_prompts: int
     num_responses: int  # to each prompt
-    # Most that are decoded at a time, over all devices; None: all.
+    # Most that are decoded at a time, over all devices; None: as many as memory holds.
     batch_responses: int | None = configuration.free()
+    # Devices that share a copy of the weights; None: as few as memory allows.
+    tensor: int | None = configuration.free()
     max_response_tokens: int
     temperature: float
     top_k: int | None
@@ -52,13 +54,8 @@ class Rollout(configuration.Section):
         """See `Section`."""
         found = configuration.at_least(
             self, 1, "num_prompts", "num_responses", "max_response_tokens", "chunk_tokens",
-            "dump_every_steps",
+            "batch_responses", "tensor", "dump_every_steps",
         )  # fmt: skip
-        if self.batch_responses is not None and self.batch_responses < self.num_responses:
-            found.append(
-                f"batch_responses must be >= num_responses = {self.num_responses} or None, got "
-                f"{self.batch_responses}"
-            )
         if not self.temperature > 0:
             found.append(f"temperature must be > 0 to learn from samples, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
@@ -73,22 +70,6 @@ class Rollout(configuration.Section):
                 f"takes them all the same, got {self.top_k} and {self.top_p}"
             )
         return found
-
-    def batch_prompts(self, devices: devices_lib.Devices) -> int:
-        """Return how many prompts are asked at a time.
-
-        Raises:
-          InputError: the responses to them do not divide over the devices.
-        """
-        if self.batch_responses is None:
-            return self.num_prompts
-        parts = devices.row_parts()
-        if self.batch_responses % (self.num_responses * parts):
-            raise errors.InputError(
-                f"config.rollout.batch_responses must be a multiple of {self.num_responses} "
-                f"responses x {parts} parts of the mesh, or None, got {self.batch_responses}"
-            )
-        return min(self.num_prompts, self.batch_responses // self.num_responses)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,10 +117,15 @@ class Sampler:
         gate: tags.Gate,
     ):
         """Fix the shapes to those of the largest prompts, so that one program is compiled."""
-        self._batch_prompts = options.batch_prompts(devices)
-        each = -(-self._batch_prompts // devices.row_parts())
+        heads, num_devices = model.config.text.num_kv_heads, devices.mesh.size
+        if options.tensor is not None and (heads % options.tensor or num_devices % options.tensor):
+            raise errors.InputError(
+                f"config.rollout.tensor must divide {heads} kv heads and {num_devices} devices, "
+                f"got {options.tensor}"
+            )
         self._options, self._devices = options, devices
         self._graphdef = model.graphdef
+        self._mesh: Mesh | None = None  # chosen when the training state is in memory
         self._sampling = Sampling(
             temperature=options.temperature,
             top_k=options.top_k,
@@ -155,14 +141,16 @@ class Sampler:
             config=model.config,
             shapes=engine.Shapes(
                 prompt_tokens=max(size.tokens for size in sizes),
-                row_patches=max(1, each * max(size.patches for size in sizes)),
-                row_images=max(1, each * max(size.images for size in sizes)),
+                prompt_patches=max(1, *(size.patches for size in sizes)),
+                prompt_images=max(1, *(size.images for size in sizes)),
             ),
             prefill_implementation=devices.attention,
             decode_implementation=devices.decode_attention,
             chunk_tokens=options.chunk_tokens,
-            mesh=devices.mesh,
+            num_slots=options.batch_responses,
+            mesh=None,
             rules=devices.rules,
+            say=setup_models.say_once(),
         )
 
     def __call__(
@@ -178,14 +166,28 @@ class Sampler:
 
         What is returned holds a copy of the parameters: let go of it before the update.
         """
+        graphdef, params = lora.merged(self._graphdef, params)
+        if self._mesh is None:
+            self._mesh = self._choose_mesh(params)
         graphdef, prepared = serving.prepare(
-            self._graphdef, params, dtype=self._devices.dtype, donate=False
+            graphdef,
+            params,
+            dtype=self._devices.dtype,
+            donate=False,
+            mesh=self._mesh,
+            rules=self._devices.rules,
         )
-        sampler = dataclasses.replace(self._engine, graphdef=graphdef)
+        sampler = dataclasses.replace(self._engine, graphdef=graphdef, mesh=self._mesh)
 
         def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> Responses:
             begun = time.monotonic()
-            rollout = self._in_batches(functools.partial(sampler.generate, prepared), prompts, key)
+            rollout = sampler.generate(
+                prepared,
+                prompts,
+                self._sampling,
+                key,
+                num_responses=self._options.num_responses,
+            )
             return Responses(
                 rollout=rollout,
                 segments=self.reader.read(rollout),
@@ -195,21 +197,11 @@ class Sampler:
 
         return draw
 
-    def _in_batches(
-        self,
-        generate: Callable[..., engine.Rollout],
-        prompts: Sequence[inputs.Example],
-        key: jax.Array,
-    ) -> engine.Rollout:
-        """Ask the engine for as many prompts at a time as memory takes; the last are filled up."""
-        size, each = self._batch_prompts, self._options.num_responses
-        found = []
-        for first in range(0, len(prompts), size):
-            batch = prompts[first : first + size]
-            filled = [*batch, *[batch[-1]] * (size - len(batch))]
-            rollout = generate(filled, self._sampling, key, num_responses=each, first_prompt=first)
-            found.append(vars(rollout))
-        wanted = len(prompts) * each
-        return engine.Rollout(
-            **{name: np.concatenate([one[name] for one in found])[:wanted] for name in found[0]}
-        )
+    def _choose_mesh(self, params: nnx.State) -> Mesh:
+        """Return the mesh of rollouts, with the memory that the training state leaves."""
+        tensor, devices = self._options.tensor, self._devices
+        if tensor is None:
+            tensor = layout.choose_tensor(
+                params, self._engine.config, devices=devices.mesh, dtype=devices.dtype
+            )
+        return layout.mesh(devices.mesh, tensor=tensor)

@@ -52,7 +52,7 @@ def shape_of(
         prompt_patches=max(size.patches for size in sizes),
         prompt_frames=max(size.images for size in sizes),
     )
-    return rows.shape(largest, devices, place="config.rows")
+    return rows.shape(largest, devices, shared_units=options.num_responses, place="config.rows")
 
 
 def pack(

@@ -116,7 +116,7 @@ def implementations(
         needed = f"JAX 0.11 or later, this is {jax.__version__}"
     if needed is not None:
         raise errors.InputError(f"{place} = {name!r} needs {needed}")
-    return name, "xla" if name == "splash" else name
+    return name, "pallas" if name == "splash" else name
 
 
 def require_one_process(stage: str) -> None:

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from models import config as config_lib
 from models import discriminator, qwen3_vl
+from models import lora as adapters
 from prism_jax import configuration, errors, progress
 from prism_jax import mesh as mesh_lib
 from prism_jax.checkpoints import checkpoint, mirror, model_files, pretrained
 from prism_jax.setup import agreement, fresh
 from prism_jax.setup import devices as devices_lib
-from prism_jax.training import optim, train_state
+from prism_jax.training import optim, optim_kinds, schedules, train_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,18 @@ def together(starts: Mapping[str, Start]) -> Start:
         make=lambda: {name: start.make() for name, start in starts.items()},
         shardings={name: start.shardings for name, start in starts.items()},
     )
+
+
+def say_once() -> Callable[[str], None]:
+    """Return a `say` that leaves out a line which is the same as the one before."""
+    last = [""]
+
+    def say_if_new(line: str) -> None:
+        if line != last[0]:
+            last[0] = line
+            progress.say(line)
+
+    return say_if_new
 
 
 def keep_files(
@@ -92,10 +104,15 @@ def open_model(
     is_discriminator: bool,
 ) -> Model:
     """Return the model of `files` (from `keep_files`), nothing of it in memory yet."""
+    if is_discriminator and source.lora.rank is not None:
+        raise errors.InputError(
+            f"a discriminator is trained whole: lora.rank must be None for it, got "
+            f"{source.lora.rank}"
+        )
     values, config = pretrained.config_of(files)
     if not is_discriminator:
         pretrained.check_policy(source.folder, config)
-    build = builder(config, devices, is_discriminator=is_discriminator)
+    build = builder(config, devices, is_discriminator=is_discriminator, lora=source.lora)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     return Model(
         config=config,
@@ -109,18 +126,38 @@ def open_model(
 
 
 def builder(
-    config: config_lib.Qwen3VLConfig, devices: devices_lib.Devices, *, is_discriminator: bool
+    config: config_lib.Qwen3VLConfig,
+    devices: devices_lib.Devices,
+    *,
+    is_discriminator: bool,
+    lora: configuration.Lora | None,
 ) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Return the function that makes a policy or a discriminator of these sizes."""
+    """Return the function that makes a policy or a discriminator of these sizes.
+
+    It raises InputError for adapters of maps that the model does not have.
+    """
     shared = {
         "moe_implementation": pretrained.moe_implementation(config),
         "rules": devices.rules,
         "dtype": devices.dtype,
         "param_dtype": devices.param_dtype,
     }
-    if is_discriminator:
-        return lambda rngs: discriminator.Discriminator(config, rngs=rngs, **shared)
-    return lambda rngs: qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        if is_discriminator:
+            made = discriminator.Discriminator(config, rngs=rngs, **shared)
+        else:
+            made = qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
+        if lora is not None and lora.rank is not None:
+            try:
+                adapters.add(
+                    made, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, rngs=rngs
+                )
+            except ValueError as error:
+                raise errors.InputError(f"config.model.lora.targets: {error}") from error
+        return made
+
+    return build
 
 
 def load_params(model: Model, devices: devices_lib.Devices) -> nnx.State:
@@ -135,17 +172,28 @@ def load_params(model: Model, devices: devices_lib.Devices) -> nnx.State:
         raise errors.InputError(f"{folder}: this run has not finished; start it again first")
     role = "discriminator" if model.is_discriminator else "policy"
     source = pretrained.Source.of(folder, role=role)
-    return source.load(model.params, shardings=places, param_dtype=devices.param_dtype)
+    base, places = (adapters.split(tree)[0] for tree in (model.params, places))
+    return source.load(base, shardings=places, param_dtype=devices.param_dtype)
 
 
 def make_optimizer(
     options: configuration.Optim, params: nnx.State, *, num_steps: int
 ) -> optim.Optimizer:
-    """Return AdamW as configured: frozen groups first, then those with a factor, then the rest."""
+    """Return the optimiser as configured: frozen groups, those with a factor, then the rest."""
     frozen = tuple((pattern, None) for pattern in options.frozen)
-    return optim.adamw(
+    if adapters.split(params)[1]:
+        frozen = (*frozen, (adapters.FROZEN, None))
+    return optim.make(
         params,
-        schedule=optim.learning_rate_schedule(
+        kind=options.kind,
+        numbers=optim_kinds.Numbers(
+            b1=options.b1,
+            b2=options.b2,
+            eps=options.eps,
+            mu_dtype=options.mu_dtype,
+            nu_dtype=options.nu_dtype,
+        ),
+        schedule=schedules.learning_rate_schedule(
             options.schedule,
             peak=options.peak,
             num_steps=num_steps,
@@ -153,15 +201,12 @@ def make_optimizer(
             warmup_fraction=options.warmup_fraction,
             end_factor=options.end_factor,
         ),
-        b1=options.b1,
-        b2=options.b2,
-        eps=options.eps,
         weight_decay=options.weight_decay,
         no_decay=options.no_decay,
         groups=(*frozen, *options.factors, (".*", 1.0)),
         clip_norm=options.clip_norm,
-        mu_dtype=jnp.dtype(options.mu_dtype),
-        nu_dtype=jnp.dtype(options.nu_dtype),
+        rounding=options.rounding,
+        memory=options.memory,
     )
 
 
@@ -184,6 +229,13 @@ def start_of(
             )
         else:
             params = load_params(model, devices)
+            if model.source.lora.rank is not None:
+                places = adapters.split(shardings.params)[1]
+                new = jax.jit(
+                    lambda key: adapters.split(nnx.state(model.build(nnx.Rngs(key))))[1],
+                    out_shardings=places,
+                )
+                params = nnx.merge_state(params, new(key))
             state = train_state.from_params(params, optimizer, shardings=shardings)
         jax.block_until_ready(state)
         seconds = time.monotonic() - begun

@@ -265,7 +265,7 @@ def read_pairs(options, folder, workdir):
         seed=options.seed,
         folder=workdir,
     )
-    shape = options.rows.shape(feed.largest(), devices, place="config.rows")
+    shape = options.rows.shape(feed.largest(), devices, shared_units=1, place="config.rows")
     scored = []
 
     def scorer(params, batch):

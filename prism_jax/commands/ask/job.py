@@ -19,7 +19,7 @@ from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.checkpoints import model_files, pretrained
 from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import processor
-from prism_jax.rollout import engine, serving
+from prism_jax.rollout import engine, layout, serving
 from prism_jax.rollout import sampling as sampling_lib
 from prism_jax.setup import agreement
 from prism_jax.setup import devices as devices_lib
@@ -87,19 +87,28 @@ def open_sampler(
         param_dtype=devices.dtype,
         step=source.step if model_files.is_run(source.folder) else None,
     )
+    tensor = layout.choose_tensor(model.params, config, devices=devices.mesh, dtype=devices.dtype)
+    mesh = layout.mesh(devices.mesh, tensor=tensor)
     graphdef, params = serving.prepare(
-        model.graphdef, model.params, dtype=devices.dtype, donate=True
+        model.graphdef,
+        model.params,
+        dtype=devices.dtype,
+        donate=True,
+        mesh=mesh,
+        rules=devices.rules,
     )
     progress.say(f"policy read from {policy.folder}" + _told(source.step))
     built = engine.Engine(
         graphdef=graphdef,
         config=config,
-        shapes=engine.Shapes(prompt_tokens=1, row_patches=1, row_images=1),
+        shapes=engine.Shapes(prompt_tokens=1, prompt_patches=1, prompt_images=1),
         prefill_implementation=devices.attention,
         decode_implementation=devices.decode_attention,
         chunk_tokens=_CHUNK_TOKENS,
+        num_slots=None,
         mesh=devices.mesh,
         rules=devices.rules,
+        say=progress.say,
     )
     return EngineSampler(engine=built, params=params, folder=policy.folder)
 
@@ -201,6 +210,7 @@ def begin(
         param_dtype=policy.dtype,
         attention=policy.attention,
         remat="none",
+        lora=configuration.NO_LORA,
     )
     devices = devices_lib.open_devices(mesh, model, section="policy", place=place)
     facts = {

@@ -61,20 +61,12 @@ class Pass:
 Describe = Callable[[Sequence[records.PromptRow], engine.Rollout], Sequence[Mapping[str, Json]]]
 
 
-def _shapes(sizes: Sequence[encode.Size], *, batch_prompts: int, row_parts: int) -> engine.Shapes:
-    """Return the shapes into which every batch fits, so that a pass compiles prefill once."""
-    patches, frames = 0, 0
-    each = batch_prompts // row_parts
-    for start in range(0, len(sizes), batch_prompts):
-        batch = _filled(sizes[start : start + batch_prompts], batch_prompts)
-        for first in range(0, batch_prompts, each):
-            part = batch[first : first + each]
-            patches = max(patches, sum(size.patches for size in part))
-            frames = max(frames, sum(size.images for size in part))
+def _shapes(sizes: Sequence[encode.Size]) -> engine.Shapes:
+    """Return the shapes into which every prompt fits, so that a pass compiles prefill once."""
     return engine.Shapes(
         prompt_tokens=max(size.tokens for size in sizes),
-        row_patches=max(patches, 1),
-        row_images=max(frames, 1),
+        prompt_patches=max(1, *(size.patches for size in sizes)),
+        prompt_images=max(1, *(size.images for size in sizes)),
     )
 
 
@@ -89,7 +81,6 @@ def ask(
     words: processor.Processor,
     *,
     workdir: pathlib.Path,
-    row_parts: int,
     key: jax.Array,
     sampler: Callable[[], Sampler],
     describe: Describe,
@@ -110,7 +101,7 @@ def ask(
     """
     folder = workdir / _PARTS / asked.name
     key = jax.random.fold_in(key, int.from_bytes(hashlib.sha256(asked.name.encode()).digest()[:4]))
-    shapes = _shapes(opened.sizes, batch_prompts=asked.batch_prompts, row_parts=row_parts)
+    shapes = _shapes(opened.sizes)
     starts = range(0, len(opened.rows), asked.batch_prompts)
     is_first = jax.process_index() == 0
     missing = agreement.on_first(

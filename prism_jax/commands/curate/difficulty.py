@@ -163,7 +163,6 @@ def _measure(
         job.opened,
         job.words,
         workdir=job.workdir,
-        row_parts=job.row_parts,
         key=jax.random.key(options.seed),
         sampler=job.sampler,
         describe=describe,

@@ -93,9 +93,14 @@ class Discriminator(configuration.Section):
         )
 
     def model(self, policy: configuration.Model) -> configuration.Model:
-        """Return the section of the model, computed as the policy is."""
+        """Return the section of the model, computed as the policy is, but trained whole."""
         return dataclasses.replace(
-            policy, folder=self.folder, init=self.init, sizes=self.sizes, remat=self.remat
+            policy,
+            folder=self.folder,
+            init=self.init,
+            sizes=self.sizes,
+            remat=self.remat,
+            lora=configuration.NO_LORA,
         )
 
     def rule(self, model: setup_models.Model) -> discriminator_loss.PairRule:

@@ -59,6 +59,7 @@ class Feed:
             as different texts.
         """
         section, prompts = options.discriminator, options.prompts
+        section.rows.check_router(discriminator.config, place="config.discriminator.rows")
         self.options = options
         self.words = processor.processor_of(
             files, min_pixels=prompts.min_pixels, max_pixels=prompts.max_pixels
@@ -135,6 +136,7 @@ class Feed:
             discriminator=options.discriminator.rows.shape(
                 largest,
                 devices,
+                shared_units=num_names * (1 + options.rollout.num_responses),
                 place="config.discriminator.rows",
                 advice=self._advice_on_teachers(longest),
             ),

@@ -43,7 +43,7 @@ class Panel:
                 shape=shapes.discriminator,
                 positions=section.positions,
                 is_paired=False,
-                batch_pairs=num_segments // 2,
+                batch_pairs=shapes.discriminator.any_pairs(num_segments),
                 sees_images=section.sees_images,
             ),
         )

@@ -110,18 +110,21 @@ def pack(
                 units.append([segments.continuation(prompt, cut, name)])
                 kinds.append(kind)
             numbers.append(known[identity])
+    # The units of a prompt stand together, so that a row holds few prompts.
+    order = sorted(range(len(units)), key=lambda number: units[number][0].prompt)
+    numbers = np.argsort(order)[numbers]
     packed = discriminator_batch.pack(
         prompts.discriminator,
-        units,
-        kinds,
+        [units[number] for number in order],
+        [kinds[number] for number in order],
         options.form.kinds,
         shape,
         discriminator.config,
         positions=options.positions,
     )
     indices = packed.indices()[numbers].reshape(len(names), -1)
-    tokens = np.array([len(units[number][0].tokens) for number in numbers], np.int32)
-    tokens = tokens.reshape(len(names), -1)
+    lengths = np.array([len(units[number][0].tokens) for number in order], np.int32)
+    tokens = lengths[numbers].reshape(len(names), -1)
     return packed, {
         name: _places(indices[number], tokens[number], format_ok, num_prompts=len(prompts.teachers))
         for number, name in enumerate(names)

@@ -95,6 +95,7 @@ class Feed:
             "weights": list(data.weights),
             "step_rows": train.num_rows * train.num_microbatches,
             "limits": dataclasses.asdict(self._shapes.limits()),
+            "packing": packing.RULE,
         }
         make = self._maker(found, self._plan, num_microbatches=train.num_microbatches)
         agreement.require_same("rows and settings of config.data", identity)

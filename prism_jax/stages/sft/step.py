@@ -43,6 +43,7 @@ def make_loss(options: sft_config.Config, devices: devices_lib.Devices) -> train
             terms["load_balance"] = reduce.Sum(
                 total=moe.load_balance(router) * tokens, weight=tokens
             )
+            told["router/load"] = _largest_load(router, tokens)
             told["loss/load_balance"] = metrics.Mean(
                 total=jax.lax.stop_gradient(terms["load_balance"].total), weight=tokens
             )
@@ -72,3 +73,13 @@ def coefficients(train: sft_config.Train, model: setup_models.Model) -> dict[str
     if model.config.text.moe is None:
         return {"nll": 1.0}
     return {"nll": 1.0, "load_balance": train.load_balance}
+
+
+def _largest_load(router: moe.RouterStats, tokens: jax.Array) -> metrics.Mean:
+    """Return the tokens of each layer's busiest expert over an even share, 1 at best.
+
+    No token is ever dropped, whatever its expert is chosen for.
+    """
+    choices = jax.lax.stop_gradient(router.choices)  # [L, E]
+    even = jnp.maximum(choices.sum(-1) / choices.shape[-1], 1.0)
+    return metrics.Mean(total=(choices.max(-1) / even).mean() * tokens, weight=tokens)

@@ -15,6 +15,7 @@ from prism_jax import rows as packed_rows
 from prism_jax.data import collate, encode, packing, processor, records, sources, steps, validate
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import segments
+from prism_jax.first_fit import Extent
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import probes
 from prism_jax.rows import Largest, RowShape
@@ -252,7 +253,7 @@ class Feed:
         """Pack pairs; of those that lie in other processes' rows only the sizes are needed."""
         form = self._options.form
         extents = [
-            packed_rows.Extent(
+            Extent(
                 prompt=number,
                 prompt_tokens=pair.measured.size.tokens,
                 prompt_patches=pair.measured.size.patches,

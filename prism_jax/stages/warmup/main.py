@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> None:
             dataclasses.replace(options.model, folder=source), run.folder
         )
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=True)
+        options.rows.check_router(model.config, place="config.rows")
         identity = run.identity(model)
         if run.is_finished(identity):
             return
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
             seed=options.seed,
             folder=run.folder,
         )
-        shape = options.rows.shape(feed.largest(), devices, place="config.rows")
+        shape = options.rows.shape(feed.largest(), devices, shared_units=1, place="config.rows")
         num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
         optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
         start = warmup_start.start_of(model, optimizer, devices, key=run.keys.init)

@@ -58,7 +58,7 @@ def _holds_discriminator(folder: str) -> bool:
 
 def _open_policy(model: setup_models.Model, devices: devices_lib.Devices) -> setup_models.Model:
     """Return the policy of which the trunk is made."""
-    build = setup_models.builder(model.config, devices, is_discriminator=False)
+    build = setup_models.builder(model.config, devices, is_discriminator=False, lora=None)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     return dataclasses.replace(
         model, build=build, graphdef=graphdef, params=params, is_discriminator=False

@@ -187,7 +187,7 @@ _TABLE = {
     asked_of_the_loop: field_tables.OF_THE_LOOP | field_tables.each({"evaluate.every_steps": 3}),
     optimizer: field_tables.optim("optim."),
     devices: field_tables.mesh() | field_tables.model_types(),
-    model: field_tables.sizes("model.sizes."),
+    model: field_tables.sizes("model.sizes.") | field_tables.lora(),
 }
 _REFUSING = {
     "data.limit_image_pixels",
