@@ -11,7 +11,7 @@ from etils import epath
 
 from prism_jax import errors
 
-_WRITTEN_MEANWHILE = 412  # precondition failed
+_PRECONDITION = 412
 
 
 def file_system() -> Any:
@@ -70,7 +70,7 @@ def write(path: epath.Path, content: bytes, *, replaced: int) -> None:
             json_out=True,
         )
     except OSError as error:
-        if getattr(error, "code", None) != _WRITTEN_MEANWHILE:
+        if not _is_written_meanwhile(error):
             raise
         # A try whose answer was lost may have written it already.
         if read(path)[0] != content:
@@ -86,5 +86,9 @@ def delete(path: epath.Path, *, generation: int) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        if getattr(error, "code", None) != _WRITTEN_MEANWHILE:
+        if not _is_written_meanwhile(error):
             raise
+
+
+def _is_written_meanwhile(error: OSError) -> bool:
+    return isinstance(error, FileExistsError) or getattr(error, "code", None) == _PRECONDITION

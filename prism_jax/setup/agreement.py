@@ -8,6 +8,7 @@
 In a job of one process nothing is sent.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -36,7 +37,9 @@ Json = Any
 LOST_PEER = 134  # as where JAX itself ends a process that lost another
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 _END = "prism_jax/end"
-_SEEN = "prism_jax/end_seen"
+_FIRST = f"{_END}/first"
+_SEEN = "prism_jax/seen"
+_LOOK_SECONDS = 2.0
 _SEEN_SECONDS = 10.0
 _GRACE_SECONDS = 3.0
 _LINE_CHARS = 2000
@@ -235,7 +238,10 @@ class Ends:
         self._release = release
         self._client = distributed.global_state.client
         self._is_leaving = threading.Event()
-        threading.Thread(target=self._wait, daemon=True).start()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+        # Python must not end while the thread is inside of the service's client.
+        atexit.register(self._stop)
 
     def fail(self, error: BaseException, line: str | None, code: int) -> None:
         """Tell the others, and end the process; never returns.
@@ -253,16 +259,31 @@ class Ends:
         told = {"process": jax.process_index(), "line": line, "code": code}
         # Another process may have been the first, or the service has gone.
         with contextlib.suppress(Exception):
-            self._client.key_value_set(_END, json.dumps(told))
+            self._client.key_value_set(_FIRST, json.dumps(told))
+        self._note_seen()
         self._leave(code)
 
+    def _stop(self) -> None:
+        self._is_leaving.set()
+        self._thread.join()
+
     def _wait(self) -> None:
-        try:
-            told = json.loads(self._client.blocking_key_value_get(_END, _FOREVER_MS))
+        # With the service gone JAX ends the process by itself.
+        with contextlib.suppress(Exception):
+            while not self._client.key_value_dir_get(_END):
+                if self._is_leaving.wait(_LOOK_SECONDS):
+                    return
+        with contextlib.suppress(Exception):
+            told = json.loads(self._client.blocking_key_value_get(_FIRST, 1000))
+            self._note_seen()
+            self._follow(told)
+
+    def _note_seen(self) -> None:
+        with contextlib.suppress(Exception):
             self._client.key_value_set(f"{_SEEN}/{jax.process_index()}", "")
-        except Exception:
-            # The service has gone: JAX ends the process by itself.
-            return
+
+    def _follow(self, told: Json) -> None:
+        """End as the process that failed first."""
         # Mostly all fail alike; then each says so itself.
         if self._is_leaving.wait(_GRACE_SECONDS):
             return

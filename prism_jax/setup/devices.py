@@ -117,9 +117,3 @@ def implementations(
     if needed is not None:
         raise errors.InputError(f"{place} = {name!r} needs {needed}")
     return name, "pallas" if name == "splash" else name
-
-
-def require_one_process(stage: str) -> None:
-    """Raise InputError in a job of several processes, which the sampler does not serve yet."""
-    if jax.process_count() > 1:
-        raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")

@@ -27,7 +27,6 @@ from prism_jax.policy import rollouts
 from prism_jax.running import dump as running_dump
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
-from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import judging
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
@@ -44,7 +43,6 @@ def main(argv: Sequence[str]) -> None:
     """Align a policy with a teacher of which only the texts are known."""
     with run_lib.opened(argv, "align", align_config.Config) as run, contextlib.ExitStack() as stack:
         options, devices = run.options, run.devices
-        devices_lib.require_one_process("align")
         source = options.discriminator.model(options.model)
         files = setup_models.keep_files(options.model, run.folder)
         discriminator_files = setup_models.keep_files(

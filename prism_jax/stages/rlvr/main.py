@@ -37,7 +37,6 @@ def main(argv: Sequence[str]) -> None:
     """Train a policy on verifiable rewards."""
     with run_lib.opened(argv, "rlvr", rlvr_config.Config) as run:
         options, devices = run.options, run.devices
-        devices_lib.require_one_process("rlvr")
         files = setup_models.keep_files(options.model, run.folder)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
         identity = run.identity(model)
