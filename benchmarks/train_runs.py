@@ -257,7 +257,7 @@ def policy(name: str, *, is_shared: bool) -> dict[str, Any]:
     drawn = [packed_rows.Continuation(prompt=0, tokens=tokens) for tokens in responses]
     logprobs = [np.full(len(tokens), -1.0, np.float32) for tokens in responses]
     advantages = np.linspace(-1, 1, len(responses)).astype(np.float32)
-    batch = policy_batch.pack([prompt], drawn, logprobs, advantages, shape, size.config)
+    batch = policy_batch.on_policy_batch([prompt], drawn, logprobs, advantages, shape, size.config)
     told = {"is_shared": is_shared, "microbatches": shape.num_microbatches}
     told |= {"computed_tokens": int(batch.text.tokens.size), "row_tokens": shape.row_tokens}
     told["response_tokens"] = int(sum(map(len, responses)))

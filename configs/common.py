@@ -55,13 +55,13 @@ def arguments(
     text: str, options: Sequence[str], sizes: Mapping[str, types.SimpleNamespace]
 ) -> tuple[str, set[str]]:
     """Return the size and the options of `configs/X.py:SIZE,OPTION,…`."""
-    size, *chosen = text.split(",")
+    size, *given = text.split(",")
     if size not in sizes:
         raise ValueError(f"the size must be one of {', '.join(sizes)}, got {size!r}")
-    unknown = [option for option in chosen if option not in options]
+    unknown = [option for option in given if option not in options]
     if unknown:
         raise ValueError(f"options are {', '.join(options) or 'none'}, got {', '.join(unknown)}")
-    return size, set(chosen)
+    return size, set(given)
 
 
 def is_large(size: str) -> bool:
@@ -94,7 +94,7 @@ def mesh() -> ConfigDict:
 
 
 def model(size: str) -> ConfigDict:
-    """Return a pretrained policy in bfloat16, tiny ones in float32; its folder is to be named."""
+    """Return a pretrained policy in bfloat16, tiny ones in float32; its folder must be set."""
     return ConfigDict(
         {
             "folder": "",
@@ -121,10 +121,10 @@ def lora() -> ConfigDict:
 
 
 def new_model(size: str) -> ConfigDict:
-    """Return a model that is made anew; `folder` names its tokenizer."""
-    chosen = model(size)
-    chosen.init = "random"
-    chosen.sizes = ConfigDict(
+    """Return a new model; `folder` names its tokenizer."""
+    new = model(size)
+    new.init = "random"
+    new.sizes = ConfigDict(
         {
             **vars(_TEXTS[size]),
             "rope_theta": 10_000.0,
@@ -133,7 +133,7 @@ def new_model(size: str) -> ConfigDict:
             "initializer_range": 0.02,
         }
     )
-    return chosen
+    return new
 
 
 def optim(*, peak: float) -> ConfigDict:
@@ -165,20 +165,20 @@ def optim(*, peak: float) -> ConfigDict:
 
 
 def checkpoint(*, every_steps: int) -> ConfigDict:
-    """Return saving every so many steps and every ten minutes, the two newest kept."""
+    """Return checkpoints at an interval and every ten minutes, with the two newest kept."""
     return ConfigDict({"save_every_steps": every_steps, "save_every_minutes": 10.0, "num_kept": 2})
 
 
 def resume() -> ConfigDict:
-    """Return going on after the newest checkpoint of the same run."""
+    """Return a continuation after the newest checkpoint of the same run."""
     return ConfigDict({"step": config_dict.placeholder(int), "allow_mismatch": False})
 
 
 def log(*, every_steps: int) -> ConfigDict:
-    """Return a progress line every so many steps where there is no terminal."""
+    """Return progress lines at an interval, for a standard error that is not a terminal."""
     return ConfigDict({"line_every_steps": every_steps, "wandb_project": ""})
 
 
 def honesty(*, every_steps: int, num_pairs: int) -> ConfigDict:
-    """Return measuring the honesty panel, see docs/honesty.md; every_steps=None turns it off."""
+    """Return the honesty panel, see docs/honesty.md; every_steps=None turns it off."""
     return ConfigDict({"every_steps": every_steps, "num_pairs": num_pairs})

@@ -85,10 +85,10 @@ def _config(arg: str) -> ConfigDict:
     size, options = common.arguments(arg, ("new", "official", "grpo", *_ALGORITHMS), _SIZES)
     if common.is_large(size) and "new" in options:
         raise ValueError(f"size {size} has no option new")
-    chosen = sorted(options - {"new", "official"})
-    if len(chosen) > 1:
-        raise ValueError(f"at most one algorithm must be named, got {', '.join(chosen)}")
-    name = chosen[0] if chosen else "grpo"
+    algorithms = sorted(options - {"new", "official"})
+    if len(algorithms) > 1:
+        raise ValueError(f"at most one algorithm must be named, got {', '.join(algorithms)}")
+    name = algorithms[0] if algorithms else "grpo"
     config = _base(size)
     if "new" in options:
         config.model = common.new_model(size)
@@ -122,7 +122,7 @@ def _base(size: str) -> ConfigDict:
     )
     # Source: loss_agg_mode token-mean, of the whole batch here.
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")
-    _add_what_is_off(config, is_large=is_large)
+    _add_unused_sections(config, is_large=is_large)
     config.rows = ConfigDict(vars(_ROWS[size]))
     config.train = ConfigDict(
         {
@@ -144,8 +144,8 @@ def _base(size: str) -> ConfigDict:
     return config
 
 
-def _add_what_is_off(config: ConfigDict, *, is_large: bool) -> None:
-    """Add the sections that GRPO has no use for."""
+def _add_unused_sections(config: ConfigDict, *, is_large: bool) -> None:
+    """Add the sections that GRPO does not use."""
     config.groups = ConfigDict(
         {
             "keep": "all",
@@ -267,7 +267,7 @@ _ALGORITHMS = {
 
 
 def _official(config: ConfigDict, name: str) -> None:
-    """Take what the released script of this algorithm did, where this project does otherwise.
+    """Take the behaviour of the released script of this algorithm where it differs.
 
     The judge with its errors; means over a GPU's tokens at a time; DAPO's surplus thrown away;
     weight decay and warm-up of the scripts. Not offered: pictures that are scaled to multiples of

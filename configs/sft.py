@@ -18,7 +18,7 @@ segments a row). Set XLA_PYTHON_CLIENT_MEM_FRACTION=0.94. `--config.optim.memory
 moments in the host's memory, for several microbatches.
 
 4b and 8b: not run here. Source: PRISM README §6 (learning rate 1e-5, cosine, warm-up 0.1, 1 epoch,
-8192 tokens) and, for what it leaves open, the defaults of LLaMA-Factory, which it trains with.
+8192 tokens) and, for the rest, the defaults of LLaMA-Factory, with which it trains.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -95,7 +95,7 @@ def _config(arg: str) -> ConfigDict:
     config.optim = _optim(row.peak)
     if is_large and "train_vision" not in options:
         # Source: LLaMA-Factory freeze_vision_tower and freeze_multi_modal_projector, both on
-        # unless asked otherwise; neither README nor paper say what the published run did.
+        # by default; neither README nor paper name the setting of the published run.
         config.optim.frozen = ("vision/.*",)
     config.evaluate = ConfigDict(
         {

@@ -133,13 +133,13 @@ def _without_pictures(config: ConfigDict, options: set[str]) -> None:
 
 
 def _official(config: ConfigDict) -> None:
-    """Choose what the released warm-up does where that is not what is right.
+    """Choose the released behaviour where it differs from the right one.
 
     Source: PRISM moe/train_moe_vl_warmup_fast.py at 6079044.
     """
     # :224-237: the template's line break behind the end of the turn is scored.
     config.data.scored_token = "newline"
-    # Nothing is held out, and no format is asked for; this is the loosest gate that can be cut.
+    # Nothing is held out, and no format is required; this is the loosest gate that can be cut.
     config.data.held_out_fraction = 0.0
     config.data.gate = "official"
     # moe/value_head.py:332, moe/train_moe_vl_warmup_fast.py:465: a bfloat16 head under DeepSpeed,

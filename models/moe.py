@@ -221,11 +221,7 @@ class MoE(nnx.Module):
         experts, mlp = rules.mesh_axes("experts"), rules.mesh_axes("mlp")
         into = jax.sharding.PartitionSpec(experts, None, mlp)
         out_of = jax.sharding.PartitionSpec(experts, mlp, None)
-        summed = tuple(
-            name
-            for part in (experts, mlp)
-            for name in ((part,) if isinstance(part, str) else part or ())
-        )
+        summed = experts + mlp
 
         def local(x, weights, chosen, kernels):
             first = jax.lax.axis_index(experts) * kernels[0].shape[0] if experts else 0

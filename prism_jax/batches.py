@@ -1,8 +1,8 @@
-"""What a step learns from, as frozen pytrees, and how their rows lie on the mesh.
+"""The batch of a training step as a frozen pytree, and the layout of its rows on the mesh.
 
-Every array has the microbatches in front and then its rows, so that a step scans over the first
-and shards the second. The one exception is in `models.inputs.TextInput`: its positions have three
-coordinates between the two, int32[M, 3, B, T].
+The first axis of each array counts the microbatches, the second the rows: a step scans over the
+first and shards the second. The one exception is in `models.inputs.TextInput`, whose positions have
+three coordinates between the two, int32[M, 3, B, T].
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import inputs, sharding
 
-# An array, or what JAX puts in its place when it rebuilds the struct: a spec, None, a tracer.
+# An array, or JAX's substitute for it in a rebuilt struct: a spec, None, a tracer.
 Leaf = Any
 Tree = Any
 
@@ -23,7 +23,7 @@ Tree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTBatch:
-    """Hold packed rows of demonstrations; M microbatches of B rows of T tokens, P patches."""
+    """Packed rows of demonstrations: M microbatches of B rows of T tokens, P patches."""
 
     text: inputs.TextInput  # tokens int32[M, B, T], …
     vision: inputs.VisionInput | None  # pixels uint8[M, B, P, C], …; None: no row has images
@@ -41,41 +41,41 @@ def split_text(text: inputs.TextInput, num_microbatches: int) -> inputs.TextInpu
 
 
 def shardings(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
-    """Return where each array of a batch lies: rows over the axes of "batch" or "images"."""
+    """Return the sharding of each array of a batch: rows over the axes of "batch" or "images"."""
 
     def rows(axis: str, place: int) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*[None] * place, rules.mesh_axes(axis)))
 
-    def one(node: Tree) -> Tree:
+    def places(node: Tree) -> Tree:
         if isinstance(node, inputs.TextInput):
-            every = jax.tree.map(lambda _: rows("batch", 1), node)
-            return dataclasses.replace(every, positions=rows("batch", 2))
+            by_row = jax.tree.map(lambda _: rows("batch", 1), node)
+            return dataclasses.replace(by_row, positions=rows("batch", 2))
         if isinstance(node, inputs.VisionInput):
             return jax.tree.map(lambda _: rows("images", 1), node)
         return rows("batch", 1)
 
     return jax.tree.map(
-        one, batch, is_leaf=lambda x: isinstance(x, inputs.TextInput | inputs.VisionInput)
+        places, batch, is_leaf=lambda x: isinstance(x, inputs.TextInput | inputs.VisionInput)
     )
 
 
 def local_rows(num_rows: int, mesh: Mesh, rules: sharding.Rules) -> list[int]:
-    """Return which rows of a batch (or of each microbatch) this process is to make.
+    """Return the rows of a batch (or of each microbatch) that this process makes.
 
     Raises:
       ValueError: the rows do not divide over the mesh.
     """
     place = NamedSharding(mesh, PartitionSpec(rules.mesh_axes("batch")))
-    local: set[int] = set()
+    rows: set[int] = set()
     for (part,) in place.addressable_devices_indices_map((num_rows,)).values():
-        local |= set(range(*part.indices(num_rows)))
-    return sorted(local)
+        rows |= set(range(*part.indices(num_rows)))
+    return sorted(rows)
 
 
 def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int) -> Tree:
-    """Put this process's rows of a batch on its devices; together the processes' rows are one.
+    """Put this process's rows of a batch on its devices; the processes' rows make up one batch.
 
-    Copies are started and not waited for.
+    Starts the copies and does not wait for them.
 
     Args:
       batch: host arrays of the rows of `local_rows`, in their order; what is on the devices

@@ -31,7 +31,11 @@ def run(
     if fault is not None:
         script = cache / "python"
         cache.mkdir(exist_ok=True)
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(python)} -m tests.faults "$@"\n')
+        # The launcher asks the interpreter for a free port, too.
+        script.write_text(
+            f'#!/bin/sh\n[ "$1" = -c ] && exec {shlex.quote(python)} "$@"\n'
+            f'exec {shlex.quote(python)} -m tests.faults "$@"\n'
+        )
         script.chmod(0o755)
         python, environment = str(script), environment | {"PRISM_TEST_FAULT": fault}
     options = ["--devices", str(devices), "--max-restarts", str(max_restarts)]

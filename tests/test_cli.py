@@ -202,7 +202,7 @@ def _thin_image(root: pathlib.Path) -> str:
 
 
 def _huge_image(root: pathlib.Path) -> str:
-    return tiny_checkpoint.picture(root, "huge.png", (8000, 7000)).name
+    return tiny_checkpoint.picture(root, "huge.png", (8000, 8000)).name
 
 
 @pytest.mark.parametrize(
@@ -470,6 +470,7 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
     ("error", "code", "told"),
     [
         (errors.InputError("a\nb"), 2, "error: a b\n"),
+        (errors.InputError("a" * 9000 + "b"), 2, f"error: {'a' * 2000} … {'a' * 1999}b\n"),
         (checkpoint_files.DamagedError("x is damaged"), 2, "error: x is damaged\n"),
         (checkpoint_files.CheckpointError("not saved:\n  y"), 1, "error: not saved: y\n"),
         (loop.DivergedError("3 in a row"), 1, "error: 3 in a row\n"),

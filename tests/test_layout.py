@@ -30,7 +30,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.intervals": ("", ""),
     "prism_jax.tree_paths": ("", "jax flax"),
     "prism_jax.metrics": ("", "jax numpy"),
-    "prism_jax.progress": ("", "jax"),
+    "prism_jax.progress": ("", ""),
     "prism_jax.config_usage": ("errors", "absl ml_collections"),
     "prism_jax.config_values": ("config_usage", ""),
     "prism_jax.configuration": ("errors config_usage config_values", "absl ml_collections"),

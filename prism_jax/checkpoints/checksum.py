@@ -1,7 +1,7 @@
 """Checksums of arrays, computed on the devices and independent of how an array is sharded.
 
-Checkpoint storage does not notice a flipped bit in an array. Two sums over the bits of each array,
-one of them weighted by position, do: they are stored with a checkpoint and compared with those of
+Checkpoint storage does not detect a flipped bit in an array. Two sums over the bits of each array,
+one of them weighted by position, do. They are stored with a checkpoint and compared with those of
 the arrays that a restore reads.
 """
 
@@ -20,7 +20,7 @@ _HOST = "pinned_host"  # where an optimiser may keep its states
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checksum:
-    """Hold the two sums modulo 2^32 of one array, and whether all its values are finite."""
+    """The two sums modulo 2^32 of one array, and whether all its values are finite."""
 
     plain: int  # sum of the bits of each element as an unsigned integer
     weighted: int  # the same, each times (position * 2654435761 + 1)
@@ -63,7 +63,7 @@ def _sums_of_one(x: jax.Array) -> jax.Array:
 
 
 def _sums_of(x: jax.Array) -> jax.Array:
-    # Flattening a sharded array would gather it; the position is summed up from its dims instead.
+    # Flattening a sharded array would gather it, so sum the position up from its dims instead.
     position = jnp.zeros(x.shape, jnp.uint32)
     stride = 1
     for dim in reversed(range(x.ndim)):

@@ -1,8 +1,8 @@
 """Write a run's model for transformers: `python -m prism_jax export --workdir=RUN --to=DIR`.
 
-Takes the newest complete step of a finished or running stage, checks it against its checksums, and
-writes a Hugging Face folder with the tokenizer and processor files of the model that the run began
-with; a discriminator gets its score head `v_head.1.weight`. The folder appears when it is complete.
+Reads the newest complete step of a finished or running stage, verifies its checksums, and writes a
+Hugging Face folder with the tokenizer and processor files of the run's initial model. The score
+head of a discriminator becomes `v_head.1.weight`. The folder appears when it is complete.
 """
 
 import argparse
@@ -19,7 +19,6 @@ from models.hf import writer as hf_writer
 from prism_jax import errors
 from prism_jax.checkpoints import lora_files, model_files, pretrained
 
-_SHARD_BYTES = 5 * 10**9
 _DTYPES = {"as_is": None, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
@@ -34,14 +33,14 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--item",
         choices=("policy", "discriminator"),
-        help="of a run that trains both; what the run trains (the policy of both) without",
+        help="for a run that trains both; default: the model that is trained, of both the policy",
     )
-    add("--step", type=int, help="a step that the run still keeps; the newest without")
+    add("--step", type=int, help="a step that the run still keeps; default: the newest")
     add(
         "--dtype",
         choices=tuple(_DTYPES),
         default="bfloat16",
-        help="of the weights; as_is: as the run keeps them, usually float32",
+        help="of the weights; as_is: the type in the checkpoint, usually float32",
     )
     add(
         "--layout",
@@ -86,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
             params,
             _with_dtype(values, source.dtype if dtype is None else jnp.dtype(dtype).name),
             layout=args.layout,
-            max_shard_bytes=_SHARD_BYTES,
+            max_shard_bytes=hf_writer.SHARD_BYTES,
             copy_from=args.base or source.files,
         )
     except (ValueError, OSError) as error:
@@ -108,7 +107,7 @@ def _save_adapter(target: pathlib.Path, source: pretrained.Source, values: dict)
 
 
 def _with_dtype(values: dict, dtype: str) -> dict:
-    """Return `config.json` naming the type of the weights, wherever it names one."""
+    """Return `config.json` with `dtype` in every place that names the type of the weights."""
     return {
         key: dtype
         if key in ("dtype", "torch_dtype") and value is not None

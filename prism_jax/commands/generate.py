@@ -130,25 +130,23 @@ def _check_tensor(tensor: int, num_kv_heads: int) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse numbers out of range before anything is loaded."""
-    for name, least, most in (
-        ("seed", 0, 2**32 - 1),
-        ("max_new_tokens", 1, 2**20),
-        ("tensor", 1, 2**16),
-        ("limit_image_pixels", 1, images.LARGEST_LIMIT_PIXELS),
+    for name, value, least, most in (
+        ("seed", args.seed, 0, 2**32 - 1),
+        ("max_new_tokens", args.max_new_tokens, 1, 2**20),
+        ("tensor", args.tensor, 1, 2**16),
+        ("limit_image_pixels", args.limit_image_pixels, 1, images.LARGEST_LIMIT_PIXELS),
     ):
-        value = args.__getattribute__(name)
         if not least <= value <= most:
             raise errors.InputError(f"--{name} must be between {least} and {most}, got {value}")
     if not math.isfinite(args.temperature):
         raise errors.InputError(f"--temperature must be a number, got {args.temperature}")
-    for name in ("prompt", "system"):
-        text = args.__getattribute__(name)
+    for name, text in (("prompt", args.prompt), ("system", args.system)):
         if text is not None and not text.isprintable() and _has_surrogates(text):
             raise errors.InputError(f"--{name} must be UTF-8")
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
-    """Return how the answer is drawn, without the tokens that end it."""
+    """Return the sampling settings, without the end tokens, which the tokenizer knows."""
     try:
         return Sampling(
             temperature=args.temperature,
@@ -162,7 +160,7 @@ def _sampling(args: argparse.Namespace) -> Sampling:
 
 
 def _has_surrogates(text: str) -> bool:
-    """Say whether bytes that are no UTF-8 stand in an argument, as Python passes them on."""
+    """Return whether an argument holds bytes that are not UTF-8, which Python escapes."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

@@ -31,11 +31,11 @@ class SegmentBatch:
     text: Any  # TextInput [M, B, T]
     vision: Any  # VisionInput [M, B, P] or None
     last: Any  # int32[M, B, S]  place in the row of the segment's last token; 0 without a segment
-    kind: Any  # int32[M, B, S]  what the text is, see `models.kinds`; 0 without a segment
+    kind: Any  # int32[M, B, S]  kind of text, see `models.kinds`; 0 without a segment
     num_tokens: Any  # int32[M, B, S]  of the segment; 0 without one
     is_segment: Any  # bool[M, B, S]
-    # int32[M, B, S / 2]  which name the pair of segments 2i (teacher) and 2i + 1 (student) has,
-    # -1 for none; None where segments are not in pairs
+    # int32[M, B, S / 2]  name of the pair of segments 2i (teacher) and 2i + 1 (student), -1 for
+    # none; None where segments are not in pairs
     pair_name: Any
     # float32[M, B, S] or None  gradient of the loss with respect to the score
     score_gradients: Any
@@ -60,7 +60,7 @@ class PackedSegments:
         return np.array([place.row * slots + place.slot for place in self.places], np.int32)
 
 
-def pack(
+def segment_rows(
     prompts: Sequence[Example],
     units: Sequence[Sequence[Continuation]],
     names: Sequence[int],
@@ -70,12 +70,12 @@ def pack(
     *,
     positions: Positions,
 ) -> PackedSegments:
-    """Lay prompts with segments into rows.
+    """Return prompts with segments in rows.
 
     Args:
       units: a segment by itself, or teacher's and student's segment of a pair.
-      names: which name each unit has.
-      kinds: which kind each name is to the model.
+      names: number of each unit's name.
+      kinds: kind of each name to the model.
     """
     packed = packed_rows.pack(prompts, units, shape, config)
     sides = {len(unit) for unit in units}
@@ -135,7 +135,7 @@ def _positions(text: inputs.TextInput) -> np.ndarray:
 
 
 def _in_one_dimension(ids: np.ndarray) -> np.ndarray:
-    """Return int32[M, 3, B, T]: how many tokens of its sequence stand before each, image or not.
+    """Return int32[M, 3, B, T]: the number of tokens before each in its sequence, image or not.
 
     Source: PRISM verl/verl/workers/critic/dp_critic.py:177, vllm_rollout_spmd.py:463.
     """

@@ -287,7 +287,7 @@ def _terms(
     size = num_rows if rule.microbatch_pairs is None else rule.microbatch_pairs
     batch_pairs = None
     if rule.all_invalid == "released":
-        batch_pairs = {n: jnp.sum(one.is_pair, dtype=jnp.float32) for n, one in segments.items()}
+        batch_pairs = {n: jnp.sum(s.is_pair, dtype=jnp.float32) for n, s in segments.items()}
 
     def loss(part: Mapping[str, pairwise.Segment]):
         return pairwise.loss(

@@ -1,7 +1,7 @@
-"""What alignment and RLVR share: a step's prompts, the policy's responses to them, rows to learn.
+"""The policy's responses to a step's prompts, in alignment and RLVR.
 
-A step takes `num_prompts` prompts (`setup.prompt_mixture` says which), draws `num_responses`
-responses to each from the policy as it is, and lays all of them into packed rows for one update.
+A step takes `num_prompts` prompts, see `setup.prompt_mixture`, and the policy as it is responds
+`num_responses` times to each.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ Json = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout(configuration.Section):
-    """Say what is drawn in a step."""
+    """The responses of a step, and how they are sampled."""
 
     num_prompts: int
     num_responses: int  # to each prompt
@@ -52,24 +52,48 @@ class Rollout(configuration.Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(
+        problems = configuration.at_least(
             self, 1, "num_prompts", "num_responses", "max_response_tokens", "chunk_tokens",
             "batch_responses", "tensor", "dump_every_steps",
         )  # fmt: skip
         if not self.temperature > 0:
-            found.append(f"temperature must be > 0 to learn from samples, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            found.append(f"top_k must be >= 1 or None, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            found.append(f"top_p must be in (0, 1] or None, got {self.top_p}")
+            problems.append(
+                f"temperature must be > 0 to learn from samples, got {self.temperature}"
+            )
+        problems += self._cut_problems()
+        return problems
+
+    def _cut_problems(self) -> list[str]:
+        """Return the problems of `top_k` and `top_p`; their bounds are the sampler's."""
+        problems = []
+        try:
+            Sampling(
+                temperature=1.0,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                max_tokens=1,
+                end_token_ids=(),
+            )
+        except ValueError as error:
+            problems.append(str(error).removeprefix("sampling."))
         is_cut = self.top_k is not None or (self.top_p is not None and self.top_p < 1)
         if is_cut and not self.is_cut_allowed:
-            found.append(
+            problems.append(
                 "top_k must be None and top_p None or 1, because log-probs are of the whole "
                 "vocabulary and samples would be of another distribution; is_cut_allowed=True "
                 f"takes them all the same, got {self.top_k} and {self.top_p}"
             )
-        return found
+        return problems
+
+    def sampling(self, *, ends: tuple[int, ...]) -> Sampling:
+        """Return the sampler's settings."""
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            max_tokens=self.max_response_tokens,
+            end_token_ids=ends,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,10 +106,11 @@ class Responses:
     seconds: float
 
     def continuations(self) -> list[Continuation]:
-        """Return the responses behind their prompts, each with the tokens that were drawn."""
-        each = len(self.segments) // self.num_prompts
+        """Return the responses behind their prompts, each with the sampler's tokens."""
+        num_responses = len(self.segments) // self.num_prompts
+        tokens = self.rollout.tokens
         return [
-            Continuation(prompt=number // each, tokens=self.rollout.tokens[number, :length])
+            Continuation(prompt=number // num_responses, tokens=tokens[number, :length])
             for number, length in enumerate(self.rollout.lengths)
         ]
 
@@ -104,7 +129,7 @@ class Responses:
 
 
 class Sampler:
-    """Draw responses from parameters that are passed with every call."""
+    """The sampler of responses; parameters are passed with every call."""
 
     def __init__(
         self,
@@ -116,7 +141,7 @@ class Sampler:
         sizes: Sequence[encode.Size],
         gate: tags.Gate,
     ):
-        """Fix the shapes to those of the largest prompts, so that one program is compiled."""
+        """Store the parts; nothing is compiled before the first step."""
         heads, num_devices = model.config.text.num_kv_heads, devices.mesh.size
         if options.tensor is not None and (heads % options.tensor or num_devices % options.tensor):
             raise errors.InputError(
@@ -126,19 +151,14 @@ class Sampler:
         self._options, self._devices = options, devices
         self._graphdef = model.graphdef
         self._mesh: Mesh | None = None  # chosen when the training state is in memory
-        self._sampling = Sampling(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            max_tokens=options.max_response_tokens,
-            end_token_ids=words.ids.ends,
-        )
+        self._sampling = options.sampling(ends=words.ids.ends)
         self.reader = responses.Reader.of(
             words, vocab_tokens=model.config.text.vocab_size, gate=gate
         )
         self._engine = engine.Engine(
             graphdef=model.graphdef,
             config=model.config,
+            # Those of the largest prompts, so that one program serves every step.
             shapes=engine.Shapes(
                 prompt_tokens=max(size.tokens for size in sizes),
                 prompt_patches=max(1, *(size.patches for size in sizes)),
@@ -164,7 +184,7 @@ class Sampler:
     ) -> Callable[[Sequence[inputs.Example], jax.Array], Responses]:
         """Return (prompts, key) -> responses of these parameters, laid out for decoding once.
 
-        What is returned holds a copy of the parameters: let go of it before the update.
+        The function holds a copy of the parameters: drop it before the update.
         """
         graphdef, params = lora.merged(self._graphdef, params)
         if self._mesh is None:
@@ -179,7 +199,7 @@ class Sampler:
         )
         sampler = dataclasses.replace(self._engine, graphdef=graphdef, mesh=self._mesh)
 
-        def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> Responses:
+        def respond(prompts: Sequence[inputs.Example], key: jax.Array) -> Responses:
             begun = time.monotonic()
             rollout = sampler.generate(
                 prepared,
@@ -195,7 +215,7 @@ class Sampler:
                 num_prompts=len(prompts),
             )
 
-        return draw
+        return respond
 
     def _choose_mesh(self, params: nnx.State) -> Mesh:
         """Return the mesh of rollouts, with the memory that the training state leaves."""

@@ -1,7 +1,7 @@
 """SIGTERM: stop before or after the step's update, save, leave with exit code 143.
 
-One process has its own flag. Several processes agree on where they stop through the coordination
-service, whose handler must not be replaced: there nothing is installed.
+A single process has a flag. Several processes agree on where they stop through the coordination
+service, whose handler must not be replaced: no handler is installed then.
 """
 
 import contextlib
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 143  # 128 + SIGTERM, what launchers restart
+EXIT_CODE = 143  # 128 + SIGTERM; launchers start the job again
 
 
 class Preempted(SystemExit):
-    """Leave the program after everything was saved."""
+    """The end of a program that SIGTERM stopped, after everything was saved."""
 
     def __init__(self, step: int):
         super().__init__(EXIT_CODE)
@@ -33,8 +33,8 @@ def watch() -> Iterator[Callable[[int], bool]]:
     """Yield a function (number) -> "is this job to stop here?".
 
     Every process calls it at the same places, with numbers that rise by one; all get True at the
-    same place, soon after a SIGTERM to any of them. In a job of one process a second SIGTERM kills
-    it at once: what was saved stays as it is.
+    same place, soon after a SIGTERM to any of them. A second SIGTERM kills a job of one process at
+    once; earlier checkpoints stay.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

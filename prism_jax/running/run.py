@@ -35,12 +35,12 @@ from prism_jax.setup import models as setup_models
 Tree = Any
 Options = TypeVar("Options", bound=configuration.TrainingRun)
 _BEAT_SECONDS = 15.0
-_FINISHED = "finished.json"  # what `Checkpointer.finish` writes
+_FINISHED = "finished.json"  # written by `Checkpointer.finish`
 
-# What a folder is for: a training run, the answers of `evaluate` or `pairs`, both steps of `curate`
+# The purpose of a folder: a training run, answers of `evaluate` or `pairs`, the steps of `curate`.
 Kind = Literal["training", "answers", "curate"]
 
-# What each kind is called, and what its folders have from early on that those of no other have.
+# The name of each kind, and the files that mark its folders from early on, and no others.
 _KINDS: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "training": (
         "a training run",
@@ -98,17 +98,17 @@ def hold(
 
 def _refuse_others(folder: epath.Path, kind: Kind) -> None:
     """Refuse a folder that holds anything of another kind, whatever else it holds."""
-    for other, (what, marks) in _KINDS.items():
-        found = [mark for mark in marks if (folder / mark).exists()]
-        if other != kind and found:
+    for other, (name, marks) in _KINDS.items():
+        present = [mark for mark in marks if (folder / mark).exists()]
+        if other != kind and present:
             raise errors.InputError(
-                f"{folder} holds {what} ({', '.join(found)}); a folder is for one kind of job, "
+                f"{folder} holds {name} ({', '.join(present)}); a folder is for one kind of job, "
                 f"and this is {_KINDS[kind][0]}: use another workdir"
             )
 
 
 class OnDevices:
-    """Put the batches of host data on the devices; the position is the data's."""
+    """Batches of host data, moved to the devices; the resume position is delegated to `data`."""
 
     def __init__(self, data: loop.Data, devices: devices_lib.Devices, *, num_rows: int):
         """Take batches of so many rows, over all processes; see `batches.to_devices`."""
@@ -122,7 +122,7 @@ class OnDevices:
         return self._data.get_state()
 
     def set_state(self, state: Any) -> None:
-        """Go on after that position."""
+        """Continue after that position."""
         self._data.set_state(state)
 
 
@@ -158,11 +158,12 @@ class Run(Generic[Options]):
         return mirror.address(self.folder)
 
     def is_finished(self, identity: checkpoint_meta.RunIdentity) -> bool:
-        """Return whether this very run has ended, and say so; nothing needs to be opened then."""
+        """Return whether this very run has ended, and print it; nothing needs to be opened then."""
         marker = agreement.on_first("finished", lambda: checkpoint.finished(self.address))
         if marker is None or marker["config_hash"] != identity.config_hash():
             return False
-        if self.options.resume.step is not None:  # it is to be run again from there
+        # Resuming at a step runs the steps after it again.
+        if self.options.resume.step is not None:
             return False
         progress.say(f"{self.address}: finished after {marker['step']} steps already")
         return True

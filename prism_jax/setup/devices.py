@@ -16,7 +16,7 @@ from prism_jax.setup import distributed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
-    """Hold how everything of a run is computed; "auto" is decided here, once."""
+    """The devices, types and implementations of a run; "auto" is decided here, once."""
 
     mesh: Mesh
     rules: sharding.Rules
@@ -27,7 +27,7 @@ class Devices:
 
     @property
     def replicated(self) -> NamedSharding:
-        """Return the sharding of what every device holds."""
+        """Return the sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def put(self, batch: Any, *, num_rows: int) -> Any:
@@ -35,10 +35,8 @@ class Devices:
         return batches.to_devices(batch, self.mesh, self.rules, num_rows=num_rows)
 
     def row_parts(self) -> int:
-        """Return over how many parts of the mesh the rows of a batch are spread."""
-        axes = self.rules.mesh_axes("batch")
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        return math.prod(self.mesh.shape[name] for name in names)
+        """Return the number of parts of the mesh over which the rows of a batch are spread."""
+        return math.prod(self.mesh.shape[name] for name in self.rules.mesh_axes("batch"))
 
 
 def open_devices(
@@ -48,11 +46,11 @@ def open_devices(
     section: str = "model",
     place: str = "config",
 ) -> Devices:
-    """Join the processes of the job, build the mesh and decide the implementations; tell them.
+    """Join the processes of the job, build the mesh, decide the implementations and print them.
 
     Args:
-      section: of the configuration that says type and attention, for messages.
-      place: what holds it and the section `mesh`, for messages.
+      section: of type and attention in the configuration, for messages.
+      place: prefix of this section and of `mesh`, for messages.
 
     Raises:
       InputError: the axes do not fit the devices, or the attention does not run on them.
@@ -60,21 +58,21 @@ def open_devices(
     distributed.join(mesh.is_distributed)
     dtype = jnp.dtype(model.dtype)
     if dtype == jnp.float32:
-        # Accelerators would multiply float32 with fewer bits.
+        # Accelerators would otherwise multiply float32 with fewer bits.
         jax.config.update("jax_default_matmul_precision", "highest")
-    found = jax.devices()
-    if mesh.num_devices is not None and mesh.num_devices > len(found):
+    available = jax.devices()
+    if mesh.num_devices is not None and mesh.num_devices > len(available):
         raise errors.InputError(
-            f"{place}.mesh.num_devices = {mesh.num_devices}, but there are {len(found)} devices"
+            f"{place}.mesh.num_devices = {mesh.num_devices}, but there are {len(available)} devices"
         )
-    if mesh.num_devices not in (None, len(found)) and jax.process_count() > 1:
+    if mesh.num_devices not in (None, len(available)) and jax.process_count() > 1:
         raise errors.InputError(
             f"{place}.mesh.num_devices = {mesh.num_devices} must be None in a job of "
-            f"{jax.process_count()} processes, whose {len(found)} devices are all used"
+            f"{jax.process_count()} processes, whose {len(available)} devices are all used"
         )
     prefill, decode = implementations(model.attention, dtype, place=f"{place}.{section}.attention")
     devices = Devices(
-        mesh=mesh_lib.make(dataclasses.asdict(mesh.axes), found[: mesh.num_devices]),
+        mesh=mesh_lib.make(dataclasses.asdict(mesh.axes), available[: mesh.num_devices]),
         rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
         dtype=dtype,
         param_dtype=jnp.dtype(model.param_dtype),
@@ -83,7 +81,7 @@ def open_devices(
     )
     axes = " x ".join(f"{name} {size}" for name, size in devices.mesh.shape.items() if size > 1)
     progress.say(
-        f"{devices.mesh.size} x {found[0].device_kind}" + (f" ({axes})" if axes else "")
+        f"{devices.mesh.size} x {available[0].device_kind}" + (f" ({axes})" if axes else "")
         + f", {model.dtype} with {model.param_dtype} weights, attention {prefill}"
     )  # fmt: skip
     return devices
@@ -95,7 +93,7 @@ def implementations(
     """Return the implementations of prefill and decoding; "auto" goes by platform and type.
 
     Raises:
-      InputError: `place` names one that this platform, type or JAX cannot run.
+      InputError: `place` names an implementation that this platform, type or JAX cannot run.
     """
     platform = jax.default_backend()
     if name == "auto":

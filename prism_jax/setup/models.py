@@ -1,4 +1,4 @@
-"""How a stage opens its models and begins their states; `running.run` is the wiring around it."""
+"""The models of a stage and the beginnings of their states; `running.run` is the wiring around."""
 
 import dataclasses
 import pathlib
@@ -10,8 +10,8 @@ import jax
 from flax import nnx
 
 from models import config as config_lib
-from models import discriminator, qwen3_vl
 from models import lora as adapters
+from models import qwen3_vl
 from prism_jax import configuration, errors, progress
 from prism_jax import mesh as mesh_lib
 from prism_jax.checkpoints import checkpoint, mirror, model_files, pretrained
@@ -22,7 +22,7 @@ from prism_jax.training import optim, optim_kinds, schedules, train_state
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """Hold a model that is not yet in memory."""
+    """A model that is not yet in memory."""
 
     config: config_lib.Qwen3VLConfig
     values: Mapping[str, Any]  # its config.json
@@ -46,7 +46,7 @@ class Start:
 
 
 def together(starts: Mapping[str, Start]) -> Start:
-    """Return the beginning of a state that holds one state by name for each of several models."""
+    """Return the beginning of a state that holds the states of several models by name."""
     return Start(
         abstract={name: start.abstract for name, start in starts.items()},
         make=lambda: {name: start.make() for name, start in starts.items()},
@@ -69,9 +69,9 @@ def say_once() -> Callable[[str], None]:
 def keep_files(
     model: configuration.Model, workdir: pathlib.Path, *, name: str = model_files.FOLDER
 ) -> pathlib.Path:
-    """Copy the model's small files into the run's folder and return where they are.
+    """Copy the model's small files into the run's folder and return their folder.
 
-    With `init="random"` its `config.json` is made of the sizes and the tokenizer.
+    With `init="random"` the `config.json` is made from the sizes and the tokenizer.
 
     Args:
       name: the folder, `model_files.DISCRIMINATOR_FOLDER` for the second model of a run.
@@ -79,6 +79,7 @@ def keep_files(
     target = workdir / name
 
     def keep() -> None:
+        # A resumed run has its files already, and its source may be gone by then.
         if model.init != "random" and not (target / "config.json").exists():
             # Sizes that the weights do not have are refused before anything is built for them.
             pretrained.Source.of(model.folder)
@@ -136,35 +137,32 @@ def builder(
 
     It raises InputError for adapters of maps that the model does not have.
     """
-    shared = {
-        "moe_implementation": pretrained.moe_implementation(config),
-        "rules": devices.rules,
-        "dtype": devices.dtype,
-        "param_dtype": devices.param_dtype,
-    }
+    plain = pretrained.builder(
+        config,
+        is_discriminator=is_discriminator,
+        rules=devices.rules,
+        dtype=devices.dtype,
+        param_dtype=devices.param_dtype,
+    )
+    if lora is None or lora.rank is None:
+        return plain
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
-        if is_discriminator:
-            made = discriminator.Discriminator(config, rngs=rngs, **shared)
-        else:
-            made = qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
-        if lora is not None and lora.rank is not None:
-            try:
-                adapters.add(
-                    made, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, rngs=rngs
-                )
-            except ValueError as error:
-                raise errors.InputError(f"config.model.lora.targets: {error}") from error
-        return made
+        model = plain(rngs)
+        try:
+            adapters.add(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, rngs=rngs)
+        except ValueError as error:
+            raise errors.InputError(f"config.model.lora.targets: {error}") from error
+        return model
 
     return build
 
 
 def load_params(model: Model, devices: devices_lib.Devices) -> nnx.State:
-    """Read the model's parameters from where its configuration says, directly in their shards.
+    """Read the model's parameters from its configured folder, directly into their shards.
 
     Raises:
-      InputError: the folder is not whole, of another model, or holds no such parameters.
+      InputError: the folder is incomplete, of another model, or lacks parameters.
     """
     folder = model.source.folder
     places = mesh_lib.param_shardings(model.params, devices.mesh, devices.rules)
@@ -213,7 +211,7 @@ def make_optimizer(
 def start_of(
     model: Model, optimizer: optim.Optimizer, devices: devices_lib.Devices, *, key: jax.Array
 ) -> Start:
-    """Return how the state of one model begins: from its checkpoint, or anew from the key."""
+    """Return the initial state of a model: from its checkpoint, or new from the key."""
     abstract = train_state.abstract_state(model.params, optimizer)
     shardings = train_state.shardings(
         abstract,

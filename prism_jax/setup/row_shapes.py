@@ -11,7 +11,7 @@ from prism_jax.setup import devices as devices_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows(configuration.Section):
-    """Say into which packed rows sequences are laid; how many follows from the largest batch."""
+    """The packed rows of a batch; their number follows from the largest batch."""
 
     row_tokens: int
     row_sequences: int  # most sequences in a row
@@ -50,6 +50,7 @@ class Rows(configuration.Section):
         Raises:
           InputError: the rows are too short, or do not divide over the devices.
         """
+        # Splash attention works on blocks of 128 tokens, so rows are rounded up to whole blocks.
         is_splash = devices.attention == "splash"
         if self.num_rows % devices.row_parts() or (is_splash and self.row_tokens % 128):
             raise errors.InputError(

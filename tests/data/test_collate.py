@@ -246,7 +246,7 @@ def test_rows_that_were_counted_are_not_read_to_be_measured(words, config):
         demonstrations.Demonstrations([("a", rows)], words, sizes=sizes[:1], **options)
 
 
-def test_encoded_rows_are_kept_up_to_the_limit(words, config):
+def test_encoded_rows_are_cached_up_to_the_limit(words, config):
     kept, read = _Rows(), _Rows()
     for rows, num_bytes in ((kept, 1 << 20), (read, 0)):
         packed = _packed(words, config, cache_bytes=num_bytes, rows=rows)

@@ -65,7 +65,7 @@ def test_rows_of_several_files_come_in_the_order_of_names(tmp_path):
     assert [row.id for row in rows] == ["a.jsonl:1", "b.jsonl:1", "c.json:1"]
 
 
-def test_a_built_folder_may_be_asked_for_length_and_answers(tmp_path):
+def test_a_built_folder_is_checked_for_length_and_answers(tmp_path):
     rows = [{"prompt": "one"}, {"prompt": "one", "answer": "5"}, {"prompt": "o n e", "answer": "5"}]
     path = data_files.write_lines(tmp_path / "rows.jsonl", rows)
     out = str(tmp_path / "built")

@@ -101,7 +101,7 @@ def _singles(**layout):
 
 
 def _pack(units, names, shape, positions="mrope"):
-    return discriminator_batch.pack(
+    return discriminator_batch.segment_rows(
         _PROMPTS, units, names, _KINDS, shape, _CONFIG, positions=positions
     )
 

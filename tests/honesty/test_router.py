@@ -65,7 +65,7 @@ def _packed(config, sizes: dict[tuple[int, int], int], shared_units=None):
         place="rows",
     )
     names = [name for _, name in sizes]
-    return discriminator_batch.pack(
+    return discriminator_batch.segment_rows(
         _PROMPTS, units, names, _KINDS, shape, config, positions="mrope"
     ).batch
 

@@ -23,7 +23,7 @@ _SETTINGS = policy_loss.Settings(
     temperature=_TEMPERATURE,
     max_response_tokens=_MAX_TOKENS,
     chunk_tokens=16,
-    with_entropy=True,
+    has_entropy=True,
     implementation="xla",
     remat="none",
 )
@@ -108,8 +108,8 @@ def _batch(row_tokens=128, microbatch_rows=2, row_sequences=8, shared_units=None
         place="rows",
     )
     logprobs = [_rollout().logprobs[n, : len(r.tokens)] for n, r in enumerate(_responses())]
-    return policy_batch.pack(
-        _PROMPTS, _responses(), logprobs, _advantages(seed), shape, _model()[2]
+    return policy_batch.on_policy_batch(
+        _PROMPTS, _responses(), logprobs, _advantages(), shape, _model()[2]
     )
 
 

@@ -9,7 +9,6 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from configs import align, warmup
 from prism_jax.discriminator import loss as discriminator_loss
@@ -112,12 +111,7 @@ def settings(options, folder):
     devices = devices_lib.open_devices(options.mesh, options.model)
     if isinstance(options, align_config.Config):
         return align_updates.score_settings(options, devices)
-    model = types.SimpleNamespace(config=types.SimpleNamespace(text=types.SimpleNamespace(moe=1)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warmup_step, "make_update", lambda rule, names, settings, *_: settings)
-        patch.setattr(warmup_step, "make_evaluation", lambda *_, **__: None)
-        stage = warmup_step.make_stage(options, devices, model, None, None, None, None, num_steps=1)
-    return stage.update
+    return warmup_step.score_settings(options, devices)
 
 
 def verified(options, folder):
@@ -239,7 +233,9 @@ def packed_segments(options, folder, workdir, texts):
     drawn = rollouts.Responses(
         rollout=rollout, segments=reader.read(rollout), num_prompts=len(prompts.rows), seconds=0.0
     )
-    packed, places = align_scores.pack(prompts, drawn, feed, shapes.discriminator, discriminator)
+    packed, places = align_scores.packed_segments(
+        prompts, drawn, feed, shapes.discriminator, discriminator
+    )
     return prompts, feed, shapes, packed, places
 
 

@@ -184,7 +184,7 @@ def test_the_policys_gradient_at_real_sizes_has_the_shapes_of_its_parameters(sta
         shared_units=None,
         place="config.rows",
     )
-    batch = policy_batch.pack(
+    batch = policy_batch.on_policy_batch(
         [prompt],
         [packed_rows.Continuation(prompt=0, tokens=np.arange(5))],
         [np.zeros(5, np.float32)],

@@ -1,9 +1,9 @@
-"""Ask a policy many prompts, in parts: a job that is killed and started again goes on.
+"""Sample responses to many prompts in parts, so that a killed job resumes.
 
-The prompts are cut into batches of one size, the last filled up with copies, and the records of
-each batch are put on disk, whole or not at all, under its number. A job that is started again reads
-the parts that are there and asks the rest; because the random key of a batch follows from the seed
-and its number, the records are those of an uninterrupted job.
+The prompts are cut into batches of one size, the last filled up with copies. The records of a batch
+are written to disk, whole or not at all, under its number. A resumed job reads the existing parts
+and samples the others. The random key of a batch follows from the seed and the batch number, so the
+records equal those of an uninterrupted job.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _SUMMARY = "summary.json"
 
 
 class Sampler(Protocol):
-    """Draw responses to prompts; see `rollout.engine.Engine.generate`."""
+    """A function that samples responses to prompts; see `rollout.engine.Engine.generate`."""
 
     def __call__(
         self,
@@ -49,9 +49,9 @@ class Sampler(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pass:
-    """Say how often and how every prompt is asked."""
+    """One pass over the prompts: how many responses each gets, and how they are sampled."""
 
-    name: str  # of its folder; also draws its own random keys
+    name: str  # of its folder; the random keys depend on it
     sampling: sampling_lib.Sampling
     num_responses: int
     batch_prompts: int
@@ -71,12 +71,12 @@ def _shapes(sizes: Sequence[encode.Size]) -> engine.Shapes:
 
 
 def batch_prompts(batch_responses: int, *, num_responses: int, row_parts: int) -> int:
-    """Return the prompts asked at a time: a multiple of the parts, about so many responses."""
+    """Return the prompts of a batch: a multiple of the parts, near `batch_responses` responses."""
     return max(1, batch_responses // num_responses // row_parts) * row_parts
 
 
 def ask(
-    asked: Pass,
+    sampling_pass: Pass,
     opened: prompts_lib.Opened,
     words: processor.Processor,
     *,
@@ -87,54 +87,56 @@ def ask(
     schema: small_files.Schema,
     line_every_steps: int,
 ) -> Iterator[Mapping[str, Json]]:
-    """Ask every prompt whose part is not there yet, then yield all records in order.
+    """Sample for every prompt without a written part, then yield all records in order.
 
     Of several processes all ask and describe together, and process 0 writes and yields.
 
     Args:
-      sampler: called before each batch that is asked.
+      sampler: called before each batch that is sampled.
       key: of the whole job.
-      schema: of a record, as far as its reader needs it.
+      schema: of the fields that the reader of a record needs.
 
     Raises:
       InputError: a part on disk is damaged.
     """
-    folder = workdir / _PARTS / asked.name
-    key = jax.random.fold_in(key, int.from_bytes(hashlib.sha256(asked.name.encode()).digest()[:4]))
+    folder = workdir / _PARTS / sampling_pass.name
+    key = jax.random.fold_in(
+        key, int.from_bytes(hashlib.sha256(sampling_pass.name.encode()).digest()[:4])
+    )
     shapes = _shapes(opened.sizes)
-    starts = range(0, len(opened.rows), asked.batch_prompts)
+    starts = range(0, len(opened.rows), sampling_pass.batch_prompts)
     is_first = jax.process_index() == 0
     missing = agreement.on_first(
         "parts", lambda: [n for n in range(len(starts)) if not _part(folder, n).exists()]
     )
     shown = progress.Progress(
         sys.stderr if is_first else None,
-        title=asked.name,
+        title=sampling_pass.name,
         first_step=len(starts) - len(missing),
         num_steps=len(starts),
         watched=("tokens", "ended"),
         line_every_steps=line_every_steps,
     )
     for done, number in enumerate(missing, start=len(starts) - len(missing) + 1):
-        stop = min(starts[number] + asked.batch_prompts, len(opened.rows))
+        stop = min(starts[number] + sampling_pass.batch_prompts, len(opened.rows))
         rows = [opened.rows[index] for index in range(starts[number], stop)]
         examples = [
             encode.example(row.prompt, row.images, words, add_generation_prompt=True)
             for row in rows
         ]
         rollout = sampler()(
-            _filled(examples, asked.batch_prompts),
-            asked.sampling,
+            _filled(examples, sampling_pass.batch_prompts),
+            sampling_pass.sampling,
             jax.random.fold_in(key, number),
-            num_responses=asked.num_responses,
+            num_responses=sampling_pass.num_responses,
             shapes=shapes,
         )
-        rollout = _first(rollout, len(rows) * asked.num_responses)
+        rollout = _first(rollout, len(rows) * sampling_pass.num_responses)
         described = describe(rows, rollout)
         if is_first:
             metric_writers.write_dump(folder, number, described)
-        told = {"tokens": float(rollout.lengths.mean()), "ended": float(rollout.ended.mean())}
-        shown.show(done, told)
+        values = {"tokens": float(rollout.lengths.mean()), "ended": float(rollout.ended.mean())}
+        shown.show(done, values)
     shown.close()
     for number in range(len(starts) if is_first else 0):
         yield from small_files.read_lines(_part(folder, number), schema)
@@ -145,7 +147,7 @@ def _part(folder: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def _filled(items: Sequence[Any], size: int) -> list[Any]:
-    """Return the items with the last repeated until there are so many."""
+    """Return `size` items: the given ones, the last repeated."""
     return [*items, *[items[-1]] * (size - len(items))]
 
 
@@ -159,24 +161,24 @@ def _first(rollout: engine.Rollout, num_responses: int) -> engine.Rollout:
 
 
 def recorded_step(workdir: pathlib.Path) -> int | None:
-    """Return the step of the policy that a job in this folder began with, None without one."""
+    """Return the policy's step recorded by a job in this folder, None without one."""
     identity = _read_identity(workdir)
     return None if identity is None else identity["model_config"]["step"]
 
 
 def is_claimed(workdir: pathlib.Path) -> bool:
-    """Tell whether the folder is of a job already, be it this one."""
+    """Return whether any job, this one included, has claimed the folder."""
     return (workdir / _IDENTITY).exists()
 
 
 def claim(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) -> None:
-    """Write down what is asked of whom, or compare with what was written down before.
+    """Record the policy and the configuration, or compare them with an earlier record.
 
     Raises:
       InputError: the folder is of another job.
     """
-    written = _read_identity(workdir)
-    if written is None:
+    recorded = _read_identity(workdir)
+    if recorded is None:
         meta = {
             "stage": identity.stage,
             "config": dict(identity.config),
@@ -185,15 +187,14 @@ def claim(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) -> None:
         small_files.write(workdir / _IDENTITY, meta)
         mirror.upload()
         return
-    found = identity.differences(written)
-    if found:
-        raise errors.InputError(
-            f"{workdir} is of another job; use another workdir:\n{checkpoint_meta.lines(found)}"
-        )
+    differences = identity.differences(recorded)
+    if differences:
+        lines = checkpoint_meta.lines(differences)
+        raise errors.InputError(f"{workdir} is of another job; use another workdir:\n{lines}")
 
 
 def _read_identity(workdir: pathlib.Path) -> Json | None:
-    # A step is null where the policy is no run's.
+    # The step is null unless the policy comes from a training run.
     return small_files.read(
         workdir / _IDENTITY,
         {"stage": str, "config": dict, "model_config": {"step": (int, type(None))}},
@@ -202,7 +203,7 @@ def _read_identity(workdir: pathlib.Path) -> Json | None:
 
 
 def write_lines(path: pathlib.Path, rows: Iterator[Mapping[str, Json]]) -> None:
-    """Write JSON lines, whole or not at all, without holding them; on process 0.
+    """Write JSON lines as a whole or not at all, without holding them in memory; on process 0.
 
     The others only go through their rows.
     """
@@ -218,7 +219,7 @@ def write_lines(path: pathlib.Path, rows: Iterator[Mapping[str, Json]]) -> None:
 
 
 def finish(workdir: pathlib.Path, summary: Mapping[str, Json]) -> None:
-    """Write `summary.json`, which says that the job is done, and remove the parts."""
+    """Write `summary.json`, the mark of a finished job, and remove the parts."""
 
     def write() -> None:
         lock.check()
@@ -230,7 +231,7 @@ def finish(workdir: pathlib.Path, summary: Mapping[str, Json]) -> None:
 
 
 def finished(workdir: pathlib.Path, schema: small_files.Schema) -> Json | None:
-    """Return the summary of a job that is done, None of one that is not."""
+    """Return the summary of a finished job, None of an unfinished one."""
     path = workdir / _SUMMARY
 
     def read() -> Json | None:

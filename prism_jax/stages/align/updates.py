@@ -74,10 +74,12 @@ def open_updates(
         "discriminator": setup_models.make_optimizer(
             options.discriminator.optim,
             discriminator.params,
+            # Each schedule counts the updates of its model.
             num_steps=num_steps * options.pace.discriminator_updates,
         ),
     }
     starts = {
+        # Two new models of one size must not start from the same weights.
         name: setup_models.start_of(
             model, optimizers[name], devices, key=jax.random.fold_in(key, number)
         )
@@ -117,6 +119,7 @@ def make_discriminator_update(
     shape: RowShape,
 ) -> train_step.TrainStep:
     """Return the update of the discriminator by the gradients of its scores."""
+    # The coefficients of the pair loss are in the gradients of the scores already.
     coefficients = {discriminator_loss.SCORES: 1.0}
 
     def loss(model: nnx.Module, batch: discriminator_batch.SegmentBatch, key: jax.Array):
@@ -159,13 +162,15 @@ def skip_policy(
     policy: train_state.TrainState,
 ) -> tuple[train_state.TrainState, metrics.Metrics]:
     """Return the policy after a step in which it stands still: only the step is counted."""
+    # A copy, because the next update donates the state, and metrics are read after that.
     skipped = jnp.copy(policy.opt_state.num_skipped_in_row)
     logged = {"optim/skipped_in_row": metrics.Mean(total=skipped, weight=jnp.ones(()))}
     return dataclasses.replace(policy, step=policy.step + 1), logged
 
 
 def with_owner(logged: metrics.Metrics, owner: str) -> metrics.Metrics:
-    """Prefix the train step's own metrics with the model's name."""
+    """Prefix the metrics of the train step with the model's name."""
+    # Both updates log these, and a metric may stand in a row only once.
     prefixes = ("loss/", "optim/")
     return {
         name.replace("/", f"/{owner}_", 1) if name.startswith(prefixes) else name: metric

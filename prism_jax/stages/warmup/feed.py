@@ -42,7 +42,7 @@ class _Pair:
 
 
 class Feed:
-    """Give the pairs of each step, and those that are held out."""
+    """The pairs of each step, and the held-out pairs."""
 
     def __init__(
         self,
@@ -65,10 +65,11 @@ class Feed:
                 f"tokenizer for a model without vision, got {options.sees_images} and "
                 f"{options.words!r}"
             )
-        words = processor.processor_of(
-            pathlib.Path(options.words or files),
+        words = processor.Processor.from_folder(
+            options.words or files,
             min_pixels=options.min_pixels,
             max_pixels=options.max_pixels,
+            place="config.data.",
         )
         self._options, self._model, self._seed, self._num_pairs = options, model, seed, num_pairs
         self._pixels_dtype = collate.pixels_dtype(words)
@@ -97,6 +98,7 @@ class Feed:
             for index, (_, measured) in enumerate(opened.report.counted):
                 side = self._held_out if measured.is_held_out else self._train
                 side.append(_Pair(rows=opened.rows, index=index, measured=measured))
+        # A resumed run with other rows would repeat or skip pairs: it is refused by this digest.
         self._digest = corpora.digest([opened.report for _, opened in parts])
         if len(self._train) < num_pairs:
             raise errors.InputError(
@@ -110,12 +112,14 @@ class Feed:
         turns, pictures = segments.turns_of_pair(row), records.get_images(row)
         size = self._reader.measure(turns, pictures, sees_images=self._options.sees_images)
         cuts = self._cuts(row)
+        # The same question about another picture is another prompt, on whichever side.
         prompt = row.prompt + "".join(image.sha256 or "" for image in pictures)
         measured = _Measured(
             size=size,
             units=tuple(
                 tuple(len(cut.tokens[name]) for cut in cuts) for name in self._options.form.names
             ),
+            # By the prompt itself: whatever else is added to the data, a prompt stays on its side.
             is_held_out=_fraction(prompt) < self._options.held_out_fraction,
         )
         return size.tokens + max(cut.longest for cut in cuts), measured
@@ -127,18 +131,18 @@ class Feed:
 
     def largest(self) -> Largest:
         """Return the bounds of a step."""
-        known = [pair.measured for pair in (*self._train, *self._held_out)]
+        measured = [pair.measured for pair in (*self._train, *self._held_out)]
         return Largest(
             num_units=self._num_pairs * len(self._options.form.names),
             unit_sequences=2,
-            unit_tokens=max(2 * one.size.tokens + sum(u) for one in known for u in one.units),
-            continued_tokens=max(sum(unit) for one in known for unit in one.units),
-            prompt_patches=max(one.size.patches for one in known),
-            prompt_frames=max(one.size.images for one in known),
+            unit_tokens=max(2 * m.size.tokens + sum(unit) for m in measured for unit in m.units),
+            continued_tokens=max(sum(unit) for m in measured for unit in m.units),
+            prompt_patches=max(m.size.patches for m in measured),
+            prompt_frames=max(m.size.images for m in measured),
         )
 
     def num_steps(self, num_epochs: int) -> int:
-        """Return the whole steps of so many epochs."""
+        """Return the number of whole steps of `num_epochs`."""
         return num_epochs * len(self._train) // self._num_pairs
 
     def train(self, shape: RowShape, *, num_steps: int, inputs: agreement.Inputs) -> steps.Steps:
@@ -149,13 +153,15 @@ class Feed:
         length = len(self._train)
 
         def make(step: int) -> discriminator_batch.SegmentBatch:
-            chosen = []
+            pairs = []
             for place in range(step * self._num_pairs, (step + 1) * self._num_pairs):
                 epoch, within = divmod(place, length)
+                # The order follows from the seed and the epoch alone, so a resumed run needs no
+                # other state.
                 order = packing.epoch_order([length], [], seed=self._seed, epoch=epoch)
-                chosen.append(self._train[int(order[within])])
-            packed = self._pack(chosen, shape)
-            inputs.note(step, [pair.index for pair in chosen], packed.places)
+                pairs.append(self._train[int(order[within])])
+            packed = self._packed(pairs, shape)
+            inputs.note(step, [pair.index for pair in pairs], packed.places)
             return packed.batch
 
         identity = {
@@ -177,7 +183,7 @@ class Feed:
         *,
         num_batches: int | None,
     ) -> Callable[[Any, int], Mapping[str, float]] | None:
-        """Return what measures the held-out pairs; None when there are none."""
+        """Return the evaluation of the held-out pairs; None without any."""
         starts = range(0, len(self._held_out), self._num_pairs)[:num_batches]
         if not starts:
             return None
@@ -187,17 +193,17 @@ class Feed:
             del step
             gaps = []
             for start in starts:
-                packed = self._pack(self._held_out[start : start + self._num_pairs], shape)
+                packed = self._packed(self._held_out[start : start + self._num_pairs], shape)
                 batch = devices.put(packed.batch, num_rows=shape.microbatch_rows)
-                found = packed.read(batches.to_host(score(state.params, batch)))
+                scores = packed.read(batches.to_host(score(state.params, batch)))
                 # Teacher and student side by side, the names in turn.
-                gaps.append(found.reshape(-1, len(names), 2) @ np.float32([1, -1]))
-            told = {"eval/num_pairs": float(sum(map(len, gaps)))}
+                gaps.append(scores.reshape(-1, len(names), 2) @ np.float32([1, -1]))
+            logged = {"eval/num_pairs": float(sum(map(len, gaps)))}
             for number, name in enumerate(names):
                 of_name = np.concatenate(gaps)[:, number]
-                told[f"eval/{name}_pair_accuracy"] = float(np.mean(of_name > 0))
-                told[f"eval/{name}_gap"] = float(np.mean(of_name))
-            return told
+                logged[f"eval/{name}_pair_accuracy"] = float(np.mean(of_name > 0))
+                logged[f"eval/{name}_gap"] = float(np.mean(of_name))
+            return logged
 
         return evaluate
 
@@ -207,11 +213,11 @@ class Feed:
         return self._options.form.names
 
     def held_out_pairs(self, num_rows: int) -> honesty_panel.Pairs:
-        """Return the first pairs that are held out."""
-        return self._lay(self._held_out[:num_rows])
+        """Return the first held-out pairs."""
+        return self._read(self._held_out[:num_rows])
 
-    def learnt_for_probes(self, num_rows: int) -> dict[str, probes.Pairs]:
-        """Return what probes see of the first pairs that are learnt from, by segment."""
+    def probe_pairs(self, num_rows: int) -> dict[str, probes.Pairs]:
+        """Return the first training pairs by segment, in the form of the probes."""
         cuts = [self._cuts(pair.rows[pair.index]) for pair in self._train[:num_rows]]
         return {
             name: probes.Pairs.of(
@@ -222,11 +228,11 @@ class Feed:
             for name in self.names
         }
 
-    def _lay(self, chosen: Sequence[_Pair]) -> honesty_panel.Pairs:
-        """Read pairs: prompts, and teacher's and student's segment side by side, names in turn."""
+    def _read(self, pairs: Sequence[_Pair]) -> honesty_panel.Pairs:
+        """Return prompts, and teacher's and student's segments side by side, names in turn."""
         form = self._options.form
         prompts, units, names, is_cut = [], [], [], []
-        for pair in chosen:
+        for pair in pairs:
             row = pair.rows[pair.index]
             cuts = self._cuts(row)
             for number, name in enumerate(form.names):
@@ -249,9 +255,12 @@ class Feed:
             kinds=form.kinds,
         )
 
-    def _pack(self, chosen: Sequence[_Pair], shape: RowShape) -> discriminator_batch.PackedSegments:
-        """Pack pairs; of those that lie in other processes' rows only the sizes are needed."""
+    def _packed(
+        self, pairs: Sequence[_Pair], shape: RowShape
+    ) -> discriminator_batch.PackedSegments:
+        """Return pairs in rows; of those that lie in other processes' rows only sizes are read."""
         form = self._options.form
+        num_names = len(form.names)
         extents = [
             Extent(
                 prompt=number,
@@ -260,31 +269,30 @@ class Feed:
                 prompt_frames=pair.measured.size.images,
                 continued=unit,
             )
-            for number, pair in enumerate(chosen)
+            for number, pair in enumerate(pairs)
             for unit in pair.measured.units
         ]
-        placed = packed_rows.place(extents, shape)
-        own = sorted({extents[unit].prompt for row in shape.own for unit in placed[row]})
-        laid = self._lay([chosen[number] for number in own])
-        num_names = len(form.names)
+        rows = packed_rows.place(extents, shape)
+        own = sorted({extents[unit].prompt for row in shape.own for unit in rows[row]})
+        read = self._read([pairs[number] for number in own])
         units = {
             own[place // num_names] * num_names + place % num_names: [
                 dataclasses.replace(side, prompt=own[side.prompt]) for side in unit
             ]
-            for place, unit in enumerate(laid.units)
+            for place, unit in enumerate(read.units)
         }
         packed = packed_rows.pack_placed(
-            dict(zip(own, laid.prompts, strict=True)),
+            dict(zip(own, read.prompts, strict=True)),
             units,
             extents,
-            placed,
+            rows,
             shape,
             self._model.config,
             pixels_dtype=self._pixels_dtype,
         )
         return discriminator_batch.of_packed(
             packed,
-            [name for _ in chosen for name in range(num_names)],
+            [name for _ in pairs for name in range(num_names)],
             form.kinds,
             shape,
             positions="mrope",

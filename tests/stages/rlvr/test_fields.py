@@ -55,7 +55,7 @@ def _feed(given):
 def read(given):
     """Return the prompts of the first steps, as the policy reads them."""
     feed = _feed(given)
-    asked = [next(feed).first for _ in range(given.options.train.num_steps)]
+    asked = [next(feed) for _ in range(given.options.train.num_steps)]
     return [(one.indices, [(x.tokens, x.pixels) for x in one.prompts]) for one in asked]
 
 

@@ -55,8 +55,7 @@ def _open(given):
     devices = devices_lib.open_devices(options.mesh, options.model)
     files = setup_models.keep_files(options.model, given.workdir)
     model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
-    words = sft_feed.open_words(options.data, files)
-    feed = sft_feed.Feed(options, devices, model, words=words, folder=given.workdir)
+    feed = sft_feed.Feed(options, devices, model, files=files, folder=given.workdir)
     return devices, model, feed
 
 
