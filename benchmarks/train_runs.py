@@ -103,10 +103,18 @@ def sft(
     options: dict[str, Any],
     lora_rank: int | None = None,
     num_devices: int = 1,
+    chunk_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Time SFT steps; a program that cannot run says why."""
+    """Time SFT steps; a program that cannot run says why.
+
+    Args:
+      chunk_tokens: through the head at a time; None: those of the size.
+    """
     size = dataclasses.replace(_size(name), remat=remat, rows=num_devices)
+    if chunk_tokens is not None:
+        size = dataclasses.replace(size, chunk_tokens=chunk_tokens)
     told = {"states": states, "remat": remat, "options": options, "devices": num_devices}
+    told["chunk_tokens"] = size.chunk_tokens
     told |= {"lora_rank": lora_rank, "size": name}
     sizes = dict.fromkeys(mesh_lib.AXES, 1) | {"fsdp": num_devices}
     mesh = mesh_lib.make(sizes, jax.devices()[:num_devices])
@@ -247,7 +255,7 @@ def policy(name: str, *, is_shared: bool) -> dict[str, Any]:
             prompt_patches=numbers["patches"] ** 2,
             prompt_frames=1,
         ),
-        row_tokens=16_384 if name != "tiny" else 96,
+        row_tokens=8192 if name != "tiny" else 96,
         row_sequences=8,
         microbatch_rows=1,
         patch_multiple=1,
@@ -286,7 +294,7 @@ def _policy(size, batch, shape, longest) -> dict[str, Any]:
         temperature=1.0,
         max_response_tokens=longest,
         chunk_tokens=size.chunk_tokens,
-        with_entropy=True,
+        has_entropy=True,
         implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
         remat="full",
     )

@@ -82,7 +82,9 @@ def _cast(
     value: jax.Array, dtype: DTypeLike, place: NamedSharding | None, *, donate: bool
 ) -> jax.Array:
     """Return the parameter in its type and place; the same array only where it may be kept."""
-    is_there = place is None or value.sharding.is_equivalent_to(place, value.ndim)
+    # Not `is_equivalent_to`: a replicated array of another mesh lies on the same devices, but a
+    # program takes arrays of one mesh alone.
+    is_there = place is None or value.sharding == place
     if donate and value.dtype == dtype and is_there:
         return value
     # A copy even where nothing changes: a jitted function that returns its argument would alias it.

@@ -118,6 +118,20 @@ def test_weights_of_any_mesh_come_to_the_sampler_s_own(tensor):
         jax.tree.map(np.testing.assert_array_equal, prepared, expected)
 
 
+def test_replicated_weights_that_are_kept_come_to_the_sampler_s_mesh_too():
+    trained = mesh_lib.make({"data": 1, "fsdp": 2, "tensor": 1, "expert": 1}, jax.devices()[:2])
+    rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
+    graphdef, params = ours.model(_DENSE)
+    whole = jax.sharding.NamedSharding(trained, PartitionSpec())
+    params = jax.device_put(jax.tree.map(jnp.copy, params), whole)
+    mesh = layout.mesh(trained, tensor=1)
+    # Nothing is cast, so that every parameter might be kept as it is.
+    _, prepared = serving.prepare(
+        graphdef, params, dtype=jnp.float32, donate=True, mesh=mesh, rules=rules
+    )
+    assert {leaf.sharding.mesh for leaf in jax.tree.leaves(prepared)} == {mesh}
+
+
 def test_a_copy_of_the_weights_must_divide_the_devices():
     trained = mesh_lib.make({"data": 8, "fsdp": 1, "tensor": 1, "expert": 1})
     with pytest.raises(ValueError, match=r"rollout\.tensor must divide 8 devices, got 3"):
