@@ -60,10 +60,9 @@ def test_a_process_killed_in_a_save_costs_nothing_but_its_steps(
     demonstrations, undisturbed, cache, tmp_path
 ):
     arguments = sft_run.arguments(demonstrations, tmp_path, *_SFT, *_SHARED)
-    # At the second save; the first stays. It is killed in the second start too, and not in a third.
-    done = pods.run(2, arguments, cache=cache, fault="die_in_save:1:4", max_restarts=0)
+    # In the second save; the first stays.
+    done = pods.run(2, arguments, cache=cache, fault="die_in_save:1:4")
     assert pods.codes(done) == {0: 134, 1: 137}, done.stdout + done.stderr
-    assert "another process of the job was lost" in done.stdout
     done = pods.run(4, arguments, cache=cache, devices=1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "after step 2" in done.stdout
