@@ -165,8 +165,8 @@ def optim(*, peak: float) -> ConfigDict:
 
 
 def checkpoint(*, every_steps: int) -> ConfigDict:
-    """Return checkpoints at an interval, with the two newest kept."""
-    return ConfigDict({"save_every_steps": every_steps, "num_kept": 2})
+    """Return checkpoints at an interval and every ten minutes, with the two newest kept."""
+    return ConfigDict({"save_every_steps": every_steps, "save_every_minutes": 10.0, "num_kept": 2})
 
 
 def resume() -> ConfigDict:

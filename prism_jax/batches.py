@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import inputs, sharding
@@ -71,14 +72,69 @@ def local_rows(num_rows: int, mesh: Mesh, rules: sharding.Rules) -> list[int]:
     return sorted(rows)
 
 
-def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
+def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int) -> Tree:
     """Put this process's rows of a batch on its devices; the processes' rows make up one batch.
 
     Starts the copies and does not wait for them.
+
+    Args:
+      batch: host arrays of the rows of `local_rows`, in their order; what is on the devices
+        already is whole.
+      num_rows: of a microbatch, over all processes.
+
+    Raises:
+      ValueError: an array holds other rows than this process's, such as those of all processes.
     """
+    own = local_rows(num_rows, mesh, rules)
     places = shardings(batch, mesh, rules)
+
+    def check(leaf: Leaf, place: NamedSharding) -> None:
+        axis = len(place.spec) - 1
+        wanted = num_rows if isinstance(leaf, jax.Array) else len(own)
+        if leaf.shape[axis] != wanted:
+            raise ValueError(
+                f"process {jax.process_index()} must give {wanted} of {num_rows} rows on axis "
+                f"{axis}, got an array {leaf.shape}"
+            )
+
+    def put(leaf: Leaf, place: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array):
+            return jax.device_put(leaf, place)
+        return _from_own_rows(leaf, place, own=own, num_rows=num_rows)
+
+    jax.tree.map(check, batch, places)
     if jax.process_count() == 1:
         return jax.device_put(batch, places)
-    return jax.tree.map(
-        lambda leaf, place: jax.make_array_from_process_local_data(place, leaf), batch, places
-    )
+    return jax.tree.map(put, batch, places)
+
+
+def _from_own_rows(
+    leaf: np.ndarray, place: NamedSharding, *, own: list[int], num_rows: int
+) -> jax.Array:
+    """Return the global array of which this process has these rows."""
+    axis = len(place.spec) - 1
+    shape = (*leaf.shape[:axis], num_rows, *leaf.shape[axis + 1 :])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        rows = range(*index[axis].indices(num_rows))
+        first = own.index(rows[0])
+        # The rows of a device are side by side among all rows, and so among this process's.
+        return leaf[(slice(None),) * axis + (slice(first, first + len(rows)),)]
+
+    return jax.make_array_from_callback(shape, place, part)
+
+
+def to_host(tree: Tree) -> Tree:
+    """Return the whole arrays on the host, those too of which other processes hold parts.
+
+    Every process calls it with the same arrays.
+    """
+
+    def fetch(leaf: Leaf) -> np.ndarray:
+        is_whole = not isinstance(leaf, jax.Array) or (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        )
+        return leaf if is_whole else multihost_utils.process_allgather(leaf, tiled=True)
+
+    # Several arrays are fetched at a time where they can be.
+    return jax.device_get(jax.tree.map(fetch, tree))

@@ -225,11 +225,17 @@ class Checkpoint(Section):
     """The checkpoints that a run saves."""
 
     save_every_steps: int
+    # The time after which a state is saved besides, at the end of its step; None: never. A machine
+    # that can be taken away at any moment loses no more than that.
+    save_every_minutes: float | None
     num_kept: int
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return at_least(self, 1, "save_every_steps", "num_kept")
+        found = at_least(self, 1, "save_every_steps", "num_kept")
+        if self.save_every_minutes is not None and not self.save_every_minutes > 0:
+            found.append(f"save_every_minutes must be > 0 or None, got {self.save_every_minutes}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

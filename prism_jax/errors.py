@@ -1,5 +1,11 @@
 """The errors that `main` prints as one line; any other is a bug and shows its traceback."""
 
+from collections.abc import Callable
+
+# In a job of several processes, how this one ends when it failed so that the others end too: called
+# with the error, the line about it (None: a bug) and the exit code. See `setup.agreement.Ends`.
+end_of_job: list[Callable[[BaseException, str | None, int], None]] = []
+
 
 class KnownError(Exception):
     """A problem with a file, a setting or a state; the program exits with `exit_code`."""

@@ -8,6 +8,7 @@ Exit codes, as the README has them too:
     2    the input is wrong: options, configuration, files, a checkpoint that is not the one that
          was written; one line names it, nothing was lost
     42   a process of the job did not come; one line says which
+    134  another process of the job was lost; started again, the job goes on
     130  interrupted from the keyboard
     143  stopped by SIGTERM; a training stage has saved its state
 """
@@ -76,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
         return _INTERRUPTED
     except Exception as error:
         known = _explained(error)
+        for end in errors.end_of_job:
+            end(error, *(known or (None, 1)))
         if known is None:
             raise
         line, code = known

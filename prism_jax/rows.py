@@ -11,10 +11,13 @@ Where the shape has room for prompts by themselves, each stands once too:
 
 Shapes are those of the longest prompts and responses that may come, so a run compiles one shape;
 microbatches that stay empty are told by their batch and cost nothing (see `policy.loss`).
+
+In a job of several processes each decides from lengths alone where everything lies, all alike, and
+packs its own rows: B is then the number of those.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +26,11 @@ import numpy as np
 from models import inputs, positions
 from models.config import Qwen3VLConfig
 from models.inputs import Example
-from prism_jax import batches, errors, shared_rows
+from prism_jax import batches, errors, first_fit, shared_rows
+from prism_jax.first_fit import Extent
+
+# By their numbers; where only some are needed, those.
+Prompts = Sequence[Example] | Mapping[int, Example]
 
 # Rows in which prompts stand once are laid out for attention in this many times their length.
 _EXPANSION = 2
@@ -63,11 +70,22 @@ class RowShape:
     row_frames: int
     row_prompt_tokens: int | None  # room of prompts that stand once; None: sequences repeat them
     row_prompts: int | None  # of the longest, that have room there
+    # Of the rows of a microbatch, those that this process makes; None: all.
+    own_rows: tuple[int, ...] | None = None
 
     @property
     def num_rows(self) -> int:
-        """Return the rows of all microbatches."""
+        """Return the rows of all microbatches, over all processes."""
         return self.num_microbatches * self.microbatch_rows
+
+    @property
+    def own(self) -> dict[int, int]:
+        """Return the numbers of this process's rows among all, and their places among its own."""
+        rows = range(self.microbatch_rows) if self.own_rows is None else self.own_rows
+        numbers = (
+            m * self.microbatch_rows + row for m in range(self.num_microbatches) for row in rows
+        )
+        return {number: place for place, number in enumerate(numbers)}
 
     def any_pairs(self, num_units: int) -> int:
         """Return how many pairs of units fit, each pair of another prompt.
@@ -87,7 +105,7 @@ class RowShape:
 class Place:
     """Say where a continuation lies."""
 
-    row: int  # of all rows, those of the first microbatch first
+    row: int  # of all rows of all processes, those of the first microbatch first
     slot: int  # which sequence of the row
     start: int  # first token of the continuation in the row
     before: int  # last token of its prompt, whose hidden state predicts the first
@@ -114,6 +132,7 @@ def row_shape(
     shared_units: int | None,
     place: str,
     advice: str = "",
+    own_rows: tuple[int, ...] | None = None,
 ) -> RowShape:
     """Return shapes into which every batch within the bounds fits.
 
@@ -126,6 +145,7 @@ def row_shape(
         None: every sequence repeats its prompt.
       place: the part of the configuration that holds the arguments, for the error.
       advice: another way out, for the error.
+      own_rows: see `RowShape`.
 
     Raises:
       InputError: one of the largest units does not fit a row.
@@ -169,6 +189,7 @@ def row_shape(
         row_frames=units * largest.prompt_frames,
         row_prompt_tokens=prompt_tokens,
         row_prompts=num_prompts,
+        own_rows=own_rows,
     )
 
 
@@ -183,150 +204,148 @@ def pack(
     Raises:
       ValueError: they do not fit `shape`.
     """
-    rows = _rows(prompts, units, shape)
-    if shape.row_prompt_tokens is not None:
-        return _pack_shared(prompts, units, rows, shape, config)
+    extents = [extent(prompts, unit) for unit in units]
+    # Of all prompts, so that processes whose own rows hold no image compile the same program.
+    dtypes = (pixels.dtype for prompt in prompts for pixels in prompt.pixels)
+    return pack_placed(
+        prompts,
+        units,
+        extents,
+        place(extents, shape),
+        shape,
+        config,
+        pixels_dtype=next(dtypes, np.dtype(np.uint8)),
+    )
+
+
+def pack_placed(
+    prompts: Prompts,
+    units: Sequence[Sequence[Continuation]] | Mapping[int, Sequence[Continuation]],
+    extents: Sequence[Extent],
+    rows: Sequence[Sequence[int]],
+    shape: RowShape,
+    config: Qwen3VLConfig,
+    *,
+    pixels_dtype: np.dtype,
+) -> Packed:
+    """Lay units into the rows that `place` returned.
+
+    Args:
+      prompts, units: by their numbers; only those of this process's rows are needed.
+      pixels_dtype: of rows without images, that of the others.
+
+    Raises:
+      ValueError: a unit is not as long as its extent says.
+    """
+    own = [rows[number] for number in shape.own]
+    for unit in (unit for row in own for unit in row):
+        if extent(prompts, units[unit]) != extents[unit]:
+            raise ValueError(f"unit {unit} was measured as {extents[unit]} and is another")
+    sequences = [[c for unit in row for c in units[unit]] for row in own]
+    pictured = [list(dict.fromkeys(extents[unit].prompt for unit in row)) for row in own]
+    if shape.row_prompt_tokens is None:
+        text = _repeated(prompts, sequences, pictured, shape, config)
+    else:
+        text, _ = shared_rows.lay(
+            prompts,
+            [[(c.prompt, c.tokens) for c in row] for row in sequences],
+            num_prompt_tokens=shape.row_prompt_tokens,
+            num_continued_tokens=shape.row_continued_tokens,
+            num_expanded_tokens=shape.row_tokens,
+            num_sequences=shape.row_sequences,
+            config=config,
+        )
+    vision = _vision([[prompts[p] for p in row] for row in pictured], shape, config, pixels_dtype)
+    places: dict[int, list[Place]] = {}
+    for number, row in enumerate(rows):
+        places |= _places(number, row, extents, shape)
+    return Packed(
+        text=batches.split_text(text, shape.num_microbatches),
+        vision=None if vision is None else split(vision, shape),
+        places=[one for unit in range(len(extents)) for one in places[unit]],
+    )
+
+
+def split(tree: Any, shape: RowShape) -> Any:
+    """Split host arrays of this process's rows [M * B, ...] into [M, B, ...]."""
+    return jax.tree.map(lambda x: x.reshape(shape.num_microbatches, -1, *x.shape[1:]), tree)
+
+
+def _repeated(
+    prompts: Prompts,
+    rows: Sequence[Sequence[Continuation]],
+    pictured: Sequence[Sequence[int]],
+    shape: RowShape,
+    config: Qwen3VLConfig,
+) -> inputs.TextInput:
+    """Pack rows in which every sequence repeats its prompt."""
     text = inputs.pack_text(
-        [
-            [inputs.continued(prompts[c.prompt], c.tokens) for unit in row for c in units[unit]]
-            for row in rows
-        ],
+        [[inputs.continued(prompts[c.prompt], c.tokens) for c in row] for row in rows],
         config=config,
         row_tokens=shape.row_tokens,
         max_segments=max(shape.row_sequences, 2),
         num_vision_rows=len(rows),
     )
-    pictured = [list(dict.fromkeys(c.prompt for u in row for c in units[u])) for row in rows]
-    places: dict[int, list[Place]] = {}
     slots = np.full_like(text.image_slots, -1)
     for number, row in enumerate(rows):
-        first_slots = _first_slots(prompts, pictured[number])
-        used, slot, offset = 0, 0, 0
-        for unit in row:
-            places[unit] = []
-            for c in units[unit]:
-                shown = np.asarray(prompts[c.prompt].token_types) != positions.TEXT
-                part = slots[number, used : used + len(shown)]
-                part[shown] = first_slots[c.prompt] + np.arange(shown.sum())
-                used += len(shown)
-                places[unit].append(
-                    Place(
-                        row=number,
-                        slot=slot,
-                        start=used,
-                        before=used - 1,
-                        offset=offset,
-                        num_tokens=len(c.tokens),
-                    )
-                )
-                used, slot, offset = used + len(c.tokens), slot + 1, offset + len(c.tokens)
-    text = dataclasses.replace(text, image_slots=slots)
-    vision = _vision([[prompts[p] for p in row] for row in pictured], shape, config)
-    return Packed(
-        text=batches.split_text(text, shape.num_microbatches),
-        vision=None if vision is None else split(vision, shape),
-        places=[place for unit in range(len(units)) for place in places[unit]],
-    )
+        first_slots, used = _first_slots(prompts, pictured[number]), 0
+        for c in row:
+            shown = np.asarray(prompts[c.prompt].token_types) != positions.TEXT
+            part = slots[number, used : used + len(shown)]
+            part[shown] = first_slots[c.prompt] + np.arange(shown.sum())
+            used += len(shown) + len(c.tokens)
+    return dataclasses.replace(text, image_slots=slots)
 
 
-def split(tree: Any, shape: RowShape) -> Any:
-    """Split host arrays [M * B, ...] into [M, B, ...]."""
-    leading = (shape.num_microbatches, shape.microbatch_rows)
-    return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), tree)
-
-
-def _rows(
-    prompts: Sequence[Example], units: Sequence[Sequence[Continuation]], shape: RowShape
-) -> list[list[int]]:
-    """Return the numbers of the units of every row, empty rows last.
-
-    First fit needs as many rows as `row_shape` gives, but for the room of shared prompts, of which
-    it may begin too many in a row; filling one row after the other never does.
-    """
-    try:
-        return _fit(prompts, units, shape, may_go_back=True)
-    except ValueError:
-        if shape.row_prompt_tokens is None:
-            raise
-        return _fit(prompts, units, shape, may_go_back=False)
-
-
-def _fit(
-    prompts: Sequence[Example],
-    units: Sequence[Sequence[Continuation]],
-    shape: RowShape,
-    *,
-    may_go_back: bool,
-) -> list[list[int]]:
-    """Put each unit into the first row with room, or into none before the last one begun."""
-    rows: list[list[int]] = [[] for _ in range(shape.num_rows)]
-    used = np.zeros((shape.num_rows, 6), np.int64)
-    pictured: list[set[int]] = [set() for _ in range(shape.num_rows)]
-    kinds = ("tokens", "sequences", "continued_tokens", "patches", "frames", "prompt_tokens")
-    sizes = dataclasses.asdict(shape)
-    limits = [sizes[f"row_{kind}"] for kind in kinds]
-    room = np.array([np.iinfo(np.int64).max if limit is None else limit for limit in limits])
-    first = 0
-    for number, unit in enumerate(units):
-        (prompt,) = {c.prompt for c in unit}
-        example = prompts[prompt]
-        continued = sum(len(c.tokens) for c in unit)
-        tokens = len(unit) * len(example.tokens) + continued
-        patches = sum(positions.num_patches(grid) for grid in example.grids)
-        frames = sum(grid[0] for grid in example.grids)
-        needed = np.array([tokens, len(unit), continued, patches, frames, len(example.tokens)])
-        is_new = np.array([prompt not in seen for seen in pictured])
-        wanted = used + np.where(np.array([True] * 3 + [False] * 3) | is_new[:, None], needed, 0)
-        fits = first + np.flatnonzero((wanted <= room).all(-1)[first:])
-        if not fits.size:
-            raise ValueError(
-                f"unit {number} (tokens, sequences, continued tokens, patches, frames) = "
-                f"{needed[:5].tolist()} fits none of {shape.num_rows} rows of {room[:5].tolist()}"
-            )
-        row = int(fits[0])
-        first = first if may_go_back else row
-        used[row] = wanted[row]
-        pictured[row].add(prompt)
-        rows[row].append(number)
-    return rows
-
-
-def _pack_shared(
-    prompts: Sequence[Example],
-    units: Sequence[Sequence[Continuation]],
-    rows: Sequence[Sequence[int]],
-    shape: RowShape,
-    config: Qwen3VLConfig,
-) -> Packed:
-    """Lay units into rows in which each prompt stands once."""
-    text, spots = shared_rows.lay(
-        prompts,
-        [[(c.prompt, c.tokens) for unit in row for c in units[unit]] for row in rows],
-        num_prompt_tokens=shape.row_prompt_tokens,
-        num_continued_tokens=shape.row_continued_tokens,
-        num_expanded_tokens=shape.row_tokens,
-        num_sequences=shape.row_sequences,
-        config=config,
-    )
+def _places(
+    number: int, row: Sequence[int], extents: Sequence[Extent], shape: RowShape
+) -> dict[int, list[Place]]:
+    """Return where the continuations of a row's units lie, by unit."""
     places: dict[int, list[Place]] = {}
-    for number, row in enumerate(rows):
-        following = enumerate(spots[number])
-        for unit in row:
-            places[unit] = []
-            for c, (slot, spot) in zip(units[unit], following, strict=False):
-                places[unit].append(
-                    Place(row=number, slot=slot, num_tokens=len(c.tokens), **vars(spot))
-                )
-    pictured = [list(dict.fromkeys(c.prompt for u in row for c in units[u])) for row in rows]
-    vision = _vision([[prompts[p] for p in row] for row in pictured], shape, config)
-    return Packed(
-        text=batches.split_text(text, shape.num_microbatches),
-        vision=None if vision is None else split(vision, shape),
-        places=[place for unit in range(len(units)) for place in places[unit]],
+    starts: dict[int, int] = {}  # of prompts that stand once
+    used, slot, offset = 0, 0, 0
+    for unit in row:
+        one, places[unit] = extents[unit], []
+        for num_tokens in one.continued:
+            is_repeated = shape.row_prompt_tokens is None
+            if is_repeated or one.prompt not in starts:
+                starts[one.prompt] = used
+                used += one.prompt_tokens
+            found = Place(
+                row=number,
+                slot=slot,
+                start=used if is_repeated else shape.row_prompt_tokens + offset,
+                before=starts[one.prompt] + one.prompt_tokens - 1,
+                offset=offset,
+                num_tokens=num_tokens,
+            )
+            places[unit].append(found)
+            used, slot = used + (num_tokens if is_repeated else 0), slot + 1
+            offset += num_tokens
+    return places
+
+
+def extent(prompts: Prompts, unit: Sequence[Continuation]) -> Extent:
+    """Measure a unit, whose continuations have one prompt."""
+    (prompt,) = {c.prompt for c in unit}
+    example = prompts[prompt]
+    return Extent(
+        prompt=prompt,
+        prompt_tokens=len(example.tokens),
+        prompt_patches=sum(positions.num_patches(grid) for grid in example.grids),
+        prompt_frames=sum(grid[0] for grid in example.grids),
+        continued=tuple(len(c.tokens) for c in unit),
     )
 
 
-def _first_slots(prompts: Sequence[Example], pictured: Sequence[int]) -> dict[int, int]:
+def place(extents: Sequence[Extent], shape: RowShape) -> list[list[int]]:
+    """Return the numbers of the units of every row of all processes, see `first_fit.place`."""
+    sizes = dataclasses.asdict(shape)
+    room = [sizes[f"row_{kind}"] for kind in first_fit.KINDS]
+    return first_fit.place(extents, num_rows=shape.num_rows, room=room)
+
+
+def _first_slots(prompts: Prompts, pictured: Sequence[int]) -> dict[int, int]:
     """Return where the image tokens of each prompt start in the vision row."""
     firsts, next_slot = {}, 0
     for prompt in pictured:
@@ -336,7 +355,10 @@ def _first_slots(prompts: Sequence[Example], pictured: Sequence[int]) -> dict[in
 
 
 def _vision(
-    rows: Sequence[Sequence[Example]], shape: RowShape, config: Qwen3VLConfig
+    rows: Sequence[Sequence[Example]],
+    shape: RowShape,
+    config: Qwen3VLConfig,
+    pixels_dtype: np.dtype,
 ) -> inputs.VisionInput | None:
     """Pack the images, a vision row for each row; without any, rows of padding alone."""
     if shape.row_patches == 0:
@@ -352,7 +374,7 @@ def _vision(
         return packed
     sizes = (len(rows), shape.row_patches)
     return inputs.VisionInput(
-        pixels=np.zeros((*sizes, config.vision.patch_dim), np.uint8),
+        pixels=np.zeros((*sizes, config.vision.patch_dim), pixels_dtype),
         coords=np.zeros((*sizes, 2), np.int32),
         corners=np.zeros((*sizes, 4), np.int32),
         corner_weights=np.zeros((*sizes, 4), np.float32),

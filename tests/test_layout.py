@@ -19,7 +19,7 @@ _FILES = sorted(
 _BASE = (
     "errors version small_files intervals tree_paths metrics progress configuration mesh batches"
 )
-_RUN = f"{_BASE} rows losses training checkpoints data rewards rollout setup"
+_RUN = f"{_BASE} rows first_fit losses training checkpoints data rewards rollout setup"
 _PARTS: dict[str, tuple[str, str]] = {
     "models": ("models.hf", "jax flax numpy jaxtyping"),
     "models.hf": ("models", "jax flax numpy jaxtyping"),
@@ -37,12 +37,13 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.mesh": ("errors tree_paths models", "jax flax numpy"),
     "prism_jax.batches": ("models", "jax numpy"),
     "prism_jax.shared_rows": ("models", "numpy"),
-    "prism_jax.rows": ("errors batches shared_rows models", "jax numpy"),
+    "prism_jax.first_fit": ("", "numpy"),
+    "prism_jax.rows": ("errors batches first_fit shared_rows models", "jax numpy"),
     "prism_jax.losses": ("metrics", "jax jaxtyping"),
     "prism_jax.training": ("errors metrics tree_paths losses", "jax flax numpy optax"),
     "prism_jax.checkpoints": (
         "errors small_files tree_paths mesh training models",
-        "jax flax numpy etils orbax safetensors",
+        "jax flax numpy etils fsspec orbax safetensors",
     ),
     "prism_jax.rewards": ("errors", "math_verify sympy"),
     "prism_jax.rollout": ("models", "jax flax numpy jaxtyping"),
@@ -63,7 +64,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.honesty": (f"{_RUN} discriminator models", "jax flax numpy"),
     "prism_jax.running": (
         f"{_BASE} checkpoints data rewards setup",
-        "jax ml_collections numpy tensorboardX wandb",
+        "jax etils ml_collections numpy tensorboardX wandb",
     ),
     # The stages import nothing of one another.
     "prism_jax.stages.sft": (f"{_RUN} running models", "jax flax"),

@@ -18,6 +18,7 @@ from prism_jax.checkpoints import checkpoint, lock
 from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.losses import reduce
 from prism_jax.running import goodput, loop, metric_writers
+from prism_jax.setup import agreement
 from prism_jax.training import optim, optim_kinds, schedules, train_state, train_step
 
 NUM_FEATURES = 4
@@ -176,6 +177,7 @@ def run(
     evaluate=None,
     update=None,
     data=None,
+    save_every_minutes=None,
 ):
     """Run or continue the toy stage in `workdir`; return its last state."""
     workdir = pathlib.Path(workdir)
@@ -216,6 +218,8 @@ def run(
                     num_steps=num_steps, evaluate_every_steps=4, max_skipped_in_row=3
                 ),
                 checkpointer=checkpointer,
+                save_every_minutes=save_every_minutes,
+                inputs=agreement.Inputs(),
                 logs=loop.Logs(writers=writers, progress=shown, goodput=account),
             )
             checkpointer.finish({"steps": num_steps})

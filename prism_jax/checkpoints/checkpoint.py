@@ -41,6 +41,19 @@ class Restored:
     data_position: Json
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which never asks whether the job is preempted.
+
+    `running.preemption` asks, more often than once a step; processes that ask at different places
+    would not agree.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Return False."""
+        del step
+        return False
+
+
 class Checkpointer:
     """The saved states of one run in its folder; use as a context manager."""
 
@@ -75,20 +88,14 @@ class Checkpointer:
         self._last_save = (0, 0)  # step and bytes, for the message if it fails later
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
-            # Naming any policy drops Orbax's default preemption policy, so name that too.
-            save_decision_policy=policies.AnySavePolicy(
-                [
-                    policies.FixedIntervalPolicy(save_every_steps),
-                    policies.PreemptionCheckpointingPolicy(),
-                ]
-            ),
+            save_decision_policy=policies.FixedIntervalPolicy(save_every_steps),
             preservation_policy=policies.LatestN(num_kept),
             cleanup_tmp_directories=True,
         )
         self._root = self._workdir / checkpoint_files.FOLDER
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self._root, options=options)
+            self._manager = _Manager(self._root, options=options)
         # Orbax reads its metadata in each step, and raises many kinds of errors for damage there.
         except Exception as error:
             raise errors.InputError(f"cannot make or open {self._root}: {error}") from error
@@ -167,13 +174,6 @@ class Checkpointer:
         with self._explained():
             self._manager.wait_until_finished()
         self._is_writing = False
-
-    def reached_preemption(self, step: int) -> bool:
-        """Return whether the job is being preempted, in the same step on all processes.
-
-        Every process calls this once every step; it needs `jax.distributed.initialize`.
-        """
-        return self._manager.reached_preemption(step)
 
     def restore(self, abstract_state: Tree, *, step: int | None) -> Restored | None:
         """Return the newest complete state (or that of `step`), or None in a new folder.

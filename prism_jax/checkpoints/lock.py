@@ -7,9 +7,10 @@ one it lies in: it was copied with the folder, and nobody refreshes the copy. No
 clock, which may be set while a job runs.
 
 The file is read and changed under an flock, so that of several jobs that see the same dead lock
-exactly one gets it. Object stores, and file systems without flock, cannot promise that; and a job
-that was suspended for long loses its lock to one that took it for dead. A job therefore calls
-`check` before each save, and stops when the folder is held by another job.
+exactly one gets it. On gs:// a write names the version that it replaces, to the same effect. File
+systems without flock cannot promise that; and a job that was suspended for long loses its lock to
+one that took it for dead. A job therefore calls `check` before each save, and stops when the folder
+is held by another job.
 """
 
 import contextlib
@@ -32,8 +33,9 @@ from typing import TextIO
 from etils import epath
 
 from prism_jax import errors, small_files
+from prism_jax.checkpoints import objects
 
-_NAME = "lock.json"
+NAME = "lock.json"
 _TURN = "lock.json.turn"  # exists while a process reads and changes the lock
 _NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 _log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ def hold(workdir: str, *, beat_seconds: float) -> Iterator[None]:
     Raises:
       InputError: another living job holds the folder.
     """
-    path = epath.Path(workdir) / _NAME
+    path = epath.Path(workdir) / NAME
     _make_folder(path.parent)
     this_job = Owner(
         host=socket.gethostname(),
@@ -119,6 +121,12 @@ def check() -> None:
             )
 
 
+def release_all() -> None:
+    """Let go of the folders that this process holds, when it ends without leaving its contexts."""
+    for path, own in list(_held.items()):
+        _release(path, own)
+
+
 def _make_folder(folder: epath.Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,26 +158,28 @@ def _take(path: epath.Path, this_job: Owner, beat_seconds: float) -> None:
 def _put(path: epath.Path, this_job: Owner, gone: Owner | None) -> Owner | None:
     """Write this job's lock if there is none, or still that of `gone`; else return the holder."""
     with _turn(path):
-        holder = _read(path)
+        holder, version = _read_version(path)
         if holder is None:
-            with _create(path) as file:
-                file.write(json.dumps(dataclasses.asdict(this_job)))
+            _create(path, this_job)
             return None
         if holder != gone:
             return holder
         _log.warning(
             "took over %s from process %d on %s, which is gone", path, holder.pid, holder.host
         )
-        _replace(path, this_job)
+        _replace(path, this_job, version)
         return None
 
 
 def _release(path: epath.Path, this_job: Owner) -> None:
     try:
         with _turn(path):
-            holder = _read(path)
+            holder, version = _read_version(path)
             if holder is not None and _is_same(holder, this_job):
-                path.unlink(missing_ok=True)
+                if _is_object(path):
+                    objects.delete(path, generation=version)
+                else:
+                    path.unlink(missing_ok=True)
     except OSError as error:
         # An error that ended the job must not be hidden by this one.
         _log.warning("cannot remove %s: %s", path, error)
@@ -178,7 +188,7 @@ def _release(path: epath.Path, this_job: Owner) -> None:
 @contextlib.contextmanager
 def _turn(path: epath.Path) -> Iterator[None]:
     """Prevent other processes from changing the lock while the context is open."""
-    if "://" in str(path):
+    if _is_object(path):
         yield
         return
     turn = pathlib.Path(path).with_name(_TURN)
@@ -220,18 +230,28 @@ def _tell_no_flock(folder: pathlib.Path) -> None:
     _log.warning("%s has no flock: jobs that start at once are told apart only later", folder)
 
 
-def _create(path: epath.Path):
-    # Object stores have no exclusive creation: there, two jobs that start at once can both pass.
-    return path.open("w") if "://" in str(path) else pathlib.Path(path).open("x")
+def _create(path: epath.Path, this_job: Owner) -> None:
+    """Write the lock where there is none; FileExistsError where there is one by then."""
+    if _is_object(path):
+        objects.write(path, _content(this_job), replaced=0)
+        return
+    with pathlib.Path(path).open("xb") as file:
+        file.write(_content(this_job))
 
 
-def _replace(path: epath.Path, this_job: Owner) -> None:
-    """Write the lock as a whole, so that a reader never sees half of it.
+def _replace(path: epath.Path, this_job: Owner, version: int) -> None:
+    """Write the lock as a whole: a reader never sees half of it.
 
-    It does not wait for the disk: after a power cut the named process is gone anyway.
+    Without waiting for the disk: after a power cut there is no process that it could name.
+
+    Raises:
+      FileExistsError: on gs://, when it is no longer of this version.
     """
+    if _is_object(path):
+        objects.write(path, _content(this_job), replaced=version)
+        return
     partial = path.parent / f"{path.name}.partial"
-    partial.write_text(json.dumps(dataclasses.asdict(this_job)))
+    partial.write_bytes(_content(this_job))
     partial.replace(path)
 
 
@@ -260,21 +280,40 @@ def _beat(path: epath.Path, this_job: Owner, beat_seconds: float, stop: threadin
         beat += 1
         try:
             with _turn(path):
-                holder = _read(path)
+                holder, version = _read_version(path)
                 if holder is None or not _is_same(holder, this_job):
                     _log.error("%s is no longer this job's, which stops at its next save", path)
                     return
-                _replace(path, dataclasses.replace(this_job, beat=beat))
+                _replace(path, dataclasses.replace(this_job, beat=beat), version)
         except OSError as error:
             # The run goes on: a full disk stops it at the next checkpoint, where it matters.
             _log.warning("cannot refresh %s: %s", path, error)
 
 
+def _is_object(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def _content(own: Owner) -> bytes:
+    return json.dumps(dataclasses.asdict(own)).encode()
+
+
 def _read(path: epath.Path) -> Owner | None:
+    return _read_version(path)[0]
+
+
+def _read_version(path: epath.Path) -> tuple[Owner | None, int]:
+    """Return the holder, and on gs:// the version of the lock, else 0."""
+    if _is_object(path):
+        data, version = objects.read(path)
+        return (_parse(data, path), version) if version else (None, 0)
     try:
-        data = path.read_bytes()
+        return _parse(path.read_bytes(), path), 0
     except FileNotFoundError:
-        return None
+        return None, 0
+
+
+def _parse(data: bytes, path: epath.Path) -> Owner:
     try:
         owner = small_files.parse(data, _SCHEMA, where=str(path))
         return Owner(**{name: owner[name] for name in _SCHEMA})

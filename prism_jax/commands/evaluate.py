@@ -23,10 +23,10 @@ from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import records
 from prism_jax.policy import responses
 from prism_jax.report import results
-from prism_jax.rewards import score, tags, workers
+from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
 from prism_jax.running import run as run_lib
-from prism_jax.setup import judging
+from prism_jax.setup import agreement, judging
 from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
@@ -83,7 +83,8 @@ def run(
 ) -> dict[str, Json]:
     """Evaluate, or read the summary of a finished workdir; return the summary."""
     options = configuration.parse(Config, config)
-    with run_lib.hold(workdir, kind="answers") as folder:
+    is_distributed = options.mesh.is_distributed
+    with run_lib.hold(workdir, kind="answers", is_distributed=is_distributed) as folder:
         job = ask_job.begin(
             "evaluate",
             config,
@@ -101,7 +102,7 @@ def run(
             summary = _evaluate(options, job)
             ask_parts.finish(folder, summary)
     for name in ("greedy", "samples"):
-        if name in summary:
+        if name in summary and jax.process_index() == 0:
             print(f"{name}: {_line(summary[name])}")
     return summary
 
@@ -131,11 +132,14 @@ def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
         ask_parts.write_lines(job.workdir / "responses.jsonl", lines)
         if judge.num_restarts:
             progress.say(f"{judge.num_restarts} judging processes were killed or died")
+    counted = agreement.on_first(
+        "summary", lambda: {name: tally.summary() for name, tally in tallies.items()}
+    )
     return {
         "policy": {"folder": options.policy.folder, **job.identity.model_config},
         "prompts": {"path": options.prompts.path} | job.opened.report.summary(),
         "judge": options.rewards.judge,
-        **{name: tally.summary() for name, tally in tallies.items()},
+        **counted,
     }
 
 
@@ -159,7 +163,7 @@ def _passes(options: Config, job: ask_job.Job) -> list[ask_parts.Pass]:
 
 
 def _describer(
-    sampling_pass: ask_parts.Pass, options: Config, job: ask_job.Job, judge: workers.JudgePool
+    sampling_pass: ask_parts.Pass, options: Config, job: ask_job.Job, judge: judging.SharedJudge
 ) -> ask_parts.Describe:
     """Return a function that grades a batch of responses and describes each in a record."""
     # The gate has the name of the judge's rule.

@@ -28,6 +28,7 @@ import jax
 import ml_collections
 
 from prism_jax import configuration, progress
+from prism_jax.checkpoints import mirror
 from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import image_files, pairs, prompts, records, validate
@@ -35,6 +36,7 @@ from prism_jax.policy import responses
 from prism_jax.rewards import tags
 from prism_jax.rollout import engine
 from prism_jax.running import run as run_lib
+from prism_jax.setup import agreement
 from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
@@ -87,7 +89,8 @@ def run(
 ) -> dict[str, Json]:
     """Write the pairs, or read the summary of a finished workdir; return the summary."""
     options = configuration.parse(Config, config)
-    with run_lib.hold(workdir, kind="answers") as folder:
+    is_distributed = options.mesh.is_distributed
+    with run_lib.hold(workdir, kind="answers", is_distributed=is_distributed) as folder:
         job = ask_job.begin(
             "pairs",
             config,
@@ -106,7 +109,8 @@ def run(
             ask_parts.finish(folder, summary)
     counts = ", ".join(f"{name} {count}" for name, count in summary["responses"].items() if count)
     progress.say(f"of {summary['num_responses']} responses: {counts}")
-    print(folder / _FILE)
+    if jax.process_index() == 0:
+        print(mirror.address(folder / _FILE))
     return summary
 
 
@@ -116,6 +120,8 @@ def _write(options: Config, job: ask_job.Job) -> dict[str, Json]:
     def describe(
         rows: Sequence[records.PromptRow], rollout: engine.Rollout
     ) -> list[dict[str, Json]]:
+        if jax.process_index() != 0:
+            return []  # process 0 writes, the pictures too
         segments = reader.read(rollout)
         each = options.num_responses
         return [
@@ -158,6 +164,7 @@ def _write(options: Config, job: ask_job.Job) -> dict[str, Json]:
                 yield record["pair"]
 
     ask_parts.write_lines(job.workdir / _FILE, kept_pairs())
+    counts = collections.Counter(agreement.on_first("counts", lambda: dict(counts)))
     return {
         "policy": {"folder": options.policy.folder, **job.identity.model_config},
         "prompts": {"path": options.prompts.path} | job.opened.report.summary(),

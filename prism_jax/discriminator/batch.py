@@ -43,14 +43,14 @@ class SegmentBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackedSegments:
-    """A batch, and the place of each segment in it, to read its score."""
+    """This process's rows of a batch, and the place of each segment, to read its score."""
 
     batch: SegmentBatch
     places: list[packed_rows.Place]
     shape: RowShape
 
     def read(self, scores: np.ndarray) -> np.ndarray:
-        """Return the scores of the segments in their order, from float32[M, B, S]."""
+        """Return the scores of the segments in their order, from float32[M, B, S] of all rows."""
         rows = np.asarray(scores).reshape(self.shape.num_rows, -1)
         return np.array([rows[place.row, place.slot] for place in self.places], np.float32)
 
@@ -78,21 +78,35 @@ def segment_rows(
       kinds: kind of each name to the model.
     """
     packed = packed_rows.pack(prompts, units, shape, config)
-    sizes = (shape.num_rows, shape.row_sequences)
-    last, kind, num_tokens = (np.zeros(sizes, np.int32) for _ in range(3))
-    is_segment = np.zeros(sizes, bool)
-    segment_names = [name for name, unit in zip(names, units, strict=True) for _ in unit]
-    for name, place in zip(segment_names, packed.places, strict=True):
-        last[place.row, place.slot] = place.start + place.num_tokens - 1
-        kind[place.row, place.slot] = kinds[name]
-        num_tokens[place.row, place.slot] = place.num_tokens
-        is_segment[place.row, place.slot] = True
-    pair_name = None
-    if len(units[0]) == 2:
-        pair_name = np.full((shape.num_rows, shape.row_sequences // 2), -1, np.int32)
-        for name, place in zip(names, packed.places[::2], strict=True):
-            pair_name[place.row, place.slot // 2] = name
-        pair_name = packed_rows.split(pair_name, shape)
+    sides = {len(unit) for unit in units}
+    return of_packed(packed, names, kinds, shape, positions=positions, is_paired=sides == {2})
+
+
+def of_packed(
+    packed: packed_rows.Packed,
+    names: Sequence[int],
+    kinds: Sequence[int],
+    shape: RowShape,
+    *,
+    positions: Positions,
+    is_paired: bool,
+) -> PackedSegments:
+    """Return the batch of packed units; see `pack`."""
+    own = shape.own
+    last, kind, num_tokens = (np.zeros((len(own), shape.row_sequences), np.int32) for _ in range(3))
+    is_segment = np.zeros((len(own), shape.row_sequences), bool)
+    pair_name = np.full((len(own), shape.row_sequences // 2), -1, np.int32) if is_paired else None
+    sides = 2 if is_paired else 1
+    for number, place in enumerate(packed.places):
+        if place.row not in own:
+            continue
+        row, name = own[place.row], names[number // sides]
+        last[row, place.slot] = place.start + place.num_tokens - 1
+        kind[row, place.slot] = kinds[name]
+        num_tokens[row, place.slot] = place.num_tokens
+        is_segment[row, place.slot] = True
+        if is_paired:
+            pair_name[row, place.slot // 2] = name
     text = packed.text
     if positions == "text_1d":
         text = dataclasses.replace(text, positions=_positions(text))
@@ -103,7 +117,7 @@ def segment_rows(
         kind=packed_rows.split(kind, shape),
         num_tokens=packed_rows.split(num_tokens, shape),
         is_segment=packed_rows.split(is_segment, shape),
-        pair_name=pair_name,
+        pair_name=packed_rows.split(pair_name, shape),
         score_gradients=None,
     )
     return PackedSegments(batch=batch, places=packed.places, shape=shape)

@@ -56,14 +56,14 @@ class Scoring:
 
         def score(pairs: honesty_panel.Pairs) -> np.ndarray:
             scores = [
-                packed.read(jax.device_get(self._score(params, batch)))
+                packed.read(batches.to_host(self._score(params, batch)))
                 for packed, batch in self._batches(pairs)
             ]
             return np.concatenate(scores).reshape(-1, 2)
 
         def count(pairs: honesty_panel.Pairs) -> np.ndarray:
             counts = [self._count(params, batch) for _, batch in self._batches(pairs)]
-            return np.sum(jax.device_get(counts), axis=0)
+            return np.sum(batches.to_host(counts), axis=0)
 
         vision = self._model.config.vision
         return honesty_panel.Discriminator(
@@ -94,4 +94,4 @@ class Scoring:
                 self._model.config,
                 positions=layout.positions,
             )
-            yield packed, batches.to_devices(packed.batch, self._devices.mesh, self._devices.rules)
+            yield packed, self._devices.put(packed.batch, num_rows=layout.shape.microbatch_rows)

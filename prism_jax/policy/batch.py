@@ -47,7 +47,10 @@ class PolicyBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackedResponses:
-    """Packed responses whose advantages are still to come, and the place of each response."""
+    """Packed responses whose advantages are still to come, and the place of each response.
+
+    The batch holds this process's rows; the places are those of all responses.
+    """
 
     batch: PolicyBatch  # `advantages` is None
     places: list[Place]  # one a response, in order
@@ -55,28 +58,33 @@ class PackedResponses:
 
     def spread(self, values: np.ndarray) -> np.ndarray:
         """Return values [N] or [N, max_response_tokens] where the tokens lie: float32[M, B, K]."""
-        rows = np.zeros((self.shape.num_rows, self.shape.row_continued_tokens), np.float32)
+        own = self.shape.own
+        rows = np.zeros((len(own), self.shape.row_continued_tokens), np.float32)
         for value, place in zip(values, self.places, strict=True):
-            part = slice(place.offset, place.offset + place.num_tokens)
-            rows[place.row, part] = value[: place.num_tokens] if np.ndim(value) else value
+            if place.row in own:
+                part = slice(place.offset, place.offset + place.num_tokens)
+                rows[own[place.row], part] = value[: place.num_tokens] if np.ndim(value) else value
         return packed_rows.split(rows, self.shape)
 
     def lengths(self, has_loss: np.ndarray) -> np.ndarray:
         """Return `batch.lengths` with 0 for the responses that get no loss, bool[N]."""
-        lengths = np.array(self.batch.lengths).reshape(self.shape.num_rows, -1)
-        for place, counts in zip(self.places, has_loss, strict=True):
-            lengths[place.row, place.slot] *= counts
-        return packed_rows.split(lengths, self.shape)
+        return self.batch.lengths * self.mark(has_loss)
 
     def mark(self, is_marked: np.ndarray) -> np.ndarray:
         """Return flags [N] where the responses lie: bool[M, B, S], False without a response."""
-        marks = np.zeros((self.shape.num_rows, self.shape.row_sequences), bool)
+        own = self.shape.own
+        marks = np.zeros((len(own), self.shape.row_sequences), bool)
         for place, value in zip(self.places, is_marked, strict=True):
-            marks[place.row, place.slot] = value
+            if place.row in own:
+                marks[own[place.row], place.slot] = value
         return packed_rows.split(marks, self.shape)
 
     def read(self, values: np.ndarray, max_response_tokens: int) -> np.ndarray:
-        """Return values [M, B, K] response by response: float32[N, max_response_tokens]."""
+        """Return values [M, B, K] response by response: float32[N, max_response_tokens].
+
+        Args:
+          values: of the rows of all processes, see `batches.to_host`.
+        """
         rows = np.asarray(values).reshape(self.shape.num_rows, -1)
         by_response = np.zeros((len(self.places), max_response_tokens), np.float32)
         for number, place in enumerate(self.places):
@@ -112,21 +120,24 @@ def packed_responses(
 ) -> PackedResponses:
     """Return prompts and responses in rows; advantages and old log-probs may follow."""
     packed = packed_rows.pack(prompts, [[response] for response in responses], shape, config)
-    by_token = (shape.num_rows, shape.row_continued_tokens)
-    by_response = (shape.num_rows, shape.row_sequences)
+    own = shape.own
+    by_token = (len(own), shape.row_continued_tokens)
+    by_response = (len(own), shape.row_sequences)
     # Beyond the row where there is no response token: the loss reads zeros from there.
     predictors = np.full(by_token, packed.text.tokens.shape[-1], np.int32)
     tokens = np.zeros(by_token, np.int32)
     sampler_logprobs = np.zeros(by_token, np.float32)
     offsets, lengths = np.zeros(by_response, np.int32), np.zeros(by_response, np.int32)
     for number, place in enumerate(packed.places):
-        part = slice(place.offset, place.offset + place.num_tokens)
-        predictors[place.row, part] = place.start - 1 + np.arange(place.num_tokens)
-        predictors[place.row, place.offset] = place.before
-        tokens[place.row, part] = responses[number].tokens
-        sampler_logprobs[place.row, part] = logprobs[number]
-        offsets[place.row, place.slot] = place.offset
-        lengths[place.row, place.slot] = place.num_tokens
+        if place.row not in own:
+            continue
+        row, part = own[place.row], slice(place.offset, place.offset + place.num_tokens)
+        predictors[row, part] = place.start - 1 + np.arange(place.num_tokens)
+        predictors[row, place.offset] = place.before
+        tokens[row, part] = responses[number].tokens
+        sampler_logprobs[row, part] = logprobs[number]
+        offsets[row, place.slot] = place.offset
+        lengths[row, place.slot] = place.num_tokens
     arrays = {
         "predictors": predictors,
         "tokens": tokens,

@@ -10,6 +10,7 @@ import numpy as np
 from prism_jax.data import records
 from prism_jax.rewards import tags
 from prism_jax.running import metric_writers
+from prism_jax.setup import agreement
 
 Json = Any
 _FOLDER = "rollouts"
@@ -18,9 +19,14 @@ _FOLDER = "rollouts"
 class Dump:
     """The files `rollouts/<step>.jsonl`, a line for each response of a step."""
 
-    def __init__(self, workdir: pathlib.Path, every_steps: int | None):
+    def __init__(self, workdir: pathlib.Path, every_steps: int | None, *, inputs: agreement.Inputs):
+        """Open nothing yet.
+
+        Args:
+          inputs: gets what each step is made of, whether it is written or not.
+        """
         self._folder = workdir / _FOLDER
-        self._every_steps = every_steps
+        self._every_steps, self._inputs = every_steps, inputs
 
     def write(
         self,
@@ -34,6 +40,9 @@ class Dump:
         Args:
           values: further fields, one value a response.
         """
+        texts = [response.text for response in segments]
+        columns = {name: [_plain(value) for value in column] for name, column in values.items()}
+        self._inputs.note(step - 1, [row.id for row in rows], texts, columns)
         is_due = self._every_steps is not None and step % self._every_steps == 0
         if not is_due or jax.process_index() != 0:
             return
@@ -53,7 +62,7 @@ class Dump:
                 "ended": response.ended,
                 "response_tokens": response.response_tokens,
             }
-            lines.append(line | {name: _plain(column[number]) for name, column in values.items()})
+            lines.append(line | {name: column[number] for name, column in columns.items()})
         metric_writers.write_dump(self._folder, step, lines)
 
 

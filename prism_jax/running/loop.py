@@ -2,8 +2,9 @@
 
     for step in range(first, total):
         batch, experience_metrics = stage.experience(state, next(data), key of this step)
+        stop here on SIGTERM, with the state as it is saved
         state, update_metrics = stage.update(state, batch, key of this step)
-        log, evaluate, save
+        log, evaluate, save; or stop here
 
 Step numbers in logs and checkpoints count finished steps: row 1 and checkpoint 1 are those of the
 first step.
@@ -20,6 +21,7 @@ import jax
 from prism_jax import errors, metrics, progress
 from prism_jax.checkpoints import checkpoint
 from prism_jax.running import goodput, metric_writers, preemption
+from prism_jax.setup import agreement
 
 State = Any
 Batch = Any
@@ -129,7 +131,9 @@ def run(
     first_step: int,
     limits: Limits,
     checkpointer: checkpoint.Checkpointer,
+    save_every_minutes: float | None,
     logs: Logs,
+    inputs: agreement.Inputs,
 ) -> State:
     """Train from `first_step` finished steps to `limits.num_steps`; return the last state, saved.
 
@@ -141,46 +145,68 @@ def run(
     goes from the step's begin, or the end of the step before where that is later, to the end of
     its update: it holds its data and its experience, but no evaluation and no saving.
 
+    Args:
+      save_every_minutes: besides the steps of the checkpointer; None: never.
+      inputs: what the stage notes of each step, compared among the processes.
+
     Raises:
       DivergedError: `limits.max_skipped_in_row` updates in a row were skipped.
       CheckpointError: saving failed; the run does not continue unsaved.
       Preempted: SIGTERM came; the state is saved.
       InputError: the data ended too early.
+      RunError: the processes do not agree on what a step is made of.
     """
     with (
         concurrent.futures.ThreadPoolExecutor(1) as watcher,
-        preemption.watch(checkpointer.reached_preemption) as is_preempted,
+        preemption.watch() as is_preempted,
     ):
-        pending = _Pending(stage, limits, logs, watcher)
+        pending = _Pending(stage, limits, logs, inputs, watcher)
+        clock = _SaveClock(save_every_minutes)
+
+        def save(step: int, state: State, data_position: Json, *, is_stopping: bool) -> None:
+            pending.flush()
+            with logs.goodput.spent_on("save"):
+                logs.writers.sync()
+                checkpointer.save(step, state, data_position=data_position)
+                if is_stopping:
+                    checkpointer.wait()
+            logs.goodput.write(step)
+            clock.restart()
+            pending.is_save_due = False
+            if is_stopping:
+                raise preemption.Preempted(step)
+
         for step in range(first_step, limits.num_steps):
             begun = time.monotonic()
+            position = data.get_state()
             experience_key, update_key = jax.random.split(jax.random.fold_in(key, step))
             with logs.goodput.spent_on("data"):
                 batch = _next_batch(data, step)
             data_seconds = time.monotonic() - begun
             batch, experience_metrics = stage.experience(state, batch, experience_key)
+            # A rollout may take minutes, and so may the update: SIGTERM is not let wait for both.
+            if is_preempted(2 * step):
+                if step == 0:
+                    raise preemption.Preempted(step)
+                save(step, state, position, is_stopping=True)
             state, update_metrics = stage.update(state, batch, update_key)
             del batch
             pending.flush()
+            sent = inputs.send(step, wishes_save=clock.wishes_save())
+            is_late = pending.is_save_due
             pending.put(
                 step + 1,
                 experience_metrics,
                 update_metrics,
+                sent,
                 begun=begun,
                 data_seconds=data_seconds,
             )
             _evaluate(stage, state, step + 1, limits, logs, pending)
-            is_stopping = is_preempted(step + 1)
-            if is_stopping or step + 1 == limits.num_steps or checkpointer.is_due(step + 1):
-                pending.flush()
-                with logs.goodput.spent_on("save"):
-                    logs.writers.sync()
-                    checkpointer.save(step + 1, state, data_position=data.get_state())
-                    if is_stopping:
-                        checkpointer.wait()
-                logs.goodput.write(step + 1)
-            if is_stopping:
-                raise preemption.Preempted(step + 1)
+            is_stopping = is_preempted(2 * step + 1)
+            is_due = checkpointer.is_due(step + 1) or is_late
+            if is_stopping or step + 1 == limits.num_steps or is_due:
+                save(step + 1, state, data.get_state(), is_stopping=is_stopping)
     with logs.goodput.spent_on("save"):
         checkpointer.wait()
     return state
@@ -190,8 +216,16 @@ class _Pending:
     """The metrics of the last step, on the devices until the next step is under way."""
 
     def __init__(
-        self, stage: Stage, limits: Limits, logs: Logs, watcher: concurrent.futures.Executor
+        self,
+        stage: Stage,
+        limits: Limits,
+        logs: Logs,
+        inputs: agreement.Inputs,
+        watcher: concurrent.futures.Executor,
     ):
+        self.is_save_due = False  # process 0 wished so in the last step that was read
+        self._inputs = inputs
+        self._sent: agreement.Sent | None = None
         self._stage = stage
         self._limits = limits
         self._logs = logs
@@ -208,6 +242,7 @@ class _Pending:
         step: int,
         experience_metrics: metrics.Metrics,
         update_metrics: metrics.Metrics,
+        sent: agreement.Sent,
         *,
         begun: float,
         data_seconds: float,
@@ -221,6 +256,7 @@ class _Pending:
                 leaf.copy_to_host_async()
         self._step, self._begun = step, begun
         self._metrics = experience_metrics | update_metrics
+        self._sent = sent
         self._values = {"time/data_seconds": data_seconds}
         # The loop itself looks later, after an evaluation or the next step's experience.
         self._done = self._watcher.submit(_time_when_ready, self._metrics)
@@ -234,6 +270,7 @@ class _Pending:
         if self._step is None:
             return
         step, self._step = self._step, None
+        self.is_save_due = self._inputs.read(self._sent)
         values = metrics.read(jax.device_get(self._metrics)) | self._values
         # A step is dispatched while the step before it still runs: its time starts after that.
         done = self._done.result()
@@ -247,6 +284,25 @@ class _Pending:
                     f"{name} is {values[name]:.0f} after step {step}: loss or gradients were not "
                     f"finite, and no update was taken, for that many steps in a row"
                 )
+
+
+class _SaveClock:
+    """Tell when a save by time is due; process 0 wishes it, once, and all save a step later."""
+
+    def __init__(self, every_minutes: float | None):
+        self._every_minutes = every_minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Start again, after a save."""
+        self._last, self._has_wished = time.monotonic(), False
+
+    def wishes_save(self) -> bool:
+        """Return whether the time has come, the first time that it has."""
+        if self._every_minutes is None or self._has_wished:
+            return False
+        self._has_wished = time.monotonic() - self._last >= 60 * self._every_minutes
+        return self._has_wished
 
 
 def _time_when_ready(values: metrics.Metrics) -> float:

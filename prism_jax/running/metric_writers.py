@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import tensorboardX
 
 from prism_jax import errors, small_files
-from prism_jax.checkpoints import lock
+from prism_jax.checkpoints import lock, mirror
 
 Json = Any
 _ROW = {"step": int}
@@ -148,9 +148,10 @@ class Writers:
             writer.write(step, values)
 
     def sync(self) -> None:
-        """Put everything on disk."""
+        """Put everything on disk, and on gs:// where the run is."""
         for writer in self._writers:
             writer.sync()
+        mirror.upload()
 
     def close(self) -> None:
         """Close all."""
@@ -203,6 +204,7 @@ def write_dump(folder: pathlib.Path, step: int, rows: Iterable[Mapping[str, Json
     folder.mkdir(parents=True, exist_ok=True)
     lines = [small_files.dumps(dict(row)) + b"\n" for row in rows]
     small_files.replace(folder / f"{step:08d}.jsonl", b"".join(lines))
+    mirror.upload()
 
 
 def _number(value: float) -> float | str:

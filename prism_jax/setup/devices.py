@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import attention, sharding
-from prism_jax import configuration, errors, progress
+from prism_jax import batches, configuration, errors, progress
 from prism_jax import mesh as mesh_lib
 from prism_jax.setup import distributed
 
@@ -28,6 +29,10 @@ class Devices:
     def replicated(self) -> NamedSharding:
         """Return the sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
+
+    def put(self, batch: Any, *, num_rows: int) -> Any:
+        """Put this process's rows of a batch on its devices; see `batches.to_devices`."""
+        return batches.to_devices(batch, self.mesh, self.rules, num_rows=num_rows)
 
     def row_parts(self) -> int:
         """Return the number of parts of the mesh over which the rows of a batch are spread."""
@@ -59,6 +64,11 @@ def open_devices(
     if mesh.num_devices is not None and mesh.num_devices > len(available):
         raise errors.InputError(
             f"{place}.mesh.num_devices = {mesh.num_devices}, but there are {len(available)} devices"
+        )
+    if mesh.num_devices not in (None, len(available)) and jax.process_count() > 1:
+        raise errors.InputError(
+            f"{place}.mesh.num_devices = {mesh.num_devices} must be None in a job of "
+            f"{jax.process_count()} processes, whose {len(available)} devices are all used"
         )
     prefill, decode = implementations(model.attention, dtype, place=f"{place}.{section}.attention")
     devices = Devices(
@@ -105,9 +115,3 @@ def implementations(
     if needed is not None:
         raise errors.InputError(f"{place} = {name!r} needs {needed}")
     return name, "pallas" if name == "splash" else name
-
-
-def require_one_process(stage: str) -> None:
-    """Raise InputError in a job of several processes, which the sampler does not serve yet."""
-    if jax.process_count() > 1:
-        raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")

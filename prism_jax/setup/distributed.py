@@ -25,7 +25,8 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from prism_jax import errors, version
-from prism_jax.setup import roll_call
+from prism_jax.checkpoints import lock
+from prism_jax.setup import agreement, roll_call
 
 PORT = 8476
 _NAMES = ("PRISM_COORDINATOR", "PRISM_NUM_PROCESSES", "PRISM_PROCESS_ID")
@@ -102,6 +103,7 @@ def join(is_distributed: bool | None, *, notice_seconds: float = _NOTICE_SECONDS
         local_device_ids=cluster.local_devices,
         cluster_detection_method="deactivate",
     )
+    agreement.watch(lock.release_all)
 
 
 def detect(environment: Mapping[str, str]) -> Cluster | None:

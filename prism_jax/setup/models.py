@@ -8,16 +8,15 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from models import config as config_lib
 from models import lora as adapters
 from models import qwen3_vl
 from prism_jax import configuration, errors, progress
 from prism_jax import mesh as mesh_lib
-from prism_jax.checkpoints import checkpoint, model_files, pretrained
+from prism_jax.checkpoints import checkpoint, mirror, model_files, pretrained
+from prism_jax.setup import agreement, fresh
 from prism_jax.setup import devices as devices_lib
-from prism_jax.setup import fresh
 from prism_jax.training import optim, optim_kinds, schedules, train_state
 
 
@@ -83,7 +82,8 @@ def keep_files(
       is_discriminator: take the second model of a source that is a run of two models.
     """
     target = workdir / name
-    if jax.process_index() == 0:
+
+    def keep() -> None:
         # A resumed run has its files already, and its source may be gone by then.
         if model.init != "random" and not (target / "config.json").exists():
             # Sizes that the weights do not have are refused before anything is built for them.
@@ -94,8 +94,11 @@ def keep_files(
         else:
             source = model_files.of(model.folder, is_discriminator=is_discriminator)
             model_files.copy(source, target)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"keep_files_{name}")
+        mirror.upload()
+
+    agreement.on_first(f"keep_files_{name}", keep)
+    if jax.process_index() != 0:
+        mirror.fetch(target)
     return target
 
 

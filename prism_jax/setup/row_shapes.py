@@ -3,7 +3,7 @@
 import dataclasses
 
 from models.config import Qwen3VLConfig
-from prism_jax import configuration, errors
+from prism_jax import batches, configuration, errors
 from prism_jax import rows as packed_rows
 from prism_jax.rows import Largest, RowShape
 from prism_jax.setup import devices as devices_lib
@@ -66,4 +66,5 @@ class Rows(configuration.Section):
             shared_units=shared_units if self.has_shared_prompts else None,
             place=place,
             advice=advice,
+            own_rows=tuple(batches.local_rows(self.num_rows, devices.mesh, devices.rules)),
         )

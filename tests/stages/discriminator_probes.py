@@ -15,6 +15,7 @@ from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.policy import responses, rollouts
 from prism_jax.rewards import score
 from prism_jax.rollout import engine
+from prism_jax.setup import agreement
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
@@ -275,7 +276,12 @@ def read_pairs(options, folder, workdir):
         if evaluate is not None:
             evaluate(types.SimpleNamespace(params=None), 1)
     num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
-    return shape, next(feed.train(shape, num_steps=num_steps)), num_steps, len(scored)
+    return (
+        shape,
+        next(feed.train(shape, num_steps=num_steps, inputs=agreement.Inputs())),
+        num_steps,
+        len(scored),
+    )
 
 
 def threads(options, folder, workdir):

@@ -275,7 +275,9 @@ def asked_of_the_loop(main: Callable[[list[str]], None], given: Given) -> list[A
         patch.setattr(
             loop,
             "run",
-            lambda *_, key, limits, **__: asked.append((limits, jax.random.key_data(key))),
+            lambda *_, key, limits, save_every_minutes, **__: asked.append(
+                (limits, save_every_minutes, jax.random.key_data(key))
+            ),
         )
         main([])
     return asked
@@ -289,6 +291,7 @@ OF_THE_LOOP = each(
         "train.num_steps": 3,
         "train.max_skipped_in_row": 7,
         "checkpoint.save_every_steps": 5,
+        "checkpoint.save_every_minutes": 3.0,
         "checkpoint.num_kept": 9,
         "resume.step": 1,
         "resume.allow_mismatch": True,

@@ -24,6 +24,7 @@ from prism_jax.policy import rollouts
 from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
 from prism_jax.running import dump
+from prism_jax.setup import agreement
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.rlvr import carry as rlvr_carry
@@ -293,7 +294,7 @@ class Run:
             judge=Judge(),
             shape=self.shape,
             reference=None if reference is None else _params_of(reference),
-            dump=dump.Dump(pathlib.Path(), None),
+            dump=dump.Dump(pathlib.Path(), None, inputs=agreement.Inputs()),
         )
         state = train_state.from_params(_params_of(values), self.optimizer, shardings=None)
         # Where an update leaves it: a step is compiled once.

@@ -20,6 +20,7 @@ from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import processor
 from prism_jax.rollout import engine, layout, serving
 from prism_jax.rollout import sampling as sampling_lib
+from prism_jax.setup import agreement
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import prompts as prompts_lib
 
@@ -187,7 +188,7 @@ def begin(
         )
     step = policy.step
     if step is None and model_files.is_run(policy.folder):
-        step = ask_parts.recorded_step(workdir)
+        step = agreement.on_first("step", lambda: ask_parts.recorded_step(workdir))
     source = pretrained.Source.of(policy.folder, role="policy", step=step)
     _, sizes = pretrained.config_of(source.files)
     words = processor.Processor.from_folder(
@@ -217,7 +218,6 @@ def begin(
         lora=configuration.NO_LORA,
     )
     devices = devices_lib.open_devices(mesh, model, section="policy", place=place)
-    devices_lib.require_one_process(stage)
     facts = {
         "step": source.step,
         "fingerprint": source.fingerprint(),
@@ -230,7 +230,8 @@ def begin(
         model_config=facts,
         may_differ=tuple(may_differ),
     )
-    ask_parts.claim(workdir, identity)
+    agreement.require_same("policy and prompts", facts)
+    agreement.on_first("claim", lambda: ask_parts.claim(workdir, identity))
     return Job(
         workdir=workdir,
         identity=identity,

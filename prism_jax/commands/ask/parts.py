@@ -18,12 +18,13 @@ import jax
 
 from models import inputs
 from prism_jax import errors, progress, small_files
-from prism_jax.checkpoints import lock
+from prism_jax.checkpoints import lock, mirror
 from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.data import encode, processor, records
 from prism_jax.rollout import engine
 from prism_jax.rollout import sampling as sampling_lib
 from prism_jax.running import metric_writers
+from prism_jax.setup import agreement
 from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
@@ -88,6 +89,8 @@ def ask(
 ) -> Iterator[Mapping[str, Json]]:
     """Sample for every prompt without a written part, then yield all records in order.
 
+    Of several processes all ask and describe together, and process 0 writes and yields.
+
     Args:
       sampler: called before each batch that is sampled.
       key: of the whole job.
@@ -102,9 +105,12 @@ def ask(
     )
     shapes = _shapes(opened.sizes)
     starts = range(0, len(opened.rows), sampling_pass.batch_prompts)
-    missing = [n for n in range(len(starts)) if not _part(folder, n).exists()]
+    is_first = jax.process_index() == 0
+    missing = agreement.on_first(
+        "parts", lambda: [n for n in range(len(starts)) if not _part(folder, n).exists()]
+    )
     shown = progress.Progress(
-        sys.stderr,
+        sys.stderr if is_first else None,
         title=sampling_pass.name,
         first_step=len(starts) - len(missing),
         num_steps=len(starts),
@@ -126,11 +132,13 @@ def ask(
             shapes=shapes,
         )
         rollout = _first(rollout, len(rows) * sampling_pass.num_responses)
-        metric_writers.write_dump(folder, number, describe(rows, rollout))
+        described = describe(rows, rollout)
+        if is_first:
+            metric_writers.write_dump(folder, number, described)
         values = {"tokens": float(rollout.lengths.mean()), "ended": float(rollout.ended.mean())}
         shown.show(done, values)
     shown.close()
-    for number in range(len(starts)):
+    for number in range(len(starts) if is_first else 0):
         yield from small_files.read_lines(_part(folder, number), schema)
 
 
@@ -177,6 +185,7 @@ def claim(workdir: pathlib.Path, identity: checkpoint_meta.RunIdentity) -> None:
             "model_config": dict(identity.model_config),
         }
         small_files.write(workdir / _IDENTITY, meta)
+        mirror.upload()
         return
     differences = identity.differences(recorded)
     if differences:
@@ -194,24 +203,41 @@ def _read_identity(workdir: pathlib.Path) -> Json | None:
 
 
 def write_lines(path: pathlib.Path, rows: Iterator[Mapping[str, Json]]) -> None:
-    """Write JSON lines as a whole or not at all, without holding them in memory."""
+    """Write JSON lines as a whole or not at all, without holding them in memory; on process 0.
+
+    The others only go through their rows.
+    """
+    if jax.process_index() != 0:
+        for _ in rows:
+            pass
+        return
     with small_files.replacing(path) as file:
         for row in rows:
             file.write(small_files.dumps(row) + b"\n")
         lock.check()
+    mirror.upload()
 
 
 def finish(workdir: pathlib.Path, summary: Mapping[str, Json]) -> None:
     """Write `summary.json`, the mark of a finished job, and remove the parts."""
-    lock.check()
-    small_files.write(workdir / _SUMMARY, summary)
-    shutil.rmtree(workdir / _PARTS, ignore_errors=True)
+
+    def write() -> None:
+        lock.check()
+        small_files.write(workdir / _SUMMARY, summary)
+        mirror.upload()
+        shutil.rmtree(workdir / _PARTS, ignore_errors=True)
+
+    agreement.on_first("finish", write)
 
 
 def finished(workdir: pathlib.Path, schema: small_files.Schema) -> Json | None:
     """Return the summary of a finished job, None of an unfinished one."""
     path = workdir / _SUMMARY
-    summary = small_files.read(path, schema, remedy=f"delete it, and {_PARTS} if it is there")
-    if summary is not None:
-        shutil.rmtree(workdir / _PARTS, ignore_errors=True)
-    return summary
+
+    def read() -> Json | None:
+        summary = small_files.read(path, schema, remedy=f"delete it, and {_PARTS} if it is there")
+        if summary is not None:
+            shutil.rmtree(workdir / _PARTS, ignore_errors=True)
+        return summary
+
+    return agreement.on_first("finished", read)

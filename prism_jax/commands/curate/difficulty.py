@@ -25,9 +25,9 @@ from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import prompt_files, records
 from prism_jax.policy import responses
-from prism_jax.rewards import score, workers
+from prism_jax.rewards import score
 from prism_jax.rollout import engine
-from prism_jax.setup import judging
+from prism_jax.setup import agreement, judging
 from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
@@ -116,10 +116,11 @@ def run(
     if summary is None or summary["thresholds"] != thresholds:
         (folder / _SUMMARY_FILE).unlink(missing_ok=True)  # it describes other sets
         path = folder / RATES_FILE
-        if not path.exists():
+        if not agreement.on_first("rates", path.exists):
             with options.judge.open() as judge:
                 ask_parts.write_lines(path, _measure(options, job, judge))
-        summary = _select(options, job) | {"thresholds": thresholds}
+        selected = agreement.on_first("select", lambda: _select(options, job))
+        summary = selected | {"thresholds": thresholds}
         ask_parts.finish(folder, summary)
     progress.say(
         f"of {summary['num_prompts']} prompts {summary['never_right']} are never right and "
@@ -130,7 +131,7 @@ def run(
 
 
 def _measure(
-    options: Difficulty, job: ask_job.Job, judge: workers.JudgePool
+    options: Difficulty, job: ask_job.Job, judge: judging.SharedJudge
 ) -> Iterator[dict[str, Json]]:
     """Yield a line per prompt, in the order of the rows."""
     each = options.num_samples

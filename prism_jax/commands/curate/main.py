@@ -19,13 +19,16 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 
 from prism_jax import configuration, errors, progress
+from prism_jax.checkpoints import mirror
 from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.curate import difficulty, teacher, teacher_config
 from prism_jax.data import sources
 from prism_jax.running import run as run_lib
+from prism_jax.setup import agreement
 
 Json = Any
 
@@ -55,25 +58,34 @@ def run(
         teacher_config.check_rows(options.teacher, has_difficulty=options.difficulty is not None)
         options.teacher.endpoint.key()  # a missing key must fail now, not after hours of sampling
     summaries: dict[str, Json] = {}
-    with run_lib.hold(workdir, kind="curate") as folder:
+    mesh = None if options.difficulty is None else options.difficulty.mesh
+    is_distributed = None if mesh is None else mesh.is_distributed
+    with run_lib.hold(workdir, kind="curate", is_distributed=is_distributed) as folder:
         if options.difficulty is not None:
             first = folder / "difficulty"
             summaries["difficulty"] = difficulty.run(
                 options.difficulty, config.difficulty, first, open_sampler=open_sampler
             )
-            print(first / difficulty.RL_FILE)
+            _print(first / difficulty.RL_FILE)
         if options.teacher is not None:
             if options.difficulty is not None and summaries["difficulty"]["num_hard"] == 0:
                 progress.say("no prompt is hard enough for the teacher")
                 return summaries
             second = folder / "teacher"
-            summaries["teacher"] = teacher.run(
-                options.teacher, _rows(options.teacher, folder), second
+            # The teacher is behind an address, and one process is enough to ask it.
+            summaries["teacher"] = agreement.on_first(
+                "teacher",
+                lambda: teacher.run(options.teacher, _rows(options.teacher, folder), second),
             )
             _say(summaries["teacher"])
-            print(second / teacher.SFT_FILE)
-            print(second / teacher.ALIGN_FILE)
+            _print(second / teacher.SFT_FILE)
+            _print(second / teacher.ALIGN_FILE)
     return summaries
+
+
+def _print(path: pathlib.Path) -> None:
+    if jax.process_index() == 0:
+        print(mirror.address(path))
 
 
 def _rows(options: teacher_config.Teacher, folder: pathlib.Path) -> sources.Source:

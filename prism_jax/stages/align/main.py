@@ -24,11 +24,10 @@ from collections.abc import Sequence
 from prism_jax.checkpoints import model_files
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.policy import rollouts
-from prism_jax.rewards import workers
 from prism_jax.running import dump as running_dump
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
-from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import judging
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import config as align_config
@@ -44,7 +43,6 @@ def main(argv: Sequence[str]) -> None:
     """Align a policy with a teacher of which only the texts are known."""
     with run_lib.opened(argv, "align", align_config.Config) as run, contextlib.ExitStack() as stack:
         options, devices = run.options, run.devices
-        devices_lib.require_one_process("align")
         source = options.discriminator.model(options.model)
         # Both models' small files are kept in the run: it can be resumed and exported without the
         # folders that it started from.
@@ -109,7 +107,7 @@ def open_experience(
     *,
     feed: align_feed.Feed,
     shapes: align_feed.Shapes,
-    judge: workers.JudgePool | None,
+    judge: judging.SharedJudge | None,
 ) -> align_step.Experience:
     """Return the parts of a step; nothing is compiled before the first one."""
     options, devices = run.options, run.devices
@@ -119,7 +117,7 @@ def open_experience(
     panel = align_honesty.Panel(
         options, devices, discriminator, feed=feed, shapes=shapes, score=score
     )
-    dump = running_dump.Dump(run.folder, options.rollout.dump_every_steps)
+    dump = running_dump.Dump(run.folder, options.rollout.dump_every_steps, inputs=run.inputs)
     return align_step.Experience(
         pace=options.pace,
         sampler=rollouts.Sampler(

@@ -65,11 +65,11 @@ class Scorer:
         packed, places = packed_segments(
             prompts, responses, self._feed, self._shape, self._discriminator
         )
-        batch = batches.to_devices(packed.batch, self._devices.mesh, self._devices.rules)
+        batch = self._devices.put(packed.batch, num_rows=self._shape.microbatch_rows)
         scores = self._score(params, batch)
         # The dump and the panel need the scores on the host. The time is measured behind the copy,
         # which waits for the devices.
-        by_name = jax.device_get(self._scores_at(scores, places))
+        by_name = batches.to_host(self._scores_at(scores, places))
         seconds = time.monotonic() - begun
         # The loss depends on the parameters through these scores alone, so its gradient with
         # respect to them is known before the update.

@@ -13,7 +13,7 @@ import dataclasses
 
 import jax
 
-from prism_jax import batches, metrics
+from prism_jax import metrics
 from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import devices as devices_lib
@@ -59,7 +59,7 @@ class Experience:
             rows = policy_update.on_policy_batch(
                 prompts.policy, responses, comparison.by_token, self.shapes.policy, self.policy
             )
-            rows = batches.to_devices(rows, self.devices.mesh, self.devices.rules)
+            rows = self.devices.put(rows, num_rows=self.shapes.policy.microbatch_rows)
         batch = StepBatch(policy=rows, discriminator=scores.batch, places=scores.places)
         return batch, self.report(step + 1, state, prompts, responses, scores, comparison)
 

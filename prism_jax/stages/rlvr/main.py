@@ -42,7 +42,6 @@ def main(argv: Sequence[str]) -> None:
     """Train a policy on verifiable rewards."""
     with run_lib.opened(argv, "rlvr", rlvr_config.Config) as run:
         options, devices = run.options, run.devices
-        devices_lib.require_one_process("rlvr")
         # The small files are kept in the run: it can be resumed and exported without the folder
         # that it started from.
         files = setup_models.keep_files(options.model, run.folder)
@@ -74,7 +73,9 @@ def main(argv: Sequence[str]) -> None:
                         judge=judge,
                         shape=shape,
                         reference=None if reference is None else reference.params,
-                        dump=running_dump.Dump(run.folder, options.rollout.dump_every_steps),
+                        dump=running_dump.Dump(
+                            run.folder, options.rollout.dump_every_steps, inputs=run.inputs
+                        ),
                     ),
                     update=functools.partial(
                         rlvr_step.update,

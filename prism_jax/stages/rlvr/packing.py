@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -92,7 +91,7 @@ class Packer:
         for part, batch in zip(packed.parts, packed.batches, strict=True):
             arrays = (batch.old_logprobs, batch.reference_logprobs, batch.sampler_logprobs)
             max_tokens = self._options.rollout.max_response_tokens
-            by_response.append([part.read(x, max_tokens) for x in jax.device_get(arrays)])
+            by_response.append([part.read(x, max_tokens) for x in batches.to_host(arrays)])
         old, reference, sampler = (np.concatenate(x) for x in zip(*by_response, strict=True))
         return rlvr_advantages.Distance(
             old_logprobs=np.where(responses.is_older[:, None], sampler, old),
@@ -150,4 +149,4 @@ class Packer:
         return dataclasses.replace(batch, old_logprobs=old, reference_logprobs=reference)
 
     def _to_devices(self, tree: Any) -> Any:
-        return batches.to_devices(tree, self._devices.mesh, self._devices.rules)
+        return self._devices.put(tree, num_rows=self._shape.microbatch_rows)

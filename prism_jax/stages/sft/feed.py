@@ -12,7 +12,7 @@ from prism_jax import batches, errors
 from prism_jax.data import collate, demonstrations, packing, processor, steps, validate
 from prism_jax.losses import reduce
 from prism_jax.running import run as run_lib
-from prism_jax.setup import corpora
+from prism_jax.setup import agreement, corpora
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.sft import config as sft_config
@@ -81,8 +81,8 @@ class Feed:
         """Return the number of steps of `num_epochs`."""
         return self._plan.num_steps(num_epochs)
 
-    def train(self, num_steps: int) -> run_lib.OnDevices:
-        """Return the batches of the run."""
+    def train(self, num_steps: int, *, inputs: agreement.Inputs) -> run_lib.OnDevices:
+        """Return the batches of the run; which rows a step is made of is noted in `inputs`."""
         data, train = self._options.data, self._options.train
         opened = self._demonstrations
         # What decides the rows of a step: a resumed run with any other is refused.
@@ -98,10 +98,18 @@ class Feed:
             "packing": packing.RULE,
         }
         make = self._maker(opened, self._plan, num_microbatches=train.num_microbatches)
+        agreement.require_same("rows and settings of config.data", identity)
+
+        def noted(step: int) -> batches.SFTBatch:
+            rows = self._plan.step(step)
+            sizes = opened.sizes[[number for row in rows for number in row]]
+            inputs.note(step, [list(row) for row in rows], sizes)
+            return make(step)
+
         made = steps.Steps(
-            make, num_steps=num_steps, identity=identity, num_threads=data.num_threads
+            noted, num_steps=num_steps, identity=identity, num_threads=data.num_threads
         )
-        return run_lib.OnDevices(made, self._devices)
+        return run_lib.OnDevices(made, self._devices, num_rows=train.num_rows)
 
     def evaluation(
         self, graphdef: nnx.GraphDef, loss_fn: train_step.LossFn
@@ -126,7 +134,7 @@ class Feed:
             del step
             sums = []
             for number in range(num_batches):
-                batch = batches.to_devices(make(number), self._devices.mesh, self._devices.rules)
+                batch = self._devices.put(make(number), num_rows=self._options.train.num_rows)
                 sums.append(score(state.params, batch))
             # All batches are dispatched before the first sum is read. Sums are added in float64,
             # since a float32 total of many batches would round.

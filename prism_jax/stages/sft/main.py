@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
         feed = sft_feed.Feed(options, devices, model, files=files, folder=run.folder)
         # An epoch's steps are known only when all rows are measured and packed.
         num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
-        data = feed.train(num_steps)
+        data = feed.train(num_steps, inputs=run.inputs)
         optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
         start = setup_models.start_of(model, optimizer, devices, key=run.keys.init)
         loss_fn = sft_step.make_loss(options, devices)

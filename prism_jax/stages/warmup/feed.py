@@ -11,13 +11,15 @@ import numpy as np
 from flax import nnx
 
 from prism_jax import batches, errors, progress
-from prism_jax.data import encode, packing, processor, records, sources, steps, validate
+from prism_jax import rows as packed_rows
+from prism_jax.data import collate, encode, packing, processor, records, sources, steps, validate
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import segments
+from prism_jax.first_fit import Extent
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import probes
 from prism_jax.rows import Largest, RowShape
-from prism_jax.setup import corpora
+from prism_jax.setup import agreement, corpora
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.warmup import config as warmup_config
@@ -28,6 +30,15 @@ class _Measured:
     size: encode.Size
     units: tuple[tuple[int, int], ...]  # tokens of teacher's and student's segment, by name
     is_held_out: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A row that is not yet read, and its sizes."""
+
+    rows: sources.Rows
+    index: int
+    measured: _Measured
 
 
 class Feed:
@@ -61,6 +72,7 @@ class Feed:
             place="config.data.",
         )
         self._options, self._model, self._seed, self._num_pairs = options, model, seed, num_pairs
+        self._pixels_dtype = collate.pixels_dtype(words)
         self._reader = segments.Reader(
             words, vocab_tokens=model.config.text.vocab_size, gate=options.gate, form=options.form
         )
@@ -80,14 +92,12 @@ class Feed:
             cache_dir=options.cache_dir,
             dropped=folder / "dropped_train.jsonl",
         )
-        self._train: list[tuple[sources.Rows, int]] = []
-        self._held_out: list[tuple[sources.Rows, int]] = []
-        self._measured: list[_Measured] = []
+        self._train: list[_Pair] = []
+        self._held_out: list[_Pair] = []
         for _, opened in parts:
             for index, (_, measured) in enumerate(opened.report.counted):
                 side = self._held_out if measured.is_held_out else self._train
-                side.append((opened.rows, index))
-                self._measured.append(measured)
+                side.append(_Pair(rows=opened.rows, index=index, measured=measured))
         # A resumed run with other rows would repeat or skip pairs: it is refused by this digest.
         self._digest = corpora.digest([opened.report for _, opened in parts])
         if len(self._train) < num_pairs:
@@ -121,7 +131,7 @@ class Feed:
 
     def largest(self) -> Largest:
         """Return the bounds of a step."""
-        measured = self._measured
+        measured = [pair.measured for pair in (*self._train, *self._held_out)]
         return Largest(
             num_units=self._num_pairs * len(self._options.form.names),
             unit_sequences=2,
@@ -135,8 +145,11 @@ class Feed:
         """Return the number of whole steps of `num_epochs`."""
         return num_epochs * len(self._train) // self._num_pairs
 
-    def train(self, shape: RowShape, *, num_steps: int) -> steps.Steps:
-        """Return the batches of the run, each pair once an epoch."""
+    def train(self, shape: RowShape, *, num_steps: int, inputs: agreement.Inputs) -> steps.Steps:
+        """Return the batches of the run, each pair once an epoch.
+
+        Which pairs a step is made of, and where they lie, is noted in `inputs`.
+        """
         length = len(self._train)
 
         def make(step: int) -> discriminator_batch.SegmentBatch:
@@ -147,7 +160,9 @@ class Feed:
                 # other state.
                 order = packing.epoch_order([length], [], seed=self._seed, epoch=epoch)
                 pairs.append(self._train[int(order[within])])
-            return self._packed(pairs, shape).batch
+            packed = self._packed(pairs, shape)
+            inputs.note(step, [pair.index for pair in pairs], packed.places)
+            return packed.batch
 
         identity = {
             "rows of config.data.train": self._digest,
@@ -155,6 +170,7 @@ class Feed:
             "num_pairs": self._num_pairs,
             "seed": self._seed,
         }
+        agreement.require_same("rows and settings of config.data", identity)
         return steps.Steps(
             make, num_steps=num_steps, identity=identity, num_threads=self._options.num_threads
         )
@@ -178,8 +194,8 @@ class Feed:
             gaps = []
             for start in starts:
                 packed = self._packed(self._held_out[start : start + self._num_pairs], shape)
-                batch = batches.to_devices(packed.batch, devices.mesh, devices.rules)
-                scores = packed.read(jax.device_get(score(state.params, batch)))
+                batch = devices.put(packed.batch, num_rows=shape.microbatch_rows)
+                scores = packed.read(batches.to_host(score(state.params, batch)))
                 # Teacher and student side by side, the names in turn.
                 gaps.append(scores.reshape(-1, len(names), 2) @ np.float32([1, -1]))
             logged = {"eval/num_pairs": float(sum(map(len, gaps)))}
@@ -202,7 +218,7 @@ class Feed:
 
     def probe_pairs(self, num_rows: int) -> dict[str, probes.Pairs]:
         """Return the first training pairs by segment, in the form of the probes."""
-        cuts = [self._cuts(rows[index]) for rows, index in self._train[:num_rows]]
+        cuts = [self._cuts(pair.rows[pair.index]) for pair in self._train[:num_rows]]
         return {
             name: probes.Pairs.of(
                 range(len(cuts)),
@@ -212,12 +228,12 @@ class Feed:
             for name in self.names
         }
 
-    def _read(self, pairs: Sequence[tuple[sources.Rows, int]]) -> honesty_panel.Pairs:
+    def _read(self, pairs: Sequence[_Pair]) -> honesty_panel.Pairs:
         """Return prompts, and teacher's and student's segments side by side, names in turn."""
         form = self._options.form
         prompts, units, names, is_cut = [], [], [], []
-        for rows, index in pairs:
-            row = rows[index]
+        for pair in pairs:
+            row = pair.rows[pair.index]
             cuts = self._cuts(row)
             for number, name in enumerate(form.names):
                 units.append([segments.continuation(len(prompts), cut, name) for cut in cuts])
@@ -240,17 +256,47 @@ class Feed:
         )
 
     def _packed(
-        self, pairs: Sequence[tuple[sources.Rows, int]], shape: RowShape
+        self, pairs: Sequence[_Pair], shape: RowShape
     ) -> discriminator_batch.PackedSegments:
-        segment_pairs = self._read(pairs)
-        return discriminator_batch.segment_rows(
-            segment_pairs.prompts,
-            segment_pairs.units,
-            segment_pairs.names,
-            segment_pairs.kinds,
+        """Return pairs in rows; of those that lie in other processes' rows only sizes are read."""
+        form = self._options.form
+        num_names = len(form.names)
+        extents = [
+            Extent(
+                prompt=number,
+                prompt_tokens=pair.measured.size.tokens,
+                prompt_patches=pair.measured.size.patches,
+                prompt_frames=pair.measured.size.images,
+                continued=unit,
+            )
+            for number, pair in enumerate(pairs)
+            for unit in pair.measured.units
+        ]
+        rows = packed_rows.place(extents, shape)
+        own = sorted({extents[unit].prompt for row in shape.own for unit in rows[row]})
+        read = self._read([pairs[number] for number in own])
+        units = {
+            own[place // num_names] * num_names + place % num_names: [
+                dataclasses.replace(side, prompt=own[side.prompt]) for side in unit
+            ]
+            for place, unit in enumerate(read.units)
+        }
+        packed = packed_rows.pack_placed(
+            dict(zip(own, read.prompts, strict=True)),
+            units,
+            extents,
+            rows,
             shape,
             self._model.config,
+            pixels_dtype=self._pixels_dtype,
+        )
+        return discriminator_batch.of_packed(
+            packed,
+            [name for _ in pairs for name in range(num_names)],
+            form.kinds,
+            shape,
             positions="mrope",
+            is_paired=True,
         )
 
 

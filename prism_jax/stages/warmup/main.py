@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
-from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.warmup import config as warmup_config
 from prism_jax.stages.warmup import feed as warmup_feed
@@ -30,7 +29,6 @@ def main(argv: Sequence[str]) -> None:
     """Train a discriminator on pairs."""
     with run_lib.opened(argv, "warmup", warmup_config.Config) as run:
         options, devices = run.options, run.devices
-        devices_lib.require_one_process("warmup")
         # Of an alignment run, the discriminator's files.
         files = setup_models.keep_files(options.model, run.folder, is_discriminator=True)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=True)
@@ -63,7 +61,11 @@ def main(argv: Sequence[str]) -> None:
                 ),
                 skip_counters=("optim/skipped_in_row",),
             ),
-            run_lib.OnDevices(feed.train(shape, num_steps=num_steps), devices),
+            run_lib.OnDevices(
+                feed.train(shape, num_steps=num_steps, inputs=run.inputs),
+                devices,
+                num_rows=shape.microbatch_rows,
+            ),
             start,
             limits=loop.Limits(
                 num_steps=num_steps,
