@@ -147,7 +147,7 @@ def _sft(size, states, options, lora_rank, mesh) -> dict[str, Any]:
         compiler_options=_options(options),
     )
     host = train_cases.make_batch(size)
-    batch = batches.to_devices(host, mesh, rules)
+    batch = batches.to_devices(host, mesh, rules, num_rows=size.rows)
     key = jax.random.key(1)
     begun = time.perf_counter()
     abstract = train_state.with_shardings(train_state.abstract_state(params, optimizer), shardings)
