@@ -200,8 +200,8 @@ def scaling(size: str) -> dict:
         "ratio": ratios[least],
         "target": targets[least],
         "is_met": all(ratios[count] >= targets[count] for count in ratios),
-        "limit": "work that does not shrink with more devices: the host prepares the prompts one after "
-        "another and waits for each chunk; the two were not measured apart",
+        "limit": "work that does not shrink with more devices: the host prepares the prompts one "
+        "after another and waits for each chunk; the two were not measured apart",
         "raw": {"tokens_per_second_a_device": rates, "ratios": ratios},
     }
 
