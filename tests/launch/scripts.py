@@ -47,6 +47,7 @@ class Cloud:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
+        self.started: list[subprocess.Popen] = []
         programs = folder / "programs"
         programs.mkdir(parents=True)
         source = (ROOT / "tests/launch/fake_cloud.py").read_text()
@@ -108,8 +109,9 @@ class Cloud:
 
     def start(self, script: str, *arguments: str, **environment: str) -> subprocess.Popen:
         """Start a launcher in a session of its own."""
-        return subprocess.Popen(
-            ["bash", f"launch/{script}", *arguments],
+        # Tests in the background of a shell ignore SIGINT, and so would a script that they start.
+        process = subprocess.Popen(
+            ["env", "--default-signal=INT,HUP", "bash", f"launch/{script}", *arguments],
             cwd=ROOT,
             env=self.environment | environment,
             stdout=subprocess.PIPE,
@@ -117,6 +119,8 @@ class Cloud:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, script: str, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """Run a launcher to its end; return exit code, standard output and error."""
