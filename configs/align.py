@@ -5,7 +5,7 @@
         --config.prompts.path=rl_training_data_5.9k.parquet
 
 Sizes: tiny (tests), demo (models of 2 million parameters, 2 CPU cores), small (107 million, one
-GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Options:
+GPU), 4b and 8b (1 to 256 devices; docs/fits.md says which are large enough). Options:
 
   new        tiny, demo, small: new models; both folders then name their tokenizer
   text_only  the discriminator reads without pictures, its vision tower frozen
@@ -39,8 +39,8 @@ _ROWS = common.table("""
   tiny   256         2              2
   demo   384         2              8
   small  1024        4              8
-  4b     8192        16             8
-  8b     8192        16             8
+  4b     8192        16             -1
+  8b     8192        16             -1
 """)
 _EVERY = common.table("""
          panel_steps  panel_pairs  save_steps  log_steps

@@ -5,7 +5,7 @@
         --config.prompts.path=rl_training_data_filtered_2k.parquet
 
 Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 million, one GPU), 4b and
-8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are). Options, at most one algorithm:
+8b (1 to 256 devices; docs/fits.md says which are large enough). Options, at most one algorithm:
 
   grpo         rewards over mean and deviation of their group, clipped loss (without any option)
   dapo         clip-higher, dual clip, dynamic sampling, overlong penalty
@@ -50,8 +50,8 @@ _ROWS = common.table("""
   tiny   256         2              2
   demo   384         2              8
   small  1024        4              8
-  4b     10240       16             8
-  8b     10240       16             8
+  4b     10240       16             -1
+  8b     10240       16             -1
 """)
 
 
@@ -91,12 +91,9 @@ def _base(size: str) -> ConfigDict:
         max_tokens=row.max_response_tokens,
     )
     if is_large:
-        # 16 on each of 8 devices. A token's keys and values take 2 x 36 layers x 8 heads x 128 x 2
-        # bytes, so a response with its prompt up to 10 240 x 147 456 = 1.5 GB, 16 of them 24.2 GB,
-        # beside weights and moments, 12 bytes a parameter, and the sampler's weights, 2 bytes, all
-        # spread over 8 devices: 7.8 GB for 4B, 15.3 GB for 8B. In all 32 or 40 GB of the 60 that
-        # JAX takes of 80; 256 at a time would need 56 or 64, with XLA_PYTHON_CLIENT_MEM_FRACTION.
-        config.rollout.batch_responses = 128
+        # 16 on each device. A token's keys and values take 2 x 36 layers x 8 heads x 128 x 2 bytes,
+        # so a response with its prompt up to 10 240 x 147 456 = 1.5 GB, 16 of them 24.2 GB.
+        config.rollout.batch_responses = -1
     config.rewards = sampled.rewards(is_official=False)
     # Source: PRISM verl/verl/trainer/ppo/core_algos.py compute_grpo_outcome_advantage: eps 1e-6.
     config.advantage = ConfigDict(

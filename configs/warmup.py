@@ -5,8 +5,8 @@
         --config.model.folder=qwen3_vl_2b_moe4x --config.data.train=pairs.jsonl
 
 Sizes: tiny (tests), demo (an upcycled model of 2 million parameters, 2 CPU cores), small (one GPU),
-4b and 8b (8 devices of 80 GB; both the published 2B x 4 experts, which serves either policy).
-Options:
+4b and 8b (1 to 256 devices, see docs/fits.md; both the published 2B x 4 experts, which serves
+either policy). Options:
 
   new        tiny, demo, small: a new dense model; model.folder then names its tokenizer
   text_only  without pictures, the vision tower frozen (the paper's ablation). For the dense
@@ -38,8 +38,8 @@ _ROWS = common.table("""
   tiny   512         4              2
   demo   384         4              6
   small  2048        8              8
-  4b     16384       16             8
-  8b     16384       16             8
+  4b     16384       16             -1
+  8b     16384       16             -1
 """)
 # When held-out pairs are scored, and how many; likewise of the honesty panel.
 _EVALUATIONS = common.table("""

@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from prism_jax import errors
 
 # Fields that have another name than they had, with the present one.
-RENAMED = {"verifier": "judge"}
+RENAMED = {"verifier": "judge", "num_microbatches": "step_rows"}
 _OVERRIDE = re.compile(r"(--?(?:no)?config)\.([^=]*)(?:=.*)?", re.DOTALL)
 _FILE = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 

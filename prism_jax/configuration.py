@@ -62,7 +62,11 @@ def free_fields(kind: type[Section]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axes(Section):
-    """Sizes of the mesh; one of them may be -1, all the devices that are left."""
+    """Sizes of the mesh; one of them may be -1, all the devices that are left.
+
+    With both `data` and `fsdp` -1, `fsdp` takes as many as `max_fsdp` allows: a power of two of the
+    devices of a slice. Rows are spread over data x fsdp, the "parts" of the mesh.
+    """
 
     data: int
     fsdp: int
@@ -75,13 +79,15 @@ class Mesh(Section):
     """Say how arrays lie on devices."""
 
     axes: Axes
+    # Most devices that a weight is spread over where data and fsdp are -1; None: no limit.
+    max_fsdp: int | None
     num_devices: int | None  # the first so many; None: all
     is_distributed: bool | None  # several processes; None: where a cluster is detected
     rules: tuple[tuple[str, str | tuple[str, ...] | None], ...]  # instead of the usual ones
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return at_least(self, 1, "num_devices")
+        return at_least(self, 1, "num_devices", "max_fsdp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -198,6 +204,42 @@ class Log(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What of the devices of a run decides which rows it can compute."""
+
+    row_parts: int  # parts of the mesh, data x fsdp, over which the rows of a microbatch are spread
+    token_multiple: int  # of the tokens and patches of a row, as attention reads them
+
+    def rows(self, num_rows: int) -> int:
+        """Return the rows of a microbatch; -1 is one a part."""
+        return self.row_parts if num_rows == -1 else num_rows
+
+    def problems(self, num_rows: int, *sizes: int, name: str, size_names: str) -> list[str]:
+        """Return what is wrong with rows of these numbers of tokens or patches.
+
+        Args:
+          name, size_names: of the fields, for the messages.
+        """
+        found, parts = [], self.row_parts
+        if self.rows(num_rows) % parts:
+            above = -(-num_rows // parts) * parts
+            right = " or ".join(str(n) for n in (above - parts, above) if n)
+            found.append(
+                f"{name} must be -1, a row on each of the {parts} parts (data x fsdp) of the mesh, "
+                f"or a multiple of {parts} such as {right}, got {num_rows}"
+            )
+        wrong = [size for size in sizes if size % self.token_multiple]
+        if wrong:
+            multiple = self.token_multiple
+            right = ", ".join(str(-(-size // multiple) * multiple) for size in wrong)
+            found.append(
+                f"{size_names} must be a multiple of {multiple} for splash attention, got "
+                f"{', '.join(map(str, wrong))}; {right} would do"
+            )
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingRun(Section):
     """The part of a stage's configuration that every training run has."""
 
@@ -211,6 +253,11 @@ class TrainingRun(Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         return at_least(self, 0, "seed")
+
+    def problems_on(self, layout: Layout) -> list[str]:
+        """Return what does not go on these devices, as `problems` does; known before any data."""
+        del layout
+        return []
 
 
 def at_least(section: Section, least: float, *names: str) -> list[str]:

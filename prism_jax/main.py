@@ -39,6 +39,7 @@ COMMANDS = {
     "rlvr": ("stages.rlvr.main", "reinforcement learning with verifiable rewards"),
     "data": ("commands.data", "write the embedded corpus, build data sets"),
     "pipeline": ("commands.pipeline.main", "the whole chain of stages on the embedded corpus"),
+    "plan": ("commands.plan.main", "whether a configuration fits a machine that is not there"),
     "report": ("commands.report", "one page about a chain: plots, tables, responses"),
 }
 

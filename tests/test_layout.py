@@ -81,6 +81,11 @@ _PARTS: dict[str, tuple[str, str]] = {
         "errors small_files progress configuration checkpoints report",
         "",
     ),
+    # It names every stage, whose programs it lists.
+    "prism_jax.commands.plan": (
+        f"{_BASE} checkpoints setup policy commands.ask models",
+        "jax ml_collections",
+    ),
     "prism_jax.commands": (
         f"{_RUN} policy running report commands.ask models",
         "jax numpy ml_collections",

@@ -133,12 +133,17 @@ class Packed:
     def rows(self, step: int, chosen: Sequence[int]) -> Rows:
         """Return some of the rows of a step, by their place in it, as arrays.
 
+        A place behind the rows of the step is an empty row.
+
         The vision rows have the size that all rows of the step need, so that it is the same for
         whoever makes another part of the step.
         """
         rows = self._plan.step(step)
         needed = max(int(self._demonstrations.sizes[list(row), 1].sum()) for row in rows)
-        own = [[self._demonstrations[number] for number in rows[place]] for place in chosen]
+        own = [
+            [self._demonstrations[number] for number in (rows[place] if place < len(rows) else ())]
+            for place in chosen
+        ]
         text, vision = collate.collate(
             [[encoded.example for encoded in row] for row in own],
             config=self._config,

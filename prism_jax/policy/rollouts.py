@@ -34,7 +34,8 @@ class Rollout(configuration.Section):
 
     num_prompts: int
     num_responses: int  # to each prompt
-    # Most that are decoded at a time, over all devices; None: all.
+    # Most that are decoded at a time, over all devices; -1: those to one prompt on each part of the
+    # mesh; None: all. Responses do not depend on it.
     batch_responses: int | None = configuration.free()
     max_response_tokens: int
     temperature: float
@@ -54,9 +55,9 @@ class Rollout(configuration.Section):
             self, 1, "num_prompts", "num_responses", "max_response_tokens", "chunk_tokens",
             "dump_every_steps",
         )  # fmt: skip
-        if self.batch_responses is not None and self.batch_responses < self.num_responses:
+        if self.batch_responses not in (None, -1) and self.batch_responses < self.num_responses:
             found.append(
-                f"batch_responses must be >= num_responses = {self.num_responses} or None, got "
+                f"batch_responses must be >= num_responses = {self.num_responses}, -1 or None, got "
                 f"{self.batch_responses}"
             )
         if not self.temperature > 0:
@@ -83,10 +84,12 @@ class Rollout(configuration.Section):
         if self.batch_responses is None:
             return self.num_prompts
         parts = devices.row_parts()
+        if self.batch_responses == -1:
+            return min(self.num_prompts, parts)
         if self.batch_responses % (self.num_responses * parts):
             raise errors.InputError(
                 f"config.rollout.batch_responses must be a multiple of {self.num_responses} "
-                f"responses x {parts} parts of the mesh, or None, got {self.batch_responses}"
+                f"responses x {parts} parts of the mesh, -1 or None, got {self.batch_responses}"
             )
         return min(self.num_prompts, self.batch_responses // self.num_responses)
 

@@ -12,6 +12,8 @@ from prism_jax import configuration, errors, progress
 from prism_jax import mesh as mesh_lib
 from prism_jax.setup import distributed
 
+_SPLASH_ROW = 128  # of which splash attention reads multiples, see `models.attention`
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
@@ -34,6 +36,13 @@ class Devices:
         axes = self.rules.mesh_axes("batch")
         names = (axes,) if isinstance(axes, str) else axes or ()
         return math.prod(self.mesh.shape[name] for name in names)
+
+    def layout(self) -> configuration.Layout:
+        """Return what decides which rows can be computed."""
+        return configuration.Layout(
+            row_parts=self.row_parts(),
+            token_multiple=_SPLASH_ROW if self.attention == "splash" else 1,
+        )
 
 
 def open_devices(
@@ -64,7 +73,9 @@ def open_devices(
         )
     prefill, decode = implementations(model.attention, dtype, place=f"{place}.{section}.attention")
     devices = Devices(
-        mesh=mesh_lib.make(dataclasses.asdict(mesh.axes), found[: mesh.num_devices]),
+        mesh=mesh_lib.make(
+            dataclasses.asdict(mesh.axes), found[: mesh.num_devices], max_fsdp=mesh.max_fsdp
+        ),
         rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
         dtype=dtype,
         param_dtype=jnp.dtype(model.param_dtype),

@@ -7,6 +7,9 @@ from prism_jax import rows as packed_rows
 from prism_jax.rows import Largest, RowShape
 from prism_jax.setup import devices as devices_lib
 
+# The name of the rows of a microbatch in a position of the data, see `Rows.num_rows`.
+SPLIT = "rows of a microbatch, which a router's term and dropout depend on,"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows(configuration.Section):
@@ -14,11 +17,24 @@ class Rows(configuration.Section):
 
     row_tokens: int
     row_sequences: int  # most sequences in a row
-    num_rows: int  # of a microbatch, over all devices
+    # Of a microbatch, over all devices; -1: one on each part (data x fsdp) of the mesh. It does not
+    # change what a step learns from, which is laid into as many microbatches as it needs, so it may
+    # change on resume. Where it would change the training (a router's term, dropout), the position
+    # in the data keeps it, and another number of rows is refused.
+    num_rows: int = configuration.free()
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return configuration.at_least(self, 1, "row_tokens", "row_sequences", "num_rows")
+        found = configuration.at_least(self, 1, "row_tokens", "row_sequences")
+        if self.num_rows != -1:
+            found += configuration.at_least(self, 1, "num_rows")
+        return found
+
+    def problems_on(self, layout: configuration.Layout) -> list[str]:
+        """See `configuration.TrainingRun`."""
+        return layout.problems(
+            self.num_rows, self.row_tokens, name="num_rows", size_names="row_tokens"
+        )
 
     def shape(
         self, largest: Largest, devices: devices_lib.Devices, *, place: str, advice: str = ""
@@ -32,18 +48,16 @@ class Rows(configuration.Section):
         Raises:
           InputError: the rows are too short, or do not divide over the devices.
         """
-        is_splash = devices.attention == "splash"
-        if self.num_rows % devices.row_parts() or (is_splash and self.row_tokens % 128):
-            raise errors.InputError(
-                f"{place}.num_rows must divide over {devices.row_parts()} parts of the mesh, and "
-                f"row_tokens by 128 for splash attention, got {self.num_rows}, {self.row_tokens}"
-            )
+        layout = devices.layout()
+        problems = self.problems_on(layout)
+        if problems:
+            raise errors.InputError("; ".join(f"{place}.{problem}" for problem in problems))
         return packed_rows.row_shape(
             largest,
             row_tokens=self.row_tokens,
             row_sequences=self.row_sequences,
-            microbatch_rows=self.num_rows,
-            patch_multiple=128 if is_splash else 1,
+            microbatch_rows=layout.rows(self.num_rows),
+            patch_multiple=layout.token_multiple,
             place=place,
             advice=advice,
         )

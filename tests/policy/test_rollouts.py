@@ -97,7 +97,7 @@ def test_more_than_a_step_draws_is_one_call(opened):
 
 
 def test_a_batch_that_holds_no_prompt_or_does_not_divide_is_refused(opened):
-    with pytest.raises(errors.InputError, match="batch_responses must be >= num_responses = 2"):
+    with pytest.raises(errors.InputError, match="batch_responses must be >= num_responses = 2, -1"):
         _options(opened[0], {"rollout.batch_responses": 1})
     options = _options(
         opened[0],
@@ -108,10 +108,10 @@ def test_a_batch_that_holds_no_prompt_or_does_not_divide_is_refused(opened):
         options.rollout.batch_prompts(devices)
 
 
-def test_the_published_sizes_draw_one_prompt_a_device_at_a_time():
+def test_the_published_sizes_draw_one_prompt_a_part_at_a_time(opened):
+    _, _, devices = opened[:3]
     for size in ("4b", "8b"):
         for algorithm in ("grpo", "dapo"):
-            drawn = (
-                importlib.import_module("configs.rlvr").get_config(f"{size},{algorithm}").rollout
-            )
-            assert drawn.batch_responses == 8 * drawn.num_responses
+            config = importlib.import_module("configs.rlvr").get_config(f"{size},{algorithm}")
+            options = _options(opened[0], {"rollout": config.rollout.to_dict()})
+            assert options.rollout.batch_prompts(devices) == devices.row_parts()

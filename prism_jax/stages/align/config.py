@@ -263,3 +263,12 @@ class Config(configuration.TrainingRun):
                 f"{num_responses}, got {size}"
             )
         return found
+
+    def problems_on(self, layout: configuration.Layout) -> list[str]:
+        """See `configuration.TrainingRun`."""
+        sections = {"rows": self.rows, "discriminator.rows": self.discriminator.rows}
+        return [
+            f"{name}.{problem}"
+            for name, rows in sections.items()
+            for problem in rows.problems_on(layout)
+        ]

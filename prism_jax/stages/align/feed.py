@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from models.inputs import Example
 from prism_jax import errors
 from prism_jax.data import encode, processor, records, steps
+from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
 from prism_jax.policy import update as policy_update
 from prism_jax.rows import Largest, RowShape
@@ -149,9 +150,14 @@ class Feed:
             "config.discriminator.teacher_max_tokens cuts what is beyond, at the cost of its end"
         )
 
-    def train(self) -> steps.Steps:
-        """Return the prompts of the run, step by step."""
+    def train(self, shape: RowShape, rule: discriminator_loss.PairRule) -> steps.Steps:
+        """Return the prompts of the run, step by step.
+
+        Args:
+          shape: of the discriminator's rows.
+        """
         options = self.options
+        is_split_seen = rule.router > 0 or options.discriminator.head_dropout > 0
         return prompt_mixture.index_steps(
             self._opened,
             self._prompts,
@@ -160,6 +166,7 @@ class Feed:
             num_steps=options.train.num_steps,
             seed=options.seed,
             num_threads=options.train.num_threads,
+            microbatch_rows=shape.microbatch_rows if is_split_seen else None,
         )
 
     def _prompts(self, indices: Sequence[int]) -> Prompts:

@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
                 evaluate=None,
                 skip_counters=tuple(f"optim/{name}_skipped_in_row" for name in starts),
             ),
-            feed.train(),
+            feed.train(shapes.discriminator, options.discriminator.rule(discriminator)),
             setup_models.together(starts),
             limits=loop.Limits(
                 num_steps=options.train.num_steps,

@@ -201,3 +201,7 @@ class Config(configuration.TrainingRun):
                 f"{drawn.num_responses}"
             )
         return found
+
+    def problems_on(self, layout: configuration.Layout) -> list[str]:
+        """See `configuration.TrainingRun`."""
+        return [f"rows.{problem}" for problem in self.rows.problems_on(layout)]

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from prism_jax.data import processor
 from prism_jax.policy import rollouts
 from prism_jax.running import dump as running_dump
+from prism_jax.running import loop
 from prism_jax.running import run as run_lib
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models

@@ -46,8 +46,12 @@ class Train(configuration.Section):
 
     num_steps: int | None  # exactly one of the two is given
     num_epochs: int | None
-    num_rows: int  # packed rows of a microbatch, over all devices
-    num_microbatches: int
+    # Packed rows that a step learns from: its batch, the same on any devices.
+    step_rows: int
+    # Of a microbatch, over all devices; -1: one on each part (data x fsdp) of the mesh. A step
+    # takes as many microbatches as its rows need, the last filled up with empty rows. That does not
+    # change what it learns, so it may change on resume, but for a router's term: see `feed.Feed`.
+    num_rows: int = configuration.free()
     head_chunk_tokens: int  # whose logits are in a device's memory at a time
     head: Literal["fused", "recompute"]  # see `losses.sft.nll`
     load_balance: float  # coefficient of the router's term; of no effect on a dense model
@@ -56,9 +60,11 @@ class Train(configuration.Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         found = configuration.at_least(
-            self, 1, "num_steps", "num_epochs", "num_rows", "num_microbatches",
-            "head_chunk_tokens", "max_skipped_in_row",
+            self, 1, "num_steps", "num_epochs", "step_rows", "head_chunk_tokens",
+            "max_skipped_in_row",
         )  # fmt: skip
+        if self.num_rows != -1:
+            found += configuration.at_least(self, 1, "num_rows")
         if (self.num_steps is None) == (self.num_epochs is None):
             found.append("num_steps and num_epochs: exactly one must be given")
         return found + configuration.at_least(self, 0, "load_balance")
@@ -84,3 +90,18 @@ class Config(configuration.TrainingRun):
     train: Train
     optim: configuration.Optim
     evaluate: Evaluate = configuration.free()
+
+    def problems_on(self, layout: configuration.Layout) -> list[str]:
+        """See `configuration.TrainingRun`."""
+        return layout.problems(
+            self.train.num_rows,
+            self.data.row_tokens,
+            *self.data.row_patches,
+            name="train.num_rows",
+            size_names="data.row_tokens and data.row_patches",
+        )
+
+    def microbatches(self, layout: configuration.Layout) -> tuple[int, int]:
+        """Return the number of microbatches of a step, and the rows of each."""
+        num_rows = layout.rows(self.train.num_rows)
+        return -(-self.train.step_rows // num_rows), num_rows

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from prism_jax import batches, errors
+from prism_jax import batches, errors, progress
 from prism_jax.data import collate, demonstrations, packing, processor, steps, validate
 from prism_jax.losses import reduce
 from prism_jax.running import run as run_lib
-from prism_jax.setup import corpora
+from prism_jax.setup import corpora, row_shapes
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.sft import config as sft_config
@@ -54,24 +54,22 @@ class Feed:
             row_patches=data.row_patches,
             row_images=data.row_images,
         )
-        _check_shapes(options, devices)
-        self._rows = batches.local_rows(options.train.num_rows, devices.mesh, devices.rules)
+        if devices.rules.mesh_axes("images") != devices.rules.mesh_axes("batch"):
+            raise errors.InputError("config.mesh.rules: images must lie as batch does")
+        self._num_microbatches, self._num_rows = options.microbatches(devices.layout())
+        self._rows = batches.local_rows(self._num_rows, devices.mesh, devices.rules)
+        self._tell_empty_rows()
         self._demonstrations, self._train_digest = self._open(
             data.train, folder / "dropped_train.jsonl"
         )
         # A row of a step may hold several demonstrations, but none may be left empty by design.
         corpora.require_batch(
             sum(self._demonstrations.lengths),
-            options.train.num_rows * options.train.num_microbatches,
+            options.train.step_rows,
             name=" + ".join(self._demonstrations.names),
-            field="config.train.num_rows x num_microbatches",
+            field="config.train.step_rows",
         )
-        self._plan = self._planned(
-            self._demonstrations,
-            weights=data.weights,
-            num_microbatches=options.train.num_microbatches,
-            seed=options.seed,
-        )
+        self._plan = self._planned(self._demonstrations, weights=data.weights, seed=options.seed)
         self._held_out, self._held_out_digest = None, None
         if data.held_out and options.evaluate.every_steps is not None:
             self._held_out, self._held_out_digest = self._open(
@@ -83,8 +81,13 @@ class Feed:
         return self._plan.num_steps(num_epochs)
 
     def train(self, num_steps: int) -> run_lib.OnDevices:
-        """Return the batches of the run."""
+        """Return the batches of the run.
+
+        The load balance of a router is a mean over microbatches, so with it the rows of a
+        microbatch are a part of the training: a position is refused where they are others.
+        """
         data, train = self._options.data, self._options.train
+        has_router = self._model.config.text.moe is not None and train.load_balance > 0
         found = self._demonstrations
         identity = {
             "seed": self._options.seed,
@@ -93,10 +96,11 @@ class Feed:
             # None without evaluation, which may be switched on or off when a run goes on.
             "rows of config.data.held_out": self._held_out_digest,
             "weights": list(data.weights),
-            "step_rows": train.num_rows * train.num_microbatches,
+            "step_rows": train.step_rows,
+            row_shapes.SPLIT: self._num_rows if has_router else None,
             "limits": dataclasses.asdict(self._shapes.limits()),
         }
-        make = self._maker(found, self._plan, num_microbatches=train.num_microbatches)
+        make = self._maker(found, self._plan)
         made = steps.Steps(
             make, num_steps=num_steps, identity=identity, num_threads=data.num_threads
         )
@@ -108,17 +112,19 @@ class Feed:
         """Return what computes the loss on held-out demonstrations; None when there are none."""
         if self._held_out is None:
             return None
-        plan = self._planned(self._held_out, weights=(), num_microbatches=1, seed=None)
+        plan = self._planned(self._held_out, weights=(), seed=None)
         num_batches = plan.num_steps(1)
         if self._options.evaluate.num_batches is not None:
             num_batches = min(num_batches, self._options.evaluate.num_batches)
-        make = self._maker(self._held_out, plan, num_microbatches=1)
+        make = self._maker(self._held_out, plan)
 
         @jax.jit
         def score(params: nnx.State, batch: batches.SFTBatch) -> reduce.Sum:
-            microbatch = jax.tree.map(lambda x: x[0], batch)
-            model = nnx.merge(graphdef, params)
-            return loss_fn(model, microbatch, jax.random.key(0))[0]["nll"]
+            def one(microbatch: batches.SFTBatch) -> reduce.Sum:
+                model = nnx.merge(graphdef, params)
+                return loss_fn(model, microbatch, jax.random.key(0))[0]["nll"]
+
+            return jax.tree.map(lambda x: x.sum(0), jax.lax.map(one, batch))
 
         def evaluate(state: Any, step: int) -> dict[str, float]:
             del step
@@ -133,6 +139,16 @@ class Feed:
             return {"eval/nll": total / weight, "eval/target_tokens": weight}
 
         return evaluate
+
+    def _tell_empty_rows(self) -> None:
+        """Say so where the devices compute more rows than a step has."""
+        rows, computed = self._options.train.step_rows, self._num_microbatches * self._num_rows
+        if computed > rows:
+            progress.say(
+                f"{computed - rows} of {computed} rows of a step stay empty: train.step_rows = "
+                f"{rows} does not fill microbatches of {self._num_rows}; another step_rows is "
+                "another training"
+            )
 
     def _open(
         self, texts: Sequence[str], dropped: pathlib.Path
@@ -171,7 +187,6 @@ class Feed:
         found: demonstrations.Demonstrations,
         *,
         weights: Sequence[float],
-        num_microbatches: int,
         seed: int | None,
     ) -> packing.Plan:
         return packing.Plan(
@@ -179,13 +194,13 @@ class Feed:
             found.lengths,
             weights,
             limits=self._shapes.limits(),
-            step_rows=self._options.train.num_rows * num_microbatches,
+            step_rows=self._options.train.step_rows,
             num_open_rows=self._options.data.num_open_rows,
             seed=seed,
         )
 
     def _maker(
-        self, found: demonstrations.Demonstrations, plan: packing.Plan, *, num_microbatches: int
+        self, found: demonstrations.Demonstrations, plan: packing.Plan
     ) -> Callable[[int], batches.SFTBatch]:
         """Return what makes this process's rows of a step."""
         packed = demonstrations.Packed(
@@ -195,8 +210,8 @@ class Feed:
             config=self._model.config,
             pixels_dtype=collate.pixels_dtype(self._words),
         )
-        num_rows = self._options.train.num_rows
-        chosen = [m * num_rows + row for m in range(num_microbatches) for row in self._rows]
+        num_microbatches = self._num_microbatches
+        chosen = [m * self._num_rows + row for m in range(num_microbatches) for row in self._rows]
 
         def make(step: int) -> batches.SFTBatch:
             text, vision, is_assistant = packed.rows(step, chosen)
@@ -207,20 +222,3 @@ class Feed:
             )
 
         return make
-
-
-def _check_shapes(options: sft_config.Config, devices: devices_lib.Devices) -> None:
-    """Raise InputError for rows that the mesh or the attention cannot take."""
-    parts, num_rows = devices.row_parts(), options.train.num_rows
-    if num_rows % parts:
-        raise errors.InputError(
-            f"config.train.num_rows = {num_rows} must divide over {parts} parts of the mesh"
-        )
-    if devices.rules.mesh_axes("images") != devices.rules.mesh_axes("batch"):
-        raise errors.InputError("config.mesh.rules: images must lie as batch does")
-    sizes = (options.data.row_tokens, *options.data.row_patches)
-    if devices.attention == "splash" and any(size % 128 for size in sizes):
-        raise errors.InputError(
-            f"config.data.row_tokens and row_patches must be multiples of 128 for splash "
-            f"attention, got {sizes}"
-        )

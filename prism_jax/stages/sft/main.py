@@ -1,12 +1,11 @@
 """Stage 1, supervised fine-tuning: `python -m prism_jax sft --config=configs/sft.py:4b …`.
 
 Demonstrations are packed into rows of `data.row_tokens` tokens with their images, and the policy
-learns the assistant's tokens alone. A step has `train.num_microbatches` microbatches of
-`train.num_rows` rows; how it is split does not change it. Runs on TPU, GPU or CPU; configs/sft.py
-names sizes, hardware and sources.
+learns the assistant's tokens alone. A step has `train.step_rows` rows, in microbatches of
+`train.num_rows`; how it is split does not change it. Runs on TPU, GPU or CPU; configs/sft.py names
+sizes, hardware and sources.
 """
 
-import functools
 from collections.abc import Sequence
 
 from prism_jax.running import loop
@@ -15,7 +14,6 @@ from prism_jax.setup import models as setup_models
 from prism_jax.stages.sft import config as sft_config
 from prism_jax.stages.sft import feed as sft_feed
 from prism_jax.stages.sft import step as sft_step
-from prism_jax.training import train_step
 
 
 def main(argv: Sequence[str]) -> None:
@@ -34,17 +32,7 @@ def main(argv: Sequence[str]) -> None:
         optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
         start = setup_models.start_of(model, optimizer, devices, key=run.keys.init)
         loss_fn = sft_step.make_loss(options, devices)
-        update = train_step.make_train_step(
-            model.graphdef,
-            loss_fn,
-            optimizer,
-            weights_fn=functools.partial(
-                sft_step.weights, has_router=model.config.text.moe is not None
-            ),
-            coefficients=sft_step.coefficients(options.train, model),
-            num_microbatches=options.train.num_microbatches,
-            shardings=start.shardings,
-        )
+        update = sft_step.make_update(options, devices, model, optimizer, start, loss_fn)
         run.train(
             identity,
             loop.Stage(

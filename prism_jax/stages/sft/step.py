@@ -1,5 +1,7 @@
 """A step of supervised fine-tuning: its loss, weights and coefficients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +12,27 @@ from prism_jax.losses import reduce, sft
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.sft import config as sft_config
-from prism_jax.training import train_step
+from prism_jax.training import optim, train_step
+
+
+def make_update(
+    options: sft_config.Config,
+    devices: devices_lib.Devices,
+    model: setup_models.Model,
+    optimizer: optim.Optimizer,
+    start: setup_models.Start,
+    loss_fn: train_step.LossFn,
+) -> train_step.TrainStep:
+    """Return the update of the policy."""
+    return train_step.make_train_step(
+        model.graphdef,
+        loss_fn,
+        optimizer,
+        weights_fn=functools.partial(weights, has_router=model.config.text.moe is not None),
+        coefficients=coefficients(options.train, model),
+        num_microbatches=options.microbatches(devices.layout())[0],
+        shardings=start.shardings,
+    )
 
 
 def make_loss(options: sft_config.Config, devices: devices_lib.Devices) -> train_step.LossFn:

@@ -76,6 +76,10 @@ class Pairs(configuration.Section):
             found.append(f"head_dropout must be in [0, 1), got {self.head_dropout}")
         return found
 
+    def is_split_seen(self, model: setup_models.Model) -> bool:
+        """Return whether the training depends on the split of a step into microbatches."""
+        return self.rule(model).router > 0 or self.head_dropout > 0
+
     def rule(self, model: setup_models.Model) -> discriminator_loss.PairRule:
         """Return the rule for this discriminator."""
         has_router = model.config.text.moe is not None
@@ -138,3 +142,7 @@ class Config(configuration.TrainingRun):
         return super().problems() + segments.problems_of_length(
             "pairs.length_beta", self.pairs.length_beta, self.data.view
         )
+
+    def problems_on(self, layout: configuration.Layout) -> list[str]:
+        """See `configuration.TrainingRun`."""
+        return [f"rows.{problem}" for problem in self.rows.problems_on(layout)]

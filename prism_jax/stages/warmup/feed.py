@@ -17,7 +17,7 @@ from prism_jax.discriminator import segments
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import probes
 from prism_jax.rows import Largest, RowShape
-from prism_jax.setup import corpora
+from prism_jax.setup import corpora, row_shapes
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.warmup import config as warmup_config
@@ -131,8 +131,13 @@ class Feed:
         """Return the whole steps of so many epochs."""
         return num_epochs * len(self._train) // self._num_pairs
 
-    def train(self, shape: RowShape, *, num_steps: int) -> steps.Steps:
-        """Return the batches of the run, each pair once an epoch."""
+    def train(self, shape: RowShape, *, num_steps: int, is_split_seen: bool) -> steps.Steps:
+        """Return the batches of the run, each pair once an epoch.
+
+        Args:
+          is_split_seen: the training depends on the split into microbatches, see
+            `row_shapes.Rows.num_rows`.
+        """
         length = len(self._train)
 
         def make(step: int) -> discriminator_batch.SegmentBatch:
@@ -148,6 +153,7 @@ class Feed:
             "num_train": length,
             "num_pairs": self._num_pairs,
             "seed": self._seed,
+            row_shapes.SPLIT: shape.microbatch_rows if is_split_seen else None,
         }
         return steps.Steps(
             make, num_steps=num_steps, identity=identity, num_threads=self._options.num_threads

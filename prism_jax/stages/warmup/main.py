@@ -17,6 +17,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from prism_jax.checkpoints import model_files
+from prism_jax.running import loop
 from prism_jax.running import run as run_lib
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
@@ -59,7 +60,12 @@ def main(argv: Sequence[str]) -> None:
             warmup_step.make_stage(
                 options, devices, model, feed, optimizer, start, shape, num_steps=num_steps
             ),
-            run_lib.OnDevices(feed.train(shape, num_steps=num_steps), devices),
+            run_lib.OnDevices(
+                feed.train(
+                    shape, num_steps=num_steps, is_split_seen=options.pairs.is_split_seen(model)
+                ),
+                devices,
+            ),
             start,
             limits=loop.Limits(
                 num_steps=num_steps,

@@ -48,6 +48,18 @@ def make_evaluation(
     )
 
 
+def settings(
+    options: warmup_config.Config, devices: devices_lib.Devices
+) -> discriminator_loss.Settings:
+    """Return how the discriminator is computed."""
+    return discriminator_loss.Settings(
+        implementation=devices.attention,
+        remat=options.model.remat,
+        head_dropout=options.pairs.head_dropout,
+        score_dtype=options.pairs.score_dtype,
+    )
+
+
 def make_stage(
     options: warmup_config.Config,
     devices: devices_lib.Devices,
@@ -60,20 +72,15 @@ def make_stage(
     num_steps: int,
 ) -> loop.Stage:
     """Return what is done in a step, and how held-out pairs are measured."""
-    settings = discriminator_loss.Settings(
-        implementation=devices.attention,
-        remat=options.model.remat,
-        head_dropout=options.pairs.head_dropout,
-        score_dtype=options.pairs.score_dtype,
-    )
+    own_settings = settings(options, devices)
     names = options.data.form.names
     return loop.Stage(
         experience=loop.learn_from_data,
         update=make_update(
-            options.pairs.rule(model), names, settings, model, optimizer, start, shape
+            options.pairs.rule(model), names, own_settings, model, optimizer, start, shape
         ),
         evaluate=make_evaluation(
-            options, feed, model, devices, settings, shape, num_steps=num_steps
+            options, feed, model, devices, own_settings, shape, num_steps=num_steps
         ),
         skip_counters=("optim/skipped_in_row",),
     )

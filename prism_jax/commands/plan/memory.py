@@ -1,0 +1,148 @@
+"""What a phase of a stage takes of a device's memory: counted, compiled, or estimated."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from models.config import Qwen3VLConfig
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import programs
+
+GIB = 2**30
+# A running job also holds what no program does: the next batch, fragmentation.
+SAFE_FRACTION = 0.90
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phase:
+    """The memory of a device during a phase, in GiB."""
+
+    name: str
+    parts: Mapping[str, float]  # arguments by name, as their shapes say
+    beside: Mapping[str, float]  # what lies there for other phases
+    temporary: float  # activations, gradients, outputs that take no argument's place
+    padding: float  # of arguments, as the device lays them out
+    is_compiled: bool
+    # The compiler's own refusal; the figures are then an estimate.
+    refusal: str | None = None
+
+    @property
+    def total(self) -> float:
+        """Return all that is needed at once."""
+        held = sum(self.parts.values()) + sum(self.beside.values())
+        return held + self.padding + self.temporary
+
+    def fits(self, hbm_gib: float) -> bool:
+        """Return whether a tenth of the memory stays free."""
+        return self.refusal is None and self.total <= SAFE_FRACTION * hbm_gib
+
+
+def size_gib(tree: Any) -> float:
+    """Return what abstract arrays take on one device."""
+    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree)) / GIB
+
+
+def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return 0
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def compiled(program: programs.Program, found: Mapping[str, int]) -> Phase:
+    """Return the memory of a compiled program, from the bytes of `memory_analysis`."""
+    counted = counted_parts(program)
+    arguments = found["argument"] / GIB
+    return Phase(
+        name=program.phase,
+        parts=counted,
+        beside={name: size_gib(tree) for name, tree in program.beside.items()},
+        temporary=(found["temporary"] + found["output"] - found["alias"]) / GIB,
+        padding=max(0.0, arguments - sum(counted.values())),
+        is_compiled=True,
+    )
+
+
+def estimated(
+    program: programs.Program, devices: devices_lib.Devices, *, refusal: str | None = None
+) -> Phase:
+    """Return the memory by arithmetic alone."""
+    return Phase(
+        name=program.phase,
+        parts=counted_parts(program),
+        beside={name: size_gib(tree) for name, tree in program.beside.items()},
+        temporary=_temporary(program, devices) / GIB,
+        padding=0.0,
+        is_compiled=False,
+        refusal=refusal,
+    )
+
+
+def counted_parts(program: programs.Program) -> dict[str, float]:
+    """Return the named parts of a program's arguments in GiB."""
+    return {name: size_gib(tree) for name, tree in program.parts.items()}
+
+
+def _temporary(program: programs.Program, devices: devices_lib.Devices) -> float:
+    """Return an estimate of the bytes of activations, gradients and gathered weights.
+
+    Counted are the inputs of layers that the backward pass needs, one layer's own activations
+    (four copies of its widest arrays), the logits of a chunk three times in float32, the gathered
+    head and its gradient, two gathered layers, and the gradients, twice where microbatches are
+    summed.
+    """
+    work, mesh = program.work, devices.mesh.shape
+    text, parts, tensor = work.model.text, devices.row_parts(), mesh["tensor"]
+    tokens, patches = work.tokens / parts, work.patches / parts
+    width = text.hidden_size
+    heads = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim / tensor
+    layer = tokens * 2 * (6 * width + 4 * heads + 4 * _mlp_width(work.model) / tensor)
+    found = layer
+    if work.is_decoding:
+        # Logits in float32, scaled, with noise.
+        return found + 3 * 4 * tokens * text.vocab_size / tensor
+    chunk = min(work.head_chunk_tokens, work.head_tokens / parts)
+    is_cut = mesh["fsdp"] > 1
+    if work.head_tokens:
+        found += 3 * 4 * chunk * text.vocab_size / tensor
+        found += (2 + 4 * work.has_gradient) * width * text.vocab_size / tensor * is_cut
+    found += 2 * 2 * layer_parameters(work.model) / tensor * is_cut
+    vision = work.model.vision
+    if vision is not None and patches:
+        found += patches * 2 * (8 * vision.hidden_size + 4 * vision.intermediate_size)
+    if not work.has_gradient:
+        return found + 2 * tokens * width * 4
+    saved = tokens * 2 * width
+    if work.remat == "save_attention":
+        saved += tokens * (2 * heads + 4 * text.num_heads / tensor)
+    elif work.remat != "full":
+        saved += layer / 2
+    found += text.num_layers * saved
+    if vision is not None and patches:
+        found += vision.num_layers * patches * 2 * vision.hidden_size
+    gradients = size_gib(program.arguments[0].params) * GIB
+    return found + gradients * (2 if work.calls > 1 else 1)
+
+
+def _mlp_width(config: Qwen3VLConfig) -> int:
+    moe = config.text.moe
+    if moe is None:
+        return config.text.intermediate_size
+    # Few experts are all computed on every token.
+    return moe.intermediate_size * (moe.num_experts if moe.num_experts <= 8 else 8)
+
+
+def layer_parameters(config: Qwen3VLConfig, *, is_active: bool = False) -> int:
+    """Return the parameters of a decoder layer's matrices; of experts all, or the computed ones."""
+    text = config.text
+    attention = text.hidden_size * text.head_dim * (2 * text.num_heads + 2 * text.num_kv_heads)
+    width = text.intermediate_size
+    if text.moe is not None:
+        count = text.moe.num_experts
+        width = text.moe.intermediate_size * count
+        if is_active:
+            width = _mlp_width(config)
+    return attention + 3 * text.hidden_size * width

@@ -1,0 +1,107 @@
+"""The programs of RLVR; see `setup.programs`."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from prism_jax.data import encode
+from prism_jax.policy import batch as policy_batch
+from prism_jax.policy import loss as policy_loss
+from prism_jax.policy import programs as policy_programs
+from prism_jax.policy import update as policy_update
+from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import models as setup_models
+from prism_jax.setup import programs
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import feed as rlvr_feed
+from prism_jax.stages.rlvr import updates as rlvr_updates
+
+
+def programs_of(
+    options: rlvr_config.Config,
+    devices: devices_lib.Devices,
+    models: Mapping[str, setup_models.Model],
+    bounds: programs.Bounds,
+) -> list[programs.Program]:
+    """Return prefill, decoding, log-probs where something needs them, and the update."""
+    model = models["policy"]
+    bounds = bounds.within(options.prompts.max_pixels, model.config)
+    size = encode.Size(
+        tokens=bounds.prompt_tokens, patches=bounds.prompt_patches, images=bounds.prompt_images
+    )
+    shape = rlvr_updates.shape_of(options, [size], devices)
+    optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1000)
+    start = setup_models.start_of(model, optimizer, devices, key=programs.key())
+    batch = policy_batch.pack(
+        [programs.example()],
+        [programs.continuation()],
+        [np.zeros(1, np.float32)],
+        np.zeros(1, np.float32),
+        programs.one_row(shape),
+        model.config,
+    )
+    batch = programs.expand(
+        batch, devices, num_microbatches=shape.num_microbatches, rows=shape.microbatch_rows
+    )
+    train, reference = options.train, options.reference
+    state, kept = programs.state_parts(start.abstract), {}
+    if reference.is_used:
+        kept = {"reference": start.abstract.params}
+    drawn = dataclasses.replace(options.rollout, num_prompts=rlvr_feed._drawn_prompts(options))
+    found = policy_programs.sampler(drawn, model, devices, bounds, beside=state | kept)
+    settings = policy_update.settings(train, options.rollout, options.model, devices)
+    work = programs.Work(
+        model=model.config,
+        tokens=shape.microbatch_rows * shape.row_tokens,
+        sequence_tokens=shape.row_tokens,
+        patches=shape.microbatch_rows * shape.row_patches,
+        head_tokens=shape.microbatch_rows * shape.row_continued_tokens,
+        head_chunk_tokens=options.train.head_chunk_tokens,
+        calls=shape.num_microbatches * train.num_minibatches,
+        has_gradient=False,
+        is_decoding=False,
+    )
+    has_several = train.num_updates > 1
+    has_old = has_several or reference.reward_coefficient is not None
+    if has_old or reference.is_used:
+        found.append(
+            programs.Program(
+                phase="log-probs",
+                function=policy_loss.make_logprobs(model.graphdef, settings),
+                arguments=(start.abstract.params, batch),
+                static={},
+                parts={"parameters": start.abstract.params, "batch": batch},
+                beside={"states": start.abstract.opt_state} | kept,
+                work=dataclasses.replace(work, calls=work.calls * (has_old + reference.is_used)),
+            )
+        )
+    if has_several:
+        batch = dataclasses.replace(batch, old_logprobs=batch.sampler_logprobs)
+    if options.groups.keep != "all":
+        place = batch.lengths
+        is_older = jax.ShapeDtypeStruct(place.shape, np.bool_, sharding=place.sharding)
+        batch = dataclasses.replace(batch, is_older=is_older)
+    if reference.is_used:
+        batch = dataclasses.replace(batch, reference_logprobs=batch.sampler_logprobs)
+    update = policy_update.make_update(
+        options.algorithm, settings, model, optimizer, start, shape, reference=reference.loss
+    )
+    found.append(
+        programs.Program(
+            phase="update",
+            function=update,
+            arguments=(start.abstract, batch, programs.key()),
+            static={},
+            parts=state | {"batch": batch},
+            beside=kept,
+            work=dataclasses.replace(
+                work,
+                calls=work.calls * train.num_epochs,
+                has_gradient=True,
+                remat=options.model.remat,
+            ),
+        )
+    )
+    return found
