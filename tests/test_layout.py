@@ -17,7 +17,8 @@ _FILES = sorted(
 # longest name that fits a module decides; a folder always imports itself, and a name includes what
 # lies in it. Arrows between these parts run one way.
 _BASE = (
-    "errors version small_files intervals tree_paths metrics progress configuration mesh batches"
+    "errors version small_files intervals tree_paths metrics progress row_layout configuration mesh"
+    " batches"
 )
 _RUN = f"{_BASE} rows losses training checkpoints data rewards rollout setup"
 _PARTS: dict[str, tuple[str, str]] = {
@@ -32,7 +33,8 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.metrics": ("", "jax numpy"),
     "prism_jax.progress": ("", "jax"),
     "prism_jax.config_usage": ("errors", "absl ml_collections"),
-    "prism_jax.configuration": ("errors config_usage", "absl ml_collections"),
+    "prism_jax.row_layout": ("", ""),
+    "prism_jax.configuration": ("errors config_usage row_layout", "absl ml_collections"),
     "prism_jax.mesh": ("errors tree_paths models", "jax flax numpy"),
     "prism_jax.batches": ("models", "jax numpy"),
     "prism_jax.rows": ("errors batches models", "jax numpy"),
@@ -64,7 +66,7 @@ _PARTS: dict[str, tuple[str, str]] = {
         "jax ml_collections numpy tensorboardX wandb",
     ),
     # The stages import nothing of one another.
-    "prism_jax.stages.sft": (f"{_RUN} running models", "jax flax"),
+    "prism_jax.stages.sft": (f"{_RUN} running models", "jax flax numpy"),
     "prism_jax.stages.warmup": (f"{_RUN} discriminator honesty running", "jax flax numpy"),
     "prism_jax.stages.align": (
         f"{_RUN} policy discriminator honesty running models",

@@ -1,18 +1,25 @@
 """The sampler's programs with abstract arguments; see `setup.programs`."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models import inputs, sharding
+from models import text as text_lib
+from prism_jax import configuration
+from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import rollouts
+from prism_jax.policy import update as policy_update
 from prism_jax.rollout import decode, serving
 from prism_jax.rollout.sampling import Sampling
+from prism_jax.rows import RowShape
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.setup import programs
@@ -39,14 +46,24 @@ def prepared(
     stacked = placed(model.params)["text"]["layers"]["attn"]
     q, k = (stacked[name]["kernel"].get_value() for name in ("q", "k"))
 
+    heads = serving.is_cut_between_heads(q, k, model.config.text.num_kv_heads)
+    graphdef, params = _joined(model.build, heads, devices.dtype)
+    return graphdef, placed(params)
+
+
+@functools.cache
+def _joined(
+    build: train_state.MakeModel, heads: bool, dtype: jnp.dtype
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Return the model with its layers apart, the maps of the same input joined."""
+
     def joined(rngs: nnx.Rngs) -> nnx.Module:
-        built = model.build(rngs)
+        built = build(rngs)
         built.text.unstack()
-        built.text.join(heads=serving.is_cut_between_heads(q, k, model.config.text.num_kv_heads))
+        built.text.join(heads=heads)
         return built
 
-    graphdef, params = train_state.abstract_params(joined, param_dtype=devices.dtype)
-    return graphdef, placed(params)
+    return train_state.abstract_params(joined, param_dtype=dtype)
 
 
 def sampler(
@@ -79,42 +96,17 @@ def sampler(
     )
     graphdef, params = prepared(model, devices)
     text, vision = _prompts(model, devices, bounds, num_prompts=prompts, row_tokens=length)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-    keys = programs.placed(devices, (rows,), keys.dtype, "batch")
+    keys = programs.placed(devices, (rows,), programs.key().dtype, "batch")
     started = {
         "sampling": sampling,
         "num_responses": options.num_responses,
         "implementation": devices.attention,
         "cache_tokens": length + options.max_response_tokens,
     }
-    with jax.sharding.use_abstract_mesh(devices.mesh.abstract_mesh):
-        state = jax.eval_shape(
-            lambda params, text, vision, keys: decode.start(
-                graphdef, params, text, vision, keys, **started
-            ),
-            *(params, text, vision, keys),
-        )
-    state = programs.with_sharding(state, lambda leaf: _place(leaf, devices))
+    state = _state(model, devices, rows=rows, places=started["cache_tokens"], sampling=sampling)
     shared = {"beside": beside, "parts": {"sampler's weights": params}}
-    prefill = programs.Work(
-        model=model.config,
-        tokens=prompts * length,
-        sequence_tokens=length,
-        patches=prompts * bounds.prompt_patches,
-        head_tokens=0,
-        calls=num_batches,
-        has_gradient=False,
-        is_decoding=False,
-    )
-    decoding = programs.Work(
-        model=model.config,
-        tokens=rows,
-        sequence_tokens=length + options.max_response_tokens,
-        patches=0,
-        head_tokens=rows,
-        calls=num_batches * options.max_response_tokens,
-        has_gradient=False,
-        is_decoding=True,
+    prefill, decoding = _works(
+        model, bounds, options, prompts=prompts, length=length, num_batches=num_batches
     )
     return [
         programs.Program(
@@ -140,11 +132,110 @@ def sampler(
     ]
 
 
-def _place(leaf: jax.ShapeDtypeStruct, devices: devices_lib.Devices) -> NamedSharding:
-    """Return where a part of the sampler's state lies: rows over the parts, heads over tensor."""
-    axes = ("batch", None, "act_kv_heads", None) if leaf.ndim == 4 else ("batch",)[: leaf.ndim]
-    spec = (None if axis is None else devices.rules.mesh_axes(axis) for axis in axes)
-    return NamedSharding(devices.mesh, PartitionSpec(*spec))
+def _works(
+    model: setup_models.Model,
+    bounds: programs.Bounds,
+    options: rollouts.Rollout,
+    *,
+    prompts: int,
+    length: int,
+    num_batches: int,
+) -> tuple[programs.Work, programs.Work]:
+    """Return what prefill and decoding compute."""
+    prefill = programs.Work(
+        model=model.config,
+        tokens=prompts * length,
+        sequence_tokens=length,
+        patches=prompts * bounds.prompt_patches,
+        head_tokens=0,
+        calls=num_batches,
+        has_gradient=False,
+        is_decoding=False,
+    )
+    decoding = dataclasses.replace(
+        prefill,
+        tokens=prompts * options.num_responses,
+        sequence_tokens=length + options.max_response_tokens,
+        patches=0,
+        head_tokens=prompts * options.num_responses,
+        calls=num_batches * options.max_response_tokens,
+        is_decoding=True,
+    )
+    return prefill, decoding
+
+
+def rows(
+    model: setup_models.Model, devices: devices_lib.Devices, shape: RowShape
+) -> policy_batch.PolicyBatch:
+    """Return the abstract rows of an update."""
+    batch = policy_batch.pack(
+        [programs.example()],
+        [programs.continuation()],
+        [np.zeros(1, np.float32)],
+        np.zeros(1, np.float32),
+        programs.one_row(shape),
+        model.config,
+    )
+    return programs.expand(
+        batch, devices, num_microbatches=shape.num_microbatches, rows=shape.microbatch_rows
+    )
+
+
+def update_work(
+    model: setup_models.Model,
+    shape: RowShape,
+    train: policy_update.Train,
+    source: configuration.Model,
+    *,
+    calls: int,
+) -> programs.Work:
+    """Return what an update computes, `calls` times all microbatches."""
+    return programs.Work(
+        model=model.config,
+        tokens=shape.microbatch_rows * shape.row_tokens,
+        sequence_tokens=shape.row_tokens,
+        patches=shape.microbatch_rows * shape.row_patches,
+        head_tokens=shape.microbatch_rows * shape.row_continued_tokens,
+        head_chunk_tokens=train.head_chunk_tokens,
+        calls=shape.num_microbatches * calls,
+        has_gradient=True,
+        is_decoding=False,
+        remat=source.remat,
+    )
+
+
+def _state(
+    model: setup_models.Model,
+    devices: devices_lib.Devices,
+    *,
+    rows: int,
+    places: int,
+    sampling: Sampling,
+) -> decode.DecodeState:
+    """Return the responses while they are decoded; rows lie over the parts, heads over tensor."""
+    config = model.config.text
+
+    def each(dtype: Any, *more: int) -> jax.ShapeDtypeStruct:
+        return programs.placed(devices, (rows, *more), dtype, "batch", *[None] * len(more))
+
+    keys = programs.placed(
+        devices,
+        (rows, places, config.num_kv_heads, config.head_dim),
+        devices.dtype,
+        *("batch", None, "act_kv_heads", None),
+    )
+    layers = [keys] * config.num_layers
+    counts = each(np.int32)
+    return decode.DecodeState(
+        cache=text_lib.Cache(keys=layers, values=layers, lengths=counts, next_positions=counts),
+        hidden=each(devices.dtype, config.hidden_size),
+        tokens=each(np.int32, sampling.max_tokens),
+        logprobs=each(np.float32, sampling.max_tokens),
+        lengths=counts,
+        is_ended=each(np.bool_),
+        keys=each(programs.key().dtype),
+        step=programs.placed(devices, (), np.int32),
+    )
 
 
 def _prompts(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import attention, sharding
-from prism_jax import configuration, errors, progress
+from prism_jax import configuration, errors, progress, row_layout
 from prism_jax import mesh as mesh_lib
 from prism_jax.setup import distributed
 
@@ -37,9 +37,9 @@ class Devices:
         names = (axes,) if isinstance(axes, str) else axes or ()
         return math.prod(self.mesh.shape[name] for name in names)
 
-    def layout(self) -> configuration.Layout:
+    def layout(self) -> row_layout.RowLayout:
         """Return what decides which rows can be computed."""
-        return configuration.Layout(
+        return row_layout.RowLayout(
             row_parts=self.row_parts(),
             token_multiple=_SPLASH_ROW if self.attention == "splash" else 1,
         )

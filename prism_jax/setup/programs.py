@@ -5,11 +5,13 @@ runs; no array is made. `commands.plan` reads them.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from models import positions
@@ -86,8 +88,9 @@ def open_model(
     is_discriminator: bool,
 ) -> setup_models.Model:
     """Return a model of these sizes, without any file of it."""
-    build = setup_models.builder(config, devices, is_discriminator=is_discriminator)
-    graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
+    # Nothing of a model depends on where it will lie.
+    anywhere = dataclasses.replace(devices, mesh=None)
+    build, graphdef, params = _abstract(config, anywhere, is_discriminator=is_discriminator)
     return setup_models.Model(
         config=config,
         values={},
@@ -97,6 +100,14 @@ def open_model(
         source=source,
         is_discriminator=is_discriminator,
     )
+
+
+@functools.cache
+def _abstract(
+    config: Qwen3VLConfig, devices: devices_lib.Devices, *, is_discriminator: bool
+) -> tuple[train_state.MakeModel, nnx.GraphDef, nnx.State]:
+    build = setup_models.builder(config, devices, is_discriminator=is_discriminator)
+    return build, *train_state.abstract_params(build, param_dtype=devices.param_dtype)
 
 
 def key() -> jax.ShapeDtypeStruct:
@@ -144,13 +155,6 @@ def placed(
         *(None if axis is None else devices.rules.mesh_axes(axis) for axis in axes)
     )
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(devices.mesh, spec))
-
-
-def with_sharding(tree: Tree, place: Callable[[Any], NamedSharding]) -> Tree:
-    """Return abstract arrays with the sharding that `place` gives each."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf)), tree
-    )
 
 
 def state_parts(state: train_state.TrainState, name: str = "") -> dict[str, Tree]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from prism_jax import configuration, errors
+from prism_jax import configuration, errors, row_layout
 from prism_jax import rows as packed_rows
 from prism_jax.rows import Largest, RowShape
 from prism_jax.setup import devices as devices_lib
@@ -30,7 +30,7 @@ class Rows(configuration.Section):
             found += configuration.at_least(self, 1, "num_rows")
         return found
 
-    def problems_on(self, layout: configuration.Layout) -> list[str]:
+    def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """See `configuration.TrainingRun`."""
         return layout.problems(
             self.num_rows, self.row_tokens, name="num_rows", size_names="row_tokens"

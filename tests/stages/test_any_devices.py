@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from models import discriminator, presets, qwen3_vl, sharding
-from prism_jax import configuration, mesh
+from prism_jax import configuration, mesh, row_layout
 from prism_jax.training import train_state
 
 _NUM_DEVICES = (1, 2, 4, 6, 8, 12, 16, 32, 64, 96, 128, 192, 256)
@@ -48,7 +48,7 @@ def test_a_row_on_each_part_of_any_mesh_and_the_batch_stays(stage, size):
         found = mesh.axis_sizes(axes, number, max_fsdp=limit)
         assert math.prod(found.values()) == number
         parts = found["data"] * found["fsdp"]
-        layout = configuration.Layout(row_parts=parts, token_multiple=128)
+        layout = row_layout.RowLayout(row_parts=parts, token_multiple=128)
         assert not options.problems_on(layout)
         if stage == "sft":
             count, rows = options.microbatches(layout)
@@ -73,7 +73,7 @@ def test_the_mesh_of_any_number_divides_every_published_weight(model):
 def test_rows_that_do_not_divide_are_told_with_the_numbers_that_would_do():
     options = _options("align", "4b")
     rows = dataclasses.replace(options.rows, num_rows=12, row_tokens=8200)
-    layout = configuration.Layout(row_parts=8, token_multiple=128)
+    layout = row_layout.RowLayout(row_parts=8, token_multiple=128)
     assert dataclasses.replace(options, rows=rows).problems_on(layout) == [
         "rows.num_rows must be -1, a row on each of the 8 parts (data x fsdp) of the mesh, or a "
         "multiple of 8 such as 8 or 16, got 12",

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from prism_jax import configuration
+from prism_jax import configuration, row_layout
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
@@ -264,7 +264,7 @@ class Config(configuration.TrainingRun):
             )
         return found
 
-    def problems_on(self, layout: configuration.Layout) -> list[str]:
+    def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """See `configuration.TrainingRun`."""
         sections = {"rows": self.rows, "discriminator.rows": self.discriminator.rows}
         return [

@@ -39,50 +39,10 @@ def programs_of(
     found = policy_programs.sampler(
         options.rollout, policy, devices, bounds, beside=parts["policy"] | parts["discriminator"]
     )
-    segments = discriminator_programs.batch(
-        discriminator,
-        devices,
-        shapes.discriminator,
-        is_paired=False,
-        positions=options.discriminator.positions,
+    rows = policy_programs.rows(policy, devices, shapes.policy)
+    found += _of_discriminator(
+        options, devices, discriminator, shapes, starts, updates, parts["policy"], rows
     )
-    state = starts["discriminator"].abstract
-    score = discriminator_loss.make_scorer(
-        discriminator.graphdef, align_updates.score_settings(options, devices)
-    )
-    work = discriminator_programs.work(discriminator, shapes.discriminator)
-    found.append(
-        programs.Program(
-            phase="scores",
-            function=score,
-            arguments=(state.params, segments),
-            static={},
-            parts={"discriminator parameters": state.params, "batch": segments},
-            beside=parts["policy"] | {"discriminator states": state.opt_state},
-            work=work,
-        )
-    )
-    place = segments.last
-    gradients = jax.ShapeDtypeStruct(place.shape, np.float32, sharding=place.sharding)
-    segments = dataclasses.replace(segments, score_gradients=gradients)
-    rows = _policy_rows(policy, devices, shapes)
-    found.append(
-        programs.Program(
-            phase="discriminator's update",
-            function=updates.discriminator,
-            arguments=(state, segments, programs.key()),
-            static={},
-            parts=parts["discriminator"] | {"batch": segments},
-            beside=parts["policy"] | {"policy batch": rows},
-            work=dataclasses.replace(
-                work,
-                calls=work.calls * options.pace.discriminator_updates,
-                has_gradient=True,
-                remat=options.discriminator.remat,
-            ),
-        )
-    )
-    shape = shapes.policy
     found.append(
         programs.Program(
             phase="policy's update",
@@ -91,21 +51,68 @@ def programs_of(
             static={},
             parts=parts["policy"] | {"batch": rows},
             beside=parts["discriminator"],
-            work=programs.Work(
-                model=policy.config,
-                tokens=shape.microbatch_rows * shape.row_tokens,
-                sequence_tokens=shape.row_tokens,
-                patches=shape.microbatch_rows * shape.row_patches,
-                head_tokens=shape.microbatch_rows * shape.row_continued_tokens,
-                head_chunk_tokens=options.train.head_chunk_tokens,
-                calls=shape.num_microbatches,
-                has_gradient=True,
-                is_decoding=False,
-                remat=options.model.remat,
+            work=policy_programs.update_work(
+                policy, shapes.policy, options.train, options.model, calls=1
             ),
         )
     )
     return found
+
+
+def _of_discriminator(
+    options: align_config.Config,
+    devices: devices_lib.Devices,
+    model: setup_models.Model,
+    shapes: align_feed.Shapes,
+    starts: Mapping[str, setup_models.Start],
+    updates: align_updates.Updates,
+    policy: Mapping[str, programs.Tree],
+    rows: policy_batch.PolicyBatch,
+) -> list[programs.Program]:
+    """Return the scores and the update that learns from them.
+
+    Args:
+      policy: parts of the policy's state, which lie beside.
+      rows: of the policy, which wait for its update.
+    """
+    state = starts["discriminator"].abstract
+    segments = discriminator_programs.batch(
+        model,
+        devices,
+        shapes.discriminator,
+        is_paired=False,
+        positions=options.discriminator.positions,
+    )
+    work = discriminator_programs.work(model, shapes.discriminator)
+    scores = programs.Program(
+        phase="scores",
+        function=discriminator_loss.make_scorer(
+            model.graphdef, align_updates.score_settings(options, devices)
+        ),
+        arguments=(state.params, segments),
+        static={},
+        parts={"discriminator parameters": state.params, "batch": segments},
+        beside=policy | {"discriminator states": state.opt_state},
+        work=work,
+    )
+    place = segments.last
+    gradients = jax.ShapeDtypeStruct(place.shape, np.float32, sharding=place.sharding)
+    segments = dataclasses.replace(segments, score_gradients=gradients)
+    update = programs.Program(
+        phase="discriminator's update",
+        function=updates.discriminator,
+        arguments=(state, segments, programs.key()),
+        static={},
+        parts=programs.state_parts(state, "discriminator") | {"batch": segments},
+        beside=policy | {"policy batch": rows},
+        work=dataclasses.replace(
+            work,
+            calls=work.calls * options.pace.discriminator_updates,
+            has_gradient=True,
+            remat=options.discriminator.remat,
+        ),
+    )
+    return [scores, update]
 
 
 def _shapes(
@@ -136,22 +143,4 @@ def _shapes(
     return align_feed.Shapes(
         policy=policy_update.shape_of(options.rows, drawn, [size], devices),
         discriminator=section.rows.shape(largest, devices, place="config.discriminator.rows"),
-    )
-
-
-def _policy_rows(
-    policy: setup_models.Model, devices: devices_lib.Devices, shapes: align_feed.Shapes
-) -> policy_batch.PolicyBatch:
-    """Return the abstract rows of the policy's update."""
-    shape = shapes.policy
-    batch = policy_batch.pack(
-        [programs.example()],
-        [programs.continuation()],
-        [np.zeros(1, np.float32)],
-        np.zeros(1, np.float32),
-        programs.one_row(shape),
-        policy.config,
-    )
-    return programs.expand(
-        batch, devices, num_microbatches=shape.num_microbatches, rows=shape.microbatch_rows
     )

@@ -11,7 +11,7 @@ configs/rlvr.py names the algorithms of the literature, each in a few lines. Non
 import dataclasses
 from typing import Literal
 
-from prism_jax import configuration
+from prism_jax import configuration, row_layout
 from prism_jax.losses import kl
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import rollouts
@@ -202,6 +202,6 @@ class Config(configuration.TrainingRun):
             )
         return found
 
-    def problems_on(self, layout: configuration.Layout) -> list[str]:
+    def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """See `configuration.TrainingRun`."""
         return [f"rows.{problem}" for problem in self.rows.problems_on(layout)]

@@ -34,17 +34,7 @@ def programs_of(
     shape = rlvr_updates.shape_of(options, [size], devices)
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1000)
     start = setup_models.start_of(model, optimizer, devices, key=programs.key())
-    batch = policy_batch.pack(
-        [programs.example()],
-        [programs.continuation()],
-        [np.zeros(1, np.float32)],
-        np.zeros(1, np.float32),
-        programs.one_row(shape),
-        model.config,
-    )
-    batch = programs.expand(
-        batch, devices, num_microbatches=shape.num_microbatches, rows=shape.microbatch_rows
-    )
+    batch = policy_programs.rows(model, devices, shape)
     train, reference = options.train, options.reference
     state, kept = programs.state_parts(start.abstract), {}
     if reference.is_used:
@@ -52,17 +42,10 @@ def programs_of(
     drawn = dataclasses.replace(options.rollout, num_prompts=rlvr_feed._drawn_prompts(options))
     found = policy_programs.sampler(drawn, model, devices, bounds, beside=state | kept)
     settings = policy_update.settings(train, options.rollout, options.model, devices)
-    work = programs.Work(
-        model=model.config,
-        tokens=shape.microbatch_rows * shape.row_tokens,
-        sequence_tokens=shape.row_tokens,
-        patches=shape.microbatch_rows * shape.row_patches,
-        head_tokens=shape.microbatch_rows * shape.row_continued_tokens,
-        head_chunk_tokens=options.train.head_chunk_tokens,
-        calls=shape.num_microbatches * train.num_minibatches,
-        has_gradient=False,
-        is_decoding=False,
+    work = policy_programs.update_work(
+        model, shape, train, options.model, calls=train.num_minibatches
     )
+    forward = dataclasses.replace(work, has_gradient=False)
     has_several = train.num_updates > 1
     has_old = has_several or reference.reward_coefficient is not None
     if has_old or reference.is_used:
@@ -74,17 +57,12 @@ def programs_of(
                 static={},
                 parts={"parameters": start.abstract.params, "batch": batch},
                 beside={"states": start.abstract.opt_state} | kept,
-                work=dataclasses.replace(work, calls=work.calls * (has_old + reference.is_used)),
+                work=dataclasses.replace(
+                    forward, calls=forward.calls * (has_old + reference.is_used)
+                ),
             )
         )
-    if has_several:
-        batch = dataclasses.replace(batch, old_logprobs=batch.sampler_logprobs)
-    if options.groups.keep != "all":
-        place = batch.lengths
-        is_older = jax.ShapeDtypeStruct(place.shape, np.bool_, sharding=place.sharding)
-        batch = dataclasses.replace(batch, is_older=is_older)
-    if reference.is_used:
-        batch = dataclasses.replace(batch, reference_logprobs=batch.sampler_logprobs)
+    batch = _learned_from(batch, options)
     update = policy_update.make_update(
         options.algorithm, settings, model, optimizer, start, shape, reference=reference.loss
     )
@@ -96,12 +74,22 @@ def programs_of(
             static={},
             parts=state | {"batch": batch},
             beside=kept,
-            work=dataclasses.replace(
-                work,
-                calls=work.calls * train.num_epochs,
-                has_gradient=True,
-                remat=options.model.remat,
-            ),
+            work=dataclasses.replace(work, calls=work.calls * train.num_epochs),
         )
     )
     return found
+
+
+def _learned_from(
+    batch: policy_batch.PolicyBatch, options: rlvr_config.Config
+) -> policy_batch.PolicyBatch:
+    """Return the rows with what an update reads besides, see `step.Experience`."""
+    if options.train.num_updates > 1:
+        batch = dataclasses.replace(batch, old_logprobs=batch.sampler_logprobs)
+    if options.groups.keep != "all":
+        place = batch.lengths
+        is_older = jax.ShapeDtypeStruct(place.shape, np.bool_, sharding=place.sharding)
+        batch = dataclasses.replace(batch, is_older=is_older)
+    if options.reference.is_used:
+        batch = dataclasses.replace(batch, reference_logprobs=batch.sampler_logprobs)
+    return batch

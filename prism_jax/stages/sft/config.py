@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from prism_jax import configuration
+from prism_jax import configuration, row_layout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class Config(configuration.TrainingRun):
     optim: configuration.Optim
     evaluate: Evaluate = configuration.free()
 
-    def problems_on(self, layout: configuration.Layout) -> list[str]:
+    def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """See `configuration.TrainingRun`."""
         return layout.problems(
             self.train.num_rows,
@@ -101,7 +101,7 @@ class Config(configuration.TrainingRun):
             size_names="data.row_tokens and data.row_patches",
         )
 
-    def microbatches(self, layout: configuration.Layout) -> tuple[int, int]:
+    def microbatches(self, layout: row_layout.RowLayout) -> tuple[int, int]:
         """Return the number of microbatches of a step, and the rows of each."""
         num_rows = layout.rows(self.train.num_rows)
         return -(-self.train.step_rows // num_rows), num_rows

@@ -223,6 +223,7 @@ def test_a_mixture_of_experts_learns_with_the_routers_term(folder, tmp_path, cap
     assert told["loss/total"] == pytest.approx(expected, rel=1e-6)
     # It is a mean over microbatches: with it their split is a part of the training.
     other = ("--config.train.num_rows=1", "--config.train.num_steps=2")
+    other += ("--config.resume.allow_mismatch=True",)
     assert sft_run.run(folder, tmp_path / "run", *ONE_STEP, *start, *other, is_new=False) == 2
     assert "rows of a microbatch, which a router's term and dropout depend on, was 2" in (
         capsys.readouterr().err
