@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     machine.add_argument("--topology", help="v5e:4x4, v5p:2x4x4, v6e:2x4, tpu7x:2x2x1, …")
     machine.add_argument("--gpus", type=int, help="so many GPUs of one host")
     machine.add_argument("--table", metavar="FILE", help="write the table of all configurations")
-    parser.add_argument("--only", metavar="STAGE", help="of --table, compile this stage alone")
+    parser.add_argument("--only", metavar="NAME", help="of --table, STAGE/SIZE/TOPOLOGY alone")
     parser.add_argument("--slices", type=int, default=1, help="TPU slices of that topology")
     parser.add_argument("--hbm", type=float, default=80.0, help="GB of a GPU")
     parser.add_argument("--model", help="2b, 4b, 8b, 32b, 30b_a3b or a folder with config.json")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prism_jax import errors
@@ -156,15 +156,15 @@ def _candidates(plan: Plan) -> Iterator[dict[str, Any]]:
         chunk //= 2
         yield {"train.head_chunk_tokens": chunk}
     yield from _fewer_responses(plan, field)
-    optimizers = [name for name in ("optim", "discriminator.optim") if field(name) is not None]
-    yield {
-        f"{name}.{moment}": "bfloat16" for name in optimizers for moment in ("mu_dtype", "nu_dtype")
-    }
     tensor = 2
     while tensor <= min(8, number):
         if number % tensor == 0:
             yield {"mesh.axes.tensor": tensor}
         tensor *= 2
+    # From here on the training changes.
+    for name in ("optim", "discriminator.optim"):
+        if field(name) is not None:
+            yield {f"{name}.{moment}": "bfloat16" for moment in ("mu_dtype", "nu_dtype")}
     if field("model.param_dtype") == "float32":
         yield {"model.param_dtype": "bfloat16"}
 
@@ -180,14 +180,3 @@ def _fewer_responses(plan: Plan, field: Callable[[str], Any]) -> Iterator[dict[s
     while batch is not None and batch > 1:
         batch //= 2
         yield {"batch_responses": batch}
-
-
-def first_that_fits(
-    job: opening.Job, machines: Sequence[str], compile_phase: Compile | None
-) -> Plan | None:
-    """Return the plan for the first of these topologies that holds the job."""
-    for name in machines:
-        plan = _try(dataclasses.replace(job, machine=name), {})
-        if plan is not None and plan.fits:
-            return plan if compile_phase is None else make(plan.job, compile_phase)
-    return None

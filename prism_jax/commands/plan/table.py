@@ -4,7 +4,7 @@
     python -m prism_jax plan --table=docs/fits.md --no-compile estimates alone
 
 Compiled rows are kept beside the page, in docs/fits.json, with the digest of the code they were
-compiled from: a row of other code is marked, and replaced when its stage is compiled again.
+compiled from, and stay until they are compiled again; the others are estimated anew.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ class Row:
     mesh: str
     phase: str  # the fullest
     total_gib: float
+    estimate_gib: float  # of the fullest phase by the estimate
     hbm_gib: float
     is_compiled: bool  # the fullest phase was; all others too, where `compiled` names them
     compiled: list[str]  # phases
@@ -54,7 +55,7 @@ def write(path: pathlib.Path, compile_phase: planning.Compile | None, *, only: s
     """Write the page and its JSON.
 
     Args:
-      only: STAGE, STAGE/SIZE or STAGE/SIZE/TOPOLOGY, to compile those rows alone.
+      only: STAGE, STAGE/SIZE or STAGE/SIZE/TOPOLOGY: make those rows alone, keep all others.
     """
     kept_at = path.with_suffix(".json")
     kept = [Row(**row) for row in json.loads(kept_at.read_text())] if kept_at.exists() else []
@@ -66,7 +67,7 @@ def write(path: pathlib.Path, compile_phase: planning.Compile | None, *, only: s
                 name = (stage, size, machine)
                 chosen = compile_phase if _is_named(name, only) else None
                 old = by_name.get(name)
-                if chosen is None and old is not None and old.compiled:
+                if chosen is None and old is not None and (old.compiled or only is not None):
                     rows.append(old)
                     continue
                 made = row_of(stage, size, machine, chosen)
@@ -90,7 +91,8 @@ def row_of(
         stage, configuration.plain(config), size=size, machine=machine, given=jobs.Given()
     )
     try:
-        plan = planning.make(job, compile_phase)
+        estimate = planning.make(job, None)
+        plan = estimate if compile_phase is None else planning.make(job, compile_phase)
     except errors.InputError as error:
         progress.say(f"{stage}:{size} on {machine}: {error}")
         return None
@@ -107,6 +109,7 @@ def row_of(
         mesh=" x ".join(f"{name} {n}" for name, n in axes.items() if n > 1),
         phase=fullest.name,
         total_gib=round(fullest.total, 2),
+        estimate_gib=round(max(one.total for one in estimate.phases), 2),
         hbm_gib=plan.opened.machine.generation.hbm_gib,
         is_compiled=fullest.is_compiled,
         compiled=[phase.name for phase in plan.phases if phase.is_compiled or phase.refusal],
@@ -175,9 +178,8 @@ def _comparison(rows: Sequence[Row]) -> list[str]:
         "|---|---|---|---:|---:|",
     ]
     for row in found:
-        estimate = row_of(row.stage, row.size, row.machine, None)
         lines.append(
             f"| {row.stage}:{row.size} | `{row.machine}` | {row.phase} | {row.total_gib:.2f} | "
-            f"{estimate.total_gib:.2f} |"
+            f"{row.estimate_gib:.2f} |"
         )
     return [*lines, ""]
