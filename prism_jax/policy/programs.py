@@ -115,6 +115,7 @@ def sampler(
             arguments=(graphdef, params, text, vision, keys),
             static=started,
             work=prefill,
+            made=state,
             **shared,
         ),
         programs.Program(

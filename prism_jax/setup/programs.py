@@ -55,6 +55,7 @@ class Program:
     # What lies on the devices besides, for the stage's other programs.
     beside: Mapping[str, Tree]
     work: Work
+    made: Tree = None  # large outputs that take no argument's place
 
     def lower(self) -> jax.stages.Lowered:
         """Return the program, lowered for the devices of its arguments."""

@@ -77,7 +77,7 @@ def estimated(
         name=program.phase,
         parts=counted_parts(program),
         beside={name: size_gib(tree) for name, tree in program.beside.items()},
-        temporary=ESTIMATE_FACTOR * _temporary(program, devices) / GIB,
+        temporary=ESTIMATE_FACTOR * _temporary(program, devices) / GIB + size_gib(program.made),
         padding=0.0,
         is_compiled=False,
         refusal=refusal,

@@ -101,4 +101,9 @@ def advice(changes: Mapping[str, Any], plan: Plan) -> list[str]:
     ]
     if any("dtype" in name for name in changes):
         text.append("types of weights and moments change the training, the other fields do not")
+    if "mesh.axes.tensor" in changes:
+        text.append(
+            "tensor leaves fewer parts for rows: the same batch in more microbatches (with a "
+            "router's term these are a part of the training, see num_rows)"
+        )
     return text

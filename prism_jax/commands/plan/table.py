@@ -138,7 +138,8 @@ roofline at peak speeds with every response at its longest: what a chip cannot e
 reaches.
 
 What does not fit as it is is not shipped for that machine: the last column has the fields with
-which it would fit by the estimate. A change of a type changes the training, the others do not.
+which it would fit by the estimate. A change of a type changes the training; `tensor` leaves fewer
+parts for rows, which changes it where a router's term counts (warm-up); the others do not.
 """
     lines = [head]
     for stage in opening.STAGES:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,19 @@ def test_a_finished_run_is_left_alone_and_goes_back_when_asked(folder, steady, c
     assert sft_run.run(folder, steady[0], *_FIVE, "--config.resume.step=4") == 0
     assert (steady[0] / "set_aside" / "5").is_dir()
     assert sft_run.checksums(steady[0]) == before
+
+
+def test_a_run_goes_on_with_the_same_batch_on_other_devices(folder, steady, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(steady[0], workdir)
+    others = ("--config.resume.step=4", *A_ROW_A_PART, "--config.mesh.num_devices=3")
+    capsys.readouterr()
+    assert sft_run.run(folder, workdir, *_FIVE, *others) == 0
+    assert "2 of 3 rows of a step stay empty" in capsys.readouterr().err
+    found, expected = sft_run.rows(workdir)[-1], sft_run.rows(steady[0])[-1]
+    for name in ("loss/nll", "data/target_tokens", "data/examples", "optim/grad_norm", "eval/nll"):
+        if name in expected:
+            assert found[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("changed", ["train.json", "0.png"])
