@@ -100,7 +100,7 @@ def test_estimates_of_temporaries_are_near_what_was_compiled():
         # The gradients are outputs of the one program, and of the state's size in the other.
         params = types.SimpleNamespace(params=())
         program = types.SimpleNamespace(
-            work=work, arguments=(params,), parts={}, beside={}, phase=""
+            work=work, arguments=(params,), parts={}, beside={}, phase="", made=None
         )
         found = memory.estimated(program, devices).temporary / memory.ESTIMATE_FACTOR
         found += record["arguments_gib"] / 3 if record["program"] == "train" else 0

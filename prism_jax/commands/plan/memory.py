@@ -95,7 +95,8 @@ def _temporary(program: programs.Program, devices: devices_lib.Devices) -> float
     With a gradient these are the inputs of layers that the backward pass needs, one layer's own
     activations (four copies of its widest arrays, eight where every expert is computed), the logits
     of a chunk three times in float32, the gathered head and its gradient, two gathered layers, and
-    the gradients, twice where microbatches are summed; without one, a copy of each.
+    the gradients, twice where microbatches are summed; without one, a copy of each. Decoding holds
+    all weights beside their shards.
     """
     work, mesh = program.work, devices.mesh.shape
     text, tensor = work.model.text, mesh["tensor"]
@@ -106,8 +107,10 @@ def _temporary(program: programs.Program, devices: devices_lib.Devices) -> float
     heads = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim / tensor
     layer = tokens * 2 * (6 * width + copies * (heads + _mlp_width(work.model) / tensor))
     if work.is_decoding:
-        # Logits in float32, scaled, with noise.
-        return layer + 3 * 4 * tokens * text.vocab_size / tensor
+        # Logits in float32, scaled, with noise; and the weights, all gathered before the loop.
+        gathered = text.num_layers * layer_parameters(work.model) + width * text.vocab_size
+        gathered *= 2 * (1 - 1 / mesh["fsdp"]) / tensor
+        return layer + 3 * 4 * tokens * text.vocab_size / tensor + gathered
     found, is_cut = layer, mesh["fsdp"] > 1
     chunk = min(work.head_chunk_tokens, work.head_tokens / devices.row_parts())
     if work.head_tokens:
