@@ -86,7 +86,7 @@ def _batches(config: config_lib.Qwen3VLConfig) -> dict[str, discriminator_batch.
     )
     names = [0] * len(units)
     return {
-        kind: discriminator_batch.pack(
+        kind: discriminator_batch.segment_rows(
             prompts, units, names, (kinds.COT,), shape, config, positions=kind
         )
         for kind in ("mrope", "text_1d")

@@ -14,7 +14,7 @@ from prism_jax.losses import advantage
 from prism_jax.rewards import score, symbolic, tags
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import groups as rlvr_groups
-from prism_jax.training import optim
+from prism_jax.training import optim, optim_kinds, schedules
 
 Json = Any
 _GROUPS, _RESPONSES = 1000, 16
@@ -263,24 +263,25 @@ def norm_decay() -> dict[str, Json]:
 
 def _left(weight_decay: float, options: dict[str, Any], *, no_decay: tuple[str, ...]) -> float:
     params = nnx.from_flat_state([(("norm", "scale"), nnx.Param(jnp.ones(1)))])
-    optimizer = optim.adamw(
+    optimizer = optim.make(
         params,
-        schedule=optim.learning_rate_schedule(**options),
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
+        kind="adamw",
+        numbers=optim_kinds.Numbers(
+            b1=0.9, b2=0.999, eps=1e-8, mu_dtype="float32", nu_dtype="float32"
+        ),
+        schedule=schedules.learning_rate_schedule(**options),
         weight_decay=weight_decay,
         no_decay=no_decay,
         groups=((".*", 1.0),),
         clip_norm=1.0,
-        mu_dtype=jnp.float32,
-        nu_dtype=jnp.float32,
+        rounding="nearest",
+        memory="device",
     )
     nothing = jax.tree.map(jnp.zeros_like, params)
 
     def one(carry, step):
         moved, state, _ = optimizer.update(
-            nothing, carry[1], carry[0], step=step, is_finite=jnp.ones((), bool)
+            nothing, carry[1], carry[0], step=step, is_finite=jnp.ones((), bool), key=None
         )
         return (moved, state), None
 

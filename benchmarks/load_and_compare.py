@@ -101,16 +101,20 @@ def _example(reference) -> inputs.Example:
 def decode(model: pretrained.Pretrained, reference, *, rows: int, tokens: int) -> dict:
     """Time responses of fixed length, after one warm-up of the same shape."""
     prefill, decoding = devices_lib.implementations("auto", model.dtype)
-    graphdef, params = serving.prepare(model.graphdef, model.params, dtype=model.dtype, donate=True)
+    alone = {"mesh": None, "rules": sharding.REPLICATED}
+    graphdef, params = serving.prepare(
+        model.graphdef, model.params, dtype=model.dtype, donate=True, **alone
+    )
     sampler = engine.Engine(
         graphdef=graphdef,
         config=model.config,
-        shapes=engine.Shapes(prompt_tokens=128, row_patches=1024, row_images=1),
+        shapes=engine.Shapes(prompt_tokens=128, prompt_patches=1024, prompt_images=1),
         prefill_implementation=prefill,
         decode_implementation=decoding,
         chunk_tokens=64,
-        mesh=None,
-        rules=sharding.REPLICATED,
+        num_slots=None,
+        say=print,
+        **alone,
     )
     example = _example(reference)
     stamps = []

@@ -29,7 +29,7 @@ import jax
 from benchmarks import tpu_programs
 
 # GiB of one chip that the compiler of libtpu 0.0.42.1 lets a program use.
-HBM_GIB = {"v5e": 15.75, "v6e": 31.25, "v5p": 95.74}
+HBM_GIB = {"v5e": 15.75, "v6e": 31.25, "v5p": 95.74, "tpu7x": 94.75}
 # A running job also holds what the program does not: the next batch, fragmentation.
 SAFE_FRACTION = 0.90
 

@@ -12,16 +12,16 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks import tpu_rollout
 from models import discriminator, inputs, moe, presets, qwen3_vl, sharding, text
 from models.config import Qwen3VLConfig
 from prism_jax import mesh as mesh_lib
 from prism_jax import metrics
 from prism_jax.losses import logprob, reduce, sft
-from prism_jax.rollout import serving
-from prism_jax.training import optim, train_state, train_step
+from prism_jax.training import optim, optim_kinds, train_state, train_step
 
 # forward: log-prob of every next token, or scores; gradient: of the loss; train: gradient and AdamW
-# in place; decode: one token a row with a cache.
+# in place; decode: one token a slot, 16 slots a prompt.
 PROGRAMS = ("forward", "gradient", "train", "decode")
 # Static segments of a row, of text and of patches.
 MAX_SEGMENTS = 16
@@ -39,9 +39,9 @@ class Case:
     topology: str
     program: str
     mesh: str  # sizes of the axes that are not 1, e.g. "fsdp=-1"
-    row_tokens: int  # of a packed row; "decode": places of a row's cache
-    row_patches: int  # of a packed row
-    rows: int  # text rows, and vision rows, per shard of the axes data and fsdp
+    row_tokens: int  # of a packed row; "decode": places of a slot
+    row_patches: int  # of a packed row; "decode": places of a prompt
+    rows: int  # text rows, and vision rows, or slots per shard of the axes data and fsdp
     chunk_tokens: int  # of one shard, that go through the output head at a time
     moe_implementation: str | None
 
@@ -163,21 +163,19 @@ def abstract_model(case: Case, mesh: Mesh, rules: sharding.Rules) -> tuple[nnx.G
     return _abstract(_maker(case, rules), dtype, mesh, rules)
 
 
-def abstract_sampler(
-    case: Case, mesh: Mesh, rules: sharding.Rules
-) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract_sampler(case: Case, mesh: Mesh, rules: sharding.Rules) -> tpu_rollout.Sampler:
     """Return what `rollout.serving.prepare` makes of the model, as shapes with their shardings."""
-    make, num_kv_heads = _maker(case, rules), MODELS[case.model].text.num_kv_heads
-    stacked = abstract_model(case, mesh, rules)[1]["text"]["layers"]["attn"]
-    q, k = (stacked[name]["kernel"].get_value() for name in ("q", "k"))
+    make, config = _maker(case, rules), MODELS[case.model]
 
-    def make_joined(rngs: nnx.Rngs) -> nnx.Module:
+    def make_apart(rngs: nnx.Rngs) -> nnx.Module:
         model = make(rngs)
         model.text.unstack()
-        model.text.join(heads=serving.is_cut_between_heads(q, k, num_kv_heads))
         return model
 
-    return _abstract(make_joined, jnp.bfloat16, mesh, rules)
+    graphdef, params = _abstract(make_apart, jnp.bfloat16, mesh, rules)
+    return tpu_rollout.Sampler(
+        graphdef=graphdef, params=params, config=config, mesh=mesh, rules=rules
+    )
 
 
 def _abstract(
@@ -232,46 +230,24 @@ def token_logprobs(built: nnx.Module, batch: Tree, chunk_tokens: int) -> jax.Arr
     return logprobs.reshape(row.tokens.shape)
 
 
-def _decode_program(case: Case, mesh: Mesh, rules: sharding.Rules, rows: int) -> Program:
-    """Return one step of greedy decoding, every row with a cache of `row_tokens` places."""
-    graphdef, params = abstract_sampler(case, mesh, rules)
-    array, c = placed(mesh, rules), MODELS[case.model].text
-    shape = (rows, case.row_tokens, c.num_kv_heads, c.head_dim)
-    keys = array(shape, jnp.bfloat16, "batch", "act_length", "act_kv_heads", None)
-    per_row = array((rows,), np.int32, "batch")
-    cache = text.Cache(
-        keys=[keys] * c.num_layers,
-        values=[keys] * c.num_layers,
-        lengths=per_row,
-        next_positions=per_row,
-    )
-
-    def step(params: nnx.State, tokens: jax.Array, cache: text.Cache) -> tuple:
-        built = nnx.merge(graphdef, params)
-        hidden, cache = built.decode_step(tokens, cache, implementation="xla")
-        return built.logits(hidden).argmax(-1).astype(jnp.int32), cache
-
-    layouts = jax.tree.map(lambda leaf: leaf.sharding, (per_row, cache))
-    return jax.jit(step, donate_argnums=2, out_shardings=layouts), (params, per_row, cache)
-
-
 def _train_program(
     case: Case, mesh: Mesh, rules: sharding.Rules, rows: int, chunk_tokens: int
 ) -> Program:
     """Return one supervised step with float32 parameters and moments, one microbatch."""
     graphdef, params = train_state.abstract_params(_maker(case, rules), param_dtype=jnp.float32)
-    optimizer = optim.adamw(
+    optimizer = optim.make(
         params,
+        kind="adamw",
+        numbers=optim_kinds.Numbers(
+            b1=0.9, b2=0.95, eps=1e-8, mu_dtype="float32", nu_dtype="float32"
+        ),
         schedule=lambda step: jnp.full((), 1e-5),
-        b1=0.9,
-        b2=0.95,
-        eps=1e-8,
         weight_decay=0.0,
         no_decay=(),
         groups=((".*", 1.0),),
         clip_norm=1.0,
-        mu_dtype=jnp.float32,
-        nu_dtype=jnp.float32,
+        rounding="nearest",
+        memory="device",
     )
     replicated = NamedSharding(mesh, PartitionSpec())
     abstract = train_state.abstract_state(params, optimizer)
@@ -305,7 +281,14 @@ def program(case: Case, mesh: Mesh) -> Program:
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     rows, chunk_tokens = case.rows * shards, case.chunk_tokens * shards
     if case.program == "decode":
-        return _decode_program(case, mesh, rules, rows)
+        sizes = tpu_rollout.plan(
+            parts=shards,
+            slots=case.rows,
+            places=case.row_tokens,
+            prompt_places=case.row_patches,
+            width=min(case.rows, 16),
+        )
+        return tpu_rollout.decode_program(abstract_sampler(case, mesh, rules), sizes)
     if case.program == "train":
         return _train_program(case, mesh, rules, rows, chunk_tokens)
     graphdef, params = abstract_model(case, mesh, rules)

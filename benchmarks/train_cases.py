@@ -12,7 +12,7 @@ from models.text import Remat
 from prism_jax import batches
 from prism_jax.training import train_step
 
-_FILLED = 0.9  # of a row's tokens
+FULL = 0.98  # of a row's tokens, as `packing` fills them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class Size:
     chunk_tokens: int  # through the head at a time
     remat: Remat
     frozen: tuple[str, ...]
+    filled: float = 0.9  # of a row's tokens
 
 
 # configs/sft.py:small,new with a vocabulary of 512.
@@ -72,7 +73,7 @@ def _large(config: Qwen3VLConfig) -> Size:
         rows=1,
         row_tokens=8192,
         row_patches=8192,
-        row_examples=32,
+        row_examples=8,
         picture=(32, 32),
         chunk_tokens=1024,
         remat="save_attention",
@@ -111,6 +112,7 @@ SIZES = {
     ),
     "2b": _large(sizes.SIZES["2b"]),
     "4b": _large(sizes.SIZES["4b"]),
+    "8b": _large(presets.QWEN3_VL_8B),
 }
 
 
@@ -129,7 +131,7 @@ def _examples(size: Size, rng: np.random.Generator) -> list[inputs.Example]:
     shown = down * across // config.vision.spatial_merge_size**2
     # Lengths differ, and sum up to the filled part of the row.
     edges = np.linspace(0.5, 1.5, num)
-    lengths = (edges / edges.sum() * _FILLED * size.row_tokens).astype(int)
+    lengths = (edges / edges.sum() * size.filled * size.row_tokens).astype(int)
     found = []
     for length in lengths:
         words = rng.integers(1, config.text.vocab_size - 10, max(length - shown, 4))
@@ -153,7 +155,7 @@ def make_batch(size: Size) -> batches.SFTBatch:
     rows = [_examples(size, rng) for _ in range(size.rows)]
     shared = {
         "config": size.config,
-        "max_segments": size.row_examples + 1,
+        "max_segments": size.row_examples,
         "num_vision_rows": size.rows,
     }
     text = inputs.pack_text(rows, row_tokens=size.row_tokens, **shared)
@@ -215,6 +217,14 @@ def flops(size: Size, batch: batches.SFTBatch, *, has_backward: bool) -> dict[st
         for part, count in forward_flops(size, batch).items()
     }
     return found | {"all": sum(found.values())}
+
+
+def matmul_parameters(size: Size) -> int:
+    """Return the parameters that each token is multiplied with: the decoder's and the head's."""
+    text = size.config.text
+    d, h = text.hidden_size, text.head_dim
+    maps = d * h * (2 * text.num_heads + 2 * text.num_kv_heads) + 3 * d * text.intermediate_size
+    return text.num_layers * maps + text.vocab_size * d
 
 
 def num_tokens(batch: batches.SFTBatch) -> int:

@@ -13,7 +13,7 @@ from benchmarks import train_cases
 from models import attention, qwen3_vl, sharding
 from prism_jax import batches, metrics
 from prism_jax.losses import reduce, sft
-from prism_jax.training import optim, train_state, train_step
+from prism_jax.training import optim, optim_kinds, schedules, train_state, train_step
 
 OPTIONS = {
     "default": {},
@@ -79,7 +79,7 @@ def make_model(size: train_cases.Size, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.
 
 def make_optimizer(size: train_cases.Size, params: nnx.State) -> optim.Optimizer:
     """Return AdamW with the settings of configs/sft.py."""
-    schedule = optim.learning_rate_schedule(
+    schedule = schedules.learning_rate_schedule(
         "cosine",
         peak=1e-5,
         num_steps=1000,
@@ -87,18 +87,19 @@ def make_optimizer(size: train_cases.Size, params: nnx.State) -> optim.Optimizer
         warmup_fraction=0.1,
         end_factor=0.0,
     )
-    return optim.adamw(
+    return optim.make(
         params,
+        kind="adamw",
+        numbers=optim_kinds.Numbers(
+            b1=0.9, b2=0.999, eps=1e-8, mu_dtype="float32", nu_dtype="float32"
+        ),
         schedule=schedule,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
         weight_decay=0.0,
         no_decay=(".*/scale", ".*/bias"),
         groups=(*((pattern, None) for pattern in size.frozen), (".*", 1.0)),
         clip_norm=1.0,
-        mu_dtype=jnp.float32,
-        nu_dtype=jnp.float32,
+        rounding="nearest",
+        memory="device",
     )
 
 

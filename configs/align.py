@@ -5,14 +5,15 @@
         --config.prompts.path=rl_training_data_5.9k.parquet
 
 Sizes: tiny (tests), demo (models of 2 million parameters, 2 CPU cores), small (107 million, one
-GPU), 4b and 8b (1 to 256 devices; docs/fits.md says which are large enough). Options:
+GPU), 4b and 8b (1 to 256 devices; docs/fits.md names those that are large enough), 2b_one_gpu and
+4b_one_gpu (one GPU of 80 GB and 64 GB of the host's memory). Options:
 
   new        tiny, demo, small: new models; both folders then name their tokenizer
   text_only  the discriminator reads without pictures, its vision tower frozen
   text_trunk the discriminator is a Qwen3 without a tower, warmed up as such
   whole      it scores the whole response (GAD); both: caption, cot and the whole
   acc_gating, gated_align, rlvr, rlvr_v2, sign_align
-             another advantage, which asks the judge: see prism_jax/losses/advantage.py
+             another advantage, which needs the judge: see prism_jax/losses/advantage.py
   official   the released run with its errors, see `_official`
 
 4b and 8b: not run here. Source: PRISM scripts/train/experiment/qwen3_vl_prism*.sh and README §6.
@@ -35,14 +36,14 @@ _SIZES = common.table("""
 """)
 # Of the policy and of the discriminator.
 _ROWS = common.table("""
-         row_tokens  row_sequences  num_rows
-  tiny   256         2              2
-  demo   384         2              8
-  small  1024        4              8
-  4b     8192        16             -1
-  8b     8192        16             -1
+         row_tokens  row_sequences  num_rows  has_shared_prompts
+  tiny   256         2              2         False
+  demo   384         2              8         False
+  small  1024        4              8         False
+  4b     8192        8              -1        True
+  8b     8192        8              -1        True
 """)
-_EVERY = common.table("""
+_INTERVALS = common.table("""
          panel_steps  panel_pairs  save_steps  log_steps
   tiny   2            2            1           1
   demo   7            16           7           10
@@ -56,13 +57,39 @@ _VIEWS = ("whole", "both")
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
+    arg, one_gpu = common.split_one_gpu(arg)
+    config = _config(arg)
+    if one_gpu is not None:
+        _for_one_gpu(one_gpu, config)
+    return config
+
+
+def _for_one_gpu(size: str, config: ConfigDict) -> None:
+    """Fit a policy and 2B x 4 experts on one GPU.
+
+    Weights in bfloat16: 8.9 GB for a policy of 4B, 10.6 for the discriminator. While one is
+    updated its gradients and their float32 sum take 26.6 or 31.8 GB; the moments of both are in the
+    host's memory, 39 GB. The sampler's copy takes 8.9 GB, 16 responses of 8192 tokens 19.3.
+    """
+    del size
+    config.model.param_dtype = "bfloat16"
+    config.model.remat = "full"
+    for optim in (config.optim, config.discriminator.optim):
+        common.narrow(optim)
+        optim.memory = "host"
+    config.rollout.batch_responses = 16
+    config.rows.num_rows = config.discriminator.rows.num_rows = 1
+
+
+def _config(arg: str) -> ConfigDict:
+    """Return a configuration of any other size."""
     size, options = common.arguments(
         arg, ("new", "text_only", "text_trunk", "official", *_VIEWS, *_MODES), _SIZES
     )
     for alternatives in (_VIEWS, _MODES):
         if len(options & set(alternatives)) > 1:
             raise ValueError(f"options: one of {', '.join(alternatives)} must be chosen at most")
-    row, every, is_large = _SIZES[size], _EVERY[size], common.is_large(size)
+    row, intervals, is_large = _SIZES[size], _INTERVALS[size], common.is_large(size)
     if is_large and "new" in options:
         raise ValueError(f"size {size} has no option new")
     config = ConfigDict()
@@ -100,42 +127,44 @@ def get_config(arg: str = "4b") -> ConfigDict:
             "max_skipped_in_row": 3,
         }
     )
-    config.honesty = common.honesty(every_steps=every.panel_steps, num_pairs=every.panel_pairs)
+    config.honesty = common.honesty(
+        every_steps=intervals.panel_steps, num_pairs=intervals.panel_pairs
+    )
     config.optim = common.optim(peak=row.peak)
     config.mesh = common.mesh()
-    config.checkpoint = common.checkpoint(every_steps=every.save_steps)
+    config.checkpoint = common.checkpoint(every_steps=intervals.save_steps)
     config.resume = common.resume()
-    config.log = common.log(every_steps=every.log_steps)
+    config.log = common.log(every_steps=intervals.log_steps)
     if "official" in options:
         _official(config)
     return config
 
 
 def _official(config: ConfigDict) -> None:
-    """Choose what the released alignment does where that is not what is right.
+    """Choose the released behaviour where it differs from the right one.
 
     Source: PRISM at 6079044; paths below verl/verl/ where none is given.
     """
-    own = config.discriminator
+    discriminator = config.discriminator
     # utils/dataset/rl_dataset.py:395,410: the configured length does not reach the teacher.
-    own.teacher_max_tokens = 512
+    discriminator.teacher_max_tokens = 512
     # workers/rollout/vllm_rollout/vllm_rollout_spmd.py:474,504,526: a teacher's segment is scored
     # on its first padding, a student's on its last token.
-    own.scored_token = "pad"
+    discriminator.scored_token = "pad"
     # workers/critic/dp_critic.py:177: row 0 of the position ids, a number a token.
-    own.positions = "text_1d"
+    discriminator.positions = "text_1d"
     # utils/dataset/rl_dataset.py: no limit on pictures, while warm-up had 560 x 560 pixels.
-    own.max_pixels = config_dict.placeholder(int)
+    discriminator.max_pixels = config_dict.placeholder(int)
     # workers/critic/dp_critic.py:165, workers/fsdp_workers.py:1346: autocast and bfloat16 weights;
     # clamp, difference and log-sigmoid stay bfloat16 (:289,962-965).
-    own.score_dtype = "bfloat16"
+    discriminator.score_dtype = "bfloat16"
     # moe/value_head.py:295 and workers/critic/dp_critic.py:742: active in every update.
-    own.head_dropout = 0.1
+    discriminator.head_dropout = 0.1
     # workers/critic/dp_critic.py:965,1006: a mean over each microbatch. Those hold up to 8192
     # tokens, which are about two responses of 4096 with their prompts.
-    own.microbatch_pairs = 2
+    discriminator.microbatch_pairs = 2
     # workers/critic/dp_critic.py:969-975.
-    own.all_invalid = "released"
+    discriminator.all_invalid = "released"
     # workers/critic/dp_critic.py:389: tags may repeat, segments may be empty.
     config.gate = "official"
     config.judge.rule = "official"
@@ -148,18 +177,18 @@ def _official(config: ConfigDict) -> None:
     # workers/actor/dp_actor.py:434: token-mean of each microbatch.
     config.algorithm.aggregation = "official"
     # torch.optim.AdamW over all parameters: norms and biases decay as well.
-    config.optim.no_decay = own.optim.no_decay = ()
+    config.optim.no_decay = discriminator.optim.no_decay = ()
 
 
 def _advantage(options: set[str]) -> ConfigDict:
-    """Return the advantage with the released numbers; `None` for what its mode does not read.
+    """Return the advantage with the released numbers; `None` for those that its mode does not read.
 
     Source: PRISM scripts/train/experiment/qwen3_vl_prism.sh; verl/verl/trainer/ppo/
     core_algos.py:415 (eps), ray_trainer.py:260-271 (the numbers of the modes that no script runs).
     """
     mode = next((mode for mode in _MODES if mode in options), "align")
     has_reward = mode in ("rlvr", "rlvr_v2", "sign_align")
-    chosen = ConfigDict(
+    advantage = ConfigDict(
         {
             "mode": mode,
             "caption_weight": 0.5,
@@ -178,22 +207,22 @@ def _advantage(options: set[str]) -> ConfigDict:
         }
     )
     if "whole" in options:
-        chosen.caption_weight = chosen.cot_weight = config_dict.placeholder(float)
-        chosen.response_weight = 1.0
+        advantage.caption_weight = advantage.cot_weight = config_dict.placeholder(float)
+        advantage.response_weight = 1.0
     if "both" in options:
-        chosen.caption_weight, chosen.cot_weight, chosen.response_weight = 0.25, 0.25, 0.5
-    return chosen
+        advantage.caption_weight, advantage.cot_weight, advantage.response_weight = 0.25, 0.25, 0.5
+    return advantage
 
 
 def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDict:
     is_large = common.is_large(size)
     is_text_only = "text_only" in options
     has_tower = "text_trunk" not in options
-    chosen = ConfigDict(
+    discriminator = ConfigDict(
         {
             "folder": "",
             "init": policy.init,
-            # Of its own: with the policy's struct an override of one would change both.
+            # A copy: with the policy's struct an override of either would change both.
             "sizes": copy.deepcopy(policy.sizes),
             "remat": "full" if is_large else "none",
             "sees_images": has_tower and not is_text_only,
@@ -220,10 +249,10 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
     )
     for view in _VIEWS:
         if view in options:
-            chosen.view = view
+            discriminator.view = view
     if not has_tower:
         # It has no bias.
-        chosen.optim.no_decay = (".*/scale",)
+        discriminator.optim.no_decay = (".*/scale",)
     if is_text_only:
-        chosen.optim.frozen = ("trunk/vision/.*",)
-    return chosen
+        discriminator.optim.frozen = ("trunk/vision/.*",)
+    return discriminator

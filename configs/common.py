@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict, config_dict
 
+# Those of one GPU with 80 GB begin as 4b; each configuration says what it changes.
+ONE_GPU = ("2b_one_gpu", "4b_one_gpu")
+
 
 def table(text: str) -> dict[str, types.SimpleNamespace]:
     """Return the rows of a table of sizes by name, each with the columns as attributes.
@@ -52,18 +55,30 @@ def arguments(
     text: str, options: Sequence[str], sizes: Mapping[str, types.SimpleNamespace]
 ) -> tuple[str, set[str]]:
     """Return the size and the options of `configs/X.py:SIZE,OPTION,…`."""
-    size, *chosen = text.split(",")
+    size, *given = text.split(",")
     if size not in sizes:
         raise ValueError(f"the size must be one of {', '.join(sizes)}, got {size!r}")
-    unknown = [option for option in chosen if option not in options]
+    unknown = [option for option in given if option not in options]
     if unknown:
         raise ValueError(f"options are {', '.join(options) or 'none'}, got {', '.join(unknown)}")
-    return size, set(chosen)
+    return size, set(given)
 
 
 def is_large(size: str) -> bool:
     """Return whether the size is that of a published model, whose checkpoint is read."""
     return _MODELS[size].is_large
+
+
+def split_one_gpu(text: str) -> tuple[str, str | None]:
+    """Return the argument with the size that one of one GPU begins with, and that size or None."""
+    size, comma, rest = text.partition(",")
+    return (f"4b{comma}{rest}", size) if size in ONE_GPU else (text, None)
+
+
+def narrow(optim: ConfigDict) -> None:
+    """Keep moments in bfloat16, rounded stochastically as the weights are."""
+    optim.mu_dtype = optim.nu_dtype = "bfloat16"
+    optim.rounding = "stochastic"
 
 
 def mesh() -> ConfigDict:
@@ -84,7 +99,7 @@ def mesh() -> ConfigDict:
 
 
 def model(size: str) -> ConfigDict:
-    """Return a pretrained policy in bfloat16, tiny ones in float32; its folder is to be named."""
+    """Return a pretrained policy in bfloat16, tiny ones in float32; its folder must be set."""
     return ConfigDict(
         {
             "folder": "",
@@ -94,15 +109,27 @@ def model(size: str) -> ConfigDict:
             "param_dtype": "float32",
             "attention": "auto",
             "remat": _MODELS[size].remat,
+            "lora": lora(),
+        }
+    )
+
+
+def lora() -> ConfigDict:
+    """Return no adapters; `--config.model.lora.rank=16` trains such instead of the model."""
+    return ConfigDict(
+        {
+            "rank": config_dict.placeholder(int),
+            "alpha": 32.0,
+            "targets": (r".*text/layers/attn/(q|k|v|o)", r".*text/layers/mlp/(gate|up|down)"),
         }
     )
 
 
 def new_model(size: str) -> ConfigDict:
-    """Return a model that is made anew; `folder` names its tokenizer."""
-    chosen = model(size)
-    chosen.init = "random"
-    chosen.sizes = ConfigDict(
+    """Return a new model; `folder` names its tokenizer."""
+    new = model(size)
+    new.init = "random"
+    new.sizes = ConfigDict(
         {
             **vars(_TEXTS[size]),
             "rope_theta": 10_000.0,
@@ -111,13 +138,14 @@ def new_model(size: str) -> ConfigDict:
             "initializer_range": 0.02,
         }
     )
-    return chosen
+    return new
 
 
 def optim(*, peak: float) -> ConfigDict:
     """Return AdamW at a constant rate, everything trained."""
     return ConfigDict(
         {
+            "kind": "adamw",
             "schedule": "constant",
             "peak": peak,
             "warmup_steps": config_dict.placeholder(int),
@@ -135,25 +163,27 @@ def optim(*, peak: float) -> ConfigDict:
             "clip_norm": 1.0,
             "mu_dtype": "float32",
             "nu_dtype": "float32",
+            "rounding": "nearest",
+            "memory": "device",
         }
     )
 
 
 def checkpoint(*, every_steps: int) -> ConfigDict:
-    """Return saving every so many steps, the two newest kept."""
-    return ConfigDict({"save_every_steps": every_steps, "num_kept": 2})
+    """Return checkpoints at an interval and every ten minutes, with the two newest kept."""
+    return ConfigDict({"save_every_steps": every_steps, "save_every_minutes": 10.0, "num_kept": 2})
 
 
 def resume() -> ConfigDict:
-    """Return going on after the newest checkpoint of the same run."""
+    """Return a continuation after the newest checkpoint of the same run."""
     return ConfigDict({"step": config_dict.placeholder(int), "allow_mismatch": False})
 
 
 def log(*, every_steps: int) -> ConfigDict:
-    """Return a progress line every so many steps where there is no terminal."""
+    """Return progress lines at an interval, for a standard error that is not a terminal."""
     return ConfigDict({"line_every_steps": every_steps, "wandb_project": ""})
 
 
 def honesty(*, every_steps: int, num_pairs: int) -> ConfigDict:
-    """Return measuring the honesty panel, see docs/honesty.md; every_steps=None turns it off."""
+    """Return the honesty panel, see docs/honesty.md; every_steps=None turns it off."""
     return ConfigDict({"every_steps": every_steps, "num_pairs": num_pairs})

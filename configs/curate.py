@@ -13,8 +13,8 @@ one GPU), 4b and 8b (one GPU of 80 GB each; set mesh.axes.tensor for more). Opti
   difficulty   the first step alone
   teacher      the second step alone, any machine: --config.teacher.prompts.path=… names the prompts
 
-The paper filters RL prompts by pass rate, and its teacher (Gemini 3 Flash) answers what is
-unsolved, with dense captions and step-by-step reasoning. Number of samples, thresholds and the
+The paper filters RL prompts by pass rate, and its teacher (Gemini 3 Flash) answers the
+unsolved ones, with dense captions and step-by-step reasoning. Number of samples, thresholds and the
 wording of the instruction were not published; those here are ours. The policy's sampling is that
 of alignment and RLVR.
 """
@@ -118,7 +118,7 @@ def _teacher() -> ConfigDict:
 
 
 def _judge() -> ConfigDict:
-    """Return what judging may take, as in the other stages."""
-    found = sampled.rewards(is_official=False)
+    """Return the limits of judging, as in the other stages."""
+    rewards = sampled.rewards(is_official=False)
     names = ("num_workers", "deadline_seconds", "memory_bytes")
-    return ConfigDict({name: found[name] for name in names})
+    return ConfigDict({name: rewards[name] for name in names})

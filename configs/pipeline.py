@@ -3,15 +3,15 @@
     python -m prism_jax pipeline --config=configs/pipeline.py:small --workdir=runs/small \
         --config.base.tokenizer=TOKENIZER
 
-Sizes: tiny (tests of the commands: a policy that learnt nothing gives no pairs, and the chain ends
-there), demo (a model of 2 million parameters, 2 CPU cores), small (107 million, one GPU). Every
-step takes its own configuration of that size; `arguments` adds to them:
+Sizes: tiny (tests of the commands: an untrained policy gives no pairs, and the chain ends
+there), demo (a model of 2 million parameters, 2 CPU cores), small (107 million, one GPU). Each step
+takes its configuration of that size; `arguments` adds to them:
 
     --config.arguments.rlvr="('--config.train.num_steps=50',)"
 
 `base.folder` is a Hugging Face folder. With `base.tokenizer=DIR` instead, a new model is trained
 first, on the corpus's right answers without tags, its `base` rows, and exported to `base_model`.
-`trunk` names what is upcycled: the base model, as published, or the policy of SFT.
+`trunk` names the model that is upcycled: the base model, as published, or the policy of SFT.
 """
 
 from ml_collections import ConfigDict
@@ -46,28 +46,28 @@ def get_config(arg: str = "demo") -> ConfigDict:
 
 
 def _arguments(size: str) -> ConfigDict:
-    """Return what the steps' own configurations of this size lack."""
-    found = dict.fromkeys(
+    """Return the options that the steps' configurations of this size lack."""
+    arguments = dict.fromkeys(
         ("base", "sft", "upcycle", "pairs", "warmup", "align", "rlvr", "evaluate"), ()
     )
     if size == "tiny":
         # Rows of `numerals`, under a tokenizer of a few hundred tokens, are longer than other
         # tests' rows.
-        found["base"] = found["sft"] = ("--config.data.row_tokens=2048",)
-        found["warmup"] = found["rlvr"] = ("--config.rows.row_tokens=1024",)
-        found["align"] = (
+        arguments["base"] = arguments["sft"] = ("--config.data.row_tokens=2048",)
+        arguments["warmup"] = arguments["rlvr"] = ("--config.rows.row_tokens=1024",)
+        arguments["align"] = (
             "--config.rows.row_tokens=1024",
             "--config.discriminator.rows.row_tokens=1024",
         )
     if size == "small":
         # The pictures of all rows stay in memory, 19 GB of it: drawn once, they are read eight
         # times. With a quarter of the rows the model learns them by heart instead of reading.
-        found["base"] = (
+        arguments["base"] = (
             *("--config.train.num_steps=3000", "--config.optim.peak=5e-4"),
             *("--config.data.cache_mebibytes=24576", "--config.evaluate.every_steps=None"),
             "--config.checkpoint.save_every_steps=500",
         )
-        found["pairs"] = ("--config.prompts.max_rows=600",)
+        arguments["pairs"] = ("--config.prompts.max_rows=600",)
     if size == "demo":
-        found["pairs"] = ("--config.prompts.max_rows=384",)
-    return ConfigDict(found)
+        arguments["pairs"] = ("--config.prompts.max_rows=384",)
+    return ConfigDict(arguments)

@@ -5,7 +5,8 @@
         --config.prompts.path=rl_training_data_filtered_2k.parquet
 
 Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 million, one GPU), 4b and
-8b (1 to 256 devices; docs/fits.md says which are large enough). Options, at most one algorithm:
+8b (1 to 256 devices; docs/fits.md names those that are large enough), 2b_one_gpu and 4b_one_gpu
+(one GPU of 80 GB). Options, at most one algorithm:
 
   grpo         rewards over mean and deviation of their group, clipped loss (without any option)
   dapo         clip-higher, dual clip, dynamic sampling, overlong penalty
@@ -46,24 +47,48 @@ _SIZES = common.table("""
   8b     32           16             8192                 1500       1e-6  50          1
 """)
 _ROWS = common.table("""
-         row_tokens  row_sequences  num_rows
-  tiny   256         2              2
-  demo   384         2              8
-  small  1024        4              8
-  4b     10240       16             -1
-  8b     10240       16             -1
+         row_tokens  row_sequences  num_rows  has_shared_prompts
+  tiny   256         2              2         False
+  demo   384         2              8         False
+  small  1024        4              8         False
+  4b     10240       8              -1        True
+  8b     10240       8              -1        True
 """)
 
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
+    arg, one_gpu = common.split_one_gpu(arg)
+    config = _config(arg)
+    if one_gpu is not None:
+        _for_one_gpu(one_gpu, config)
+    return config
+
+
+def _for_one_gpu(size: str, config: ConfigDict) -> None:
+    """Fit one GPU: of 4b weights and moments in bfloat16, 26.6 GB.
+
+    The gradients and their float32 sum take 26.6 GB more in the update; in the rollout the
+    sampler's copy takes 8.9 GB and 16 responses of 10 240 tokens 24.2. A policy of 2B keeps float32
+    weights and moments, 25.5 GB, and its gradients add up in place, 8.5 GB.
+    """
+    config.model.remat = "full"
+    if size == "4b_one_gpu":
+        config.model.param_dtype = "bfloat16"
+        common.narrow(config.optim)
+    config.rollout.batch_responses = 16
+    config.rows.num_rows = 1
+
+
+def _config(arg: str) -> ConfigDict:
+    """Return a configuration of any other size."""
     size, options = common.arguments(arg, ("new", "official", "grpo", *_ALGORITHMS), _SIZES)
     if common.is_large(size) and "new" in options:
         raise ValueError(f"size {size} has no option new")
-    chosen = sorted(options - {"new", "official"})
-    if len(chosen) > 1:
-        raise ValueError(f"at most one algorithm must be named, got {', '.join(chosen)}")
-    name = chosen[0] if chosen else "grpo"
+    algorithms = sorted(options - {"new", "official"})
+    if len(algorithms) > 1:
+        raise ValueError(f"at most one algorithm must be named, got {', '.join(algorithms)}")
+    name = algorithms[0] if algorithms else "grpo"
     config = _base(size)
     if "new" in options:
         config.model = common.new_model(size)
@@ -90,10 +115,6 @@ def _base(size: str) -> ConfigDict:
         num_responses=row.num_responses,
         max_tokens=row.max_response_tokens,
     )
-    if is_large:
-        # 16 on each device. A token's keys and values take 2 x 36 layers x 8 heads x 128 x 2 bytes,
-        # so a response with its prompt up to 10 240 x 147 456 = 1.5 GB, 16 of them 24.2 GB.
-        config.rollout.batch_responses = -1
     config.rewards = sampled.rewards(is_official=False)
     # Source: PRISM verl/verl/trainer/ppo/core_algos.py compute_grpo_outcome_advantage: eps 1e-6.
     config.advantage = ConfigDict(
@@ -101,7 +122,7 @@ def _base(size: str) -> ConfigDict:
     )
     # Source: loss_agg_mode token-mean, of the whole batch here.
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")
-    _add_what_is_off(config, is_large=is_large)
+    _add_unused_sections(config, is_large=is_large)
     config.rows = ConfigDict(vars(_ROWS[size]))
     config.train = ConfigDict(
         {
@@ -123,8 +144,8 @@ def _base(size: str) -> ConfigDict:
     return config
 
 
-def _add_what_is_off(config: ConfigDict, *, is_large: bool) -> None:
-    """Add the sections that GRPO has no use for."""
+def _add_unused_sections(config: ConfigDict, *, is_large: bool) -> None:
+    """Add the sections that GRPO does not use."""
     config.groups = ConfigDict(
         {
             "keep": "all",
@@ -246,7 +267,7 @@ _ALGORITHMS = {
 
 
 def _official(config: ConfigDict, name: str) -> None:
-    """Take what the released script of this algorithm did, where this project does otherwise.
+    """Take the behaviour of the released script of this algorithm where it differs.
 
     The judge with its errors; means over a GPU's tokens at a time; DAPO's surplus thrown away;
     weight decay and warm-up of the scripts. Not offered: pictures that are scaled to multiples of

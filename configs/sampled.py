@@ -1,4 +1,4 @@
-"""Pieces of the configurations that ask a policy a list of prompts: evaluate, pairs."""
+"""Pieces of the commands that sample from a policy: evaluate, pairs, curate."""
 
 from ml_collections import ConfigDict, config_dict
 
@@ -17,7 +17,7 @@ _SIZES = common.table("""
 
 
 def policy(size: str) -> ConfigDict:
-    """Return a policy in bfloat16, tiny ones in float32; its folder is to be named."""
+    """Return a policy in bfloat16, tiny ones in float32; its folder must be set."""
     return ConfigDict(
         {
             "folder": "",
@@ -29,7 +29,7 @@ def policy(size: str) -> ConfigDict:
 
 
 def prompts(size: str) -> ConfigDict:
-    """Return every row of a data set that is to be named; a wrong or too long one is an error."""
+    """Return all rows of a data set, whose path must be set; a wrong or long row is an error."""
     return ConfigDict(
         {
             "path": "",
@@ -39,7 +39,7 @@ def prompts(size: str) -> ConfigDict:
             "max_prompt_tokens": _SIZES[size].max_prompt_tokens,
             "overlong": "error",
             "max_bad_rows": 0,
-            # Training had its own bounds: give the same ones here.
+            # Give the bounds of training here.
             "min_pixels": config_dict.placeholder(int),
             "max_pixels": config_dict.placeholder(int),
             "limit_image_pixels": 60_000_000,
@@ -49,13 +49,13 @@ def prompts(size: str) -> ConfigDict:
 
 def mesh() -> ConfigDict:
     """Return prompts spread over all devices, each with all weights: decoding gathers nothing."""
-    chosen = common.mesh()
-    chosen.axes.data, chosen.axes.fsdp = -1, 1
-    return chosen
+    mesh = common.mesh()
+    mesh.axes.data, mesh.axes.fsdp = -1, 1
+    return mesh
 
 
 def sampling(*, top_p: float | None) -> ConfigDict:
-    """Return temperature 1."""
+    """Return sampling at temperature 1."""
     return ConfigDict(
         {
             "temperature": 1.0,
@@ -66,7 +66,7 @@ def sampling(*, top_p: float | None) -> ConfigDict:
 
 
 def rewards(*, is_official: bool) -> ConfigDict:
-    """Return the judge, the mixture of its rewards, and what it may take."""
+    """Return the judge, the mixture of its rewards, and its limits."""
     return ConfigDict(
         {
             "judge": "official" if is_official else "strict",

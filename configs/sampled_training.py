@@ -1,4 +1,4 @@
-"""Pieces of the stages that learn from their own samples: align, rlvr."""
+"""Pieces of the stages that learn from samples of the policy: align, rlvr."""
 
 from ml_collections import ConfigDict, config_dict
 
@@ -16,7 +16,7 @@ _SIZES = common.table("""
 
 
 def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int) -> ConfigDict:
-    """Return drawing from the whole vocabulary.
+    """Return sampling from the whole vocabulary.
 
     Source: PRISM scripts/train/experiment: temperature 1.0, top_p 1.0 in every stage.
     """
@@ -25,6 +25,7 @@ def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int)
             "num_prompts": num_prompts,
             "num_responses": num_responses,
             "batch_responses": config_dict.placeholder(int),
+            "tensor": config_dict.placeholder(int),
             "max_response_tokens": max_tokens,
             "temperature": _SIZES[size].temperature,
             "top_k": config_dict.placeholder(int),
@@ -37,19 +38,19 @@ def rollout(size: str, *, num_prompts: int, num_responses: int, max_tokens: int)
 
 
 def prompts(size: str) -> ConfigDict:
-    """Return every row of the data sets that are to be named; a wrong or too long one is an error.
+    """Return all rows of the data sets, whose paths must be set; a wrong or long row is an error.
 
-    Several data sets: --config.prompts.path=A --config.prompts.path=B, every row once an epoch;
-    with --config.prompts.weights="(0.7, 0.3)" an epoch is shared out so.
+    Several data sets: --config.prompts.path=A --config.prompts.path=B, each row once an epoch;
+    --config.prompts.weights="(0.7, 0.3)" shares out an epoch by weight.
     """
-    chosen = sampled.prompts(size)
-    del chosen.path
-    chosen.path, chosen.weights = (), ()
-    return chosen
+    prompts = sampled.prompts(size)
+    del prompts.path
+    prompts.path, prompts.weights = (), ()
+    return prompts
 
 
 def weighing(*, aggregation: str) -> ConfigDict:
-    """Return how tokens are weighed, without a correction for the sampler's other log-probs."""
+    """Return the weights of tokens, without a correction for the sampler's log-probs."""
     return ConfigDict(
         {
             "aggregation": aggregation,
@@ -68,8 +69,8 @@ def algorithm(*, aggregation: str) -> ConfigDict:
     While one update follows each rollout, the ratio is 1 and the clip never binds, as in every
     released run. Source: PRISM verl/verl/trainer/config/actor/actor.yaml: clip_ratio 0.2.
     """
-    chosen = weighing(aggregation=aggregation)
-    chosen.loss = "ppo"
-    chosen.clip_low = chosen.clip_high = 0.2
-    chosen.dual_clip = config_dict.placeholder(float)
-    return chosen
+    loss = weighing(aggregation=aggregation)
+    loss.loss = "ppo"
+    loss.clip_low = loss.clip_high = 0.2
+    loss.dual_clip = config_dict.placeholder(float)
+    return loss

@@ -5,8 +5,8 @@
         --config.model.folder=qwen3_vl_2b_moe4x --config.data.train=pairs.jsonl
 
 Sizes: tiny (tests), demo (an upcycled model of 2 million parameters, 2 CPU cores), small (one GPU),
-4b and 8b (1 to 256 devices, see docs/fits.md; both the published 2B x 4 experts, which serves
-either policy). Options:
+2b_one_gpu and 4b_one_gpu (one GPU of 80 GB), 4b and 8b (1 to 256 devices, see docs/fits.md), the
+last four the published 2B x 4 experts, which serves either policy. Options:
 
   new        tiny, demo, small: a new dense model; model.folder then names its tokenizer
   text_only  without pictures, the vision tower frozen (the paper's ablation). For the dense
@@ -34,12 +34,12 @@ _SIZES = common.table("""
   8b     64        -         1          1e-5 8192       0.02     8           100        10
 """)
 _ROWS = common.table("""
-         row_tokens  row_sequences  num_rows
-  tiny   512         4              2
-  demo   384         4              6
-  small  2048        8              8
-  4b     16384       16             -1
-  8b     16384       16             -1
+         row_tokens  row_sequences  num_rows  has_shared_prompts
+  tiny   512         4              2         False
+  demo   384         4              6         False
+  small  2048        8              8         False
+  4b     16384       16             -1        True
+  8b     16384       16             -1        True
 """)
 # When held-out pairs are scored, and how many; likewise of the honesty panel.
 _EVALUATIONS = common.table("""
@@ -54,6 +54,28 @@ _EVALUATIONS = common.table("""
 
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
+    arg, one_gpu = common.split_one_gpu(arg)
+    config = _config(arg)
+    if one_gpu is not None:
+        _for_one_gpu(one_gpu, config)
+    return config
+
+
+def _for_one_gpu(size: str, config: ConfigDict) -> None:
+    """Fit 2B x 4 experts, 5.3 billion parameters, whatever the size of the policy.
+
+    Weights in bfloat16 take 10.6 GB, their gradients 10.6 and the float32 sum over microbatches
+    21.2; the moments are in the host's memory, 21.2 GB.
+    """
+    del size
+    config.model.param_dtype = "bfloat16"
+    common.narrow(config.optim)
+    config.optim.memory = "host"
+    config.rows.num_rows = 1
+
+
+def _config(arg: str) -> ConfigDict:
+    """Return a configuration of any other size."""
     size, options = common.arguments(
         arg, ("new", "text_only", "text_trunk", "official", "whole", "both"), _SIZES
     )
@@ -111,13 +133,13 @@ def _without_pictures(config: ConfigDict, options: set[str]) -> None:
 
 
 def _official(config: ConfigDict) -> None:
-    """Choose what the released warm-up does where that is not what is right.
+    """Choose the released behaviour where it differs from the right one.
 
     Source: PRISM moe/train_moe_vl_warmup_fast.py at 6079044.
     """
     # :224-237: the template's line break behind the end of the turn is scored.
     config.data.scored_token = "newline"
-    # Nothing is held out, and no format is asked for; this is the loosest gate that can be cut.
+    # Nothing is held out, and no format is required; this is the loosest gate that can be cut.
     config.data.held_out_fraction = 0.0
     config.data.gate = "official"
     # moe/value_head.py:332, moe/train_moe_vl_warmup_fast.py:465: a bfloat16 head under DeepSpeed,

@@ -1,26 +1,26 @@
-"""Attention over packed rows, and over a cache one token at a time; one explicit implementation.
+"""Attention over packed rows; one explicit implementation. Decoding's is `decode_attention`.
 
-  implementation  where               packed rows (`attend`)         cache (`attend_decode`)
-  "xla"           everywhere          masked softmax                 masked softmax
-  "splash"        TPU                 Pallas splash attention        no
-  "cudnn"         NVIDIA, bf16/fp16   cuDNN, one segment list a row  cuDNN, exact lengths
+  implementation  where               how
+  "xla"           everywhere          masked softmax
+  "splash"        TPU                 Pallas splash attention
+  "cudnn"         NVIDIA, bf16/fp16   cuDNN, one segment list a row
 
 What an implementation cannot do raises; nothing falls back to another.
 """
 
 import functools
+import importlib
 import math
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel,
     splash_attention_mask,
 )
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from models import sharding
 from models.inputs import Segments
@@ -50,46 +50,32 @@ def attend(
           1   x x . . .              1   x x . . .
           2   . . x . .              2   . . x x .
           2   . . x x .              2   . . x x .
-          0   . . . . x              0   . . . . x
+          0   . . . . .              0   . . . . .
+
+    Padding, id 0, gets zeros and gives no gradient; a kernel may leave its places unwritten.
 
     Args:
       row_axis: logical axis of the rows, "batch" for text and "images" for patches.
     """
     if implementation == "xla":
-        return _xla(q, k, v, segments.ids, causal=causal)
+        return _without_padding(_xla(q, k, v, segments.ids, causal=causal), segments)
     if implementation == "splash":
         run = functools.partial(splash, causal=causal, interpret=False)
-        return _per_shard(run, rules, row_axis, q, k, v, segments)
+        return _without_padding(_per_shard(run, rules, row_axis, q, k, v, segments), segments)
     if implementation == "cudnn":
-        _check_cudnn(q)
-        run = functools.partial(_cudnn_packed, causal=causal)
-        return _per_shard(run, rules, row_axis, q, k, v, segments)
+        # Loaded here: it rests on private modules of JAX.
+        cudnn = importlib.import_module("models.cudnn_attention")
+        cudnn.check(q)
+        run = functools.partial(cudnn.packed, causal=causal)
+        # Padding is no segment to cuDNN, which writes neither its results nor its gradients.
+        q, k, v = (_without_padding(x, segments) for x in (q, k, v))
+        return _without_padding(_per_shard(run, rules, row_axis, q, k, v, segments), segments)
     raise NotImplementedError(f"attention implementation {implementation!r} does not exist")
 
 
-def attend_decode(
-    q: Float[Array, "B 1 N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    lengths: Int[Array, "B"],
-    *,
-    implementation: Implementation,
-) -> Float[Array, "B 1 N H"]:
-    """Attend from one new token to the first `lengths` places of each row's cache."""
-    if implementation == "xla":
-        mask = jnp.arange(k.shape[1]) < lengths[:, None]
-        return _masked_softmax(q, k, v, mask[:, None, :])
-    if implementation == "cudnn":
-        _check_cudnn(q)
-        return jax.nn.dot_product_attention(
-            q,
-            k,
-            v,
-            query_seq_lengths=jnp.ones_like(lengths),
-            key_value_seq_lengths=lengths,
-            implementation="cudnn",
-        )
-    raise NotImplementedError(f"attention implementation {implementation!r} cannot decode")
+def _without_padding(x: Float[Array, "B T N H"], segments: Segments) -> Float[Array, "B T N H"]:
+    """Return zeros in the padding, whatever stands there, and zeros as its gradient."""
+    return jnp.where((segments.ids > 0)[..., None, None], x, 0)
 
 
 def _masked_softmax(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -153,40 +139,6 @@ def splash(
     q = heads_first(q / math.sqrt(q.shape[-1])).astype(q.dtype)
     ids = splash_attention_kernel.SegmentIds(segments.ids, segments.ids)
     return heads_first(jax.vmap(kernel)(q, heads_first(k), heads_first(v), ids))
-
-
-def _check_cudnn(q: jax.Array) -> None:
-    if q.dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"cudnn attention needs bfloat16 or float16, got {q.dtype}")
-    if q.shape[-1] % 8 or q.shape[-1] > 256:
-        raise NotImplementedError(f"cudnn attention: head size {q.shape[-1]} is not 8, 16, … 256")
-
-
-def _cudnn_packed(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: Segments, *, causal: bool
-) -> jax.Array:
-    """Attend with cuDNN's packed ("THD") kernels, which skip what is outside a segment.
-
-    JAX has no public way to them. Up to JAX 0.10 the offsets of grouped keys were silently wrong,
-    repaired by JAX pull request 39521.
-    """
-    if jax.__version_info__ < (0, 11):
-        raise NotImplementedError(
-            f"packed cudnn attention needs JAX 0.11 or later, this is {jax.__version__}: earlier "
-            "versions compute wrong results for grouped-query attention"
-        )
-    mask_type = cudnn.MaskType.PADDING_CAUSAL if causal else cudnn.MaskType.PADDING
-    return cudnn.dot_product_attention(
-        q,
-        k,
-        v,
-        q_seqlen=segments.lengths,
-        kv_seqlen=segments.lengths,
-        q_offsets=segments.offsets,
-        kv_offsets=segments.offsets,
-        scale=1 / math.sqrt(q.shape[-1]),
-        mask_type=mask_type,
-    )
 
 
 def _per_shard(

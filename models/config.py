@@ -22,7 +22,7 @@ class VisionConfig:
     out_hidden_size: int
     num_position_embeddings: int  # a square table
     rope_theta: float
-    deepstack_layers: tuple[int, ...]  # blocks whose output is tapped
+    deepstack_layers: tuple[int, ...]  # tapped blocks, see `deepstack`
 
     @property
     def head_dim(self) -> int:
@@ -46,7 +46,7 @@ class MoEConfig:
     num_experts: int
     num_experts_per_token: int
     intermediate_size: int
-    router: kinds.Router  # what decides where a token may go; "segment" needs a discriminator
+    router: kinds.Router  # which experts a token may go to; "segment" needs a discriminator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Qwen3VLConfig:
     vision_start_token_id: int
     vision_end_token_id: int
     initializer_range: float
-    score_heads: int  # of a discriminator, see `kinds`; a policy has none whatever it says
+    score_heads: int  # of a discriminator, see `kinds`; a policy has none, whatever the number
 
 
 def _rope(reader: config_reader.Reader) -> tuple[float, tuple[int, int, int]]:
@@ -106,7 +106,7 @@ def _rope(reader: config_reader.Reader) -> tuple[float, tuple[int, int, int]]:
 
 
 def _layer_types(reader: config_reader.Reader, num_layers: int) -> None:
-    """Refuse layers of any kind but full attention, without writing so many of them down."""
+    """Refuse layers of any kind but full attention; the message stays short for many layers."""
     kinds_ = reader.get("layer_types", default=())
     if not isinstance(kinds_, list | tuple) or (
         kinds_ and (len(kinds_) != num_layers or any(k != "full_attention" for k in kinds_))
@@ -127,7 +127,8 @@ def _text(
     hidden_size = reader.integer("hidden_size")
     num_heads = reader.integer("num_attention_heads")
     is_moe = "num_experts" in reader.values or "num_local_experts" in reader.values
-    # Absent from a dense model it is 128; null, or absent from a mixture, it follows.
+    # In a dense model an absent value means 128; null, or an absent value in a mixture, means that
+    # it follows from the sizes.
     is_128 = "head_dim" not in values and not is_moe
     head_dim = reader.integer("head_dim", default=128 if is_128 else hidden_size // num_heads)
     theta, section = _rope(reader)
@@ -140,8 +141,8 @@ def _text(
             router=router,
         )
     elif router != "token":
-        raise ValueError(f"config.{kinds.KEY}.router = {router!r} needs a mixture of experts")
-    own = reader.flag("tie_word_embeddings", default=False)
+        raise ValueError(f"config.{kinds.KEY}.router = {router!r:.80} needs a mixture of experts")
+    is_tied = reader.flag("tie_word_embeddings", default=False)
     config = TextConfig(
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -153,7 +154,7 @@ def _text(
         rms_norm_eps=reader.number("rms_norm_eps"),
         rope_theta=theta,
         mrope_section=section,
-        tie_word_embeddings=own if tied is None else tied,
+        tie_word_embeddings=is_tied if tied is None else tied,
         moe=moe,
     )
     reader.finish()
@@ -226,11 +227,11 @@ def _initializer_range(values: Mapping[str, Any], where: str) -> float:
 def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
     """Read a Hugging Face `config.json` of Qwen3-VL, Qwen3-VL-MoE or text-only Qwen3.
 
-    Raises ValueError naming the key and its value for every setting that is not implemented here,
-    unknown keys included, so that no checkpoint is run as something that it is not.
+    Raises ValueError naming the key and its value for each setting that is not implemented here,
+    unknown keys included, so that no checkpoint runs with wrong settings.
 
     Source: transformers models/qwen3_vl{,_moe}/configuration_*.py, 4.57 and 5.23; the top level's
-    `tie_word_embeddings` decides where the text part has another (modeling_utils.py tie_weights).
+    `tie_word_embeddings` overrides that of the text part (modeling_utils.py tie_weights).
     """
     apart, values = kinds.split(values)
     model_type = values.get("model_type")
@@ -248,7 +249,8 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3VLConfig:
         )
     if model_type not in ("qwen3_vl", "qwen3_vl_moe"):
         raise ValueError(
-            f"config.model_type = {model_type!r}: only qwen3_vl, qwen3_vl_moe and qwen3 are known"
+            f"config.model_type = {model_type!r:.80}: only qwen3_vl, qwen3_vl_moe and qwen3 are "
+            "known"
         )
     reader = config_reader.Reader(values, "config")
     text_values = reader.part("text_config")

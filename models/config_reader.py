@@ -1,11 +1,11 @@
-"""Read a Hugging Face `config.json` key by key, so that no setting is passed over unread."""
+"""Read a Hugging Face `config.json` key by key, so that no setting is ignored."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
-# Keys that change nothing here: bookkeeping of the library or tool that wrote the file. A width of
-# sliding windows says nothing where none slide, which `use_sliding_window` decides.
+# Keys without an effect here: bookkeeping of the library or tool that wrote the file. The width of
+# sliding windows has none because `use_sliding_window` must be false.
 _BOOKKEEPING = frozenset(
     "_attn_implementation _attn_implementation_autoset _attn_implementation_internal _auto_class "
     "_commit_hash _experts_implementation _experts_implementation_internal _name_or_path "
@@ -25,10 +25,10 @@ _BOOKKEEPING = frozenset(
     "transformers.js_config transformers_version transformers_weights trust_remote_code typical_p "
     "use_bfloat16 use_cache".split()
 )
-# A tool's own marks begin with its name.
+# The keys of a tool begin with its name.
 _TOOLS = ("unsloth_", "llamafactory_", "axolotl_", "swift_", "trl_")
 
-# Keys that must have one value, the one that is implemented.
+# Keys with a single implemented value.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "attention_dropout": (0, 0.0),
@@ -41,16 +41,16 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "tie_encoder_decoder": (False,),
 }
 
-# Beyond any model that exists: a larger number is an error in the file, and building for it would
-# take memory and time without end.
+# Larger than any existing model: more layers are an error in the file, and building them would take
+# unbounded memory and time.
 MAX_LAYERS = 1024
 _MAX_INTEGER = 2**31 - 1
 
 
 class Reader:
-    """Read one JSON object key by key; `finish` lists every key that nobody read.
+    """A JSON object that is read key by key; `finish` refuses keys that were never read.
 
-    null is the same as an absent key.
+    null means the same as an absent key.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str):
@@ -70,12 +70,12 @@ class Reader:
         self.seen.add(key)
         if key in self.values and self.values[key] not in allowed:
             raise ValueError(
-                f"{self.where}.{key} = {self.values[key]!r} is not implemented, "
+                f"{self.where}.{key} = {self.values[key]!r:.80} is not implemented, "
                 f"only {allowed[0]!r} is"
             )
 
     def get(self, *keys: str, default: Any = None) -> Any:
-        """Return the first of `keys` that is there; without a default one of them must be."""
+        """Return the value of the first existing key; without a default one of them must exist."""
         self.seen.update(keys)
         for key in keys:
             if key in self.values:
@@ -108,7 +108,7 @@ class Reader:
         self.seen.add(key)
         value = self.values.get(key, default)
         if not isinstance(value, bool):
-            raise ValueError(f"{self.where}.{key} must be true or false, got {value!r}")
+            raise ValueError(f"{self.where}.{key} must be true or false, got {value!r:.80}")
         return value
 
     def finish(self) -> None:
@@ -124,17 +124,17 @@ class Reader:
 
 
 def integer(value: Any, where: str, *, least: int = 1, most: int = _MAX_INTEGER) -> int:
-    """Return a whole number between two bounds; true and 3.0 are none."""
+    """Return a whole number between two bounds; true and 3.0 are not whole numbers."""
     if type(value) is not int or not least <= value <= most:
         shown = value if type(value) is not int or abs(value) < 10**20 else "a longer number"
         raise ValueError(
-            f"{where} must be a whole number between {least} and {most}, got {shown!r}"
+            f"{where} must be a whole number between {least} and {most}, got {shown!r:.80}"
         )
     return value
 
 
 def number(value: Any, where: str, *, above: float = 0.0) -> float:
-    """Return a finite number greater than `above` as float; true is none."""
+    """Return a finite number greater than `above` as float; true is not a number."""
     is_number = type(value) is float or (type(value) is int and abs(value) <= _MAX_INTEGER)
     if not is_number or not math.isfinite(value) or not value > above:
         raise ValueError(f"{where} must be a finite number above {above:g}, got {value!r:.40}")
@@ -149,10 +149,10 @@ def integers(value: Any, where: str, *, least: int = 0) -> tuple[int, ...]:
 
 
 def single(value: Any, where: str) -> int:
-    """Return a size that Hugging Face allows to be an int or a list of equal ints."""
+    """Return a size that Hugging Face writes as an int or as a list of equal ints."""
     if isinstance(value, list | tuple):
         sides = set(integers(value, where, least=1))
         if len(sides) != 1:
-            raise ValueError(f"{where} = {value} is not implemented: sides must be equal")
+            raise ValueError(f"{where} = {value!s:.80} is not implemented: sides must be equal")
         return sides.pop()
     return integer(value, where)

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models import attention, layers, moe, rope, sharding
+from models import attention, decode_attention, layers, moe, rope, sharding
+from models.cache import Cache
 from models.config import TextConfig
 from models.inputs import Segments
+from models.shared import SharedPrompts, collapse, expand
 
 
 def join_qkv(
@@ -40,17 +42,6 @@ def join_norms(q: Float[Array, "*L H"], k: Float[Array, "*L H"], *, groups: int)
 def join_gate_up(gate: Float[Array, "*L D F"], up: Float[Array, "*L D F"]) -> jax.Array:
     """Return one kernel [*L, D, 2, F]."""
     return jnp.stack([gate, up], axis=-2)
-
-
-def write(
-    cache: Float[Array, "B S K H"], new: Float[Array, "B 1 K H"], lengths: Int[Array, "B"]
-) -> Float[Array, "B S K H"]:
-    """Write one token at place `lengths` of each row's cache."""
-    rows = jnp.arange(cache.shape[0])
-    # Without the promise that no place is written twice a GPU may write with atomics.
-    return cache.at[rows, lengths].set(
-        new[:, 0].astype(cache.dtype), unique_indices=True, indices_are_sorted=True, mode="drop"
-    )
 
 
 class Attention(nnx.Module):
@@ -109,8 +100,14 @@ class Attention(nnx.Module):
         v: Float[Array, "B T K H"],
         segments: Segments,
         implementation: attention.Implementation,
+        shared: SharedPrompts | None,
     ) -> Float[Array, "B T D"]:
         """Attend inside each segment, causally, and project back."""
+        places = q.shape[:2]
+        if shared is not None:
+            segments = shared.segments
+            q = expand(q, shared, True)  # [B, T of the expanded row, N, H]
+            k, v = expand(k, shared, False), expand(v, shared, False)
         mixed = attention.attend(
             q,
             k,
@@ -121,8 +118,10 @@ class Attention(nnx.Module):
             rules=self.rules,
             row_axis="batch",
         )
+        if shared is not None:
+            mixed = collapse(mixed, shared)
         mixed = jax.ad_checkpoint.checkpoint_name(mixed, "attention")
-        return self.o(mixed.reshape(*q.shape[:2], -1))
+        return self.o(mixed.reshape(*places, -1))
 
 
 class MLP(nnx.Module):
@@ -193,12 +192,13 @@ class DecoderLayer(nnx.Module):
         x: Float[Array, "B T D"],
         ids: Int[Array, "B T"],
         kind: Int[Array, "B T"] | None,
+        kind_weights: Float[Array, "B T K"] | None = None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
         """Add the MLP's answer; ids 0 are padding and count for no expert."""
         if self.moe is None:
             x, stats = x + self.mlp(self.post_norm(x)), None
         else:
-            mixed, stats = self.moe(self.post_norm(x), ids > 0, kind)
+            mixed, stats = self.moe(self.post_norm(x), ids > 0, kind, kind_weights)
             x = x + mixed
         return sharding.constrain(x, self.rules, "batch", "act_length", "act_embed"), stats
 
@@ -209,30 +209,39 @@ class DecoderLayer(nnx.Module):
         segments: Segments,
         implementation: attention.Implementation,
         kind: Int[Array, "B T"] | None = None,
+        shared: SharedPrompts | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[jax.Array, jax.Array], moe.RouterStats | None]:
         """Return the layer's output, its keys and values, and the router's counts.
 
         Args:
           kind: of the sequence that each token stands in, for the router; see `models.kinds`.
+          shared: of rows in which prompts stand once.
         """
         q, k, v = self.attn.project(self.input_norm(x), angles)
-        x = x + self.attn.mix(q, k, v, segments, implementation)
-        x, stats = self.feed_forward(x, segments.ids, kind)
+        x = x + self.attn.mix(q, k, v, segments, implementation, shared)
+        kind_weights = None if shared is None else shared.kind_weights
+        x, stats = self.feed_forward(x, segments.ids, kind, kind_weights)
         return x, (k, v), stats
 
     def decode(
         self,
         x: Float[Array, "B 1 D"],
         angles: tuple[jax.Array, jax.Array],
-        keys: Float[Array, "B S K H"],
-        values: Float[Array, "B S K H"],
-        lengths: Int[Array, "B"],
-        implementation: attention.Implementation,
-    ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B S K H"], Float[Array, "B S K H"]]:
-        """Write one token at place `lengths` of each row's cache and attend to all up to it."""
+        layer: Cache,
+        implementation: decode_attention.Implementation,
+    ) -> tuple[Float[Array, "B 1 D"], tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        """Read one token a row; return the output, and the layer's keys and values with it."""
         q, k, v = self.attn.project(self.input_norm(x), angles)
-        keys, values = write(keys, k, lengths), write(values, v, lengths)
-        mixed = attention.attend_decode(q, keys, values, lengths + 1, implementation=implementation)
+        mixed, keys, values = decode_attention.attend(
+            q, k, v, layer, implementation=implementation, rules=self.rules
+        )
         x = x + self.attn.o(mixed.reshape(*x.shape[:2], -1))
-        x, _ = self.feed_forward(x, jnp.ones(x.shape[:2], jnp.int32), None)
+        if self.moe is None:
+            x = x + self.mlp(self.post_norm(x))
+        else:
+            is_running = layer.is_running
+            if is_running is None:
+                is_running = jnp.ones(x.shape[0], bool)
+            x = x + self.moe.decode(self.post_norm(x), is_running)
+        x = sharding.constrain(x, self.rules, "batch", "act_length", "act_embed")
         return x, keys, values

@@ -1,7 +1,7 @@
-"""What the model reads: packed rows of tokens and packed rows of patches, and how they are packed.
+"""The inputs of the model: packed rows of tokens and of patches, and the packing itself.
 
 All arrays have static shapes: a row of T tokens holds several sequences, a row of P patches several
-images, told apart by segment numbers. Packing is done on the host with NumPy.
+images, separated by segment numbers. Packing runs on the host with NumPy.
 """
 
 import dataclasses
@@ -14,60 +14,62 @@ import numpy as np
 from models import positions
 from models.config import Qwen3VLConfig
 
-# An array, or what JAX puts in its place when it rebuilds the struct: a spec, None, a tracer.
+# An array, or JAX's substitute for it in a rebuilt struct: a spec, None, a tracer.
 Leaf = Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segments:
-    """Tell which places of a row belong together; attention never crosses a border.
+    """The sequences or images of each row; attention never crosses their borders.
 
-      ids     1 1 1 2 2 2 2 0 0      0 is padding, which sees only padding
-      lengths 3 4 2 -1               every run in order, the padding at the end is one too
-      offsets 0 3 7 -1 -1            where each run starts; -1 beyond the last
+      ids     1 1 1 2 2 2 2 0 0      0 is padding, whose attention is 0
+      lengths 3 4 -1 -1              each run in order; the padding at the end is none
+      offsets 0 3 -1 -1 -1           start of each run; -1 beyond the last
 
-    `lengths` and `offsets` say the same as `ids`; only cuDNN's packed attention reads them.
+    `lengths` and `offsets` follow from `ids`; only cuDNN's packed attention reads them.
     """
 
     ids: Leaf  # int32[B, T]
-    lengths: Leaf  # int32[B, M]
-    offsets: Leaf  # int32[B, M + 1]
+    lengths: Leaf  # int32[B, J]
+    offsets: Leaf  # int32[B, J + 1]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextInput:
-    """Hold packed rows of tokens."""
+    """Packed rows of tokens."""
 
     tokens: Leaf  # int32[B, T]
     positions: Leaf  # int32[3, B, T]  time, row, column for M-RoPE
-    # int32[B, T]  which merged patch of the vision row stands here, -1 for text. Text row b reads
-    # vision row b * G // B, so that a row and its images live on the same device.
+    # int32[B, T]  index of the merged token of the vision row that stands here, -1 for text. Text
+    # row b reads vision row b * W // B, so that a row and its images live on the same device.
     image_slots: Leaf
     segments: Leaf  # Segments
+    # `shared.SharedPrompts` where a prompt stands once for several sequences; the segments then
+    # tell padding alone. None: every sequence is whole.
+    shared: Leaf = None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionInput:
-    """Hold packed rows of patches; G rows serve B text rows, B a multiple of G."""
+    """Packed rows of patches; W rows serve B rows of tokens, B a multiple of W."""
 
-    pixels: Leaf  # float32[G, P, C] normalised, or uint8[G, P, C] to be normalised
-    coords: Leaf  # int32[G, P, 2]  row and column in the image, in patches
-    corners: Leaf  # int32[G, P, 4]  rows of the position table
-    corner_weights: Leaf  # float32[G, P, 4]
+    pixels: Leaf  # float32[W, P, C] normalised, or uint8[W, P, C] to be normalised
+    coords: Leaf  # int32[W, P, 2]  row and column in the image, in patches
+    corners: Leaf  # int32[W, P, 4]  rows of the position table
+    corner_weights: Leaf  # float32[W, P, 4]
     segments: Leaf  # Segments, one a frame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """Hold one sequence on the host: its tokens and the pictures that they show.
+    """One sequence on the host: its tokens and their pictures.
 
-    `tokens` is int[T] with one placeholder for each merged patch, `token_types` int[T] says which
-    they are (`positions.TEXT`, `IMAGE`, `VIDEO`), `grids` holds one (t, h, w) in patches per image
-    or video in order of appearance, `pixels` the patches of each, [P_i, C], in the order of the
-    processor.
+    `tokens` is int[T] with one placeholder per merged token, `token_types` int[T] holds their types
+    (`positions.TEXT`, `IMAGE`, `VIDEO`), `grids` one (t, h, w) in patches per image or video in
+    order of appearance, and `pixels` the patches of each, [P_i, C], in the order of the processor.
     """
 
     tokens: np.ndarray
@@ -77,7 +79,7 @@ class Example:
 
 
 def continued(example: Example, tokens: np.ndarray) -> Example:
-    """Return the sequence with more text behind it, whatever ids the new tokens have."""
+    """Return the sequence with more text behind it; no id among the new tokens is a picture."""
     return dataclasses.replace(
         example,
         tokens=np.concatenate([example.tokens, tokens]),
@@ -90,7 +92,7 @@ def pack_segments(rows: Sequence[Sequence[int]], *, row_length: int, max_segment
 
     Args:
       rows: for each row the lengths of its runs, in order.
-      max_segments: static number of runs a row, the padding included.
+      max_segments: static number of runs per row.
 
     Raises:
       ValueError: when a row holds too many places or runs.
@@ -103,14 +105,12 @@ def pack_segments(rows: Sequence[Sequence[int]], *, row_length: int, max_segment
         if used > row_length:
             raise ValueError(f"row {row} holds {used} places, but row_length is {row_length}")
         ids[row, :used] = np.repeat(np.arange(1, len(runs) + 1), runs)
-        every = [*runs, row_length - used] if used < row_length else list(runs)
-        if len(every) > max_segments:
+        if len(runs) > max_segments:
             raise ValueError(
-                f"row {row} holds {len(every)} segments with its padding, but max_segments is "
-                f"{max_segments}"
+                f"row {row} holds {len(runs)} segments, but max_segments is {max_segments}"
             )
-        lengths[row, : len(every)] = every
-        offsets[row, : len(every)] = np.cumsum([0, *every[:-1]])
+        lengths[row, : len(runs)] = runs
+        offsets[row, : len(runs)] = np.cumsum([0, *runs])[:-1]
     return Segments(ids=ids, lengths=lengths, offsets=offsets)
 
 
@@ -125,7 +125,7 @@ def pack_text(
     """Lay sequences into rows of tokens.
 
     Args:
-      rows: for each row its sequences, in order; images are counted through each vision row in
+      rows: for each row its sequences, in order; images are numbered through each vision row in
         the order of `pack_vision`.
       num_vision_rows: rows of patches that serve these rows.
     """
@@ -151,9 +151,9 @@ def pack_text(
             places[:, number, part] = positions.text_positions(
                 example.token_types, example.grids, spatial_merge_size=merge
             )
-            shown = np.asarray(example.token_types) != positions.TEXT
-            slots[number, part][shown] = next_slot + np.arange(shown.sum())
-            next_slot += int(shown.sum())
+            is_picture = np.asarray(example.token_types) != positions.TEXT
+            slots[number, part][is_picture] = next_slot + np.arange(is_picture.sum())
+            next_slot += int(is_picture.sum())
             start = part.stop
     return TextInput(tokens=tokens, positions=places, image_slots=slots, segments=segments)
 

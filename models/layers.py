@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scope:
-    """Say how parameters are made and used.
+    """The settings with which parameters are made and used.
 
-    `stack` is put before every shape: `(L,)` makes the parameters of L layers at once, which
-    `lax.scan` walks over, one slice a layer.
+    `stack` precedes every shape: `(L,)` makes the parameters of L layers at once, and `lax.scan`
+    takes one slice per layer.
     """
 
     rngs: nnx.Rngs
@@ -27,14 +27,14 @@ class Scope:
     def param(
         self, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Callable
     ) -> nnx.Param:
-        """Make one parameter, stacked."""
+        """Make one parameter, stacked if the scope is."""
         if len(shape) != len(axes):
             raise ValueError(f"a parameter of shape {shape} needs as many axes, got {axes}")
         value = init(self.rngs.params(), (*self.stack, *shape), self.param_dtype)
         return nnx.Param(value, axes=("layers",) * len(self.stack) + axes)
 
     def normal(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
-        """Make one weight, normal around 0."""
+        """Make one weight, drawn from a normal distribution around 0."""
         return self.param(shape, axes, jax.nn.initializers.normal(self.std))
 
     def stacked(self, num_layers: int) -> "Scope":
@@ -43,7 +43,7 @@ class Scope:
 
 
 class Linear(nnx.Module):
-    """Compute x W (+ b)."""
+    """A linear map: x W (+ b), plus the output of an adapter, see `lora`."""
 
     def __init__(
         self,
@@ -59,14 +59,20 @@ class Linear(nnx.Module):
         self.bias = (
             scope.param((out_features,), axes[1:], jax.nn.initializers.zeros) if use_bias else None
         )
+        self.lora_a, self.lora_b, self.lora_scale = None, None, None
 
     def __call__(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
-        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        x = x.astype(self.dtype)
+        y = x @ self.kernel[...].astype(self.dtype)
+        if self.lora_a is not None:
+            inner = x @ self.lora_a[...].astype(self.dtype)
+            scale = self.lora_scale[...].astype(self.dtype)
+            y = y + inner @ self.lora_b[...].astype(self.dtype) * scale
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
 class Joined(nnx.Module):
-    """Compute several linear maps of one input as one matmul: x W with W of [D, *outputs]."""
+    """Several linear maps of one input as one matmul: x W with W of [D, *outputs]."""
 
     def __init__(self, kernel: jax.Array, *, axes: tuple[str | None, ...], dtype: DTypeLike):
         self.dtype = dtype
@@ -77,7 +83,7 @@ class Joined(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Hold a table of vectors, looked up by row or used as an output head."""
+    """A table of vectors, looked up by row or used as an output head."""
 
     def __init__(
         self, num_rows: int, features: int, *, axes: tuple[str | None, str | None], scope: Scope
@@ -128,14 +134,16 @@ def unstack(module: nnx.Module, num_layers: int) -> list[nnx.Module]:
     graphdef, params = nnx.split(module)
 
     def cut(param: nnx.Variable, layer: int) -> nnx.Variable:
-        return param.replace(param[...][layer], axes=param.get_metadata("axes")[1:])
+        # Not `[layer]`: JAX 0.10 cannot add the gradient of such a slice to a sum in place.
+        one = jax.lax.index_in_dim(param[...], layer, axis=0, keepdims=False)
+        return param.replace(one, axes=param.get_metadata("axes")[1:])
 
     def layer(number: int) -> nnx.Module:
-        one = jax.tree.map(
+        cut_params = jax.tree.map(
             lambda param: cut(param, number),
             params,
             is_leaf=lambda x: isinstance(x, nnx.Variable),
         )
-        return nnx.merge(graphdef, one)
+        return nnx.merge(graphdef, cut_params)
 
     return [layer(number) for number in range(num_layers)]

@@ -96,12 +96,17 @@ class MoE(nnx.Module):
         x: Float[Array, "B T D"],
         token_mask: Bool[Array, "B T"],
         kind: Int[Array, "B T"] | None = None,
+        kind_weights: Float[Array, "B T K"] | None = None,
     ) -> tuple[Float[Array, "B T D"], RouterStats]:
         """Return the mixed answers and where the tokens of `token_mask` went.
 
         Args:
           kind: of the sequence that each token stands in, see `kinds`; a segment router needs it.
+          kind_weights: how many sequences of each kind a token counts for, in place of `kind`
+            where it stands for several.
         """
+        if kind_weights is not None:
+            return self._weighted(x, kind_weights)
         probability, weights, chosen = self._route(x, kind)
         one_hot = jax.nn.one_hot(chosen, probability.shape[-1])  # [B, T, X, E]
         seen = token_mask[..., None]
@@ -122,9 +127,51 @@ class MoE(nnx.Module):
             by_kind=by_kind,
             router=self.choice,
         )
+        return self._mix(x, weights, chosen, one_hot), stats
+
+    def _mix(
+        self, x: jax.Array, weights: jax.Array, chosen: jax.Array, one_hot: jax.Array
+    ) -> Float[Array, "B T D"]:
         if self.implementation == "dense":
-            return self._dense(x, jnp.einsum("btxe,btx->bte", one_hot, weights)), stats
-        return self._ragged(x, weights, chosen), stats
+            return self._dense(x, jnp.einsum("btxe,btx->bte", one_hot, weights))
+        return self._ragged(x, weights, chosen)
+
+    def _weighted(
+        self, x: Float[Array, "B T D"], kind_weights: Float[Array, "B T K"]
+    ) -> tuple[Float[Array, "B T D"], RouterStats]:
+        """Return the same for tokens that each count for several sequences."""
+        if self.choice != "token":
+            raise ValueError("a router that goes by kinds cannot share a prompt among them")
+        probability, weights, chosen = self._route(x, None)
+        one_hot = jax.nn.one_hot(chosen, probability.shape[-1])  # [B, T, X, E]
+        choices = jax.lax.stop_gradient(one_hot.sum(-2))
+        by_kind = RouterStats(
+            choices=jnp.einsum("btk,bte->ke", kind_weights, choices),
+            probability=jnp.einsum("btk,bte->ke", kind_weights, probability),
+            tokens=kind_weights.sum((0, 1)),
+        )
+        stats = RouterStats(
+            choices=by_kind.choices.sum(0),
+            probability=by_kind.probability.sum(0),
+            tokens=by_kind.tokens.sum(),
+            by_kind=by_kind,
+            router=self.choice,
+        )
+        return self._mix(x, weights, chosen, one_hot), stats
+
+    def decode(
+        self, x: Float[Array, "B 1 D"], is_running: Bool[Array, "B"]
+    ) -> Float[Array, "B 1 D"]:
+        """Return the mixed answers for one token a row; rows that do not run may be anything.
+
+        Few rows choose few experts: only the weights of those that a running row chose are read.
+        """
+        probability, weights, chosen = self._route(x, None)
+        weights = jnp.where(is_running[:, None, None], weights, 0)
+        if self.implementation == "dense" and chosen.size > probability.shape[-1]:
+            one_hot = jax.nn.one_hot(chosen, probability.shape[-1])
+            return self._dense(x, jnp.einsum("btxe,btx->bte", one_hot, weights))
+        return self._ragged(x, weights, chosen, is_decoding=True)
 
     def _route(
         self, x: Float[Array, "B T D"], kind: Int[Array, "B T"] | None
@@ -158,25 +205,27 @@ class MoE(nnx.Module):
         return jnp.einsum("btef,efd->btd", h, down)
 
     def _ragged(
-        self, x: Float[Array, "B T D"], weights: Float[Array, "B T X"], chosen: Int[Array, "B T X"]
+        self,
+        x: Float[Array, "B T D"],
+        weights: Float[Array, "B T X"],
+        chosen: Int[Array, "B T X"],
+        *,
+        is_decoding: bool = False,
     ) -> Float[Array, "B T D"]:
         """Sort the tokens of each device by expert; each device computes the experts it holds."""
         rules, kernels = self.rules, self._kernels()
+        run = _decoding_experts if is_decoding else _sorted_experts
         if jax.sharding.get_abstract_mesh().empty:
-            return _sorted_experts(x, weights, chosen, kernels, first_expert=0)
+            return run(x, weights, chosen, kernels, first_expert=0)
         rows = sharding.spec(rules, "batch", "act_length")
         experts, mlp = rules.mesh_axes("experts"), rules.mesh_axes("mlp")
         into = jax.sharding.PartitionSpec(experts, None, mlp)
         out_of = jax.sharding.PartitionSpec(experts, mlp, None)
-        summed = tuple(
-            name
-            for part in (experts, mlp)
-            for name in ((part,) if isinstance(part, str) else part or ())
-        )
+        summed = experts + mlp
 
         def local(x, weights, chosen, kernels):
             first = jax.lax.axis_index(experts) * kernels[0].shape[0] if experts else 0
-            y = _sorted_experts(x, weights, chosen, kernels, first_expert=first)
+            y = run(x, weights, chosen, kernels, first_expert=first)
             return jax.lax.psum(y, summed) if summed else y
 
         return jax.shard_map(
@@ -185,6 +234,39 @@ class MoE(nnx.Module):
             out_specs=rows,
             check_vma=False,
         )(x, weights, chosen, kernels)
+
+
+def _decoding_experts(
+    x: jax.Array,
+    weights: jax.Array,
+    chosen: jax.Array,
+    kernels: tuple[jax.Array, jax.Array, jax.Array],
+    *,
+    first_expert: jax.Array | int,
+) -> jax.Array:
+    """Mix as `_sorted_experts` does; of few choices go over the chosen experts, one by one."""
+    num_local = kernels[0].shape[0]
+    if chosen.size > num_local:
+        return _sorted_experts(x, weights, chosen, kernels, first_expert=first_expert)
+    tokens = x.reshape(-1, x.shape[-1])
+    expert = chosen.reshape(len(tokens), -1) - first_expert
+    one_hot = jax.nn.one_hot(expert, num_local)  # [N, X, E], nothing for experts held elsewhere
+    weight = jnp.einsum("nxe,nx->en", one_hot, weights.reshape(expert.shape))
+    is_chosen = (weight > 0).any(-1)
+    order = jnp.argsort(~is_chosen, stable=True)
+
+    def add(number: jax.Array, y: jax.Array) -> jax.Array:
+        gate, up, down = (
+            jax.lax.dynamic_index_in_dim(kernel, order[number], keepdims=False)
+            for kernel in kernels
+        )
+        h = jax.nn.silu(tokens @ gate) * (tokens @ up)
+        h = h * weight[order[number]][:, None].astype(h.dtype)
+        return y + jnp.dot(h, down, preferred_element_type=jnp.float32)
+
+    empty = jnp.zeros(tokens.shape, jnp.float32)
+    y = jax.lax.fori_loop(0, is_chosen.sum(), add, empty)
+    return y.astype(x.dtype).reshape(x.shape)
 
 
 def _sorted_experts(

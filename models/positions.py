@@ -1,6 +1,6 @@
 """Geometry of one sequence and of one image, computed on the host with NumPy.
 
-Everything that depends on the sizes of images is decided here, so that the device graph is static.
+All values that depend on the sizes of images are computed here, so that the device graph is static.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,20 +9,20 @@ import numpy as np
 
 Grid = tuple[int, int, int]  # temporal patches, rows of patches, columns of patches
 
-# What a token stands for: itself, a piece of an image, a piece of a video. Token ids do not tell:
-# a sampled response may hold the id of a placeholder, which then is a word like any other.
+# The content of a token: text, a piece of an image, or a piece of a video. Token ids do not tell
+# them apart: in a sampled response the id of a placeholder is a word like any other.
 TEXT, IMAGE, VIDEO = 0, 1, 2
 
 
 def num_patches(grid: Grid) -> int:
-    """Return the patches of an image or video."""
+    """Return the number of patches of an image or video."""
     return grid[0] * grid[1] * grid[2]
 
 
 def _runs(
     token_types: np.ndarray, grids: Sequence[Grid], merge: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (first token, tokens, rows, columns) of each picture; a video has one a frame."""
+    """Yield (first token, tokens, rows, columns) of each picture; each frame of a video is one."""
     is_vision = token_types != TEXT
     starts = np.flatnonzero(is_vision & ~np.concatenate([[False], is_vision[:-1]]))
     ends = np.flatnonzero(is_vision & ~np.concatenate([is_vision[1:], [False]])) + 1
@@ -31,7 +31,7 @@ def _runs(
         if h % merge or w % merge or min(t, h, w) < 1:
             raise ValueError(f"grid {number} = {(t, h, w)}: sides must be multiples of {merge}")
         run = starts[len(expected)] if len(expected) < len(starts) else None
-        # A video's frames stand apart, with a time stamp before each.
+        # A video's frames are separate runs, each after a time stamp.
         is_video = run is not None and token_types[run] == VIDEO
         expected += [(1 if is_video else t, h // merge, w // merge)] * (t if is_video else 1)
     lengths = [depth * rows * columns for depth, rows, columns in expected]
@@ -49,8 +49,8 @@ def text_positions(
 ) -> np.ndarray:
     """Return int32[3, T], the time, row and column of each token of one sequence.
 
-    Text moves all three by one a token. A picture stands at one time, spreads its rows and columns
-    from there, and the next text starts behind its longer side.
+    Each text token advances all three by one. A picture lies at one time, its rows and columns
+    count up from there, and the next text starts behind its longer side.
 
     Args:
       token_types: int[T] of TEXT, IMAGE, VIDEO; one sequence, without padding.
@@ -78,8 +78,8 @@ def text_positions(
 def patch_coords(grid: Grid, *, spatial_merge_size: int) -> np.ndarray:
     """Return int32[P, 2], the (row, column) of each patch, in the order of the processor.
 
-    The patches of one merged token follow each other: block row, block column, row and column
-    inside the block; frames come one after the other.
+    The patches of one merged token are adjacent: the order is block row, block column, then row and
+    column inside the block; frames follow one another.
     """
     t, h, w = grid
     m = spatial_merge_size
@@ -92,7 +92,7 @@ def patch_coords(grid: Grid, *, spatial_merge_size: int) -> np.ndarray:
 def position_corners(
     coords: np.ndarray, grid: Grid, *, position_side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each patch reads the square table of position embeddings.
+    """Return the four entries of the square table of position embeddings that each patch reads.
 
     The table is stretched over the image with its corners on the image's corner patches and read
     by bilinear interpolation.

@@ -73,7 +73,7 @@ def _model(
 def upcycled(
     dense: Qwen3VLConfig, *, num_experts: int, num_experts_per_token: int
 ) -> Qwen3VLConfig:
-    """Return the sizes of a dense model whose every MLP became that many experts."""
+    """Return the sizes of a dense model with each MLP replaced by `num_experts` experts."""
     moe = MoEConfig(
         num_experts=num_experts,
         num_experts_per_token=num_experts_per_token,
@@ -113,7 +113,7 @@ QWEN3_VL_235B_A22B = _model(
 )
 DISCRIMINATOR_2B_MOE4X = upcycled(QWEN3_VL_2B, num_experts=4, num_experts_per_token=2)
 
-# A model for tests on a CPU, with every part of the large ones.
+# A model for tests on a CPU, with all parts of the large models.
 TINY = dataclasses.replace(
     QWEN3_VL_2B,
     text=dataclasses.replace(

@@ -8,11 +8,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from models import attention, deepstack, layers, moe, sharding
+from models import attention, decode_attention, deepstack, layers, moe, sharding
+from models.cache import Cache
 from models.config import Qwen3VLConfig
 from models.deepstack import DeepStack
 from models.inputs import TextInput, VisionInput
-from models.text import Cache, Remat, TextDecoder
+from models.text import Remat, TextDecoder
 from models.vision import VisionTower
 
 
@@ -114,6 +115,7 @@ class Qwen3VL(nnx.Module):
             implementation=implementation,
             remat=remat,
             kind=kind,
+            shared=text.shared,
         )
 
     def head(self) -> Float[Array, "V D"]:
@@ -128,6 +130,23 @@ class Qwen3VL(nnx.Module):
         """Return float32 logits of the next token for each hidden state."""
         head = self.head().astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+
+    def read(
+        self,
+        text: TextInput,
+        images: tuple[Float[Array, "G Q D"], Float[Array, "Y G Q D"] | None] | None,
+        *,
+        implementation: attention.Implementation,
+    ) -> tuple[Float[Array, "B T D"], list[tuple[jax.Array, jax.Array]]]:
+        """Return hidden states of packed rows, and each layer's keys and values, [B, T, K, H].
+
+        Args:
+          images: what `encode_images` returned; None for text alone.
+        """
+        x, levels = self.embed(text, images)
+        return self.text.read(
+            x, text.positions, text.segments, levels, implementation=implementation
+        )
 
     def prefill(
         self,
@@ -159,7 +178,11 @@ class Qwen3VL(nnx.Module):
         return last[:, 0], cache
 
     def decode_step(
-        self, tokens: Int[Array, "B"], cache: Cache, *, implementation: attention.Implementation
+        self,
+        tokens: Int[Array, "B"],
+        cache: Cache,
+        *,
+        implementation: decode_attention.Implementation,
     ) -> tuple[Float[Array, "B D"], Cache]:
         """Read one more token a row; return its hidden state and the longer cache."""
         x = self.text.embed(tokens[:, None])

@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 
-def _frequencies(dim: int, theta: float) -> Float[Array, "F"]:
+def _frequencies(dim: int, theta: float) -> Float[Array, "frequencies"]:
     """Return 1 / theta^(2i / dim) for i below dim / 2, as float32 computes it."""
     exponents = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
     return 1.0 / (jnp.float32(theta) ** exponents)
@@ -32,8 +32,8 @@ def text_angles(
 
 
 def vision_angles(
-    coords: Int[Array, "B P 2"], *, head_dim: int, theta: float
-) -> tuple[Float[Array, "B P 1 H"], Float[Array, "B P 1 H"]]:
+    coords: Int[Array, "W P 2"], *, head_dim: int, theta: float
+) -> tuple[Float[Array, "W P 1 H"], Float[Array, "W P 1 H"]]:
     """Return cosines and sines for patches at (row, column), float32.
 
     The first quarter of a head turns with the row, the second with the column, then both again.
@@ -41,7 +41,7 @@ def vision_angles(
     Source: transformers models/qwen3_vl/modeling_qwen3_vl.py Qwen3VLVisionRotaryEmbedding.
     """
     frequencies = _frequencies(head_dim // 2, theta)
-    angles = coords[..., None].astype(jnp.float32) * frequencies  # [B, P, 2, H/4]
+    angles = coords[..., None].astype(jnp.float32) * frequencies  # [W, P, 2, H/4]
     angles = angles.reshape(*coords.shape[:-1], -1)
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
     return jnp.cos(angles), jnp.sin(angles)

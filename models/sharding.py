@@ -1,10 +1,11 @@
 """Logical axes, and the rules that lay them on the axes of a mesh.
 
-Every parameter names its logical axes (`nnx.Param` metadata `axes`); activations name theirs where
-they are constrained. Rules come from the configuration; the mesh is the one of `jax.set_mesh`.
+Each parameter names its logical axes (`nnx.Param` metadata `axes`); activations name theirs where
+they are constrained. Rules come from the configuration, and the mesh from `jax.set_mesh`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import PartitionSpec
@@ -43,9 +44,14 @@ ACTIVATION_AXES = (
 MeshAxes = None | str | tuple[str, ...]
 
 
+def axis_names(axes: MeshAxes | Sequence[str]) -> tuple[str, ...]:
+    """Return the mesh axes of one entry of the rules, or of a partition, as a tuple."""
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Map logical axes to mesh axes; an axis without a rule is an error, None means replicated."""
+    """The mesh axes of each logical axis; None means replicated, a missing rule is an error."""
 
     pairs: tuple[tuple[str, MeshAxes], ...]
 
@@ -55,13 +61,13 @@ class Rules:
         if unknown:
             raise ValueError(f"sharding rules name unknown logical axes {unknown}, known: {known}")
 
-    def mesh_axes(self, axis: str | None) -> MeshAxes:
-        """Return the mesh axes of one logical axis."""
+    def mesh_axes(self, axis: str | None) -> tuple[str, ...]:
+        """Return the mesh axes of one logical axis; none where it is replicated."""
         if axis is None:
-            return None
+            return ()
         for name, mesh_axes in self.pairs:
             if name == axis:
-                return mesh_axes
+                return axis_names(mesh_axes)
         raise ValueError(f"sharding rules hold no entry for the logical axis {axis!r}")
 
 
@@ -76,7 +82,7 @@ def spec(rules: Rules, *axes: str | None) -> PartitionSpec:
     parts = [rules.mesh_axes(axis) for axis in axes]
     used: dict[str, str | None] = {}
     for axis, part in zip(axes, parts, strict=True):
-        for mesh_axis in (part,) if isinstance(part, str) else part or ():
+        for mesh_axis in part:
             if mesh_axis in used:
                 raise ValueError(
                     f"sharding rules put the logical axes {used[mesh_axis]!r} and {axis!r} of one "

@@ -9,26 +9,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from models import attention, layers, moe, rope, sharding
+from models import attention, decode_attention, layers, moe, rope, sharding
+from models.cache import Cache
 from models.config import TextConfig
 from models.decoder_layer import DecoderLayer
 from models.deepstack import DeepStack
-from models.inputs import Leaf, Segments
+from models.inputs import Segments
+from models.shared import SharedPrompts
 
 # What the backward pass keeps of a layer besides its input: everything, nothing, what attention
 # made, or that and the results of the matmuls.
 Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cache:
-    """Hold what decoding remembers; one array a layer, so that each is updated in place."""
-
-    keys: Leaf  # L of [B, S, K, H]
-    values: Leaf  # L of [B, S, K, H]
-    lengths: Leaf  # int32[B]  places in use
-    next_positions: Leaf  # int32[B]  M-RoPE position of the next token
 
 
 def _remat(step, policy: Remat):
@@ -118,11 +109,13 @@ class TextDecoder(nnx.Module):
         implementation: attention.Implementation,
         remat: Remat,
         kind: Int[Array, "B T"] | None = None,
+        shared: SharedPrompts | None = None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
         """Return normalised hidden states and the router's counts per layer (None if dense).
 
         Args:
           kind: of the sequence that each token stands in, for the router; see `models.kinds`.
+          shared: of rows in which prompts stand once.
         """
         angles = self.angles(positions)
         graphdef, params = nnx.split(self.layers)
@@ -130,7 +123,7 @@ class TextDecoder(nnx.Module):
         def step(x: jax.Array, scanned: tuple) -> tuple[jax.Array, moe.RouterStats | None]:
             number, layer_params = scanned
             layer = nnx.merge(graphdef, layer_params)
-            x, _, stats = layer(x, angles, segments, implementation, kind)
+            x, _, stats = layer(x, angles, segments, implementation, kind, shared)
             if deepstack is not None:
                 x = deepstack.add(x, number)
             return x, stats
@@ -138,6 +131,25 @@ class TextDecoder(nnx.Module):
         numbers = jnp.arange(self.config.num_layers)
         x, stats = jax.lax.scan(_remat(step, remat), x, (numbers, params))
         return self.norm(x), stats
+
+    def read(
+        self,
+        x: Float[Array, "B T D"],
+        positions: Int[Array, "3 B T"],
+        segments: Segments,
+        deepstack: DeepStack | None,
+        *,
+        implementation: attention.Implementation,
+    ) -> tuple[Float[Array, "B T D"], list[tuple[jax.Array, jax.Array]]]:
+        """Return normalised hidden states of packed rows, and each layer's keys and values."""
+        angles = self.angles(positions)
+        caches = []
+        for number, layer in enumerate(self.layer_list()):
+            x, cache, _ = layer(x, angles, segments, implementation)
+            caches.append(cache)
+            if deepstack is not None and number < deepstack.num_levels:
+                x = deepstack.add(x, jnp.int32(number))
+        return self.norm(x), caches
 
     def prefill(
         self,
@@ -153,35 +165,39 @@ class TextDecoder(nnx.Module):
 
         Rows are padded on the right; their lengths are the places of segment 1.
         """
-        angles = self.angles(positions)
-        keys, values = [], []
-        room = ((0, 0), (0, cache_length - x.shape[1]), (0, 0), (0, 0))
-        for number, layer in enumerate(self.layer_list()):
-            x, (k, v), _ = layer(x, angles, segments, implementation)
-            keys.append(jnp.pad(k, room))
-            values.append(jnp.pad(v, room))
-            if deepstack is not None and number < deepstack.num_levels:
-                x = deepstack.add(x, jnp.int32(number))
+        x, caches = self.read(x, positions, segments, deepstack, implementation=implementation)
+        room = ((0, 0), (0, 0), (0, cache_length - x.shape[1]), (0, 0))
+        keys, values = (
+            [(jnp.pad(jnp.swapaxes(layer[which], 1, 2), room),) for layer in caches]
+            for which in (0, 1)
+        )
         is_token = segments.ids == 1
         cache = Cache(
             keys=keys,
             values=values,
             lengths=is_token.sum(-1).astype(jnp.int32),
             next_positions=jnp.where(is_token, positions, -1).max((0, 2)) + 1,
+            is_running=None,
+            prompts=None,
         )
-        return self.norm(x), cache
+        return x, cache
 
     def decode(
-        self, x: Float[Array, "B 1 D"], cache: Cache, *, implementation: attention.Implementation
+        self,
+        x: Float[Array, "B 1 D"],
+        cache: Cache,
+        *,
+        implementation: decode_attention.Implementation,
     ) -> tuple[Float[Array, "B 1 D"], Cache]:
         """Return the hidden state of one more token a row, and the longer cache."""
         angles = self.angles(jnp.broadcast_to(cache.next_positions[:, None], (3, x.shape[0], 1)))
         keys, values = [], []
-        for layer, k, v in zip(self.layer_list(), cache.keys, cache.values, strict=True):
-            x, k, v = layer.decode(x, angles, k, v, cache.lengths, implementation)
+        for number, layer in enumerate(self.layer_list()):
+            x, k, v = layer.decode(x, angles, cache.layer(number), implementation)
             keys.append(k)
             values.append(v)
-        longer = Cache(
+        longer = dataclasses.replace(
+            cache,
             keys=keys,
             values=values,
             lengths=cache.lengths + 1,

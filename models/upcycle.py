@@ -1,7 +1,7 @@
 """Make a mixture of experts from a dense checkpoint: every expert is the dense MLP plus noise.
 
 The folder is streamed, one tensor at a time. Vision tower, attention, norms and embeddings are
-copied byte by byte; only the decoder's MLPs change, and a router is added to each layer.
+copied byte by byte; only the decoder's MLPs change, and each layer gets a router.
 
 Source: PRISM moe/create_vl_moe.py, whose noise is absolute, of std 0.01, and unseeded.
 """
@@ -33,7 +33,7 @@ from models.hf import writer as hf_writer
 
 Noise = Literal["absolute", "relative"]
 
-# Copied into the text part where the dense config has them; they do not change with the experts.
+# Copied into the text part from the dense config; they do not change with the experts.
 _KEPT = (
     "attention_bias attention_dropout bos_token_id dtype eos_token_id head_dim hidden_act "
     "hidden_size initializer_range intermediate_size max_position_embeddings num_attention_heads "
@@ -46,7 +46,7 @@ _KEPT_TOP = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a mixture is made; ValueError for a value out of range."""
+    """The settings of a mixture; ValueError for a value out of range."""
 
     num_experts: int
     num_experts_per_token: int
@@ -54,7 +54,7 @@ class Options:
     noise: str  # "absolute" or "relative"
     router_std: float
     seed: int
-    router: str  # what the discriminator made of it keeps apart, see `kinds`
+    router: str  # of a discriminator with this trunk, see `kinds`
     heads: int
 
     def __post_init__(self):
@@ -77,7 +77,7 @@ class Options:
 
 
 def tensor_key(seed: int, name: str) -> Key[Array, ""]:
-    """Return the random key of one tensor; it depends on nothing but the seed and the name."""
+    """Return the random key of one tensor; it depends only on the seed and the name."""
     digest = hashlib.sha256(name.encode()).digest()
     return jax.random.fold_in(jax.random.key(seed), int.from_bytes(digest[:4], "little"))
 
@@ -90,26 +90,26 @@ def experts(
     noise_std: float,
     noise: Noise,
 ) -> Float[Array, "E I O"]:
-    """Return a copy of a dense kernel for each expert, each plus its own normal noise.
+    """Return a copy of a dense kernel for each expert, each with independent normal noise.
 
     Noise is drawn and added in float32. With "relative" its std is `noise_std` times the std of
-    the kernel's own values (ddof 0), with "absolute" `noise_std` itself.
+    the kernel's values (ddof 0), with "absolute" `noise_std` itself.
     """
     wide = kernel.astype(jnp.float32)
     std = noise_std * wide.std(ddof=0) if noise == "relative" else noise_std
 
-    def one(expert: jax.Array) -> jax.Array:
-        drawn = jax.random.normal(jax.random.fold_in(key, expert), kernel.shape, jnp.float32)
-        return (wide + std * drawn).astype(kernel.dtype)
+    def noisy_copy(expert: jax.Array) -> jax.Array:
+        standard = jax.random.normal(jax.random.fold_in(key, expert), kernel.shape, jnp.float32)
+        return (wide + std * standard).astype(kernel.dtype)
 
-    return jax.lax.map(one, jnp.arange(num_experts))
+    return jax.lax.map(noisy_copy, jnp.arange(num_experts))
 
 
 def moe_config(dense: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Return the `config.json` of the mixture, in words that transformers 4.57 and 5.x both read.
+    """Return the `config.json` of the mixture, in a form that transformers 4.57 and 5.x both read.
 
     Source: PRISM moe/create_vl_moe.py:63-120; rope as `rope_theta` and `rope_scaling`, experts as
-    `num_experts`: 5.x maps these to its own names, while 4.57 does not know the newer ones.
+    `num_experts`: 5.x maps these to its names, while 4.57 does not know the newer ones.
     """
     if dense.get("model_type") != "qwen3_vl":
         raise ValueError(
@@ -153,9 +153,10 @@ def upcycle(
     layout: hf_names.ExpertLayout,
     max_shard_bytes: int,
 ) -> None:
-    """Write the mixture of experts that a dense checkpoint folder makes to a new folder.
+    """Write a mixture of experts, made from a dense checkpoint folder, to a new folder.
 
-    Types stay as stored. The same seed gives the same bytes, and the two layouts the same values.
+    Tensors keep their stored types. The same seed gives the same bytes, and the two layouts give
+    the same values.
     Raises ValueError for a source that is not a whole dense Qwen3-VL and a target that is not
     empty.
     """
@@ -200,7 +201,7 @@ def _shapes(config: config_lib.Qwen3VLConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _dtype(reader: hf_reader.Reader, name: str) -> str:
-    """Return the type of a tensor of the mixture; a router has that of its layer's dense MLP."""
+    """Return the type of a tensor of the mixture; a router takes that of its layer's dense MLP."""
     sources = hf_names.dense_sources(name) or hf_names.dense_sources(
         f"{name.removesuffix('gate.weight')}experts.down_proj"
     )
@@ -237,8 +238,8 @@ def _produce(
         value = np.concatenate(stacks, axis) if len(stacks) > 1 else stacks[0]
     else:
         key = tensor_key(options.seed, tensor.name)
-        drawn = options.router_std * jax.random.normal(key, tensor.shape, jnp.float32)
-        value = np.asarray(drawn).astype(hf_files.DTYPES[tensor.dtype])
+        weights = options.router_std * jax.random.normal(key, tensor.shape, jnp.float32)
+        value = np.asarray(weights).astype(hf_files.DTYPES[tensor.dtype])
     yield value.reshape(-1).view(np.uint8)
 
 

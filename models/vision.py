@@ -169,8 +169,12 @@ class VisionTower(nnx.Module):
         tapped = []
         start = 0
         for stop in [*(i + 1 for i in self.config.deepstack_layers), self.config.num_layers]:
-            part = jax.tree.map(lambda p, a=start, z=stop: p[a:z], params)
-            x, _ = jax.lax.scan(step, x, part)
+            if stop > start:
+                # Not `p[a:z]`: JAX 0.10 cannot add the gradient of such a slice to a sum in place.
+                part = jax.tree.map(
+                    lambda p, a=start, z=stop: jax.lax.slice_in_dim(p, a, z, axis=0), params
+                )
+                x, _ = jax.lax.scan(step, x, part)
             tapped.append(x)
             start = stop
         tokens = self.merger(tapped.pop())

@@ -1,8 +1,8 @@
-"""What a step learns from, as frozen pytrees, and how their rows lie on the mesh.
+"""The batch of a training step as a frozen pytree, and the layout of its rows on the mesh.
 
-Every array has the microbatches in front and then its rows, so that a step scans over the first
-and shards the second. The one exception is in `models.inputs.TextInput`: its positions have three
-coordinates between the two, int32[M, 3, B, T].
+The first axis of each array counts the microbatches, the second the rows: a step scans over the
+first and shards the second. The one exception is in `models.inputs.TextInput`, whose positions have
+three coordinates between the two, int32[M, 3, B, T].
 """
 
 import dataclasses
@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import inputs, sharding
 
-# An array, or what JAX puts in its place when it rebuilds the struct: a spec, None, a tracer.
+# An array, or JAX's substitute for it in a rebuilt struct: a spec, None, a tracer.
 Leaf = Any
 Tree = Any
 
@@ -22,7 +23,7 @@ Tree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTBatch:
-    """Hold packed rows of demonstrations; M microbatches of B rows of T tokens, P patches."""
+    """Packed rows of demonstrations: M microbatches of B rows of T tokens, P patches."""
 
     text: inputs.TextInput  # tokens int32[M, B, T], …
     vision: inputs.VisionInput | None  # pixels uint8[M, B, P, C], …; None: no row has images
@@ -40,45 +41,100 @@ def split_text(text: inputs.TextInput, num_microbatches: int) -> inputs.TextInpu
 
 
 def shardings(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
-    """Return where each array of a batch lies: rows over the axes of "batch" or "images"."""
+    """Return the sharding of each array of a batch: rows over the axes of "batch" or "images"."""
 
     def rows(axis: str, place: int) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec(*[None] * place, rules.mesh_axes(axis)))
 
-    def one(node: Tree) -> Tree:
+    def places(node: Tree) -> Tree:
         if isinstance(node, inputs.TextInput):
-            every = jax.tree.map(lambda _: rows("batch", 1), node)
-            return dataclasses.replace(every, positions=rows("batch", 2))
+            by_row = jax.tree.map(lambda _: rows("batch", 1), node)
+            return dataclasses.replace(by_row, positions=rows("batch", 2))
         if isinstance(node, inputs.VisionInput):
             return jax.tree.map(lambda _: rows("images", 1), node)
         return rows("batch", 1)
 
     return jax.tree.map(
-        one, batch, is_leaf=lambda x: isinstance(x, inputs.TextInput | inputs.VisionInput)
+        places, batch, is_leaf=lambda x: isinstance(x, inputs.TextInput | inputs.VisionInput)
     )
 
 
 def local_rows(num_rows: int, mesh: Mesh, rules: sharding.Rules) -> list[int]:
-    """Return which rows of a batch (or of each microbatch) this process is to make.
+    """Return the rows of a batch (or of each microbatch) that this process makes.
 
     Raises:
       ValueError: the rows do not divide over the mesh.
     """
     place = NamedSharding(mesh, PartitionSpec(rules.mesh_axes("batch")))
-    found: set[int] = set()
+    rows: set[int] = set()
     for (part,) in place.addressable_devices_indices_map((num_rows,)).values():
-        found |= set(range(*part.indices(num_rows)))
-    return sorted(found)
+        rows |= set(range(*part.indices(num_rows)))
+    return sorted(rows)
 
 
-def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
-    """Put this process's rows of a batch on its devices; together the processes' rows are one.
+def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int) -> Tree:
+    """Put this process's rows of a batch on its devices; the processes' rows make up one batch.
 
-    Copies are started and not waited for.
+    Starts the copies and does not wait for them.
+
+    Args:
+      batch: host arrays of the rows of `local_rows`, in their order; what is on the devices
+        already is whole.
+      num_rows: of a microbatch, over all processes.
+
+    Raises:
+      ValueError: an array holds other rows than this process's, such as those of all processes.
     """
+    own = local_rows(num_rows, mesh, rules)
     places = shardings(batch, mesh, rules)
+
+    def check(leaf: Leaf, place: NamedSharding) -> None:
+        axis = len(place.spec) - 1
+        wanted = num_rows if isinstance(leaf, jax.Array) else len(own)
+        if leaf.shape[axis] != wanted:
+            raise ValueError(
+                f"process {jax.process_index()} must give {wanted} of {num_rows} rows on axis "
+                f"{axis}, got an array {leaf.shape}"
+            )
+
+    def put(leaf: Leaf, place: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array):
+            return jax.device_put(leaf, place)
+        return _from_own_rows(leaf, place, own=own, num_rows=num_rows)
+
+    jax.tree.map(check, batch, places)
     if jax.process_count() == 1:
         return jax.device_put(batch, places)
-    return jax.tree.map(
-        lambda leaf, place: jax.make_array_from_process_local_data(place, leaf), batch, places
-    )
+    return jax.tree.map(put, batch, places)
+
+
+def _from_own_rows(
+    leaf: np.ndarray, place: NamedSharding, *, own: list[int], num_rows: int
+) -> jax.Array:
+    """Return the global array of which this process has these rows."""
+    axis = len(place.spec) - 1
+    shape = (*leaf.shape[:axis], num_rows, *leaf.shape[axis + 1 :])
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        rows = range(*index[axis].indices(num_rows))
+        first = own.index(rows[0])
+        # The rows of a device are side by side among all rows, and so among this process's.
+        return leaf[(slice(None),) * axis + (slice(first, first + len(rows)),)]
+
+    return jax.make_array_from_callback(shape, place, part)
+
+
+def to_host(tree: Tree) -> Tree:
+    """Return the whole arrays on the host, those too of which other processes hold parts.
+
+    Every process calls it with the same arrays.
+    """
+
+    def fetch(leaf: Leaf) -> np.ndarray:
+        is_whole = not isinstance(leaf, jax.Array) or (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        )
+        return leaf if is_whole else multihost_utils.process_allgather(leaf, tiled=True)
+
+    # Several arrays are fetched at a time where they can be.
+    return jax.device_get(jax.tree.map(fetch, tree))

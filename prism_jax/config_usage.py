@@ -1,7 +1,4 @@
-"""What a user is told about a command that reads a configuration.
-
-`--help`, files that cannot be read, and misspelt fields.
-"""
+"""Help and errors about configurations: `--help`, unreadable files and misspelt fields."""
 
 import difflib
 import pathlib
@@ -14,12 +11,12 @@ from ml_collections import config_flags
 
 from prism_jax import errors
 
-# Fields that have another name than they had, with the present one.
+# Renamed fields: the old name and the new one.
 RENAMED = {"verifier": "judge", "num_microbatches": "step_rows"}
 _OVERRIDE = re.compile(r"(--?(?:no)?config)\.([^=]*)(?:=.*)?", re.DOTALL)
 _FILE = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 
-# How ml_collections begins the errors in which it hands on those of a file.
+# The beginnings of the errors in which ml_collections wraps those of a file.
 _WRAPPED = ("Configuration is not available", "Error whilst parsing config file")
 
 _FIELDS = """\
@@ -29,16 +26,16 @@ does not exist is refused, with those that do.
 """
 
 
-def is_asked(argv: Sequence[str]) -> bool:
-    """Tell whether the arguments ask for help."""
+def is_help(argv: Sequence[str]) -> bool:
+    """Return whether the arguments ask for help."""
     return not {"-h", "--help"}.isdisjoint(argv)
 
 
 def of(command: str) -> str:
-    """Return what `--help` prints: the head of the command's own file, and how fields are given.
+    """Return the text of `--help`: the head of the command's file, and the syntax of fields.
 
-    The file is looked for as one given with `--config=configs/COMMAND.py` is, from the working
-    directory; a package that is installed elsewhere brings no `configs/`, and the text says so.
+    The file is looked up in the working directory, like the one of `--config=configs/COMMAND.py`.
+    An installed package brings no `configs/`; the text says so.
     """
     path = pathlib.Path("configs") / f"{command}.py"
     if path.is_file():
@@ -54,9 +51,9 @@ def of(command: str) -> str:
 
 
 def unknown_fields(argv: Sequence[str], *, command: str) -> list[str]:
-    """Return a line for each override of a field that the configuration has not.
+    """Return a line for each override of a field that the configuration does not have.
 
-    The file is read for this without overrides; where none is given there are no such lines.
+    Reads the file without the overrides; without `--config` there are no such lines.
 
     Raises:
       InputError: the file is not there, raises, or gives no configuration.
@@ -65,7 +62,7 @@ def unknown_fields(argv: Sequence[str], *, command: str) -> list[str]:
     if not given:
         return []
     place = f"{command}: --config={given}"
-    overrides = [found for found in map(_OVERRIDE.fullmatch, argv) if found]
+    overrides = [match for match in map(_OVERRIDE.fullmatch, argv) if match]
     arguments = ["", *(a for a in argv if not _OVERRIDE.fullmatch(a))]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
@@ -77,7 +74,7 @@ def unknown_fields(argv: Sequence[str], *, command: str) -> list[str]:
         values(arguments, known_only=True)
         config = values["config"].value
         if config is not None:
-            config.to_dict()  # what stands for a file that raised an OSError raises it here
+            config.to_dict()  # raises the OSError of the file, if there was one
     # The file is a user's program: it may raise anything.
     except Exception as error:
         raised = _raised(error)
@@ -85,22 +82,22 @@ def unknown_fields(argv: Sequence[str], *, command: str) -> list[str]:
         raise errors.InputError(f"{place}: {kind}: {raised}") from error
     if config is None:
         raise errors.InputError(f"{place}: get_config returns None, not a ConfigDict")
-    told = (_unknown(config, found[1], found[2]) for found in overrides)
-    return [line for line in told if line is not None]
+    lines = (_unknown(config, match[1], match[2]) for match in overrides)
+    return [line for line in lines if line is not None]
 
 
 def _given(argv: Sequence[str]) -> str | None:
-    """Return what `--config` is given, the last time; None without it."""
+    """Return the value of the last `--config`; None without one."""
     given = None
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
-        found = _FILE.fullmatch(argument)
-        if found:
-            given = following if found[1] is None else found[1]
+        match = _FILE.fullmatch(argument)
+        if match:
+            given = following if match[1] is None else match[1]
     return given
 
 
 def _raised(error: BaseException) -> BaseException:
-    """Return what the file itself raised, out of what ml_collections and absl make of it."""
+    """Return the error of the file itself, unwrapped from those of ml_collections and absl."""
     while isinstance(error, flags.Error) or str(error).startswith(_WRAPPED):
         inner = error.__cause__ or error.__context__
         if inner is None:
@@ -113,8 +110,8 @@ def _unknown(config: ml_collections.ConfigDict, flag: str, path: str) -> str | N
     node, place = config, "config"
     for name in path.split("."):
         if not isinstance(node, ml_collections.ConfigDict):
-            what = "is None" if node is None else "is no group"
-            return f"{flag}.{path}: {place} {what}, it has no field {name!r}"
+            problem = "is None" if node is None else "is no group"
+            return f"{flag}.{path}: {place} {problem}, it has no field {name!r}"
         if name not in node and name in RENAMED:
             return f"{flag}.{path}: {place}.{name} is {place}.{RENAMED[name]} now"
         if name not in node:

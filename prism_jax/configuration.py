@@ -1,17 +1,16 @@
-"""Configurations: a file of `configs/` with overrides becomes frozen structs, checked once.
+"""Configurations: a file of `configs/` with overrides becomes checked, frozen structs.
 
     python -m prism_jax sft --config=configs/sft.py:4b,train_vision --config.optim.peak=2e-5
 
 The file gives a locked ConfigDict, so that an override of a field that does not exist is refused.
-`parse` turns it into the dataclass of a stage: every field must be there, nothing else may be, each
-has its type, and each struct says what is wrong with its values. All that is wrong is told at once.
+`parse` turns it into the dataclass of a stage: every field must be given and have its type, no
+other may be, and each struct checks its values in `problems`. One error lists all problems.
 """
 
 import dataclasses
 import functools
 import re
 import sys
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -20,21 +19,23 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from prism_jax import config_usage, errors, row_layout
+from prism_jax import config_usage, config_values, errors, row_layout
 
 _FREE = "is_free"
 _NONE = re.compile(r"--config\.([\w.]+)=None")
 
 Dtype = Literal["float32", "bfloat16"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
+# As `models.text.Remat`, which a command without a model does not load.
+Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a configuration; `problems` is asked when all types are right."""
+    """A part of a configuration; `problems` is called when all types are right."""
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the values, each beginning with the field's name."""
+        """Return the problems with the values, each beginning with the field's name."""
         return []
 
 
@@ -62,7 +63,7 @@ def free_fields(kind: type[Section]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axes(Section):
-    """Sizes of the mesh; one of them may be -1, all the devices that are left.
+    """Sizes of the mesh; one of them may be -1, for all remaining devices.
 
     With both `data` and `fsdp` -1, `fsdp` takes as many as `max_fsdp` allows: a power of two of the
     devices of a slice. Rows are spread over data x fsdp, the "parts" of the mesh.
@@ -76,14 +77,14 @@ class Axes(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh(Section):
-    """Say how arrays lie on devices."""
+    """The layout of arrays on devices."""
 
     axes: Axes
-    # Most devices that a weight is spread over where data and fsdp are -1; None: no limit.
+    # Most devices over which a weight is spread where data and fsdp are -1; None: no limit.
     max_fsdp: int | None
-    num_devices: int | None  # the first so many; None: all
+    num_devices: int | None  # use only the first N; None: all
     is_distributed: bool | None  # several processes; None: where a cluster is detected
-    rules: tuple[tuple[str, str | tuple[str, ...] | None], ...]  # instead of the usual ones
+    rules: tuple[tuple[str, str | tuple[str, ...] | None], ...]  # changes to the default ones
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -92,7 +93,7 @@ class Mesh(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes(Section):
-    """Sizes of a model that is made anew; the vocabulary is the tokenizer's."""
+    """Sizes of a model that is trained from scratch; the vocabulary is the tokenizer's."""
 
     hidden_size: int
     intermediate_size: int
@@ -113,87 +114,147 @@ class Sizes(Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         numbers = [f.name for f in dataclasses.fields(self) if f.type is int]
-        found = at_least(self, 1, *numbers)
+        problems = at_least(self, 1, *numbers)
         if self.head_dim % 8:
-            found.append(f"head_dim must be a multiple of 8 for M-RoPE, got {self.head_dim}")
-        return found
+            problems.append(f"head_dim must be a multiple of 8 for M-RoPE, got {self.head_dim}")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model(Section):
-    """Say which model is trained and how it is computed."""
+class Lora(Section):
+    """Low-rank adapters that are trained instead of the model, see `models.lora`."""
+
+    rank: int | None  # None: the model itself is trained
+    alpha: float  # what an adapter adds is multiplied by alpha / rank
+    targets: tuple[str, ...]  # regular expressions of whole paths of linear maps
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        problems = at_least(self, 1, "rank")
+        if self.rank is not None and not self.targets:
+            problems.append("targets must name the maps to adapt, got none")
+        return problems if self.alpha > 0 else [*problems, f"alpha must be > 0, got {self.alpha}"]
+
+
+NO_LORA = Lora(rank=None, alpha=1.0, targets=())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained(Section):
+    """A trained model: its origin, and the memory that its gradient takes."""
 
     # Hugging Face folder, converted folder or the workdir of a stage; with init="random" a folder
     # with tokenizer, chat template and image settings.
     folder: str = free()
     init: Literal["pretrained", "random"]
-    sizes: Sizes | None  # exactly when init is "random"
-    dtype: Dtype  # of activations and matmuls
-    param_dtype: Dtype  # of the master weights
-    attention: Attention = free()
-    remat: Literal["none", "full", "save_attention", "save_attention_and_dots"]
+    sizes: Sizes | None  # given exactly when init is "random"
+    remat: Remat
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = not_empty(self, "folder")
+        problems = not_empty(self, "folder")
         if (self.sizes is not None) != (self.init == "random"):
-            found.append("sizes must be given exactly when init is 'random'")
+            problems.append("sizes must be given exactly when init is 'random'")
+        return problems
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Trained):
+    """The trained model of a stage, with the types and the attention of all its models."""
+
+    dtype: Dtype  # of activations and matmuls
+    param_dtype: Dtype  # of the master weights
+    attention: Attention = free()
+    lora: Lora
+
+    def problems(self) -> list[str]:
+        """See `Section`."""
+        problems = super().problems()
         if self.dtype == "float32" and self.param_dtype == "bfloat16":
-            found.append("param_dtype must be float32 when dtype is float32, got bfloat16")
-        return found
+            problems.append("param_dtype must be float32 when dtype is float32, got bfloat16")
+        return problems
+
+
+# Which numbers a kind of optimizer reads; all others must be None. The second ones may be None.
+_NUMBERS = {
+    "adamw": ("b1 b2 eps mu_dtype nu_dtype", ""),
+    "muon": ("b1 b2 eps mu_dtype nu_dtype", ""),
+    "lion": ("b1 b2 mu_dtype", ""),
+    "adafactor": ("eps", "b1 mu_dtype"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim(Section):
-    """The optimiser; see `training.optim.adamw` and `learning_rate_schedule` beside it."""
+    """The optimizer; see `training.optim.make` and `training.optim_kinds`."""
 
+    kind: Literal["adamw", "adafactor", "muon", "lion"]
     schedule: Literal["constant", "linear", "cosine"]
     peak: float
     warmup_steps: int | None
     warmup_fraction: float | None
     end_factor: float
-    b1: float
-    b2: float
-    eps: float
+    b1: float | None
+    b2: float | None
+    eps: float | None
     weight_decay: float
     no_decay: tuple[str, ...]  # regular expressions of whole parameter paths
-    frozen: tuple[str, ...]  # the same; neither gradients nor moments
+    frozen: tuple[str, ...]  # the same; these get neither gradients nor moments
     factors: tuple[tuple[str, float], ...]  # the same, with a factor of the learning rate
     clip_norm: float | None
-    mu_dtype: Dtype
-    nu_dtype: Dtype
+    mu_dtype: Dtype | None  # storage of the first moment
+    nu_dtype: Dtype | None  # of the second; in bfloat16 it follows slow changes only stochastically
+    rounding: Literal["nearest", "stochastic"]  # of weights and moments that are kept in bfloat16
+    memory: Literal["device", "host"]  # of the states of stacked layers between steps
 
     def problems(self) -> list[str]:
-        """See `Section`; `training.optim.adamw` checks the rest, with the parameters at hand."""
-        found = [] if self.peak > 0 else [f"peak must be > 0, got {self.peak}"]
+        """See `Section`; `training.optim.make` checks the rest, with the parameters at hand."""
+        problems = [] if self.peak > 0 else [f"peak must be > 0, got {self.peak}"]
         if (self.warmup_steps is None) == (self.warmup_fraction is None):
-            found.append("warmup_steps and warmup_fraction: exactly one must be given")
-        return found
+            problems.append("warmup_steps and warmup_fraction: exactly one must be given")
+        needed, optional = (set(names.split()) for names in _NUMBERS[self.kind])
+        for name in ("b1", "b2", "eps", "mu_dtype", "nu_dtype"):
+            value = getattr(self, name)
+            if value is None and name in needed:
+                problems.append(f"{name} must be given for kind={self.kind}, got None")
+            if value is not None and name not in needed | optional:
+                problems.append(f"{name} must be None for kind={self.kind}, got {value}")
+            if value is not None and name in ("b1", "b2") and not 0 <= value < 1:
+                problems.append(f"{name} must be in [0, 1), got {value}")
+        if self.kind == "adafactor" and (self.b1 is None) != (self.mu_dtype is None):
+            problems.append("b1 and mu_dtype: for kind=adafactor give both or neither")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint(Section):
-    """Say what is saved."""
+    """The checkpoints that a run saves."""
 
     save_every_steps: int
+    # The time after which a state is saved besides, at the end of its step; None: never. A machine
+    # that can be taken away at any moment loses no more than that.
+    save_every_minutes: float | None
     num_kept: int
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return at_least(self, 1, "save_every_steps", "num_kept")
+        found = at_least(self, 1, "save_every_steps", "num_kept")
+        if self.save_every_minutes is not None and not self.save_every_minutes > 0:
+            found.append(f"save_every_minutes must be > 0 or None, got {self.save_every_minutes}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resume(Section):
-    """Say how a workdir that holds checkpoints is continued."""
+    """How a run resumes in a workdir that holds checkpoints."""
 
     step: int | None  # an older checkpoint to go back to; None: the newest
-    allow_mismatch: bool  # continue a run of another configuration all the same
+    allow_mismatch: bool  # resume even a run of another configuration
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log(Section):
-    """Say what a user sees besides metrics.jsonl and TensorBoard, which are always there."""
+    """Logs besides metrics.jsonl and TensorBoard, which are always written."""
 
     line_every_steps: int  # between progress lines where standard error is no terminal
     wandb_project: str  # empty: no Weights & Biases
@@ -205,7 +266,7 @@ class Log(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingRun(Section):
-    """The part of a stage's configuration that every training run has."""
+    """The fields that the configurations of all training stages share."""
 
     seed: int
     model: Model
@@ -219,13 +280,13 @@ class TrainingRun(Section):
         return at_least(self, 0, "seed")
 
     def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
-        """Return what does not go on these devices, as `problems` does; known before any data."""
+        """Return the problems on these devices, as `problems` does; known before any data."""
         del layout
         return []
 
 
 def at_least(section: Section, least: float, *names: str) -> list[str]:
-    """Return a line for each of these numbers that is below `least`; None is right."""
+    """Return a line for each of these numbers below `least`; None passes."""
     values = dataclasses.asdict(section)
     return [
         f"{name} must be >= {least}, got {values[name]}"
@@ -243,13 +304,13 @@ def not_empty(section: Section, *names: str) -> list[str]:
 def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDict, str]:
     """Return the configuration with its overrides, locked, and the workdir.
 
-    `--config.X=None` empties a field, whatever its type; `parse` says where that is wrong.
+    `--config.X=None` empties a field, whatever its type; `parse` reports where that is wrong.
 
     Raises:
       InputError: an argument is unknown or missing, or the file is not there or raises.
-      SystemExit: with code 0, help was asked for and is printed.
+      SystemExit: with code 0, after printing the help.
     """
-    if config_usage.is_asked(argv):
+    if config_usage.is_help(argv):
         print(config_usage.of(command), end="", flush=True)
         sys.exit(0)
     name = f"python -m prism_jax {command}"
@@ -278,12 +339,12 @@ def read(argv: Sequence[str], *, command: str) -> tuple[ml_collections.ConfigDic
     except LookupError as error:
         kind = type(error).__name__
         raise errors.InputError(f"{command}: cannot be read: {kind}: {error}") from error
-    # What the flags and the configuration file itself raise for wrong names, values and types.
+    # Raised by the flags and the configuration file for wrong names, values and types.
     except (flags.Error, OSError, ValueError, TypeError, AttributeError) as error:
-        # An error inside the configuration file comes with its whole traceback; its end says it.
+        # An error inside the configuration file comes with a traceback, the message at its end.
         last = str(error).strip().rpartition("\n")[2]
-        told = last if "Traceback" in str(error) else error
-        raise errors.InputError(f"{command}: {told}") from error
+        message = last if "Traceback" in str(error) else error
+        raise errors.InputError(f"{command}: {message}") from error
     return config, values["workdir"].value
 
 
@@ -291,10 +352,10 @@ def parse(kind: type[T], config: ml_collections.ConfigDict) -> T:
     """Return the configuration as the struct of a stage.
 
     Raises:
-      InputError: naming every field that is unknown, missing, or of a wrong type or value.
+      InputError: names every field that is unknown, missing, or of a wrong type or value.
     """
     wrong: list[str] = []
-    parsed = _section(kind, config.to_dict(), "config", wrong)
+    parsed = config_values.section(kind, config.to_dict(), "config", wrong)
     if wrong:
         raise errors.InputError("; ".join(wrong))
     return parsed
@@ -309,85 +370,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def _section(kind: type[T], values: Mapping[str, Any], place: str, wrong: list[str]) -> T | None:
-    """Build one struct; what is wrong is added to `wrong`."""
-    before = len(wrong)
-    kinds = typing.get_type_hints(kind)
-    for name in values:
-        if name not in kinds:
-            new = config_usage.RENAMED.get(name)
-            wrong.append(f"{place}.{name} is " + (f"{place}.{new} now" if new else "no field"))
-    wrong += [f"{place}.{name} is missing" for name in kinds if name not in values]
-    built = {
-        name: _value(kinds[name], values[name], f"{place}.{name}", wrong)
-        for name in kinds
-        if name in values
-    }
-    if len(wrong) > before:
-        return None
-    section = kind(**built)
-    wrong += [f"{place}.{problem}" for problem in section.problems()]
-    return section
-
-
-def _value(kind: Any, value: Any, place: str, wrong: list[str]) -> Any:
-    if isinstance(kind, type) and issubclass(kind, Section):
-        if isinstance(value, Mapping):
-            return _section(kind, value, place, wrong)
-    elif isinstance(kind, types.UnionType):
-        return _union(kind, value, place, wrong)
-    elif typing.get_origin(kind) is Literal:
-        if value in typing.get_args(kind):
-            return value
-    elif typing.get_origin(kind) is tuple:
-        if isinstance(value, list | tuple):
-            kinds = typing.get_args(kind)
-            if kinds[-1] is Ellipsis:
-                kinds = (kinds[0],) * len(value)
-            if len(kinds) == len(value):
-                pairs = enumerate(zip(kinds, value, strict=True))
-                return tuple(_value(k, v, f"{place}[{i}]", wrong) for i, (k, v) in pairs)
-    elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
-        return value
-    wrong.append(f"{place} must be {_told(kind)}, got {value!r}")
-    return None
-
-
-def _union(kind: Any, value: Any, place: str, wrong: list[str]) -> Any:
-    """Return the value in the first of the kinds that it fits."""
-    tried: list[str] = []
-    for option in typing.get_args(kind):
-        if option is types.NoneType:
-            if value is None:
-                return None
-            continue
-        tried = []
-        found = _value(option, value, place, tried)
-        if not tried:
-            return found
-        if isinstance(option, type) and issubclass(option, Section) and value is not None:
-            wrong += tried
-            return None
-    wrong.append(f"{place} must be {_told(kind)}, got {value!r}")
-    return None
-
-
-def _told(kind: Any) -> str:
-    """Return how a message names a type."""
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
-    if isinstance(kind, types.UnionType):
-        return " or ".join(
-            "None" if k is types.NoneType else _told(k) for k in typing.get_args(kind)
-        )
-    if typing.get_origin(kind) is tuple:
-        inner = ", ".join("…" if k is Ellipsis else _told(k) for k in typing.get_args(kind))
-        return f"a tuple ({inner})"
-    return {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}.get(
-        kind, "a group of fields"
-    )

@@ -1,4 +1,4 @@
-"""How sure a rate is that was measured on a few hundred questions."""
+"""Confidence intervals of rates that were measured on a few hundred questions."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Hold a mean in [0, 1] and its 95 % interval."""
+    """A mean in [0, 1] and its 95 % interval."""
 
     mean: float
     low: float
@@ -23,9 +23,9 @@ class Rate:
 def rate(per_prompt: Sequence[float], *, num_responses: int) -> Rate:
     """Return the mean over prompts with its interval by Wilson.
 
-    Responses to one prompt resemble each other, so k responses to n prompts say less than k n
-    responses to different prompts. How much less is seen from the deviation s of the prompts'
-    means: with the mean p over all, the interval is that of p (1 - p) n / s^2 independent
+    Responses to one prompt resemble each other, so k responses to n prompts carry less information
+    than k n responses to different prompts. The deviation s of the prompts' means measures how much
+    less: with the overall mean p, the interval is that of p (1 - p) n / s^2 independent
     responses, at least n and at most k n. With one response to a prompt this is Wilson's interval
     of n. It is not empty when all are right.
 

@@ -8,6 +8,7 @@ Exit codes, as the README has them too:
     2    the input is wrong: options, configuration, files, a checkpoint that is not the one that
          was written; one line names it, nothing was lost
     42   a process of the job did not come; one line says which
+    134  another process of the job was lost; started again, the job goes on
     130  interrupted from the keyboard
     143  stopped by SIGTERM; a training stage has saved its state
 """
@@ -22,14 +23,15 @@ from collections.abc import Sequence
 from prism_jax import errors
 
 _INTERRUPTED = 130  # 128 + SIGINT
+_LINE_CHARS = 4000
 
-# Each command, the module whose `main(argv)` runs it, and what it does in one line. Only the module
-# that runs is imported: all of them together take seconds.
+# Each command: the module whose `main(argv)` runs it, and a summary in one line. Only that module
+# is imported, since all of them together take seconds.
 COMMANDS = {
     "generate": ("commands.generate", "ask a model about images"),
     "convert": ("commands.convert", "Hugging Face folder to Flax and back"),
     "export": ("commands.export", "write a run's model for transformers"),
-    "upcycle": ("commands.upcycle", "make a mixture of experts of a dense model"),
+    "upcycle": ("commands.upcycle", "make a mixture of experts from a dense model"),
     "evaluate": ("commands.evaluate", "accuracy of a policy on a test split"),
     "pairs": ("commands.pairs", "responses beside a teacher's, for the discriminator"),
     "curate": ("commands.curate.main", "choose prompts by difficulty, have a teacher answer them"),
@@ -38,15 +40,15 @@ COMMANDS = {
     "align": ("stages.align.main", "train policy and discriminator against each other"),
     "rlvr": ("stages.rlvr.main", "reinforcement learning with verifiable rewards"),
     "data": ("commands.data", "write the embedded corpus, build data sets"),
-    "pipeline": ("commands.pipeline.main", "the whole chain of stages on the embedded corpus"),
-    "plan": ("commands.plan.main", "whether a configuration fits a machine that is not there"),
+    "pipeline": ("commands.pipeline.main", "run the whole chain of stages on the embedded corpus"),
+    "plan": ("commands.plan.main", "tell whether a configuration fits a machine, without it"),
     "report": ("commands.report", "one page about a chain: plots, tables, responses"),
 }
 
 
 def usage() -> str:
-    """Return what `--help` prints."""
-    lines = [f"  {name:10} {told}" for name, (_, told) in COMMANDS.items()]
+    """Return the text of `--help`."""
+    lines = [f"  {name:10} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(["usage: python -m prism_jax COMMAND [--help] …", "", "commands:", *lines, ""])
 
 
@@ -59,18 +61,25 @@ def main(argv: Sequence[str]) -> int:
         given = f"unknown command {argv[0]!r}\n" if argv else ""
         sys.stderr.write(given + usage())
         return 2
+    empty = next((argument for argument in argv if argument.rpartition("=")[2] == "--"), None)
+    if empty is not None:
+        # argparse turns it into an empty list in the place of a text.
+        sys.stderr.write(f"error: {argv[0]}: {empty} is no argument of a command\n")
+        return errors.InputError.exit_code
     try:
         module, _ = COMMANDS[argv[0]]
         importlib.import_module(f"prism_jax.{module}").main(argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of standard output has gone (`… | head`): nothing more to say.
+        # The reader of standard output has closed it (`… | head`): stop quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return _INTERRUPTED
     except Exception as error:
         known = _explained(error)
+        for end in errors.end_of_job:
+            end(error, *(known or (None, 1)))
         if known is None:
             raise
         line, code = known
@@ -80,9 +89,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _explained(error: Exception) -> tuple[str, int] | None:
-    """Return one line about an error and the exit code; None for one that is a bug."""
+    """Return one line about an error and the exit code; None for a bug."""
     if isinstance(error, errors.InputError):
-        # One line, whatever the message quotes.
+        # On one line, whatever text the message quotes.
         return _line(error), error.exit_code
     full = _full_disk(error)
     if full is not None:
@@ -96,6 +105,9 @@ def _explained(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, MemoryError) or is_device:
         message = (_line(error) or "the machine's is used up")[:300]
         return f"not enough memory; fewer or shorter rows need less: {message}", 1
+    if _is_foreign_address(error):
+        line = f"a path must be local or begin with gs://, got another address: {_line(error)}"
+        return line, errors.InputError.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         message = f"{error.filename!s}: {error.strerror or error}"
         if error.filename2 is not None:
@@ -105,22 +117,33 @@ def _explained(error: Exception) -> tuple[str, int] | None:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    line = " ".join(str(error).split())
+    if len(line) <= _LINE_CHARS:
+        return line
+    # What it quotes is as long as the user's file; both ends say more than the middle.
+    return f"{line[: _LINE_CHARS // 2]} … {line[-_LINE_CHARS // 2 :]}"
+
+
+def _is_foreign_address(error: Exception) -> bool:
+    """Return whether epath was given an address of a kind that it cannot open."""
+    if isinstance(error, KeyError):
+        return len(error.args) == 1 and str(error.args[0]).endswith("://")
+    return isinstance(error, ImportError) and "s3fs" in str(error)
 
 
 def _silence_writers() -> None:
-    """Keep Orbax's other writes, which failed too, from telling it at exit, screens of it."""
+    """Silence the other failed writes of Orbax, which would print screens of errors at exit."""
     logging.getLogger("asyncio").disabled = True
     sys.unraisablehook = lambda _: None
 
 
 def _full_disk(error: BaseException) -> str | None:
-    """Return the message that says so, of an error or of what it came from; else None."""
-    told = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
-    seen: BaseException | None = error
-    while seen is not None:
-        # TensorStore raises a ValueError with the system's words in it.
-        if any(text in str(seen) for text in told):
-            return _line(seen)
-        seen = seen.__cause__ or seen.__context__
+    """Return the message about a full disk, from an error or its causes; else None."""
+    messages = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)]
+    cause: BaseException | None = error
+    while cause is not None:
+        # TensorStore raises a ValueError that quotes the system's message.
+        if any(text in str(cause) for text in messages):
+            return _line(cause)
+        cause = cause.__cause__ or cause.__context__
     return None

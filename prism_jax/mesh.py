@@ -1,4 +1,4 @@
-"""Meshes from configuration, and where every parameter and batch lies on them."""
+"""Meshes from a configuration, and the layout of parameters and batches on them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from prism_jax import errors, tree_paths
 
 AXES = ("data", "fsdp", "tensor", "expert")
 
-# The usual rules: rows over data and fsdp, weights over fsdp and tensor, experts over expert.
+# The default rules: rows over data and fsdp, weights over fsdp and tensor, experts over expert.
 DEFAULT_RULES: dict[str, sharding.MeshAxes] = {
     "layers": None,
     "vocab": "tensor",
@@ -43,19 +43,12 @@ DEFAULT_RULES: dict[str, sharding.MeshAxes] = {
 }
 
 
-def _names(axes: sharding.MeshAxes | Sequence[str]) -> tuple[str, ...]:
-    """Return the mesh axes of one entry of the rules."""
-    return (axes,) if isinstance(axes, str) else tuple(axes or ())
-
-
 def rules(pairs: Mapping[str, sharding.MeshAxes | Sequence[str]]) -> sharding.Rules:
     """Make sharding rules from a configuration; lists become tuples."""
     fixed = []
     for name, axes in pairs.items():
-        value = tuple(axes) if isinstance(axes, list | tuple) else axes
-        unknown = [
-            a for a in ((value,) if isinstance(value, str) else value or ()) if a not in AXES
-        ]
+        value = sharding.axis_names(axes)
+        unknown = [name for name in value if name not in AXES]
         if unknown:
             raise errors.InputError(
                 f"mesh.rules.{name} = {axes}: no mesh axis {unknown}, of {AXES}"
@@ -71,10 +64,10 @@ def axis_sizes(
     num_slices: int = 1,
     max_fsdp: int | None = None,
 ) -> dict[str, int]:
-    """Return the size of every axis; one axis may be -1, "all that is left".
+    """Return the size of every axis; one axis may be -1, for all remaining devices.
 
     Both `data` and `fsdp` may be -1: `fsdp` is then the largest power of two that divides the
-    devices of a slice, at most `max_fsdp`, and `data` what is left.
+    devices of a slice, at most `max_fsdp`, and `data` the rest.
 
     Raises InputError when the sizes do not multiply to the number of devices.
     """
@@ -110,7 +103,7 @@ def make(
     Raises InputError when the sizes do not fit the devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    # A single slice's chips may have no number.
+    # Chips of a single slice may have no slice index.
     slices = {getattr(device, "slice_index", 0) for device in devices}
     sizes = axis_sizes(sizes, len(devices), num_slices=len(slices), max_fsdp=max_fsdp)
     shape = [sizes[name] for name in AXES]
@@ -125,7 +118,7 @@ def make(
             inner, [len(slices), 1, 1, 1], devices=devices, allow_split_physical_axes=True
         )
     elif devices[0].platform == "tpu":
-        # A 4 x 4 torus holds an axis of size 2 only when its own axes may be split.
+        # A 4 x 4 torus holds an axis of size 2 only if its physical axes may be split.
         grid = mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True)
     else:
         grid = np.array(devices).reshape(shape)
@@ -139,23 +132,21 @@ def param_shardings(state: nnx.State, mesh: Mesh, rules: sharding.Rules) -> nnx.
     """
     wrong = []
 
-    def one(path: tuple, param: nnx.Variable) -> nnx.Variable:
+    def param_sharding(path: tuple, param: nnx.Variable) -> nnx.Variable:
         spec = sharding.spec(rules, *param.get_metadata("axes"))
         for size, axes in zip(param.shape, spec, strict=True):
-            parts = math.prod(
-                mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())
-            )
+            parts = math.prod(mesh.shape[name] for name in sharding.axis_names(axes))
             if size % parts:
                 wrong.append(
                     f"{tree_paths.path_name(path)} {param.shape}: {size} over {axes} = {parts}"
                 )
         return param.replace(NamedSharding(mesh, spec))
 
-    found = jax.tree_util.tree_map_with_path(
-        one, state, is_leaf=lambda x: isinstance(x, nnx.Variable)
+    shardings = jax.tree_util.tree_map_with_path(
+        param_sharding, state, is_leaf=lambda x: isinstance(x, nnx.Variable)
     )
     if wrong:
         raise errors.InputError(
             f"mesh does not divide {len(wrong)} parameters: {'; '.join(wrong[:5])}"
         )
-    return found
+    return shardings

@@ -1,7 +1,7 @@
-"""Typed reducers: a metric knows how two microbatches, hosts or steps of it are put together.
+"""Typed reducers: each metric knows how to merge its values of two microbatches, hosts or steps.
 
-A metric is a pytree of scalars, so it passes through jit and scan. What was never counted has no
-value: `read` leaves it out, so that it is absent from a log instead of standing there as 0 or 1.
+A metric is a pytree of scalars, so it passes through jit and scan. A metric that counted nothing
+has no value: `read` leaves it out, so it is absent from the log instead of appearing as 0 or 1.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ import numpy as np
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mean:
-    """Average total / weight; both are sums, so a merge is independent of any split."""
+    """An average total / weight; both are sums, so a merge does not depend on the split."""
 
-    total: jax.Array  # float32[]  sum of what was counted
-    weight: jax.Array  # float32[]  how much was counted
+    total: jax.Array  # float32[]  sum of the counted values
+    weight: jax.Array  # float32[]  number of counted values
 
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array) -> "Mean":
@@ -38,14 +38,14 @@ class Mean:
         return self.total / self.weight
 
     def exists(self) -> bool:
-        """Say, on the host, whether anything was counted."""
+        """Return, on the host, whether anything was counted."""
         return float(self.weight) != 0
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sum:
-    """Total of a countable quantity, such as tokens or dropped rows; over nothing it is 0."""
+    """A total of a countable quantity, such as tokens or dropped rows; over nothing it is 0."""
 
     value: jax.Array  # float32[]
 
@@ -67,7 +67,7 @@ class Sum:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Max:
-    """Largest value; -inf stands for nothing seen."""
+    """The largest value; -inf if there was none."""
 
     value: jax.Array  # float32[]
 
@@ -78,18 +78,18 @@ class Max:
         return cls(value=jnp.where(mask, values.astype(jnp.float32), -jnp.inf).max())
 
     def merge(self, other: "Max") -> "Max":
-        """Keep the larger one."""
+        """Keep the larger value."""
         return Max(value=jnp.maximum(self.value, other.value))
 
     def exists(self) -> bool:
-        """Say, on the host, whether anything was seen."""
+        """Return, on the host, whether there was any value."""
         return float(self.value) != -math.inf
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Min:
-    """Smallest value; +inf stands for nothing seen."""
+    """The smallest value; +inf if there was none."""
 
     value: jax.Array  # float32[]
 
@@ -100,11 +100,11 @@ class Min:
         return cls(value=jnp.where(mask, values.astype(jnp.float32), jnp.inf).min())
 
     def merge(self, other: "Min") -> "Min":
-        """Keep the smaller one."""
+        """Keep the smaller value."""
         return Min(value=jnp.minimum(self.value, other.value))
 
     def exists(self) -> bool:
-        """Say, on the host, whether anything was seen."""
+        """Return, on the host, whether there was any value."""
         return float(self.value) != math.inf
 
 
@@ -113,11 +113,11 @@ Metrics = dict[str, Reducer]
 
 
 def read(metrics: Metrics) -> dict[str, float]:
-    """Return the values that exist as host numbers, in the order of `metrics`."""
+    """Return the existing values as host numbers, in the order of `metrics`."""
     return {name: float(metric.value) for name, metric in metrics.items() if metric.exists()}
 
 
 def mean(values: Sequence[float] | np.ndarray) -> Mean:
-    """Return the mean of values on the host; of no value it does not exist."""
+    """Return the mean of values on the host; without values it does not exist."""
     values = np.asarray(values, np.float32)
     return Mean(total=np.float32(values.sum()), weight=np.float32(values.size))

@@ -1,4 +1,4 @@
-"""Show on standard error how far a run is and the few numbers a user watches."""
+"""The progress of a run on standard error, with the few metrics that a user watches."""
 
 import math
 import sys
@@ -6,14 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-import jax
-
 _BAR_CHARS = 24
 _SMOOTHING = 0.1
 
 
 class Progress:
-    """Redraw one line on a terminal; elsewhere write a line every few steps."""
+    """A progress line: redrawn on a terminal, written every few steps elsewhere."""
 
     def __init__(
         self,
@@ -29,10 +27,10 @@ class Progress:
 
         Args:
           stream: standard error, or None to be silent (processes other than the first).
-          title: what runs, as in "sft".
+          title: name of the run, such as "sft".
           first_step: steps done before this start.
           num_steps: steps of the whole run.
-          watched: names of the metrics to show, those that a step has.
+          watched: names of the metrics to show, as far as a step has them.
           line_every_steps: steps between lines when the stream is not a terminal.
         """
         self._stream = stream
@@ -60,7 +58,7 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """Leave the line as it is and go to the next."""
+        """Keep the line and move to the next."""
         if self._is_terminal and self._drawn_chars:
             self._stream.write("\n")
             self._stream.flush()
@@ -68,7 +66,7 @@ class Progress:
     def _measure(self, step: int) -> None:
         now = time.monotonic()
         seconds = (now - self._last_time) / max(1, step - self._last_step)
-        # The first step compiles; it says nothing about the time that is left.
+        # The first step includes compilation, so it does not count for the remaining time.
         if self._step_seconds is None:
             self._step_seconds = math.inf
         elif math.isinf(self._step_seconds):
@@ -98,6 +96,8 @@ def duration(seconds: float) -> str:
 
 
 def say(line: str) -> None:
-    """Tell the user on standard error; one process of a job speaks."""
-    if jax.process_index() == 0:
+    """Print a line for the user on standard error, from process 0 only."""
+    # A command that never loads JAX, such as a teacher's, is a single process.
+    jax = sys.modules.get("jax")
+    if jax is None or jax.process_index() == 0:
         print(line, file=sys.stderr, flush=True)

@@ -5,13 +5,19 @@
 
 Every sequence repeats the tokens of its prompt, because attention never crosses a border between
 sequences, but a row holds the images of a prompt once, however many of its sequences stand there.
+Where the shape has room for prompts by themselves, each stands once too:
+
+    row     P P P Q Q .  r r r r r r s s s .       `models.shared` expands it for attention
 
 Shapes are those of the longest prompts and responses that may come, so a run compiles one shape;
 microbatches that stay empty are told by their batch and cost nothing (see `policy.loss`).
+
+In a job of several processes each decides from lengths alone where everything lies, all alike, and
+packs its own rows: B is then the number of those.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +26,15 @@ import numpy as np
 from models import inputs, positions
 from models.config import Qwen3VLConfig
 from models.inputs import Example
-from prism_jax import batches, errors
+from prism_jax import batches, errors, first_fit, shared_rows
+from prism_jax.first_fit import Extent
+
+# By their numbers; where only some are needed, those.
+Prompts = Sequence[Example] | Mapping[int, Example]
+
+# Rows in which prompts stand once are laid out for attention in this many times their length.
+_EXPANSION = 2
+_TILE = 128  # of an attention kernel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,25 +63,52 @@ class RowShape:
 
     num_microbatches: int
     microbatch_rows: int
-    row_tokens: int
+    row_tokens: int  # every sequence with its own copy of its prompt, as attention reads them
     row_sequences: int
     row_continued_tokens: int
     row_patches: int
     row_frames: int
+    row_prompt_tokens: int | None  # room of prompts that stand once; None: sequences repeat them
+    row_prompts: int | None  # of the longest, that have room there
+    # Of the rows of a microbatch, those that this process makes; None: all.
+    own_rows: tuple[int, ...] | None = None
 
     @property
     def num_rows(self) -> int:
-        """Return the rows of all microbatches."""
+        """Return the rows of all microbatches, over all processes."""
         return self.num_microbatches * self.microbatch_rows
+
+    @property
+    def own(self) -> dict[int, int]:
+        """Return the numbers of this process's rows among all, and their places among its own."""
+        rows = range(self.microbatch_rows) if self.own_rows is None else self.own_rows
+        numbers = (
+            m * self.microbatch_rows + row for m in range(self.num_microbatches) for row in rows
+        )
+        return {number: place for place, number in enumerate(numbers)}
+
+    def any_pairs(self, num_units: int) -> int:
+        """Return how many pairs of units fit, each pair of another prompt.
+
+        Args:
+          num_units: that the shape was made for.
+        """
+        if self.row_prompts is None:
+            return num_units // 2
+        if self.row_prompts == 1:
+            return max(self.num_rows // 2, 1)
+        # A row that is begun with half a pair has room for one prompt less.
+        return max(min(num_units // 2, self.num_rows * (self.row_prompts - 1)), 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
     """Say where a continuation lies."""
 
-    row: int  # of all rows, those of the first microbatch first
+    row: int  # of all rows of all processes, those of the first microbatch first
     slot: int  # which sequence of the row
     start: int  # first token of the continuation in the row
+    before: int  # last token of its prompt, whose hidden state predicts the first
     offset: int  # continued tokens of the row before it
     num_tokens: int  # of the continuation
 
@@ -88,8 +129,10 @@ def row_shape(
     row_sequences: int,
     microbatch_rows: int,
     patch_multiple: int,
+    shared_units: int | None,
     place: str,
     advice: str = "",
+    own_rows: tuple[int, ...] | None = None,
 ) -> RowShape:
     """Return shapes into which every batch within the bounds fits.
 
@@ -98,13 +141,34 @@ def row_shape(
 
     Args:
       patch_multiple: rows of patches are a multiple of it, as an attention may ask.
+      shared_units: so many units in a row have the same prompt, which is to stand once in a row;
+        None: every sequence repeats its prompt.
       place: the part of the configuration that holds the arguments, for the error.
       advice: another way out, for the error.
+      own_rows: see `RowShape`.
 
     Raises:
       InputError: one of the largest units does not fit a row.
     """
     units = min(row_tokens // largest.unit_tokens, row_sequences // largest.unit_sequences)
+    longest = (largest.unit_tokens - largest.continued_tokens) // largest.unit_sequences
+    num_prompts, prompt_tokens, continued_tokens = None, None, units * largest.continued_tokens
+    if shared_units is not None:
+
+        def prompts_of(units: int) -> int:
+            # Units that follow each other begin in one prompt and go through the next ones.
+            return 1 + -(-(units - 1) // shared_units)
+
+        def fits(units: int) -> bool:
+            needed = longest * prompts_of(units) + units * largest.continued_tokens
+            is_short = units * largest.unit_tokens <= _EXPANSION * row_tokens
+            return needed <= row_tokens and is_short
+
+        most = row_sequences // largest.unit_sequences
+        units = max((u for u in range(1, most + 1) if fits(u)), default=0)
+        num_prompts = prompts_of(units)
+        prompt_tokens = longest * num_prompts
+        continued_tokens = row_tokens - prompt_tokens
     if units < 1:
         raise errors.InputError(
             f"{place}.row_tokens must be >= {largest.unit_tokens}, which the largest prompts with "
@@ -112,14 +176,20 @@ def row_shape(
             f"got {row_tokens} and {row_sequences}{advice}"
         )
     num_rows = -(-largest.num_units // units)
+    if shared_units is not None:
+        expanded = continued_tokens + row_sequences * longest
+        row_tokens = min(_EXPANSION * row_tokens, -(-expanded // _TILE) * _TILE)
     return RowShape(
         num_microbatches=-(-num_rows // microbatch_rows),
         microbatch_rows=microbatch_rows,
         row_tokens=row_tokens,
         row_sequences=row_sequences,
-        row_continued_tokens=units * largest.continued_tokens,
+        row_continued_tokens=continued_tokens,
         row_patches=-(-units * largest.prompt_patches // patch_multiple) * patch_multiple,
         row_frames=units * largest.prompt_frames,
+        row_prompt_tokens=prompt_tokens,
+        row_prompts=num_prompts,
+        own_rows=own_rows,
     )
 
 
@@ -134,95 +204,148 @@ def pack(
     Raises:
       ValueError: they do not fit `shape`.
     """
-    rows = _first_fit(prompts, units, shape)
-    text = inputs.pack_text(
-        [
-            [inputs.continued(prompts[c.prompt], c.tokens) for unit in row for c in units[unit]]
-            for row in rows
-        ],
-        config=config,
-        row_tokens=shape.row_tokens,
-        max_segments=shape.row_sequences + 1,
-        num_vision_rows=len(rows),
+    extents = [extent(prompts, unit) for unit in units]
+    # Of all prompts, so that processes whose own rows hold no image compile the same program.
+    dtypes = (pixels.dtype for prompt in prompts for pixels in prompt.pixels)
+    return pack_placed(
+        prompts,
+        units,
+        extents,
+        place(extents, shape),
+        shape,
+        config,
+        pixels_dtype=next(dtypes, np.dtype(np.uint8)),
     )
-    pictured = [list(dict.fromkeys(c.prompt for u in row for c in units[u])) for row in rows]
+
+
+def pack_placed(
+    prompts: Prompts,
+    units: Sequence[Sequence[Continuation]] | Mapping[int, Sequence[Continuation]],
+    extents: Sequence[Extent],
+    rows: Sequence[Sequence[int]],
+    shape: RowShape,
+    config: Qwen3VLConfig,
+    *,
+    pixels_dtype: np.dtype,
+) -> Packed:
+    """Lay units into the rows that `place` returned.
+
+    Args:
+      prompts, units: by their numbers; only those of this process's rows are needed.
+      pixels_dtype: of rows without images, that of the others.
+
+    Raises:
+      ValueError: a unit is not as long as its extent says.
+    """
+    own = [rows[number] for number in shape.own]
+    for unit in (unit for row in own for unit in row):
+        if extent(prompts, units[unit]) != extents[unit]:
+            raise ValueError(f"unit {unit} was measured as {extents[unit]} and is another")
+    sequences = [[c for unit in row for c in units[unit]] for row in own]
+    pictured = [list(dict.fromkeys(extents[unit].prompt for unit in row)) for row in own]
+    if shape.row_prompt_tokens is None:
+        text = _repeated(prompts, sequences, pictured, shape, config)
+    else:
+        text, _ = shared_rows.lay(
+            prompts,
+            [[(c.prompt, c.tokens) for c in row] for row in sequences],
+            num_prompt_tokens=shape.row_prompt_tokens,
+            num_continued_tokens=shape.row_continued_tokens,
+            num_expanded_tokens=shape.row_tokens,
+            num_sequences=shape.row_sequences,
+            config=config,
+        )
+    vision = _vision([[prompts[p] for p in row] for row in pictured], shape, config, pixels_dtype)
     places: dict[int, list[Place]] = {}
-    slots = np.full_like(text.image_slots, -1)
     for number, row in enumerate(rows):
-        first_slots = _first_slots(prompts, pictured[number])
-        used, slot, offset = 0, 0, 0
-        for unit in row:
-            places[unit] = []
-            for c in units[unit]:
-                shown = np.asarray(prompts[c.prompt].token_types) != positions.TEXT
-                part = slots[number, used : used + len(shown)]
-                part[shown] = first_slots[c.prompt] + np.arange(shown.sum())
-                used += len(shown)
-                places[unit].append(
-                    Place(
-                        row=number,
-                        slot=slot,
-                        start=used,
-                        offset=offset,
-                        num_tokens=len(c.tokens),
-                    )
-                )
-                used, slot, offset = used + len(c.tokens), slot + 1, offset + len(c.tokens)
-    text = dataclasses.replace(text, image_slots=slots)
-    vision = _vision([[prompts[p] for p in row] for row in pictured], shape, config)
+        places |= _places(number, row, extents, shape)
     return Packed(
         text=batches.split_text(text, shape.num_microbatches),
         vision=None if vision is None else split(vision, shape),
-        places=[place for unit in range(len(units)) for place in places[unit]],
+        places=[one for unit in range(len(extents)) for one in places[unit]],
     )
 
 
 def split(tree: Any, shape: RowShape) -> Any:
-    """Split host arrays [M * B, ...] into [M, B, ...]."""
-    leading = (shape.num_microbatches, shape.microbatch_rows)
-    return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), tree)
+    """Split host arrays of this process's rows [M * B, ...] into [M, B, ...]."""
+    return jax.tree.map(lambda x: x.reshape(shape.num_microbatches, -1, *x.shape[1:]), tree)
 
 
-def _first_fit(
-    prompts: Sequence[Example], units: Sequence[Sequence[Continuation]], shape: RowShape
-) -> list[list[int]]:
-    """Return the numbers of the units of every row, empty rows last."""
-    rows: list[list[int]] = [[] for _ in range(shape.num_rows)]
-    used = np.zeros((shape.num_rows, 5), np.int64)
-    pictured: list[set[int]] = [set() for _ in range(shape.num_rows)]
-    room = np.array(
-        [
-            shape.row_tokens,
-            shape.row_sequences,
-            shape.row_continued_tokens,
-            shape.row_patches,
-            shape.row_frames,
-        ]
+def _repeated(
+    prompts: Prompts,
+    rows: Sequence[Sequence[Continuation]],
+    pictured: Sequence[Sequence[int]],
+    shape: RowShape,
+    config: Qwen3VLConfig,
+) -> inputs.TextInput:
+    """Pack rows in which every sequence repeats its prompt."""
+    text = inputs.pack_text(
+        [[inputs.continued(prompts[c.prompt], c.tokens) for c in row] for row in rows],
+        config=config,
+        row_tokens=shape.row_tokens,
+        max_segments=max(shape.row_sequences, 2),
+        num_vision_rows=len(rows),
     )
-    for number, unit in enumerate(units):
-        (prompt,) = {c.prompt for c in unit}
-        example = prompts[prompt]
-        continued = sum(len(c.tokens) for c in unit)
-        tokens = len(unit) * len(example.tokens) + continued
-        patches = sum(positions.num_patches(grid) for grid in example.grids)
-        frames = sum(grid[0] for grid in example.grids)
-        asked = np.array([tokens, len(unit), continued, patches, frames])
-        is_new = np.array([prompt not in seen for seen in pictured])
-        wanted = used + np.where([True, True, True, False, False] | is_new[:, None], asked, 0)
-        fits = np.flatnonzero((wanted <= room).all(-1))
-        if not fits.size:
-            raise ValueError(
-                f"unit {number} (tokens, sequences, continued tokens, patches, frames) = "
-                f"{asked.tolist()} fits none of {shape.num_rows} rows of {room.tolist()}"
+    slots = np.full_like(text.image_slots, -1)
+    for number, row in enumerate(rows):
+        first_slots, used = _first_slots(prompts, pictured[number]), 0
+        for c in row:
+            shown = np.asarray(prompts[c.prompt].token_types) != positions.TEXT
+            part = slots[number, used : used + len(shown)]
+            part[shown] = first_slots[c.prompt] + np.arange(shown.sum())
+            used += len(shown) + len(c.tokens)
+    return dataclasses.replace(text, image_slots=slots)
+
+
+def _places(
+    number: int, row: Sequence[int], extents: Sequence[Extent], shape: RowShape
+) -> dict[int, list[Place]]:
+    """Return where the continuations of a row's units lie, by unit."""
+    places: dict[int, list[Place]] = {}
+    starts: dict[int, int] = {}  # of prompts that stand once
+    used, slot, offset = 0, 0, 0
+    for unit in row:
+        one, places[unit] = extents[unit], []
+        for num_tokens in one.continued:
+            is_repeated = shape.row_prompt_tokens is None
+            if is_repeated or one.prompt not in starts:
+                starts[one.prompt] = used
+                used += one.prompt_tokens
+            found = Place(
+                row=number,
+                slot=slot,
+                start=used if is_repeated else shape.row_prompt_tokens + offset,
+                before=starts[one.prompt] + one.prompt_tokens - 1,
+                offset=offset,
+                num_tokens=num_tokens,
             )
-        row = int(fits[0])
-        used[row] = wanted[row]
-        pictured[row].add(prompt)
-        rows[row].append(number)
-    return rows
+            places[unit].append(found)
+            used, slot = used + (num_tokens if is_repeated else 0), slot + 1
+            offset += num_tokens
+    return places
 
 
-def _first_slots(prompts: Sequence[Example], pictured: Sequence[int]) -> dict[int, int]:
+def extent(prompts: Prompts, unit: Sequence[Continuation]) -> Extent:
+    """Measure a unit, whose continuations have one prompt."""
+    (prompt,) = {c.prompt for c in unit}
+    example = prompts[prompt]
+    return Extent(
+        prompt=prompt,
+        prompt_tokens=len(example.tokens),
+        prompt_patches=sum(positions.num_patches(grid) for grid in example.grids),
+        prompt_frames=sum(grid[0] for grid in example.grids),
+        continued=tuple(len(c.tokens) for c in unit),
+    )
+
+
+def place(extents: Sequence[Extent], shape: RowShape) -> list[list[int]]:
+    """Return the numbers of the units of every row of all processes, see `first_fit.place`."""
+    sizes = dataclasses.asdict(shape)
+    room = [sizes[f"row_{kind}"] for kind in first_fit.KINDS]
+    return first_fit.place(extents, num_rows=shape.num_rows, room=room)
+
+
+def _first_slots(prompts: Prompts, pictured: Sequence[int]) -> dict[int, int]:
     """Return where the image tokens of each prompt start in the vision row."""
     firsts, next_slot = {}, 0
     for prompt in pictured:
@@ -232,7 +355,10 @@ def _first_slots(prompts: Sequence[Example], pictured: Sequence[int]) -> dict[in
 
 
 def _vision(
-    rows: Sequence[Sequence[Example]], shape: RowShape, config: Qwen3VLConfig
+    rows: Sequence[Sequence[Example]],
+    shape: RowShape,
+    config: Qwen3VLConfig,
+    pixels_dtype: np.dtype,
 ) -> inputs.VisionInput | None:
     """Pack the images, a vision row for each row; without any, rows of padding alone."""
     if shape.row_patches == 0:
@@ -241,20 +367,20 @@ def _vision(
         rows,
         config=config,
         row_patches=shape.row_patches,
-        max_segments=shape.row_frames + 1,
+        max_segments=max(shape.row_frames, 2),
         num_vision_rows=len(rows),
     )
     if packed is not None:
         return packed
     sizes = (len(rows), shape.row_patches)
     return inputs.VisionInput(
-        pixels=np.zeros((*sizes, config.vision.patch_dim), np.uint8),
+        pixels=np.zeros((*sizes, config.vision.patch_dim), pixels_dtype),
         coords=np.zeros((*sizes, 2), np.int32),
         corners=np.zeros((*sizes, 4), np.int32),
         corner_weights=np.zeros((*sizes, 4), np.float32),
         segments=inputs.pack_segments(
             [[] for _ in rows],
             row_length=shape.row_patches,
-            max_segments=shape.row_frames + 1,
+            max_segments=max(shape.row_frames, 2),
         ),
     )

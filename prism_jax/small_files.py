@@ -1,17 +1,17 @@
-"""The project's own small files: written whole and durable, read with a schema.
+"""The small files of this project: written whole and durably, read with a schema.
 
-A schema says what a reader will use of a JSON value:
+A schema describes the parts of a JSON value that a reader uses:
 
     int, float, str, bool, dict     a value of that type; a float is finite, and may be whole
     NUMBER                          a float, or the text that stands for NaN or infinity
     None                            anything
-    {"key": schema, "key?": …}      an object with at least these keys, those with ? if at all
+    {"key": schema, "key?": …}      an object with at least these keys; those with ? are optional
     {"key": …, str: schema}         the same, and a schema for all other keys
     [schema]                        a list of such values
     (schema, …)                     one of several; `type(None)` is null
     frozenset of texts              one of these texts
 
-What does not fit is damage, or another program's file: one InputError with the file's name.
+A value that does not fit is damage, or another program's file: one InputError names the file.
 """
 
 import contextlib
@@ -45,10 +45,10 @@ def read(path: Path, schema: Schema, *, remedy: str = "") -> Json | None:
     """Return the JSON of a file, None where there is none.
 
     Args:
-      remedy: what the user may do, for the message.
+      remedy: advice to the user, for the message.
 
     Raises:
-      InputError: the file cannot be read, or does not hold what the schema says.
+      InputError: the file cannot be read, or does not fit the schema.
     """
     try:
         data = path.read_bytes()
@@ -62,10 +62,10 @@ def read(path: Path, schema: Schema, *, remedy: str = "") -> Json | None:
 def read_lines(path: Path, schema: Schema) -> list[Json]:
     """Return the rows of a JSON lines file, none where it does not exist.
 
-    A last line without its end was being written when the process was killed; it is left out.
+    A last line without a line break was cut off by a kill; it is left out.
 
     Raises:
-      InputError: the file cannot be read, or a line does not hold what the schema says.
+      InputError: the file cannot be read, or a line does not fit the schema.
     """
     try:
         data = path.read_bytes()
@@ -81,7 +81,7 @@ def read_lines(path: Path, schema: Schema) -> list[Json]:
 
 
 def parse(data: bytes, schema: Schema, *, where: str, remedy: str = "") -> Json:
-    """Return the JSON value of some bytes; InputError when it is not what the schema says."""
+    """Return the JSON value of some bytes; InputError when it does not fit the schema."""
     try:
         value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
@@ -94,12 +94,12 @@ def parse(data: bytes, schema: Schema, *, where: str, remedy: str = "") -> Json:
 
 
 def problem_of(value: Json, schema: Schema, *, name: str = "") -> str | None:
-    """Return where a value differs from a schema, None where it fits."""
+    """Return the first difference between a value and a schema, None if it fits."""
     if isinstance(schema, Mapping):
         return _object_problem(value, schema, name)
     if isinstance(schema, list):
         if not isinstance(value, list):
-            return _told(name, "must be a list", value)
+            return _mismatch(name, "must be a list", value)
         problems = (problem_of(item, schema[0], name=f"{name}[]") for item in value)
         return next((problem for problem in problems if problem is not None), None)
     if isinstance(schema, tuple):
@@ -107,16 +107,20 @@ def problem_of(value: Json, schema: Schema, *, name: str = "") -> str | None:
         return None if None in problems else problems[0]
     if isinstance(schema, frozenset):
         is_one = isinstance(value, str) and value in schema
-        return None if is_one else _told(name, f"must be one of {', '.join(sorted(schema))}", value)
+        return (
+            None
+            if is_one
+            else _mismatch(name, f"must be one of {', '.join(sorted(schema))}", value)
+        )
     if schema is None or _is_of(value, schema):
         return None
     kind = "a number" if schema in (float, NUMBER) else schema.__name__
-    return _told(name, f"must be {'null' if schema is type(None) else kind}", value)
+    return _mismatch(name, f"must be {'null' if schema is type(None) else kind}", value)
 
 
 def _object_problem(value: Json, schema: Mapping, name: str) -> str | None:
     if not isinstance(value, Mapping):
-        return _told(name, "must be an object", value)
+        return _mismatch(name, "must be an object", value)
     start = f"{name}." if name else ""
     named = {key.removesuffix("?"): key for key in schema if key is not str}
     missing = [key for key, given in named.items() if key == given and key not in value]
@@ -135,7 +139,7 @@ def _object_problem(value: Json, schema: Mapping, name: str) -> str | None:
 
 
 def dumps(value: Json, *, indent: int | None = None) -> bytes:
-    """Return JSON as UTF-8; half of a character pair stays the escape that it is in JSON."""
+    """Return JSON as UTF-8; a lone surrogate stays an escape."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace")
 
@@ -146,10 +150,10 @@ def write(path: Path, value: Json) -> None:
 
 
 def replace(path: Path, content: bytes, *, writer: str = "") -> None:
-    """Write a small file so that it is there whole or not at all, after a power cut too.
+    """Write a small file as a whole or not at all, even through a power cut.
 
     Args:
-      writer: tells writers apart that may write the same file at a time.
+      writer: a name that differs between concurrent writers of the same file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if "://" in str(path):  # an object appears when it is complete
@@ -161,7 +165,7 @@ def replace(path: Path, content: bytes, *, writer: str = "") -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, writer: str = "") -> Iterator[Any]:
-    """Yield a binary file that takes the place of `path` when the context ends without error."""
+    """Yield a binary file that replaces `path` when the context ends without an error."""
     target = pathlib.Path(path)
     partial = target.with_name(f"{target.name}{writer and '.'}{writer}.partial")
     with partial.open("wb") as file:
@@ -173,7 +177,7 @@ def replacing(path: Path, *, writer: str = "") -> Iterator[Any]:
 
 
 def rename_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
-    """Give a folder its name when everything in it is on the disk."""
+    """Give a folder its final name once everything in it is on the disk."""
     for path in (*partial.rglob("*"), partial):
         sync(path)
     os.rename(partial, target)
@@ -181,7 +185,7 @@ def rename_folder(partial: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk, where it can be said."""
+    """Wait until a file, or the names in a folder, are on the disk, if the system can tell."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -201,12 +205,12 @@ def _is_of(value: Json, schema: Schema) -> bool:
 
 
 def _is_float(value: Json) -> bool:
-    """Return whether a value is a number, of which many can be added up as floats."""
+    """Return whether a value is a number small enough that many can be added up as floats."""
     is_number = type(value) in (int, float)
     return is_number and (type(value) is int or math.isfinite(value)) and abs(value) <= 10**300
 
 
-def _told(name: str, rule: str, value: Json) -> str:
+def _mismatch(name: str, rule: str, value: Json) -> str:
     is_part = isinstance(value, list | dict)
     shown = type(value).__name__ if is_part else f"{value!r:.{_SHOWN_CHARS}}"
     return f"{name or 'the value'} {rule}, got {shown}"

@@ -10,10 +10,10 @@ Tree = Any
 
 
 def path_name(path: Sequence) -> str:
-    """Write a path of a tree as "a/b/0/c": of `jax.tree_util` keys or of plain names.
+    """Write a path of a tree as "a/b/0/c", from `jax.tree_util` keys or plain names.
 
-    The step from a Flax variable to its array is left out, so a parameter and its array, and the
-    moments that copy the parameters' structure, are named alike.
+    The step from a Flax variable to its array is left out, so that a parameter, its array and its
+    optimizer moments have the same name.
     """
     parts = []
     for i, key in enumerate(path):
@@ -31,15 +31,15 @@ def path_name(path: Sequence) -> str:
 
 
 def variables(state: nnx.State) -> dict[str, nnx.Variable]:
-    """Return the variables of `state` by the name of their path."""
+    """Return the variables of `state` by path name."""
     return {path_name(path): variable for path, variable in nnx.to_flat_state(state)}
 
 
 def named_leaves(tree: Tree) -> dict[str, Any]:
-    """Return the leaves of any tree by the name of their path, in the order of the tree.
+    """Return the leaves of any tree by path name, in the order of the tree.
 
     Raises:
-      ValueError: two leaves have one name ("a/b" as one key beside "a" over "b").
+      ValueError: two leaves have the same name (a key "a/b" beside "a" over "b").
     """
     leaves: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -51,5 +51,5 @@ def named_leaves(tree: Tree) -> dict[str, Any]:
 
 
 def with_named_leaves(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
-    """Return `tree` with each leaf replaced by the one of its name in `leaves`."""
+    """Return `tree` with each leaf replaced by the leaf of that name in `leaves`."""
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_name(path)], tree)

@@ -202,7 +202,7 @@ def _thin_image(root: pathlib.Path) -> str:
 
 
 def _huge_image(root: pathlib.Path) -> str:
-    return tiny_checkpoint.picture(root, "huge.png", (8000, 7000)).name
+    return tiny_checkpoint.picture(root, "huge.png", (8000, 8000)).name
 
 
 @pytest.mark.parametrize(
@@ -440,6 +440,12 @@ def test_help_away_from_the_configurations_says_where_it_looked(capsys, monkeypa
     assert "\nMy own sizes.\n" in _told_by_help(capsys, "sft")
 
 
+@pytest.mark.parametrize("argument", ["--model=--", "--prompt=--", "--"])
+def test_two_dashes_in_the_place_of_a_value_are_refused(capsys, argument):
+    assert _run("generate", "--model=x", "--prompt=y", argument) == 2
+    assert capsys.readouterr().err == f"error: generate: {argument} is no argument of a command\n"
+
+
 def test_every_command_has_a_main():
     for module, _ in main.COMMANDS.values():
         assert callable(importlib.import_module(f"prism_jax.{module}").main)
@@ -470,6 +476,7 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
     ("error", "code", "told"),
     [
         (errors.InputError("a\nb"), 2, "error: a b\n"),
+        (errors.InputError("a" * 9000 + "b"), 2, f"error: {'a' * 2000} … {'a' * 1999}b\n"),
         (checkpoint_files.DamagedError("x is damaged"), 2, "error: x is damaged\n"),
         (checkpoint_files.CheckpointError("not saved:\n  y"), 1, "error: not saved: y\n"),
         (loop.DivergedError("3 in a row"), 1, "error: 3 in a row\n"),
@@ -480,6 +487,17 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch, capsys):
             1,
             "error: not enough memory; fewer or shorter rows need less: "
             "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes\n",
+        ),
+        (
+            KeyError("https://"),
+            2,
+            "error: a path must be local or begin with gs://, got another address: 'https://'\n",
+        ),
+        (
+            ImportError("Install s3fs to access S3"),
+            2,
+            "error: a path must be local or begin with gs://, got another address: Install s3fs "
+            "to access S3\n",
         ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],

@@ -26,17 +26,24 @@ def answers(request) -> list[tuple[str, set[str]]]:
         FOLDER, mesh=None, rules=sharding.REPLICATED, dtype=jnp.float32, param_dtype=jnp.float32
     )
     graphdef, params = serving.prepare(
-        model.graphdef, model.params, dtype=jnp.float32, donate=False
+        model.graphdef,
+        model.params,
+        dtype=jnp.float32,
+        donate=False,
+        mesh=None,
+        rules=sharding.REPLICATED,
     )
     sampler = engine.Engine(
         graphdef=graphdef,
         config=model.config,
-        shapes=engine.Shapes(prompt_tokens=320, row_patches=16 * NUM_PICTURES, row_images=64),
+        shapes=engine.Shapes(prompt_tokens=320, prompt_patches=16, prompt_images=1),
         prefill_implementation="xla",
         decode_implementation="xla",
         chunk_tokens=64,
+        num_slots=None,
         mesh=None,
         rules=sharding.REPLICATED,
+        say=print,
     )
     rows = list(numerals_corpus.stream(level="tiny", seed=0, name="rl_test", rows=NUM_PICTURES))
     encoded = []

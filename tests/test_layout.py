@@ -20,7 +20,7 @@ _BASE = (
     "errors version small_files intervals tree_paths metrics progress row_layout configuration mesh"
     " batches"
 )
-_RUN = f"{_BASE} rows losses training checkpoints data rewards rollout setup"
+_RUN = f"{_BASE} rows first_fit losses training checkpoints data rewards rollout setup"
 _PARTS: dict[str, tuple[str, str]] = {
     "models": ("models.hf", "jax flax numpy jaxtyping"),
     "models.hf": ("models", "jax flax numpy jaxtyping"),
@@ -31,18 +31,24 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.intervals": ("", ""),
     "prism_jax.tree_paths": ("", "jax flax"),
     "prism_jax.metrics": ("", "jax numpy"),
-    "prism_jax.progress": ("", "jax"),
+    "prism_jax.progress": ("", ""),
     "prism_jax.config_usage": ("errors", "absl ml_collections"),
     "prism_jax.row_layout": ("", ""),
-    "prism_jax.configuration": ("errors config_usage row_layout", "absl ml_collections"),
+    "prism_jax.config_values": ("config_usage", ""),
+    "prism_jax.configuration": (
+        "errors config_usage config_values row_layout",
+        "absl ml_collections",
+    ),
     "prism_jax.mesh": ("errors tree_paths models", "jax flax numpy"),
     "prism_jax.batches": ("models", "jax numpy"),
-    "prism_jax.rows": ("errors batches models", "jax numpy"),
+    "prism_jax.shared_rows": ("models", "numpy"),
+    "prism_jax.first_fit": ("", "numpy"),
+    "prism_jax.rows": ("errors batches first_fit shared_rows models", "jax numpy"),
     "prism_jax.losses": ("metrics", "jax jaxtyping"),
     "prism_jax.training": ("errors metrics tree_paths losses", "jax flax numpy optax"),
     "prism_jax.checkpoints": (
         "errors small_files tree_paths mesh training models",
-        "jax flax numpy etils orbax",
+        "jax flax numpy etils fsspec orbax safetensors",
     ),
     "prism_jax.rewards": ("errors", "math_verify sympy"),
     "prism_jax.rollout": ("models", "jax flax numpy jaxtyping"),
@@ -63,7 +69,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.honesty": (f"{_RUN} discriminator models", "jax flax numpy"),
     "prism_jax.running": (
         f"{_BASE} checkpoints data rewards setup",
-        "jax ml_collections numpy tensorboardX wandb",
+        "jax etils ml_collections numpy tensorboardX wandb",
     ),
     # The stages import nothing of one another.
     "prism_jax.stages.sft": (f"{_RUN} running models", "jax flax numpy"),
@@ -99,7 +105,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "launch": ("prism_jax models configs", "jinja2 yaml"),
     "benchmarks": (
         "prism_jax models",
-        "jax flax numpy torch transformers optax ml_collections",
+        "jax flax numpy torch transformers optax ml_collections peft",
     ),
 }
 _STANDARD = set(__import__("sys").stdlib_module_names)

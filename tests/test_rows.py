@@ -26,7 +26,7 @@ _LARGEST = packed_rows.Largest(
 
 def _shape(**changes):
     arguments = {"row_tokens": 46, "row_sequences": 3, "microbatch_rows": 2}
-    arguments |= {"patch_multiple": 1, "place": "rows"}
+    arguments |= {"patch_multiple": 1, "shared_units": None, "place": "rows"}
     largest = {k: changes.pop(k) for k in list(changes) if k not in arguments}
     return packed_rows.row_shape(dataclasses.replace(_LARGEST, **largest), **(arguments | changes))
 
@@ -73,6 +73,76 @@ def test_every_batch_within_the_bounds_fits():
     longest = [[_after(0, 1, 2, 3, 4, 5)] for _ in range(23)]
     places = packed_rows.pack(prompts, longest, shape, _CONFIG).places
     assert max(place.row for place in places) == 11
+
+
+def _shared(**changes):
+    return _shape(**({"row_tokens": 60, "row_sequences": 4, "shared_units": 4} | changes))
+
+
+def test_a_prompt_stands_once_in_a_row_and_is_expanded_for_attention():
+    units = [[_after(0, 1, 2)], [_after(0, 3)], [_after(1, 4, 5)], [_after(0, 6)]]
+    shape = _shared()
+    packed = packed_rows.pack([_IMAGE, _TEXT], units, shape, _CONFIG)
+    text = packed.text
+    room = shape.row_prompt_tokens
+    row = text.tokens[0, 0]
+    once = [*_IMAGE.tokens, *_TEXT.tokens]
+    np.testing.assert_array_equal(row[: len(once)], once)
+    np.testing.assert_array_equal(row[room : room + 6], [1, 2, 3, 4, 5, 6])
+    assert (text.segments.ids[0, 0] > 0).sum() == len(once) + 6
+    np.testing.assert_array_equal(text.image_slots[0, 0, 5:11], np.arange(6))
+    # The same sequences as in rows that repeat prompts, with the same positions.
+    whole = packed_rows.pack(
+        [_IMAGE, _TEXT], units, _shape(row_tokens=92, row_sequences=4), _CONFIG
+    )
+    expanded = np.append(row, 0)[text.shared.source[0, 0]]
+    np.testing.assert_array_equal(expanded[:92], whole.text.tokens[0, 0])
+    for axis in range(3):
+        laid = np.append(text.positions[0, axis, 0], 0)[text.shared.source[0, 0]]
+        np.testing.assert_array_equal(laid[:92], whole.text.positions[0, axis, 0])
+    np.testing.assert_array_equal(
+        text.shared.segments.ids[0, 0, :92], whole.text.segments.ids[0, 0]
+    )
+    spots = [(p.before, p.start, p.offset) for p in packed.places]
+    last, behind = len(_IMAGE.tokens) - 1, len(once) - 1
+    assert spots == [
+        (last, room, 0), (last, room + 2, 2), (behind, room + 3, 3), (last, room + 5, 5),
+    ]  # fmt: skip
+
+
+def test_every_batch_within_the_bounds_fits_rows_that_share_prompts():
+    rng = np.random.default_rng(0)
+    prompts = [_IMAGE, _TEXT, cases.ROWS["text_alone"][0], _IMAGE, _TEXT]
+    shape = _shared(num_units=20)
+    for _ in range(50):
+        units = [
+            [_after(prompt, *rng.integers(1, 99, rng.integers(1, 6)))]
+            for prompt in range(5)
+            for _ in range(4)
+        ]
+        packed = packed_rows.pack(prompts, units, shape, _CONFIG)
+        owners = packed.text.shared.owner.reshape(shape.num_rows, -1)
+        width = packed.text.tokens.shape[-1]
+        for row, ids in zip(
+            owners, packed.text.segments.ids.reshape(shape.num_rows, -1), strict=True
+        ):
+            np.testing.assert_array_equal(np.sort(row[row < width]), np.flatnonzero(ids))
+
+
+def test_pairs_of_other_prompts_fit_as_many_as_are_promised():
+    rng = np.random.default_rng(0)
+    prompts = [_IMAGE, _TEXT] * 10
+    for row_tokens in (22, 60, 90):
+        shape = _shared(num_units=20, row_tokens=row_tokens)
+        num_pairs = shape.any_pairs(20)
+        assert 1 <= num_pairs <= 10
+        for _ in range(20):
+            units = [
+                [_after(prompt, *rng.integers(1, 99, rng.integers(1, 6)))]
+                for prompt in range(num_pairs)
+                for _ in range(2)
+            ]
+            packed_rows.pack(prompts, units, shape, _CONFIG)
 
 
 def test_pairs_stand_side_by_side_in_one_row():

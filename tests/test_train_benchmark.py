@@ -8,8 +8,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from benchmarks import kernel_times, train_cases, train_variants
+from benchmarks import kernel_times, make_tables, records, train, train_cases, train_variants
 from benchmarks import train_step as benchmark
 from prism_jax.stages.sft import step as sft_step
 
@@ -72,13 +73,13 @@ def test_the_operations_of_a_forward_pass_are_counted_by_hand():
     size = train_cases.SIZES["tiny"]
     batch = train_cases.make_batch(size)
     # 2 rows of 64 tokens, 2 pictures of 4 x 4 patches a row; each row has 57 tokens in two segments
-    # of 14 and 43 (a quarter and three quarters of 57.6), and 7 of padding.
-    assert batch.text.segments.lengths[0, 0].tolist() == [14, 43, 7, -1, -1]
+    # of 14 and 43 (a quarter and three quarters of 57.6); padding is none.
+    assert batch.text.segments.lengths[0, 0].tolist() == [14, 43, -1, -1]
     assert train_cases.num_tokens(batch) == 2 * 57
     found = train_cases.forward_flops(size, batch)
     maps = 64 * 16 * (2 * 4 + 2 * 2) + 3 * 64 * 128
     assert found["text"] == 2 * 128 * 4 * maps
-    assert found["text attention"] == 2 * 4 * 4 * 64 * (14**2 + 43**2 + 7**2) / 2
+    assert found["text attention"] == 2 * 4 * 4 * 64 * (14**2 + 43**2) / 2
     assert found["head"] == 2 * 128 * 64 * 512
     block, merger = 4 * 64 * 64 + 2 * 64 * 128, 256 * 256 + 256 * 64
     assert found["vision"] == 2 * 64 * (4 * block + 1536 * 64) + 2 * 16 * 4 * merger
@@ -124,3 +125,35 @@ def test_it_needs_no_package_of_the_data_or_of_the_configuration():
     blocked += ["orbax", "etils"]
     code = f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
     subprocess.run([sys.executable, "-c", code + "import benchmarks.train_step"], check=True)
+
+
+def test_a_record_says_what_was_measured_and_the_page_shows_it(tmp_path, capsys):
+    path = tmp_path / "head.json"
+    train.main(["--record=head", "--size=tiny", f"--out={path}"])
+    record = json.loads(path.read_text())
+    times = record["raw"]["seconds"]
+    expected = times["chunked"] / times["four_matmuls"]
+    assert record["ratio"]["time over the four matmuls"] == expected
+    assert record["is_met"] == (
+        expected <= 1.2 and record["ratio"]["peak over the naive head"] <= 0.3
+    )
+    assert record["versions"]["jax"] == jax.__version__
+    (tmp_path / "other.json").write_text('{"device": "no record"}')
+    page = tmp_path / "performance.md"
+    make_tables.main([f"--results={tmp_path}", f"--out={page}"])
+    assert "| `head` | log-probs over the whole vocabulary" in page.read_text()
+    assert "no record" not in page.read_text()
+    make_tables.main([f"--results={tmp_path}", f"--out={page}", "--check"])
+    page.write_text("another\n")
+    with pytest.raises(SystemExit):
+        make_tables.main([f"--results={tmp_path}", f"--out={page}", "--check"])
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "is_met"),
+    [(0.7, ">= 0.62", True), (0.5, ">= 0.62", False), (1.1, "<= 1.2", True), (True, "yes", True),
+     (None, ">= 1", False), (False, "yes", False)],
+)  # fmt: skip
+def test_a_ratio_is_met_on_the_right_side_of_its_target(value, target, is_met):
+    assert records.ratio(value, target)["is_met"] == is_met

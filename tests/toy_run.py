@@ -18,7 +18,8 @@ from prism_jax.checkpoints import checkpoint, lock
 from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.losses import reduce
 from prism_jax.running import goodput, loop, metric_writers
-from prism_jax.training import optim, train_state, train_step
+from prism_jax.setup import agreement
+from prism_jax.training import optim, optim_kinds, schedules, train_state, train_step
 
 NUM_FEATURES = 4
 
@@ -69,7 +70,7 @@ def make_batch(seed, *, num_rows):
 def make_optimizer(params, **changes):
     """Return AdamW over all parameters of the toy, with some arguments changed."""
     arguments = {
-        "schedule": optim.learning_rate_schedule(
+        "schedule": schedules.learning_rate_schedule(
             "constant",
             peak=1e-2,
             num_steps=100,
@@ -77,17 +78,18 @@ def make_optimizer(params, **changes):
             warmup_fraction=None,
             end_factor=1.0,
         ),
-        "b1": 0.9,
-        "b2": 0.95,
-        "eps": 1e-8,
+        "kind": "adamw",
+        "numbers": optim_kinds.Numbers(
+            b1=0.9, b2=0.95, eps=1e-8, mu_dtype="float32", nu_dtype="float32"
+        ),
         "weight_decay": 0.1,
         "no_decay": ("bias",),
         "groups": ((".*", 1.0),),
         "clip_norm": 1.0,
-        "mu_dtype": jnp.float32,
-        "nu_dtype": jnp.float32,
+        "rounding": "nearest",
+        "memory": "device",
     }
-    return optim.adamw(params, **(arguments | changes))
+    return optim.make(params, **(arguments | changes))
 
 
 class Counted:
@@ -175,6 +177,7 @@ def run(
     evaluate=None,
     update=None,
     data=None,
+    save_every_minutes=None,
 ):
     """Run or continue the toy stage in `workdir`; return its last state."""
     workdir = pathlib.Path(workdir)
@@ -215,6 +218,8 @@ def run(
                     num_steps=num_steps, evaluate_every_steps=4, max_skipped_in_row=3
                 ),
                 checkpointer=checkpointer,
+                save_every_minutes=save_every_minutes,
+                inputs=agreement.Inputs(),
                 logs=loop.Logs(writers=writers, progress=shown, goodput=account),
             )
             checkpointer.finish({"steps": num_steps})

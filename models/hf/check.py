@@ -1,4 +1,4 @@
-"""Compare the tensors of a checkpoint with the parameters of a model, before any is loaded."""
+"""Compare the tensors of a checkpoint with the parameters of a model before loading any."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -23,14 +23,14 @@ def table(
     names: hf_names.Naming,
     drop: Sequence[str],
 ) -> dict[str, hf_names.Weight]:
-    """Return where each parameter lies, by path.
+    """Return the location of each parameter in the checkpoint, by path.
 
     Args:
         wanted: shapes of the parameters by path.
-        drop: prefixes of tensor names that are knowingly not used.
+        drop: prefixes of tensor names that are left unused on purpose.
 
-    Raises one ValueError that lists all that does not fit: missing, unused, of another shape, of
-    another type.
+    Raises one ValueError that lists all tensors that do not fit: missing, unused, of another shape,
+    of another type.
     """
     stored = {name: tensor.shape for name, tensor in reader.tensors.items()}
     kinds = {name: tensor.dtype for name, tensor in reader.tensors.items()}
@@ -52,16 +52,16 @@ def table(
         if not is_discriminator and not _repeats_embedding(reader, names):
             head.append(f"{hf_names.HEAD} differs from the embedding that the model uses as head")
     missing = sorted(shapes.keys() - stored.keys())
-    found = [name for name in shapes if name in stored]
+    present = [name for name in shapes if name in stored]
     problems = {
         "missing": missing,
         "not used by the model": sorted(extra),
         "of another shape": [
             f"{name} {list(stored[name])} instead of {list(shapes[name])}"
-            for name in found
+            for name in present
             if stored[name] != shapes[name] and not (contradiction and name in expert_names)
         ],
-        "of a type that is not loaded": not_loaded({name: kinds[name] for name in found}),
+        "of a type that is not loaded": not_loaded({name: kinds[name] for name in present}),
         "of several types in one stack": sorted(
             {
                 entry.template.format("*")
@@ -74,7 +74,7 @@ def table(
     }
     if any(problems.values()):
         hint = _SCORE_HINT if hf_names.SCORE in missing else ""
-        hint += type_hint(kinds[name] for name in found)
+        hint += type_hint(kinds[name] for name in present)
         if any(".lora_" in name or name.startswith("base_model.") for name in extra):
             hint += "; merge the adapter into its base model first"
         raise ValueError(
@@ -86,8 +86,8 @@ def table(
 def not_loaded(kinds: Mapping[str, str]) -> list[str]:
     """Return the tensors, with their types, that cannot become parameters.
 
-    float64 is read, as float32, where all tensors are of it; a single one among others is an error
-    of the tool that wrote it.
+    float64 is read, as float32, if all tensors have it; a single one among others is an error of
+    the tool that wrote it.
     """
     is_wide = all(kind == "F64" for kind in kinds.values())
     return [
@@ -98,7 +98,7 @@ def not_loaded(kinds: Mapping[str, str]) -> list[str]:
 
 
 def type_hint(kinds: Iterable[str]) -> str:
-    """Return what to do about types that are not loaded."""
+    """Return advice about types that are not loaded."""
     kinds = set(kinds)
     narrow = sorted(kinds - set(hf_files.DTYPES))
     if narrow:
@@ -128,9 +128,9 @@ def size_problems(
     names: hf_names.Naming,
     stored: Mapping[str, tuple[int, ...]],
 ) -> list[str]:
-    """List the sizes of a `config.json` that are not those of the tensors.
+    """List the sizes of a `config.json` that differ from those of the tensors.
 
-    Nothing is built for it: a wrong number of layers costs no memory and no time.
+    No model is built for this, so a wrong number of layers costs no memory and no time.
     """
     text, prefix = config.text, names.text_prefix
     layer = f"{prefix}layers.0."
@@ -172,7 +172,7 @@ def size_problems(
 
 
 def _repeats_embedding(reader: hf_reader.Reader, names: hf_names.Naming) -> bool:
-    """Say whether the head's bytes are the embedding's."""
+    """Return whether the head's bytes equal the embedding's."""
     head = reader.tensors[hf_names.HEAD]
     embed = reader.tensors.get(f"{names.text_prefix}embed_tokens.weight")
     if embed is None or (head.shape, head.dtype) != (embed.shape, embed.dtype):

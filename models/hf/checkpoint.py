@@ -1,7 +1,7 @@
 """Load a Hugging Face checkpoint into sharded parameters, and write parameters back as one.
 
-One tensor is handled at a time. Loading reads only what this process's devices hold and stacks
-layers on the device. Saving gathers one tensor and writes it. Nothing is ever unpickled.
+Tensors are handled one at a time. Loading reads only the shards of this process's devices, and
+stacks layers on the device. Saving gathers one tensor and writes it. Nothing is ever unpickled.
 """
 
 import collections
@@ -29,12 +29,12 @@ from models.hf import stream as hf_stream
 from models.hf import writer as hf_writer
 from models.hf.stream import Leaf
 
-Values = dict[str, Any]  # what the parameters hold (arrays, shapes, shardings), by path
-Made = dict[str, tuple[list[Leaf], int]]  # by tensor: the parameters it is made of, the layer
+Values = dict[str, Any]  # contents of the parameters (arrays, shapes, shardings), by path
+Made = dict[str, tuple[list[Leaf], int]]  # by tensor: the parameters that it consists of, the layer
 
 
 def values_by_path(state: nnx.State) -> Values:
-    """Return what the parameters hold, by path."""
+    """Return the contents of the parameters, by path."""
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
 
 
@@ -73,22 +73,22 @@ def load(
     """Load parameters from a checkpoint folder, each directly in its shards.
 
     A `lm_head.weight` that repeats the embedding is accepted for a tied model; a discriminator has
-    no head, so there `lm_head.weight` is passed over whatever it holds. Where the folder has a
-    `manifest.json`, process 0 compares the files with it first.
+    no head, so any `lm_head.weight` is ignored there. If the folder has a `manifest.json`, process
+    0 compares the files with it first.
 
     Args:
         abstract_state: `nnx.split(nnx.eval_shape(…))`, the parameters alone.
         shardings: a state of the same structure with a NamedSharding for each parameter, or one
             single-device sharding for all; None is JAX's default device.
-        dtype: type of all parameters; None keeps each as it is stored, but float64, which becomes
+        dtype: type of all parameters; None keeps each stored type, except that float64 becomes
             float32.
         fresh: paths of parameters that the checkpoint does not hold and the caller makes, such as
             `score.kernel` of a new discriminator; they stay abstract in the result.
-        drop: prefixes of tensor names that are knowingly not used, such as `model.visual.`.
+        drop: prefixes of tensor names that are left unused on purpose, such as `model.visual.`.
 
-    Raises ValueError for a folder that is not safe and whole (see `files.list_tensors`), one
-    ValueError that lists all tensors that are missing, not used, of another shape or type, and one
-    that names a weight with NaN or infinity in it.
+    Raises ValueError for a folder that is not safe and whole (see `files.list_tensors`), one that
+    lists all tensors that are missing, unused, or of another shape or type, and one that names a
+    weight with NaN or infinity in it.
     """
     shapes = {path: value.shape for path, value in values_by_path(abstract_state).items()}
     unknown = [path for path in fresh if path not in shapes]
@@ -122,7 +122,7 @@ def load(
 
 
 def _check_manifest(reader: hf_reader.Reader) -> None:
-    """Raise ValueError in every process when the files are not those of the manifest."""
+    """Raise ValueError in every process when the files differ from the manifest."""
     problem = None
     if jax.process_index() == 0:
         try:
@@ -168,14 +168,14 @@ def save(
     copy_from: str | os.PathLike[str] | None,
     carry: Sequence[str] = (),
 ) -> None:
-    """Write parameters as a checkpoint folder that `transformers` loads, in the types they have.
+    """Write parameters, in their types, as a checkpoint folder that `transformers` loads.
 
     In a run of several processes all call this; process 0 writes. The folder appears when it is
-    complete (see `writer.write_folder`). An untied discriminator has no head of its own, which the
-    classes of `transformers` want: `lm_head.weight` is then carried over from `copy_from`.
+    complete (see `writer.write_folder`). An untied discriminator has no output head, but the
+    classes of `transformers` need one: `lm_head.weight` is then carried over from `copy_from`.
 
     Args:
-        config_json: written as it is to `config.json`, and read for the names.
+        config_json: written unchanged to `config.json`; the tensor names depend on it.
         layout: order of fused experts; without experts it does not matter.
         copy_from: folder whose tokenizer and processor files are copied, None for none.
         carry: prefixes of tensors copied from `copy_from`, such as `model.visual.` without a tower.
@@ -220,7 +220,7 @@ def save(
 def _plan(
     values: Values, names: hf_names.Naming, layout: hf_names.ExpertLayout
 ) -> tuple[Made, list[hf_writer.Planned]]:
-    """Return how each tensor is made of the parameters, and what it will be."""
+    """Return the parameters that each tensor consists of, and the tensors to write."""
     made: Made = {}
     planned = []
     for group in _groups(
@@ -235,9 +235,9 @@ def _plan(
     ):
         first = group[0]
         if len({leaf.dtype for leaf in group}) > 1:
-            told = ", ".join(f"{leaf.path} {leaf.dtype}" for leaf in group)
+            types = ", ".join(f"{leaf.path} {leaf.dtype}" for leaf in group)
             raise ValueError(
-                f"the parts of {first.weight.template} must be of one type, got {told}"
+                f"the parts of {first.weight.template} must be of one type, got {types}"
             )
         kind = hf_writer.dtype_name(first.dtype, first.path)
         for layer, name in enumerate(first.weight.names):
@@ -249,12 +249,12 @@ def _plan(
 def _carried(
     reader: hf_reader.Reader, carry: tuple[str, ...], made: Made
 ) -> list[hf_writer.Planned]:
-    """Return the tensors of the source that are copied; the model must have none of them."""
-    found = [t for t in reader.tensors.values() if t.name.startswith(carry)]
-    twice = [tensor.name for tensor in found if tensor.name in made]
+    """Return the source's tensors to copy; the model must have none of them."""
+    tensors = [t for t in reader.tensors.values() if t.name.startswith(carry)]
+    twice = [tensor.name for tensor in tensors if tensor.name in made]
     if twice:
         raise ValueError(f"carry names tensors that the model has itself: {twice[:10]}")
-    return [hf_writer.Planned(t.name, t.dtype, t.shape) for t in found]
+    return [hf_writer.Planned(t.name, t.dtype, t.shape) for t in tensors]
 
 
 def _check_target(target: pathlib.Path) -> None:

@@ -1,6 +1,6 @@
-"""List the tensors of a checkpoint folder, after checking every file that is named in it.
+"""List the tensors of a checkpoint folder, after checking each of its files.
 
-Nothing but JSON and the headers of safetensors files is read here, and no pickle is ever opened.
+This file reads only JSON and the headers of safetensors files, and never opens a pickle.
 
 Source: https://huggingface.co/docs/safetensors (format), the index as transformers writes it.
 """
@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _NUM_THREADS = 8
 
-# Types that parameters may have; the others are only known by their size, to check a header.
+# Types that parameters may have; of the others only the size is known, to check a header.
 DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(jnp.bfloat16),
     "F16": np.dtype(np.float16),
@@ -46,7 +46,7 @@ _PICKLES = (b"PK\x03\x04", *(bytes([0x80, version]) for version in range(2, 6)))
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file: its type, shape, and where its bytes begin in the file."""
+    """One tensor of a file: its type, shape, and the offset of its bytes in the file."""
 
     name: str
     file: str
@@ -89,11 +89,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     """Return the path of a file of the folder, or raise ValueError when it lies elsewhere.
 
-    A symbolic link may leave the folder in one case: the hub's cache, where the files of
+    Symbolic links may leave the folder only in the hub's cache, where the files of
     `models--x/snapshots/REVISION` are links into `models--x/blobs`.
     """
     if not name or name in (".", "..") or pathlib.PurePosixPath(name).name != name or "\\" in name:
-        raise ValueError(f"{folder}: the file name {name!r} must be a plain name in the folder")
+        raise ValueError(f"{folder}: the file name {name!r:.99} must be a plain name in the folder")
     path = folder / name
     if not path.exists():
         raise ValueError(f"{path} is missing")
@@ -109,23 +109,23 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
 def _entry(name: str, file: str, value: Any, start: int, where: pathlib.Path) -> Tensor:
     """Check one entry of a header."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{where}: the header's entry {name!r} is malformed")
+        raise ValueError(f"{where}: the header's entry {name!r:.99} is malformed")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
-        raise ValueError(f"{where}: the header's entry {name!r} has a bad shape or bad offsets")
+        raise ValueError(f"{where}: the header's entry {name!r:.99} has a bad shape or bad offsets")
     if not isinstance(dtype, str) or dtype not in _ITEM_BITS:
-        raise ValueError(f"{where}: the tensor {name!r} has the unknown type {dtype!r}")
+        raise ValueError(f"{where}: the tensor {name!r:.99} has the unknown type {dtype!r:.80}")
     num_bytes = -(-math.prod(shape) * _ITEM_BITS[dtype] // 8)
     if offsets[1] - offsets[0] != num_bytes:
         raise ValueError(
-            f"{where}: the tensor {name!r} of type {dtype} and shape {shape} needs {num_bytes} "
+            f"{where}: the tensor {name!r:.99} of type {dtype} and shape {shape} needs {num_bytes} "
             f"bytes, its offsets {offsets} give {offsets[1] - offsets[0]}"
         )
     return Tensor(name, file, dtype, tuple(shape), start + offsets[0], num_bytes)
 
 
 def _are_sizes(numbers: Any) -> bool:
-    """Return whether this is a short list of sizes that a file can have."""
+    """Return whether this is a short list of numbers that are possible sizes in a file."""
     return (
         isinstance(numbers, list)
         and len(numbers) <= _MAX_AXES
@@ -136,8 +136,8 @@ def _are_sizes(numbers: Any) -> bool:
 def read_header(path: pathlib.Path, file: str) -> dict[str, Tensor]:
     """Read and check the header of a safetensors file; raise ValueError naming the file.
 
-    Checked: the file's size is exactly what the header says, the tensors cover it without a gap
-    or an overlap, types and shapes agree with the number of bytes, and no key occurs twice.
+    Checked: the file has exactly the size in the header, the tensors cover it without a gap or an
+    overlap, types and shapes agree with the number of bytes, and no key occurs twice.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -166,7 +166,7 @@ def read_header(path: pathlib.Path, file: str) -> dict[str, Tensor]:
     end = start
     for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.num_bytes)):
         if tensor.offset != end:
-            raise ValueError(f"{path}: a gap or an overlap before the tensor {tensor.name!r}")
+            raise ValueError(f"{path}: a gap or an overlap before the tensor {tensor.name!r:.99}")
         end += tensor.num_bytes
     if end != size:
         said = "truncated" if size < end else "too long"
@@ -175,7 +175,7 @@ def read_header(path: pathlib.Path, file: str) -> dict[str, Tensor]:
 
 
 def _indexed(path: pathlib.Path) -> dict[str, Tensor]:
-    """Read the index and every file it names; gather all that does not agree into one error."""
+    """Read the index and its files; gather all disagreements into one error."""
     weight_map = read_json(inside(path, INDEX)).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
         raise ValueError(f"{path / INDEX}: weight_map must map tensor names to file names")
@@ -185,7 +185,7 @@ def _indexed(path: pathlib.Path) -> dict[str, Tensor]:
     for file in sorted(set(weight_map.values())):
         try:
             if not file.endswith(".safetensors"):
-                raise ValueError(f"{path / INDEX}: {file!r} is not a safetensors file")
+                raise ValueError(f"{path / INDEX}: {file!r:.99} is not a safetensors file")
             files[file] = read_header(inside(path, file), file)
         except ValueError as error:
             problems.append(str(error))
@@ -222,7 +222,7 @@ def sha256(path: pathlib.Path) -> str:
 def compare_manifest(path: pathlib.Path, files: Iterable[str]) -> None:
     """Compare the SHA-256 of these files with `manifest.json`, where the folder has one.
 
-    Raises ValueError naming each file that is not the one that was written.
+    Raises ValueError naming each file that changed since it was written.
     """
     if not (path / MANIFEST).exists():
         return
@@ -257,7 +257,7 @@ def refuse_adapter(path: pathlib.Path) -> None:
 def list_tensors(path: pathlib.Path, *, check_manifest: bool) -> dict[str, Tensor]:
     """Return the tensors of a folder by name, after checking all its files.
 
-    With `check_manifest` every file's SHA-256 is compared with `manifest.json`, where there is one.
+    With `check_manifest` each file's SHA-256 is compared with `manifest.json`, if there is one.
     Raises ValueError naming the file for: an adapter, no weights, weights only as pickles, two sets
     of weights, an index that names a file outside the folder or disagrees with the files, a
     missing, truncated or malformed file.

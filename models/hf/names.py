@@ -1,7 +1,7 @@
 """Two-way table between parameters and the tensors of a Hugging Face checkpoint.
 
-This file alone knows names. A parameter is a path such as `text.layers.attn.q.kernel`; a tensor is
-what one entry of a safetensors file holds. Three things differ between them:
+Only this file knows the names. A parameter has a path such as `text.layers.attn.q.kernel`; a tensor
+is one entry of a safetensors file. Three things differ between them:
 
   stacking    the L layers of a parameter are L tensors, `…layers.0.…` to `…layers.{L-1}.…`
   order       kernels are [in, out] here and [out, in] there
@@ -83,15 +83,15 @@ _EXPERTS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Naming:
-    """What a `config.json` says about names: the decoder's prefix and the shape of a patch."""
+    """The values of a `config.json` that names depend on."""
 
-    text_prefix: str
+    text_prefix: str  # of the decoder's tensors
     patch_shape: tuple[int, int, int, int] | None  # channels, frames, pixels, pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weight:
-    """Where one parameter lies in a checkpoint; for a stacked one, where each layer of it lies.
+    """The location of one parameter in a checkpoint; of a stacked one, that of each layer.
 
     The tensor's bytes, seen with the shape `view`, are cut along `axis` into `parts` equal parts;
     the parameter is part number `part` with its axes put in `order`.
@@ -114,19 +114,19 @@ class Weight:
 
     @property
     def offset(self) -> int:
-        """Where this part begins on `axis` of the view."""
+        """The start of this part on `axis` of the view."""
         return self.part * (self.view[self.axis] // self.parts)
 
     @property
     def names(self) -> list[str]:
-        """Names of the tensors, one a layer."""
+        """Names of the tensors, one per layer."""
         if self.num_layers is None:
             return [self.template]
         return [self.template.format(layer) for layer in range(self.num_layers)]
 
 
 def naming(config_json: Mapping[str, Any]) -> Naming:
-    """Read from a `config.json` what names depend on."""
+    """Read from a `config.json` the values that names depend on."""
     config = config_lib.from_hf(config_json)
     text_only = config_json["model_type"] == "qwen3"
     vision = config.vision
@@ -143,13 +143,23 @@ def naming(config_json: Mapping[str, Any]) -> Naming:
     )
 
 
+def module_name(path: str, names: Naming) -> str:
+    """Return the name of a module, with `{}` for the layer of a stacked one.
+
+    Raises ValueError for a module that is none by itself in a Hugging Face model.
+    """
+    if path not in _MODULES or path in _PARTS:
+        raise ValueError(f"{path!r} is no module of a Hugging Face model")
+    return _MODULES[path].replace("{text}", names.text_prefix)
+
+
 def is_expert(path: str) -> bool:
-    """Say whether the parameter lies in one of the two orders of fused experts."""
+    """Return whether the parameter lies in one of the two orders of fused experts."""
     return path.removeprefix("trunk.") in _EXPERTS
 
 
 def weight(path: str, shape: tuple[int, ...], names: Naming, layout: ExpertLayout) -> Weight:
-    """Return where the parameter `path` of this shape lies in a checkpoint.
+    """Return the location of the parameter `path` of this shape in a checkpoint.
 
     A discriminator's trunk has the names of the model itself. Raises ValueError for a parameter
     that no Hugging Face checkpoint holds, and for an unknown layout.
@@ -177,8 +187,8 @@ def weight(path: str, shape: tuple[int, ...], names: Naming, layout: ExpertLayou
         order, axis = tuple(range(len(each))), 0
     part, parts = _PARTS.get(module, (0, 1))
     view = [0] * len(each)
-    for own, other in enumerate(order):
-        view[other] = each[own]
+    for ours, theirs in enumerate(order):
+        view[theirs] = each[ours]
     view[axis] *= parts
     disk_shape = tuple(view)
     if module == "vision.patch_embed" and leaf == "kernel":
@@ -203,7 +213,7 @@ def weight(path: str, shape: tuple[int, ...], names: Naming, layout: ExpertLayou
 def dense_sources(name: str) -> tuple[str, ...]:
     """Return the dense model's tensors from which this tensor of a mixture is upcycled.
 
-    The router has none; every other tensor outside the experts is the dense model's own.
+    The router has none; each other tensor outside the experts is a copy of the dense model's.
     """
     if name.endswith(".mlp.experts.gate_up_proj"):
         layer = name.removesuffix("experts.gate_up_proj")
@@ -216,15 +226,15 @@ def dense_sources(name: str) -> tuple[str, ...]:
 def expert_layout(
     experts: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], names: Naming
 ) -> ExpertLayout:
-    """Tell the layout of the fused experts from their shapes on disk.
+    """Infer the layout of the fused experts from their shapes on disk.
 
-    One shape alone can fit both layouts (D = 2F, or D = F); gate_up and down together cannot.
+    A single shape can fit both layouts (D = 2F, or D = F); gate_up and down together cannot.
 
     Args:
         experts: shapes of the expert parameters by path.
-        stored: shapes of the tensors on disk by name; tensors that are missing are passed over.
+        stored: shapes of the tensors on disk by name; missing tensors are ignored.
 
-    Raises ValueError where no single layout fits all of them.
+    Raises ValueError when no single layout fits all of them.
     """
     wrong: dict[ExpertLayout, list[str]] = {}
     for layout in EXPERT_LAYOUTS:
@@ -239,10 +249,10 @@ def expert_layout(
         )
     fits = [layout for layout in EXPERT_LAYOUTS if not wrong[layout]]
     if len(fits) == 1 or not any(wrong.values()):
-        # Without any expert tensor both fit; all of them are then reported missing.
+        # Without any expert tensor both fit; the caller then reports all of them as missing.
         return fits[0]
-    told = "; ".join(
+    misfits = "; ".join(
         f"layout {layout} does not fit {len(wrong[layout])}, first {wrong[layout][0]}"
         for layout in EXPERT_LAYOUTS
     )
-    raise ValueError(f"the shapes of the fused experts fit no single layout: {told}")
+    raise ValueError(f"the shapes of the fused experts fit no single layout: {misfits}")

@@ -1,8 +1,8 @@
-"""Read tensors out of safetensors files, each straight into the pieces that devices hold.
+"""Read tensors from safetensors files, each directly into the shards of the devices.
 
-The reader is our own, for two reasons. A mapped file counts towards the resident memory of a
-process as far as it was touched, while reads of a few MiB do not; and all shards of a tensor,
-whatever axes they are cut along, are filled in one pass over its bytes.
+This replaces the reader of the safetensors library for two reasons. The touched pages of a mapped
+file count towards the resident memory of a process, while reads of a few MiB do not; and all shards
+of a tensor, along whichever axes, are filled in one pass over its bytes.
 """
 
 import concurrent.futures
@@ -20,7 +20,7 @@ _NUM_THREADS = 8
 _WIDEST_BYTES = 8  # of an item of any type
 
 # By type: unsigned integers of its size and the bits of the exponent, which are all set in NaN and
-# infinity. Looking at the bits is several times faster than asking each number.
+# infinity. Comparing the bits is several times faster than testing each number.
 _EXPONENTS: dict[str, tuple[type[np.unsignedinteger], np.unsignedinteger]] = {
     "BF16": (np.uint16, np.uint16(0x7F80)),
     "F16": (np.uint16, np.uint16(0x7C00)),
@@ -32,9 +32,10 @@ Box = tuple[tuple[int, int], ...]  # start and stop of every axis
 
 
 class Reader:
-    """Tensors of a folder by name; use it in a `with` statement.
+    """The tensors of a folder by name; use it in a `with` statement.
 
-    Whatever is read is looked at: NaN or infinity in a weight is a ValueError that names it.
+    All data are checked while they are read: NaN or infinity raises a ValueError that names the
+    weight.
     """
 
     def __init__(self, path: pathlib.Path, tensors: dict[str, hf_files.Tensor]):
@@ -59,11 +60,11 @@ class Reader:
     ) -> None:
         """Fill every array with its box of the tensor, in one pass over the bytes.
 
-        Beside the arrays, a few chunks of 4 MiB are all the memory that is needed.
+        Besides the arrays this needs only a few chunks of 4 MiB of memory.
 
         Args:
-            view: a shape of as many items as the tensor has; the boxes are boxes of it.
-            wants: pairs of a box and the array it fills, of the box's shape and the stored type.
+            view: a shape with as many items as the tensor; the boxes refer to it.
+            wants: pairs of a box and the array to fill, of the box's shape and the stored type.
         """
         tensor = self.tensors[name]
         if not view:
@@ -108,7 +109,7 @@ class Reader:
             done += got
 
     def _refuse_not_finite(self, tensor: hf_files.Tensor, data: np.ndarray) -> None:
-        """Raise ValueError when bytes of a tensor, whole items of it, hold NaN or infinity."""
+        """Raise ValueError when whole items of a tensor, given as bytes, hold NaN or infinity."""
         bits = _EXPONENTS.get(tensor.dtype)
         if bits is None:
             return
@@ -126,7 +127,7 @@ class Reader:
         chunk: Box,
         wants: Sequence[tuple[Box, np.ndarray]],
     ) -> None:
-        """Read one chunk, which lies in one piece in the file, and copy it where it is wanted."""
+        """Read one chunk, contiguous in the file, and copy it into the arrays that want it."""
         dtype = hf_files.DTYPES[tensor.dtype]
         begin = 0
         for (start, _), size in zip(chunk, view, strict=True):
@@ -154,22 +155,22 @@ def _bytes(array: np.ndarray) -> np.ndarray:
 
 
 def _overlap(a: Box, b: Box) -> Box | None:
-    """Return what two boxes share, None when that is nothing."""
+    """Return the overlap of two boxes, None when it is empty."""
     common = tuple((max(x[0], y[0]), min(x[1], y[1])) for x, y in zip(a, b, strict=True))
     return None if any(start >= stop for start, stop in common) else common
 
 
 def _slices(part: Box, whole: Box) -> tuple[slice, ...]:
-    """Return where `part` lies in an array that holds `whole`."""
+    """Return the slices of `part` in an array that holds `whole`."""
     return tuple(slice(p[0] - w[0], p[1] - w[0]) for p, w in zip(part, whole, strict=True))
 
 
 def _chunks(view: tuple[int, ...], item_bytes: int, boxes: Sequence[Box]) -> Iterator[Box]:
-    """Cut what the boxes cover into pieces of about 4 MiB that lie in one piece in the file."""
+    """Cut the region of the boxes into chunks of about 4 MiB, each contiguous in the file."""
     low = [min(box[axis][0] for box in boxes) for axis in range(len(view))]
     high = [max(box[axis][1] for box in boxes) for axis in range(len(view))]
     full = [(0, n) for n in view]
-    # The first axis whose slices are small enough to be read several at once.
+    # The first axis whose slices are small enough to read several at once.
     axis = 0
     while axis + 1 < len(view) and math.prod(view[axis + 1 :]) * item_bytes > _CHUNK_BYTES:
         axis += 1

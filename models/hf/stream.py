@@ -1,7 +1,7 @@
 """Move single tensors between files and sharded, stacked parameters.
 
-Kernels are turned round on the device, not on the host: a piece goes up in the order of the file's
-axes, with the sharding that its own axes will have, so turning it moves nothing between devices.
+Kernels are transposed on the device, not on the host: a piece is uploaded with its axes in the
+order of the file, sharded as they will finally be, so transposing moves no data between devices.
 """
 
 import collections
@@ -19,24 +19,24 @@ from models.hf import files as hf_files
 from models.hf import names as hf_names
 from models.hf import reader as hf_reader
 
-# Pieces go up in about this size, and a few of them may be on their way to the devices.
+# Pieces are uploaded in about this size, and a few of them may be in flight to the devices.
 GROUP_BYTES = 32 << 20
 _IN_FLIGHT_BYTES = 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """One parameter: where it lies in a checkpoint and, to load it, on the devices."""
+    """One parameter: its location in a checkpoint and, to load it, on the devices."""
 
     path: str
     shape: tuple[int, ...]
     weight: hf_names.Weight
     sharding: Sharding | None  # None: not to be loaded
-    dtype: np.dtype | None  # None: as it is stored
+    dtype: np.dtype | None  # None: the stored type
 
 
 class Loader:
-    """Load groups of parameters; a few pieces may be on their way to the devices at a time."""
+    """A loader of groups of parameters; a few pieces may be in flight to the devices at a time."""
 
     def __init__(self, reader: hf_reader.Reader):
         self.reader = reader
@@ -82,8 +82,8 @@ class _Cut:
 def _cuts(group: Sequence[Leaf], num_bytes: int) -> list[_Cut]:
     """Cut parameters into pieces of one size, of about `GROUP_BYTES` or less.
 
-    Small layers are put together, large tensors are cut into rows, the last piece of which may
-    begin before the one before it ends. An axis that is cut over devices is left whole.
+    Small layers are joined and large tensors are cut into rows, where the last piece may overlap
+    the previous one. An axis that is sharded over devices stays whole.
 
     Args:
         num_bytes: of one tensor, which is one layer.
@@ -108,7 +108,7 @@ def _cuts(group: Sequence[Leaf], num_bytes: int) -> list[_Cut]:
 
 
 def _splits_rows(leaf: Leaf) -> bool:
-    """Say whether the file's first axis is cut over devices."""
+    """Return whether the file's first axis is sharded over devices."""
     axis = leaf.weight.order.index(0) + (leaf.weight.num_layers is not None)
     return leaf.sharding.shard_shape(leaf.shape)[axis] < leaf.shape[axis]
 
@@ -154,7 +154,7 @@ def _read_pieces(reader: hf_reader.Reader, group: Sequence[Leaf], cut: _Cut) -> 
 
 
 def _narrowed(shards: dict[hf_reader.Box, np.ndarray], name: str) -> dict:
-    """Return float64 values as float32, in which they must be finite too."""
+    """Return float64 values as float32; they must be finite in that type too."""
     with np.errstate(over="ignore"):
         narrow = {box: values.astype(np.float32) for box, values in shards.items()}
     if not all(np.isfinite(values).all() for values in narrow.values()):
@@ -167,18 +167,18 @@ def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> hf_reader.Box:
 
 
 def _disk_sharding(sharding: Sharding, weight: hf_names.Weight, *, all_layers: bool) -> Sharding:
-    """Return the sharding that a piece must have on the file's axes to end in `sharding`."""
+    """Return the sharding of a piece on the file's axes that becomes `sharding` when transposed."""
     if not isinstance(sharding, NamedSharding):
         if len(sharding.device_set) > 1:
             raise ValueError(f"shardings must be NamedSharding or of one device, got {sharding}")
         return sharding
     lead = 0 if weight.num_layers is None else 1
     spec = (*sharding.spec, *(None,) * (lead + len(weight.order) - len(sharding.spec)))
-    own: list[Any] = [None] * len(weight.order)
-    for axis, other in enumerate(weight.order):
-        own[other] = spec[lead + axis]
+    disk_spec: list[Any] = [None] * len(weight.order)
+    for axis, disk_axis in enumerate(weight.order):
+        disk_spec[disk_axis] = spec[lead + axis]
     layers = [spec[0] if all_layers else None] if lead else []
-    return NamedSharding(sharding.mesh, PartitionSpec(*layers, *own))
+    return NamedSharding(sharding.mesh, PartitionSpec(*layers, *disk_spec))
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Write a Hugging Face checkpoint folder, one tensor at a time.
 
-The safetensors library writes whole dictionaries; here the header goes first and every tensor
-after it, as it comes. The folder appears under its name only when it is complete.
+The safetensors library writes whole dictionaries; here the header goes first, followed by each
+tensor as it is produced. The folder appears under its name only when it is complete.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ from typing import Any
 
 from models.hf import files as hf_files
 
-# All that is copied from the folder a model came from; never weights, never code or pickles.
+# The only files that are copied from a model's source folder: never weights, code or pickles.
 COPIED = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -33,6 +33,7 @@ COPIED = (
     "video_preprocessor_config.json",
     "vocab.json",
 )
+SHARD_BYTES = 5 * 10**9  # size of the files that the commands write
 _NAMES = {dtype: name for name, dtype in hf_files.DTYPES.items() if name != "F64"}
 
 Buffer = Any  # anything with the buffer protocol and contiguous
@@ -55,11 +56,11 @@ class Planned:
         return math.prod(self.shape) * self.item_bytes
 
 
-Produce = Callable[[Planned], Iterable[Buffer]]  # the tensor's bytes, in order, in any cuts
+Produce = Callable[[Planned], Iterable[Buffer]]  # the tensor's bytes, in order, in any blocks
 
 
 def dtype_name(dtype: Any, where: str) -> str:
-    """Return the name that a type has in a file; `where` names the parameter in the error."""
+    """Return the name of a type in a file; `where` names the parameter in the error."""
     if dtype not in _NAMES:
         raise ValueError(
             f"{where} has the type {dtype}, only {', '.join(_NAMES.values())} are kept"
@@ -68,7 +69,7 @@ def dtype_name(dtype: Any, where: str) -> str:
 
 
 def shards(tensors: Sequence[Planned], max_shard_bytes: int) -> list[list[Planned]]:
-    """Cut the tensors into files of at most `max_shard_bytes`; a larger one has its own file.
+    """Cut the tensors into files of at most `max_shard_bytes`; a larger one gets a separate file.
 
     Wider types come first in a file, so that every tensor is aligned.
     """
@@ -86,7 +87,7 @@ def shards(tensors: Sequence[Planned], max_shard_bytes: int) -> list[list[Planne
 
 
 def check_target(target: pathlib.Path) -> str | None:
-    """Return why a folder cannot be written to, None when it can."""
+    """Return the reason why a folder cannot be written to, None when it can."""
     parent = target.absolute().parent
     try:
         if target.is_symlink() or (target.exists() and not target.is_dir()):
@@ -95,7 +96,7 @@ def check_target(target: pathlib.Path) -> str | None:
             return f"{target} is not empty; nothing is overwritten"
         if not parent.is_dir():
             return f"{parent} is not a folder"
-        # Permissions do not tell: a file system may be read-only, and root may write anywhere else.
+        # Permissions do not decide this: a file system may be read-only, and root may write all.
         os.rmdir(tempfile.mkdtemp(prefix=f".{target.name}.", dir=parent))
     except OSError as error:
         return f"{target} cannot be written: {error}"
@@ -112,15 +113,15 @@ def write_folder(
 ) -> None:
     """Write the files of `shards`, the index, `config.json` and `manifest.json`.
 
-    All is written beside the target under a name that begins with a dot, made durable, and then
-    renamed: an export that is killed leaves no folder of the target's name. From `copy_from` the
-    files in `COPIED` are copied byte by byte. Raises ValueError when the target is not empty.
+    All files are written beside the target under a name that begins with a dot, made durable, and
+    then renamed: a killed export leaves no folder of the target's name. The files in `COPIED` are
+    copied byte by byte from `copy_from`. Raises ValueError when the target is not empty.
     """
     problem = check_target(target)
     if problem is not None:
         raise ValueError(problem)
     partial = target.absolute().parent / f".{target.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed job that had this number
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed job with this process number
     partial.mkdir()
     try:
         weight_map, digests = {}, {}

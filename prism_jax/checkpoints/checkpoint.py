@@ -1,11 +1,11 @@
-"""Checkpoints: the whole state, written in the background, checked when it is read.
+"""Checkpoints: the whole state, written in the background and verified when it is read.
 
 A run's folder holds `checkpoints/N/` for the state after N steps, with the items `params` (or
 `policy.params`, ...), `opt_state`, `position` (step, seed, data position), `meta` (identity of
 the run, shape and checksum of each leaf) and `digests` (of `position` and `meta`); and
-`finished.json` when the run has ended. An exported folder has the same form with `params`, `meta`
-and `digests` alone. A step is visible only when it is complete. Orbax is used here and in
-`checkpoint_files.py` alone.
+`finished.json` when the run has ended. A converted folder has the same form with `params`, `meta`
+and `digests` alone. A step is visible only when it is complete. Only this file and `files.py` use
+Orbax.
 """
 
 import contextlib
@@ -34,15 +34,28 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Restored:
-    """Hold what a run continues from."""
+    """The state that a run resumes from."""
 
     state: Tree
     step: int
     data_position: Json
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which never asks whether the job is preempted.
+
+    `running.preemption` asks, more often than once a step; processes that ask at different places
+    would not agree.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        """Return False."""
+        del step
+        return False
+
+
 class Checkpointer:
-    """Save and restore the state of one run in its folder; use as a context manager."""
+    """The saved states of one run in its folder; use as a context manager."""
 
     def __init__(
         self,
@@ -54,13 +67,13 @@ class Checkpointer:
         num_kept: int,
         allow_mismatch: bool,
     ):
-        """Open the folder, made if it does not exist; leftovers of killed saves are removed.
+        """Open the folder, or make it, and remove the leftovers of killed saves.
 
         Args:
           workdir: local path or gs:// address of the run.
-          identity: of this run; a folder of another run is refused by `restore`.
+          identity: of this run; `restore` refuses the folder of another run.
           seed: the root seed, stored and compared.
-          save_every_steps: steps between saves that are not forced.
+          save_every_steps: steps between regular saves.
           num_kept: complete checkpoints to keep, the newest ones.
           allow_mismatch: log, instead of refusing, a folder of another run.
         """
@@ -71,25 +84,19 @@ class Checkpointer:
         self._identity = identity
         self._seed = seed
         self._allow_mismatch = allow_mismatch
-        self._is_writing = False  # a save was started whose end was not looked at
-        self._last_save = (0, 0)  # step and bytes, for the message when it fails later
+        self._is_writing = False  # a save has started whose result is not known yet
+        self._last_save = (0, 0)  # step and bytes, for the message if it fails later
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
-            # Naming any policy drops Orbax's own preemption policy, so it is named too.
-            save_decision_policy=policies.AnySavePolicy(
-                [
-                    policies.FixedIntervalPolicy(save_every_steps),
-                    policies.PreemptionCheckpointingPolicy(),
-                ]
-            ),
+            save_decision_policy=policies.FixedIntervalPolicy(save_every_steps),
             preservation_policy=policies.LatestN(num_kept),
             cleanup_tmp_directories=True,
         )
         self._root = self._workdir / checkpoint_files.FOLDER
         try:
             self._root.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self._root, options=options)
-        # Orbax reads files of its own in each step, and says in many ways that one is damaged.
+            self._manager = _Manager(self._root, options=options)
+        # Orbax reads its metadata in each step, and raises many kinds of errors for damage there.
         except Exception as error:
             raise errors.InputError(f"cannot make or open {self._root}: {error}") from error
 
@@ -106,7 +113,7 @@ class Checkpointer:
             return sorted(self._manager.all_steps())
 
     def is_due(self, step: int) -> bool:
-        """Tell whether the state after `step` steps is to be saved; for every process and step.
+        """Return whether to save the state after `step` steps; every process asks at each step.
 
         Raises:
           CheckpointError: an earlier save failed.
@@ -115,9 +122,9 @@ class Checkpointer:
         return self._manager.should_save(step)
 
     def save(self, step: int, state: Tree, *, data_position: Json) -> None:
-        """Save the state after `step` steps, unless that step is there already.
+        """Save the state after `step` steps, unless that step is already on disk.
 
-        Copies the state to the host and returns while it is being written.
+        Copies the state to the host and returns while the write is under way.
 
         Raises:
           CheckpointError: this or an earlier save failed, or the state is not finite.
@@ -153,8 +160,8 @@ class Checkpointer:
 
     def check_for_errors(self) -> None:
         """Raise `CheckpointError` if a save failed since the last call; cheap, for every step."""
-        # Orbax's own check_for_errors says nothing here: its finalizing thread has taken the error,
-        # and only waiting for that thread brings it out.
+        # Orbax's check_for_errors reports nothing here: its finalizing thread has taken the error,
+        # and only waiting for that thread raises it.
         if self._is_writing and not self._manager.is_saving_in_progress():
             self.wait()
 
@@ -168,51 +175,42 @@ class Checkpointer:
             self._manager.wait_until_finished()
         self._is_writing = False
 
-    def reached_preemption(self, step: int) -> bool:
-        """Tell, on all processes in the same step, that the job is being preempted.
-
-        Every process calls this once every step; it needs `jax.distributed.initialize`.
-        """
-        return self._manager.reached_preemption(step)
-
     def restore(self, abstract_state: Tree, *, step: int | None) -> Restored | None:
         """Return the newest complete state (or that of `step`), or None in a new folder.
 
         Args:
-          abstract_state: shapes, dtypes and shardings of the state; any mesh will do.
-          step: None for the newest; an older one sets the newer ones aside, in `set_aside/`.
+          abstract_state: shapes, dtypes and shardings of the state, on any mesh.
+          step: None for the newest; an older one moves the newer ones to `set_aside/`.
 
         Raises:
           InputError: the folder is of another run or another state, or has no such step.
-          CheckpointError: what was read is not what was saved.
+          CheckpointError: the data read differ from the data saved.
         """
         steps = self.steps()
         if step is None and not steps:
             return None
-        chosen = checkpoint_files.choose(steps, step, self._workdir)
-        meta, position = checkpoint_files.read_meta_and_position(
-            self._manager, self._workdir, chosen
-        )
-        self._check_identity(chosen, meta, position)
+        step = checkpoint_files.choose(steps, step, self._workdir)
+        meta, position = checkpoint_files.read_meta_and_position(self._manager, self._workdir, step)
+        self._check_identity(step, meta, position)
         items = checkpoint_meta.split_items(abstract_state)
         checkpoint_files.refuse_differences(
             self._workdir,
-            chosen,
+            step,
             checkpoint_meta.shape_differences(
                 _by_item(meta["leaves"]), _by_item(items), with_dtype=True
             ),
         )
         restored = {
-            item: checkpoint_files.restore_leaves(self._manager, chosen, item, meta, leaves)
+            item: checkpoint_files.restore_leaves(self._manager, step, item, meta, leaves)
             for item, leaves in items.items()
         }
         for item, leaves in restored.items():
-            checkpoint_files.verify(self._workdir, chosen, steps, item, meta, leaves)
-        for newer in [s for s in steps if s > chosen]:
+            checkpoint_files.verify(self._workdir, step, steps, item, meta, leaves)
+        for newer in [s for s in steps if s > step]:
             self._set_aside(newer)
         return Restored(
             state=checkpoint_meta.join_items(abstract_state, restored),
-            step=chosen,
+            step=step,
             data_position=position["data"],
         )
 
@@ -247,18 +245,18 @@ class Checkpointer:
         return checkpoint_meta.describe(self._identity, items, sums)
 
     def _check_identity(self, step: int, meta: Json, position: Json) -> None:
-        found = self._identity.differences(meta)
+        differences = self._identity.differences(meta)
         if position["seed"] != self._seed:
-            found.append(f"seed: {position['seed']} in the checkpoint, {self._seed} here")
-        if not found:
+            differences.append(f"seed: {position['seed']} in the checkpoint, {self._seed} here")
+        if not differences:
             return
         where = f"{self._root / str(step)} is of another run"
         if not self._allow_mismatch:
             raise errors.InputError(
                 f"{where}; use another workdir, or resume.allow_mismatch=True to go on:\n"
-                + checkpoint_meta.lines(found)
+                + checkpoint_meta.lines(differences)
             )
-        _log.warning("%s, continued all the same:\n%s", where, checkpoint_meta.lines(found))
+        _log.warning("%s, continued all the same:\n%s", where, checkpoint_meta.lines(differences))
 
     def _set_aside(self, step: int) -> None:
         if jax.process_index() == 0:
@@ -274,7 +272,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what a save raises into one message with path and sizes; remove its leftovers."""
+        """Turn an error of a save into one message with path and sizes; remove its leftovers."""
         try:
             yield
         except Exception as error:
@@ -291,7 +289,7 @@ class Checkpointer:
 
 
 def finished(workdir: str) -> Json | None:
-    """Return what `Checkpointer.finish` wrote, None when the run in `workdir` has not ended.
+    """Return the record of `Checkpointer.finish`, None when the run in `workdir` has not ended.
 
     Raises:
       InputError: the file is damaged.
@@ -307,8 +305,8 @@ def read_meta(workdir: str, *, step: int | None) -> Json:
     """Return the `meta` of the newest complete step (or of `step`): stage, configs, leaves."""
     folder = epath.Path(workdir)
     with checkpoint_files.opened(folder) as manager:
-        chosen = checkpoint_files.choose(checkpoint_files.steps(manager), step, folder)
-        return checkpoint_files.read_meta(manager, folder, chosen)
+        step = checkpoint_files.choose(checkpoint_files.steps(manager), step, folder)
+        return checkpoint_files.read_meta(manager, folder, step)
 
 
 def load_params(
@@ -316,41 +314,43 @@ def load_params(
 ) -> tuple[Tree, Json]:
     """Return the parameters of another run or of an exported folder, and its `meta`.
 
-    The folder is read anew, so that a save which failed in this process is never picked. Arrays
-    are compared with their checksums in the dtype they were saved in, and then cast.
+    The folder is read anew, so that a failed save of this process is never picked. Arrays are
+    compared with their checksums in the dtype they were saved in, and then cast.
 
     Args:
       workdir: folder of a run or of `save_params`.
-      abstract_params: shapes, dtypes and shardings wanted; any mesh will do.
+      abstract_params: shapes, dtypes and shardings of the result, on any mesh.
       item: "params", or "policy.params" where a run holds several states.
       step: None for the newest complete one.
 
     Raises:
       InputError: there is no checkpoint, no such item, or the parameters differ in name or shape.
-      CheckpointError: the arrays read are not the ones that were saved.
+      CheckpointError: the arrays read differ from those saved.
     """
     folder = epath.Path(workdir)
     with checkpoint_files.opened(folder) as manager:
         steps = checkpoint_files.steps(manager)
-        chosen = checkpoint_files.choose(steps, step, folder)
-        meta = checkpoint_files.read_meta(manager, folder, chosen)
+        step = checkpoint_files.choose(steps, step, folder)
+        meta = checkpoint_files.read_meta(manager, folder, step)
         if item not in meta["leaves"]:
             raise errors.InputError(
-                f"{folder} holds {sorted(meta['leaves'])} at step {chosen}, not {item!r}"
+                f"{folder} holds {sorted(meta['leaves'])} at step {step}, not {item!r}"
             )
         wanted = tree_paths.named_leaves(abstract_params)
-        found = checkpoint_meta.shape_differences(meta["leaves"][item], wanted, with_dtype=False)
-        checkpoint_files.refuse_differences(folder, chosen, found)
-        leaves = checkpoint_files.restore_leaves(manager, chosen, item, meta, wanted)
-        checkpoint_files.verify(folder, chosen, steps, item, meta, leaves)
-    _log.info("read %s of step %d (%s) from %s", item, chosen, meta["stage"], folder)
+        differences = checkpoint_meta.shape_differences(
+            meta["leaves"][item], wanted, with_dtype=False
+        )
+        checkpoint_files.refuse_differences(folder, step, differences)
+        leaves = checkpoint_files.restore_leaves(manager, step, item, meta, wanted)
+        checkpoint_files.verify(folder, step, steps, item, meta, leaves)
+    _log.info("read %s of step %d (%s) from %s", item, step, meta["stage"], folder)
     return tree_paths.with_named_leaves(abstract_params, _cast(leaves, wanted)), meta
 
 
 def save_params(
     workdir: str, params: Tree, *, identity: checkpoint_meta.RunIdentity, step: int
 ) -> None:
-    """Write parameters alone to a new folder that `load_params` reads; block until they are there.
+    """Write parameters alone to a new folder for `load_params`; block until they are on disk.
 
     Raises:
       InputError: the folder holds checkpoints already.

@@ -1,7 +1,7 @@
 """Checksums of arrays, computed on the devices and independent of how an array is sharded.
 
-Checkpoint storage does not notice a flipped bit in an array. Two sums over the bits of each array,
-one of them weighted by position, do: they are stored with a checkpoint and compared with those of
+Checkpoint storage does not detect a flipped bit in an array. Two sums over the bits of each array,
+one of them weighted by position, do. They are stored with a checkpoint and compared with those of
 the arrays that a restore reads.
 """
 
@@ -15,11 +15,12 @@ import numpy as np
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 # Odd, so multiplication by it is a bijection of 32-bit positions (Knuth's multiplicative hash).
 _SPREAD = 2654435761
+_HOST = "pinned_host"  # where an optimiser may keep its states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checksum:
-    """Hold the two sums modulo 2^32 of one array, and whether all its values are finite."""
+    """The two sums modulo 2^32 of one array, and whether all its values are finite."""
 
     plain: int  # sum of the bits of each element as an unsigned integer
     weighted: int  # the same, each times (position * 2654435761 + 1)
@@ -38,7 +39,13 @@ def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, Checksum]:
         is_number = jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool_
         if not is_number or leaf.dtype.itemsize not in _UNSIGNED:
             raise TypeError(f"no checksum for {name}: {leaf.dtype}{leaf.shape}")
-    sums = jax.device_get(_sums(dict(leaves)))
+    near = {name: x for name, x in leaves.items() if x.sharding.memory_kind != _HOST}
+    sums = jax.device_get(_sums(near))
+    for name, leaf in leaves.items():
+        if name not in near:
+            # One after the other: the device has no room for all that is kept on the host.
+            place = leaf.sharding.with_memory_kind("device")
+            sums[name] = jax.device_get(_sums_of_one(jax.device_put(leaf, place)))
     return {
         name: Checksum(plain=int(row[0]), weighted=int(row[1]), is_finite=bool(row[2]))
         for name, row in sums.items()
@@ -50,8 +57,13 @@ def _sums(leaves: dict[str, jax.Array]) -> dict[str, np.ndarray]:
     return {name: _sums_of(leaf) for name, leaf in leaves.items()}
 
 
+@jax.jit
+def _sums_of_one(x: jax.Array) -> jax.Array:
+    return _sums_of(x)
+
+
 def _sums_of(x: jax.Array) -> jax.Array:
-    # Flattening a sharded array would gather it; the position is summed up from its dims instead.
+    # Flattening a sharded array would gather it, so sum the position up from its dims instead.
     position = jnp.zeros(x.shape, jnp.uint32)
     stride = 1
     for dim in reversed(range(x.ndim)):

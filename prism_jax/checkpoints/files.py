@@ -1,4 +1,4 @@
-"""The files of a checkpoint: finding complete steps, reading and checking them."""
+"""The files of a checkpoint: listing complete steps, reading and verifying them."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ Json = Any
 FOLDER = "checkpoints"
 META = "meta"
 POSITION = "position"
-DIGESTS = "digests"  # of the two others
+DIGESTS = "digests"  # of META and POSITION
 
 _LEAF = {"shape": [int], "dtype": str, "checksum": [int]}
 _SCHEMAS = {
@@ -44,7 +44,7 @@ class CheckpointError(errors.RunError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint on disk is not the one that was written, so it is not read."""
+    """A checkpoint on disk differs from the one that was written, so it is not read."""
 
     exit_code = 2
 
@@ -64,7 +64,7 @@ def opened(folder: epath.Path) -> Iterator[ocp.CheckpointManager]:
 
 @contextlib.contextmanager
 def listing(root: epath.Path) -> Iterator[None]:
-    """Explain that Orbax cannot list the steps, of which it reads files of its own."""
+    """Turn Orbax's errors in listing the steps, whose metadata it reads, into one message."""
     try:
         yield
     except Exception as error:
@@ -92,7 +92,7 @@ def choose(steps: Sequence[int], step: int | None, folder: epath.Path) -> int:
 
 def digests(texts: Mapping[str, Json]) -> dict[str, str]:
     """Return the SHA-256 of each JSON value, whatever order its keys are in."""
-    # Through JSON, so that tuples and keys that are numbers are as they will be read back.
+    # Through JSON, so that tuples and numeric keys have the form in which they are read back.
     plain = {item: json.loads(json.dumps(text)) for item, text in texts.items()}
     return {
         item: hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()
@@ -114,7 +114,7 @@ def read_texts(
             step, args=ocp.args.Composite(**{item: ocp.args.JsonRestore() for item in wanted})
         )
         texts = {item: read[item] for item in wanted}
-    # Whatever Orbax makes of a file that is missing or damaged.
+    # Orbax raises many kinds of errors for a missing or damaged file.
     except Exception as error:
         raise DamagedError(
             f"{where} is not a whole checkpoint, its {' or '.join(wanted)} cannot be read: {error}"
@@ -141,14 +141,14 @@ def read_texts(
 
 
 def read_meta(manager: ocp.CheckpointManager, folder: epath.Path, step: int) -> Json:
-    """Return what a step says about itself."""
+    """Return the metadata of a step."""
     return _known(folder, step, read_texts(manager, folder, step, META)[META])
 
 
 def read_meta_and_position(
     manager: ocp.CheckpointManager, folder: epath.Path, step: int
 ) -> tuple[Json, Json]:
-    """Return what a step says about itself, and where its data stood."""
+    """Return the metadata of a step and its position in the data."""
     texts = read_texts(manager, folder, step, META, POSITION)
     meta, position = _known(folder, step, texts[META]), texts[POSITION]
     if position["step"] != step:
@@ -167,11 +167,11 @@ def _known(folder: epath.Path, step: int, meta: Json) -> Json:
     return meta
 
 
-def refuse_differences(folder: epath.Path, step: int, found: Sequence[str]) -> None:
-    if found:
+def refuse_differences(folder: epath.Path, step: int, differences: Sequence[str]) -> None:
+    if differences:
         raise errors.InputError(
             f"the checkpoint of step {step} in {folder} does not match the model:\n"
-            + checkpoint_meta.lines(found)
+            + checkpoint_meta.lines(differences)
         )
 
 
@@ -235,6 +235,6 @@ def is_local(path: epath.Path) -> bool:
 
 
 def remove_leftovers(root: epath.Path) -> None:
-    """Remove what a failed save left, so that it does not keep the disk full."""
+    """Remove the leftovers of a failed save, so that they do not keep the disk full."""
     for path in root.glob("*.orbax-checkpoint-tmp*"):
         path.rmtree(missing_ok=True)

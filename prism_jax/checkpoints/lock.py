@@ -1,15 +1,16 @@
 """One job per run folder: a lock file that names machine, process and folder.
 
-On the same machine, as its boot id and the space of process numbers tell, a lock whose process is
-gone is taken over at once. From elsewhere the process cannot be seen; there the owner's heartbeat,
-a counter in the file, is watched for a while instead. So it is when the lock names another folder
-than the one it lies in: it was copied with the folder, and then nobody refreshes it. None of this
-looks at a clock, which may be set while a job runs.
+A lock of the same machine (same boot id and process namespace) whose process is gone is taken over
+at once. From another machine the process is not visible, so the owner's heartbeat, a counter in the
+file, is watched for a while instead. The same goes for a lock that names another folder than the
+one it lies in: it was copied with the folder, and nobody refreshes the copy. None of this needs a
+clock, which may be set while a job runs.
 
-The file is looked at and changed under an flock, so of several jobs that find the same dead lock
-one gets it. Object stores, and file systems without flock, cannot promise that; and a job that was
-suspended for long loses its lock to one that took it for dead. So a job asks `check` before each
-save whether the folder is still its own, and stops when it is not.
+The file is read and changed under an flock, so that of several jobs that see the same dead lock
+exactly one gets it. On gs:// a write names the version that it replaces, to the same effect. File
+systems without flock cannot promise that; and a job that was suspended for long loses its lock to
+one that took it for dead. A job therefore calls `check` before each save, and stops when the folder
+is held by another job.
 """
 
 import contextlib
@@ -32,9 +33,10 @@ from typing import TextIO
 from etils import epath
 
 from prism_jax import errors, small_files
+from prism_jax.checkpoints import objects
 
-_NAME = "lock.json"
-_TURN = "lock.json.turn"  # there while a process looks at the lock and changes it
+NAME = "lock.json"
+_TURN = "lock.json.turn"  # exists while a process reads and changes the lock
 _NO_FLOCK = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 _log = logging.getLogger(__name__)
 
@@ -44,11 +46,11 @@ class Owner:
     """The job that holds a folder, and the folder."""
 
     host: str
-    machine: str  # its boot, and the space in which the process number counts
+    machine: str  # its boot, and the namespace of the process number
     pid: int
-    ticks: str  # of the machine, from its boot to the start of the process
+    ticks: str  # clock ticks of the machine from its boot to the start of the process
     folder: str  # device and inode; empty where there are none
-    since: str  # when the folder was taken, by the host's clock: for people alone
+    since: str  # when the folder was taken, by the host's clock: only for messages
     beat: int  # raised every few seconds while the job lives
 
 
@@ -62,19 +64,19 @@ _held: dict[epath.Path, Owner] = {}  # lock files of this process
 
 @contextlib.contextmanager
 def hold(workdir: str, *, beat_seconds: float) -> Iterator[None]:
-    """Hold the folder for this job while the context is open; call it on one process of a job.
+    """Hold the folder for this job while the context is open; call it in one process of a job.
 
     Args:
       workdir: local path or address of the run.
-      beat_seconds: time between heartbeats. A lock of another host counts as dead when its beat
-        stands still for three of them.
+      beat_seconds: time between heartbeats. A lock of another host counts as dead when its counter
+        does not change for three of them.
 
     Raises:
       InputError: another living job holds the folder.
     """
-    path = epath.Path(workdir) / _NAME
+    path = epath.Path(workdir) / NAME
     _make_folder(path.parent)
-    own = Owner(
+    this_job = Owner(
         host=socket.gethostname(),
         machine=_machine(),
         pid=os.getpid(),
@@ -83,10 +85,10 @@ def hold(workdir: str, *, beat_seconds: float) -> Iterator[None]:
         since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         beat=0,
     )
-    _take(path, own, beat_seconds)
-    _held[path] = own
+    _take(path, this_job, beat_seconds)
+    _held[path] = this_job
     stop = threading.Event()
-    beats = threading.Thread(target=_beat, args=(path, own, beat_seconds, stop), daemon=True)
+    beats = threading.Thread(target=_beat, args=(path, this_job, beat_seconds, stop), daemon=True)
     beats.start()
     try:
         yield
@@ -94,29 +96,35 @@ def hold(workdir: str, *, beat_seconds: float) -> Iterator[None]:
         stop.set()
         beats.join()
         del _held[path]
-        _release(path, own)
+        _release(path, this_job)
 
 
 def check() -> None:
-    """Raise when a folder that this process holds is no longer its own; ask before each save.
+    """Raise when another job has taken a folder of this process; call it before each save.
 
-    A process that holds nothing, such as the others of a job, passes.
+    A process that holds no folder, such as the others of a job, passes.
 
     Raises:
       InputError: another job took the folder over, or the lock file was removed.
     """
-    for path, own in list(_held.items()):
+    for path, this_job in list(_held.items()):
         holder = _read(path)
         if holder is None:
             raise errors.InputError(
                 f"{path} is gone, so another job may use the folder: this job stops and writes "
                 "nothing more there"
             )
-        if not _is_same(holder, own):
+        if not _is_same(holder, this_job):
             raise errors.InputError(
                 f"{path.parent} was taken over by process {holder.pid} on {holder.host}, which "
                 "saw no sign of life of this job: it stops and writes nothing more there"
             )
+
+
+def release_all() -> None:
+    """Let go of the folders that this process holds, when it ends without leaving its contexts."""
+    for path, own in list(_held.items()):
+        _release(path, own)
 
 
 def _make_folder(folder: epath.Path) -> None:
@@ -126,13 +134,13 @@ def _make_folder(folder: epath.Path) -> None:
         raise errors.InputError(f"cannot make the folder {folder}: {error}") from error
 
 
-def _take(path: epath.Path, own: Owner, beat_seconds: float) -> None:
+def _take(path: epath.Path, this_job: Owner, beat_seconds: float) -> None:
     gone = None
     try:
-        # Whether the holder lives may take long to see, so others have their turn meanwhile; it
-        # counts when the same lock is still there in the next turn.
-        while (holder := _put(path, own, gone)) is not None:
-            if _lives(path, holder, own, beat_seconds):
+        # Watching the holder may take long, so other jobs get their turn meanwhile; the result
+        # counts if the same lock is still there in the next turn.
+        while (holder := _put(path, this_job, gone)) is not None:
+            if _lives(path, holder, this_job, beat_seconds):
                 raise errors.InputError(
                     f"{path.parent} is in use by process {holder.pid} on {holder.host}, since "
                     f"{holder.since}; wait for it, or name another workdir"
@@ -143,42 +151,44 @@ def _take(path: epath.Path, own: Owner, beat_seconds: float) -> None:
         raise errors.InputError(f"{path.parent} was just taken by another job") from error
     except OSError as error:
         raise errors.InputError(f"cannot write the lock file {path}: {error}") from error
-    if holder is None or not _is_same(holder, own):
+    if holder is None or not _is_same(holder, this_job):
         raise errors.InputError(f"{path.parent} was just taken by another job")
 
 
-def _put(path: epath.Path, own: Owner, gone: Owner | None) -> Owner | None:
-    """Write the own lock where there is none or still that of `gone`; else return the holder."""
+def _put(path: epath.Path, this_job: Owner, gone: Owner | None) -> Owner | None:
+    """Write this job's lock if there is none, or still that of `gone`; else return the holder."""
     with _turn(path):
-        holder = _read(path)
+        holder, version = _read_version(path)
         if holder is None:
-            with _create(path) as file:
-                file.write(json.dumps(dataclasses.asdict(own)))
+            _create(path, this_job)
             return None
         if holder != gone:
             return holder
         _log.warning(
             "took over %s from process %d on %s, which is gone", path, holder.pid, holder.host
         )
-        _replace(path, own)
+        _replace(path, this_job, version)
         return None
 
 
-def _release(path: epath.Path, own: Owner) -> None:
+def _release(path: epath.Path, this_job: Owner) -> None:
     try:
         with _turn(path):
-            holder = _read(path)
-            if holder is not None and _is_same(holder, own):
-                path.unlink(missing_ok=True)
+            holder, version = _read_version(path)
+            if holder is not None and _is_same(holder, this_job):
+                if _is_object(path):
+                    objects.delete(path, generation=version)
+                else:
+                    path.unlink(missing_ok=True)
     except OSError as error:
-        # What ended the job, if anything did, must not be hidden by this.
+        # An error that ended the job must not be hidden by this one.
         _log.warning("cannot remove %s: %s", path, error)
 
 
 @contextlib.contextmanager
 def _turn(path: epath.Path) -> Iterator[None]:
-    """Keep all other processes from changing the lock while the context is open."""
-    if "://" in str(path):
+    """Prevent other processes from changing the lock while the context is open."""
+    if _is_object(path):
         yield
         return
     turn = pathlib.Path(path).with_name(_TURN)
@@ -195,7 +205,7 @@ def _wait_for_turn(turn: pathlib.Path) -> TextIO:
         file = turn.open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Who had the turn before removed its file at the end: the one there now counts.
+            # The previous process removed its turn file at its end: only the current file counts.
             if os.path.samestat(os.fstat(file.fileno()), turn.stat()):
                 return file
         except FileNotFoundError:
@@ -211,7 +221,7 @@ def _wait_for_turn(turn: pathlib.Path) -> TextIO:
 
 def _end_turn(file: TextIO) -> None:
     with file, contextlib.suppress(OSError):
-        # Closing alone is not enough when a process that was forked meanwhile has the file too.
+        # Closing alone is not enough when a process forked meanwhile holds the file too.
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
@@ -220,25 +230,35 @@ def _tell_no_flock(folder: pathlib.Path) -> None:
     _log.warning("%s has no flock: jobs that start at once are told apart only later", folder)
 
 
-def _create(path: epath.Path):
-    # Object stores have no exclusive creation; there two jobs starting at once are not kept apart.
-    return path.open("w") if "://" in str(path) else pathlib.Path(path).open("x")
+def _create(path: epath.Path, this_job: Owner) -> None:
+    """Write the lock where there is none; FileExistsError where there is one by then."""
+    if _is_object(path):
+        objects.write(path, _content(this_job), replaced=0)
+        return
+    with pathlib.Path(path).open("xb") as file:
+        file.write(_content(this_job))
 
 
-def _replace(path: epath.Path, own: Owner) -> None:
+def _replace(path: epath.Path, this_job: Owner, version: int) -> None:
     """Write the lock as a whole: a reader never sees half of it.
 
     Without waiting for the disk: after a power cut there is no process that it could name.
+
+    Raises:
+      FileExistsError: on gs://, when it is no longer of this version.
     """
+    if _is_object(path):
+        objects.write(path, _content(this_job), replaced=version)
+        return
     partial = path.parent / f"{path.name}.partial"
-    partial.write_text(json.dumps(dataclasses.asdict(own)))
+    partial.write_bytes(_content(this_job))
     partial.replace(path)
 
 
-def _lives(path: epath.Path, holder: Owner, own: Owner, beat_seconds: float) -> bool:
-    if holder.machine == own.machine:
+def _lives(path: epath.Path, holder: Owner, this_job: Owner, beat_seconds: float) -> bool:
+    if holder.machine == this_job.machine:
         is_there = _ticks(holder.pid) == holder.ticks
-        if not is_there or holder.folder == own.folder:
+        if not is_there or holder.folder == this_job.folder:
             return is_there
     deadline = time.monotonic() + 3 * beat_seconds
     _log.warning(
@@ -246,53 +266,71 @@ def _lives(path: epath.Path, holder: Owner, own: Owner, beat_seconds: float) -> 
     )
     while time.monotonic() < deadline:
         time.sleep(beat_seconds / 4)
-        now = _read(path)
-        if now is None:
+        current = _read(path)
+        if current is None:
             return False
-        if now != holder:
+        if current != holder:
             return True
     return False
 
 
-def _beat(path: epath.Path, own: Owner, beat_seconds: float, stop: threading.Event) -> None:
+def _beat(path: epath.Path, this_job: Owner, beat_seconds: float, stop: threading.Event) -> None:
     beat = 0
     while not stop.wait(beat_seconds):
         beat += 1
         try:
             with _turn(path):
-                holder = _read(path)
-                if holder is None or not _is_same(holder, own):
+                holder, version = _read_version(path)
+                if holder is None or not _is_same(holder, this_job):
                     _log.error("%s is no longer this job's, which stops at its next save", path)
                     return
-                _replace(path, dataclasses.replace(own, beat=beat))
+                _replace(path, dataclasses.replace(this_job, beat=beat), version)
         except OSError as error:
-            # The run goes on: a full disk stops it where it matters, at the next checkpoint.
+            # The run goes on: a full disk stops it at the next checkpoint, where it matters.
             _log.warning("cannot refresh %s: %s", path, error)
 
 
+def _is_object(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def _content(own: Owner) -> bytes:
+    return json.dumps(dataclasses.asdict(own)).encode()
+
+
 def _read(path: epath.Path) -> Owner | None:
+    return _read_version(path)[0]
+
+
+def _read_version(path: epath.Path) -> tuple[Owner | None, int]:
+    """Return the holder, and on gs:// the version of the lock, else 0."""
+    if _is_object(path):
+        data, version = objects.read(path)
+        return (_parse(data, path), version) if version else (None, 0)
     try:
-        data = path.read_bytes()
+        return _parse(path.read_bytes(), path), 0
     except FileNotFoundError:
-        return None
+        return None, 0
+
+
+def _parse(data: bytes, path: epath.Path) -> Owner:
     try:
         owner = small_files.parse(data, _SCHEMA, where=str(path))
         return Owner(**{name: owner[name] for name in _SCHEMA})
     except errors.InputError:
-        # Half-written by a job that was killed there, or of another version, which changes it
-        # as long as it lives.
+        # Half-written by a killed job, or of another version, which changes it while it lives.
         digest = hashlib.sha256(data).hexdigest()
         return Owner(
             host="unknown", machine="", pid=-1, ticks=digest, folder="", since="unknown", beat=-1
         )
 
 
-def _is_same(one: Owner, other: Owner) -> bool:
-    return dataclasses.replace(one, beat=0) == dataclasses.replace(other, beat=0)
+def _is_same(first: Owner, second: Owner) -> bool:
+    return dataclasses.replace(first, beat=0) == dataclasses.replace(second, beat=0)
 
 
 def _machine() -> str:
-    """Return what is the same for all processes that can see each other by number."""
+    """Return an id shared by all processes that can see each other by number."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -301,7 +339,7 @@ def _machine() -> str:
 
 
 def _folder(folder: epath.Path) -> str:
-    """Return what tells a folder from its copies, as this machine sees it."""
+    """Return an id that differs between a folder and its copies, on this machine."""
     if "://" in str(folder):
         return ""
     try:
@@ -312,7 +350,7 @@ def _folder(folder: epath.Path) -> str:
 
 
 def _ticks(pid: int) -> str | None:
-    """Return when a process of this machine started, None when there is no such process."""
+    """Return the start of a process of this machine in ticks, None without such a process."""
     if pid <= 0:
         return None
     try:
@@ -324,7 +362,7 @@ def _ticks(pid: int) -> str | None:
 
 
 def _ticks_without_proc(pid: int) -> str | None:
-    """Tell only whether the process exists, where the system has no /proc."""
+    """Return a constant for an existing process, on systems without /proc."""
     if pathlib.Path("/proc/self").exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and whether that fits the run that opens it."""
+"""The metadata of a checkpoint, and its comparison with the run that opens it."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from prism_jax.checkpoints import checksum
 from prism_jax.training import train_state
 
 FORMAT = 2
-WITHOUT_DIGESTS = 1  # a format that is read still
+WITHOUT_DIGESTS = 1  # an older format that is still read
 STATE_ITEM = "opt_state"
 PARAMS_ITEM = "params"
 _NUM_NAMED = 10
@@ -24,7 +24,7 @@ Json = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """Name the run that writes a checkpoint, so that no other run continues it by mistake."""
+    """The identity of the run that writes a checkpoint; no other run continues it by mistake."""
 
     project_version: str
     stage: str
@@ -39,7 +39,7 @@ class RunIdentity:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def differences(self, meta: Mapping[str, Json]) -> list[str]:
-        """List each key, with both values, in which `meta` is of another run."""
+        """List each key, with both values, in which `meta` differs from this run."""
         here = self._compared()
         other = dataclasses.replace(
             self, stage=meta["stage"], config=meta["config"], model_config=meta["model_config"]
@@ -53,7 +53,7 @@ class RunIdentity:
         ]
 
     def _compared(self) -> dict[str, Json]:
-        # Through JSON, so that tuples compare with what was read back.
+        # Through JSON, so that tuples compare equal to the lists that are read back.
         flat = {"stage": self.stage}
         flat |= _flatten("config", json.loads(json.dumps(self.config)))
         flat |= _flatten("model", json.loads(json.dumps(self.model_config)))
@@ -68,8 +68,8 @@ class RunIdentity:
 def split_items(state: Tree) -> dict[str, dict[str, Any]]:
     """Split a state into the items of a checkpoint, each as leaves by name.
 
-    The parameters of each TrainState are an item of their own, "params" or, for the one under the
-    key "policy", "policy.params"; all the rest is the item "opt_state".
+    The parameters of each TrainState form a separate item, "params" or, for the one under the key
+    "policy", "policy.params"; all the rest is the item "opt_state".
     """
     nodes, _ = jax.tree_util.tree_flatten_with_path(
         state, is_leaf=lambda x: isinstance(x, train_state.TrainState)
@@ -92,7 +92,7 @@ def split_items(state: Tree) -> dict[str, dict[str, Any]]:
 
 
 def join_items(state: Tree, items: Mapping[str, Mapping[str, Any]]) -> Tree:
-    """Return `state` with its leaves replaced by those of the items `split_items` would make."""
+    """Return `state` with its leaves taken from items in the form of `split_items`."""
     leaves = dict(items[STATE_ITEM])
     for item, values in items.items():
         if item != STATE_ITEM:
@@ -117,7 +117,7 @@ def describe(
     items: Mapping[str, Mapping[str, jax.Array]],
     sums: Mapping[str, Mapping[str, checksum.Checksum]],
 ) -> dict[str, Json]:
-    """Return the JSON stored with the arrays: who wrote them, their shapes and checksums."""
+    """Return the JSON stored with the arrays: their writer, shapes and checksums."""
     return {
         "format": FORMAT,
         "project_version": identity.project_version,
@@ -143,34 +143,34 @@ def shape_differences(
     saved: Mapping[str, Json], wanted: Mapping[str, Any], *, with_dtype: bool
 ) -> list[str]:
     """List the leaves that are missing, extra, or of another shape (and dtype) in a checkpoint."""
-    found = [f"{name}: not in the checkpoint" for name in sorted(set(wanted) - set(saved))]
-    found += [f"{name}: only in the checkpoint" for name in sorted(set(saved) - set(wanted))]
+    differences = [f"{name}: not in the checkpoint" for name in sorted(set(wanted) - set(saved))]
+    differences += [f"{name}: only in the checkpoint" for name in sorted(set(saved) - set(wanted))]
     for name in sorted(set(saved) & set(wanted)):
         there, here = saved[name], wanted[name]
         is_same = tuple(there["shape"]) == tuple(here.shape)
         if with_dtype:
             is_same = is_same and there["dtype"] == here.dtype.name
         if not is_same:
-            found.append(
+            differences.append(
                 f"{name}: {there['dtype']}{tuple(there['shape'])} in the checkpoint, "
                 f"{here.dtype.name}{tuple(here.shape)} here"
             )
-    return found
+    return differences
 
 
 def corrupt_leaves(saved: Mapping[str, Json], sums: Mapping[str, checksum.Checksum]) -> list[str]:
     """List the leaves whose checksum is not the stored one."""
     return [
         name
-        for name, one in sums.items()
-        if list(saved[name]["checksum"]) != [one.plain, one.weighted]
+        for name, current in sums.items()
+        if list(saved[name]["checksum"]) != [current.plain, current.weighted]
     ]
 
 
-def lines(found: Sequence[str]) -> str:
-    """Write the first differences, one a line, and how many more there are."""
-    more = [f"... and {len(found) - _NUM_NAMED} more"] if len(found) > _NUM_NAMED else []
-    return "\n".join(f"  {text}" for text in [*found[:_NUM_NAMED], *more])
+def lines(items: Sequence[str]) -> str:
+    """Write the first items, a line each, and the number of the others."""
+    more = [f"... and {len(items) - _NUM_NAMED} more"] if len(items) > _NUM_NAMED else []
+    return "\n".join(f"  {text}" for text in [*items[:_NUM_NAMED], *more])
 
 
 def _flatten(prefix: str, value: Json) -> dict[str, Json]:

@@ -1,8 +1,8 @@
 """The small files of a model: `config.json`, tokenizer, chat template, image settings.
 
-A Hugging Face folder and a converted folder have them beside the weights. A training run copies
-them from the model it starts from, so that its checkpoints can be evaluated, continued and exported
-alone:
+A Hugging Face folder and a converted folder hold them beside the weights. A training run copies
+them from its initial model, so that its checkpoints can be evaluated, continued and exported
+without that folder:
 
     WORKDIR/checkpoints/N/…     the arrays
     WORKDIR/model/              files of the run's model (item `params` or `policy.params`)
@@ -30,32 +30,32 @@ NAMES = ("config.json", *hf_writer.COPIED)
 def copy(from_folder: str | os.PathLike[str], to_folder: str | os.PathLike[str]) -> None:
     """Copy a model's small files; `to_folder` appears when it is complete.
 
-    A folder that is there already is compared and kept, so a resumed run may call this again; only
-    one process of a job may. On gs:// files appear one by one, `config.json` last.
+    An existing folder is compared and kept, so that a resumed run may call this again; only one
+    process of a job may. On gs:// files appear one by one, `config.json` last.
 
     Args:
       from_folder: a Hugging Face folder, a converted one, or a run's folder (its `model/` is read).
 
     Raises:
-      InputError: a file is missing or leads out of its folder, or the files that are there differ.
+      InputError: a file is missing or leads out of its folder, or the existing files differ.
     """
     source, target = of(from_folder), epath.Path(to_folder)
-    found = _read(source)
+    contents = _read(source)
     if (target / "config.json").exists():
-        _compare(found, target, source)
+        _compare(contents, target, source)
     elif checkpoint_files.is_local(target):
-        _write(found, pathlib.Path(target))
+        _write(contents, pathlib.Path(target))
     else:
         target.mkdir(parents=True, exist_ok=True)
-        for name in reversed(found):
-            (target / name).write_bytes(found[name])
+        for name in reversed(contents):
+            (target / name).write_bytes(contents[name])
 
 
 def of(folder: str | os.PathLike[str], *, is_discriminator: bool = False) -> pathlib.Path:
-    """Return where a model folder keeps its small files; those of a run on gs:// are fetched.
+    """Return the folder of a model's small files; fetch those of a run on gs://.
 
     Args:
-      is_discriminator: of a run that trains two models, the second; other folders have one.
+      is_discriminator: the second model of a run that trains two; other folders have one.
 
     Raises:
       InputError: the folder holds an adapter.
@@ -68,17 +68,17 @@ def of(folder: str | os.PathLike[str], *, is_discriminator: bool = False) -> pat
         return pathlib.Path(folder)
     run = epath.Path(folder)
     second = run / DISCRIMINATOR_FOLDER
-    chosen = second if is_discriminator and second.is_dir() else run / FOLDER
-    return pathlib.Path(chosen) if checkpoint_files.is_local(chosen) else _fetch(chosen)
+    path = second if is_discriminator and second.is_dir() else run / FOLDER
+    return pathlib.Path(path) if checkpoint_files.is_local(path) else _fetch(path)
 
 
 def is_run(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder is one that a training run writes its checkpoints to."""
+    """Return whether a folder is the workdir of a training run."""
     return (epath.Path(folder) / checkpoint_files.FOLDER).is_dir()
 
 
 def _read(source: pathlib.Path) -> dict[str, bytes]:
-    """Return the files that are there, `config.json` first: it must be."""
+    """Return the existing files; `config.json` comes first and must exist."""
     if not source.is_dir():
         raise errors.InputError(f"{source}: no such folder")
     names = [name for name in NAMES if name == "config.json" or (source / name).exists()]
@@ -88,9 +88,9 @@ def _read(source: pathlib.Path) -> dict[str, bytes]:
         raise errors.InputError(str(error)) from error
 
 
-def _compare(found: dict[str, bytes], target: epath.Path, source: pathlib.Path) -> None:
+def _compare(contents: dict[str, bytes], target: epath.Path, source: pathlib.Path) -> None:
     there = {name: (target / name).read_bytes() for name in NAMES if (target / name).exists()}
-    differing = [name for name in NAMES if there.get(name) != found.get(name)]
+    differing = [name for name in NAMES if there.get(name) != contents.get(name)]
     if differing:
         raise errors.InputError(
             f"{target} holds files of another model than {source}: {', '.join(differing)}; "
@@ -98,12 +98,12 @@ def _compare(found: dict[str, bytes], target: epath.Path, source: pathlib.Path) 
         )
 
 
-def _write(found: dict[str, bytes], target: pathlib.Path) -> None:
+def _write(contents: dict[str, bytes], target: pathlib.Path) -> None:
     partial = target.absolute().parent / f".{target.name}.partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        for name, content in found.items():
+        for name, content in contents.items():
             (partial / name).write_bytes(content)
         small_files.rename_folder(partial, target)
     except BaseException:
@@ -112,12 +112,12 @@ def _write(found: dict[str, bytes], target: pathlib.Path) -> None:
 
 
 def _fetch(remote: epath.Path) -> pathlib.Path:
-    """Copy a remote folder's files into a temporary folder that is named by their content."""
-    found = {name: (remote / name).read_bytes() for name in NAMES if (remote / name).exists()}
-    if not found:
+    """Copy a remote folder's files into a temporary folder named by their content."""
+    contents = {name: (remote / name).read_bytes() for name in NAMES if (remote / name).exists()}
+    if not contents:
         raise errors.InputError(f"{remote}: no such folder")
-    digest = hashlib.sha256(repr(sorted(found.items())).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()[:16]
     local = pathlib.Path(tempfile.gettempdir()) / f"prism_jax-{os.getuid()}-{digest}"
     if not local.exists():
-        _write(found, local)
+        _write(contents, local)
     return local

@@ -1,10 +1,11 @@
-"""Models from checkpoint folders: of Hugging Face, of `convert`, or of a training run."""
+"""Models from checkpoint folders: from Hugging Face, `convert`, or a training run."""
 
 import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from models import config as config_lib
-from models import discriminator, moe, qwen3_vl, sharding
+from models import discriminator, lora, moe, qwen3_vl, sharding
 from models.hf import check as hf_check
 from models.hf import checkpoint as hf_checkpoint
 from models.hf import files as hf_files
@@ -27,15 +28,15 @@ from prism_jax.checkpoints import checkpoint, model_files
 from prism_jax.checkpoints import files as checkpoint_files
 from prism_jax.checkpoints import meta as checkpoint_meta
 
-FLAX_PARAMS = "params"  # where a converted folder keeps its arrays
+FLAX_PARAMS = "params"  # folder of the arrays in a converted folder
 
-# Of a run that trains two models: which one.
+# The model of a run that trains two.
 Role = Literal["policy", "discriminator"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """Hold a model's parts: what it is, how it is run, and its parameters."""
+    """A loaded model: its sizes, graph definition and parameters."""
 
     config: config_lib.Qwen3VLConfig
     graphdef: nnx.GraphDef
@@ -44,28 +45,28 @@ class Pretrained:
 
 
 def moe_implementation(config: config_lib.Qwen3VLConfig) -> moe.Implementation | None:
-    """Return how experts are computed: all of them where they are few, sorted where many."""
+    """Return how experts are computed: all of them if they are few, sorted by expert if many."""
     if config.text.moe is None:
         return None
     return "dense" if config.text.moe.num_experts <= 8 else "ragged"
 
 
 def config_of(folder: str | pathlib.Path) -> tuple[dict[str, Any], config_lib.Qwen3VLConfig]:
-    """Read `config.json`, as it is and as our sizes; InputError for what is not implemented."""
+    """Return `config.json` as it is and as sizes; InputError for unimplemented settings."""
     try:
         values = hf_checkpoint.read_config(folder)
         return values, config_lib.from_hf(values)
     except (ValueError, OSError) as error:
         raise errors.InputError(f"{folder}: {error}") from error
     except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
-        # A value of another kind than its key wants, met where it is first used.
+        # A value of the wrong type for its key, which fails at its first use.
         raise errors.InputError(
             f"{folder}: config.json holds a value of a wrong kind: {error}"
         ) from error
 
 
 def check_policy(folder: str | pathlib.Path, config: config_lib.Qwen3VLConfig) -> None:
-    """Raise InputError for a model that does not run without the kinds of its sequences."""
+    """Raise InputError for a model that needs the kind of each sequence (see `models.kinds`)."""
     if config.text.moe is not None and config.text.moe.router == "segment":
         raise errors.InputError(
             f"{folder}: config.json says that experts are chosen by segment; such a model is a "
@@ -75,11 +76,11 @@ def check_policy(folder: str | pathlib.Path, config: config_lib.Qwen3VLConfig) -
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Say in which form a folder holds parameters, and where."""
+    """The parameters in a checkpoint folder: where they lie, and in which form."""
 
     folder: epath.Path
-    files: pathlib.Path  # where config.json, tokenizer and processor files are
-    arrays: epath.Path | None  # where the checkpoints of Orbax are; None: safetensors
+    files: pathlib.Path  # folder of config.json, tokenizer and processor files
+    arrays: epath.Path | None  # folder of Orbax checkpoints; None: safetensors
     item: str | None  # of the checkpoint
     step: int | None  # of the checkpoint
     is_discriminator: bool
@@ -88,17 +89,17 @@ class Source:
 
     @property
     def is_flax(self) -> bool:
-        """Tell whether this project wrote the arrays, not transformers."""
+        """Return whether this project wrote the arrays, not transformers."""
         return self.arrays is not None
 
     @classmethod
     def of(
         cls, folder: str | pathlib.Path, *, role: Role | None = None, step: int | None = None
     ) -> "Source":
-        """Look into a checkpoint folder.
+        """Inspect a checkpoint folder.
 
         Args:
-          role: the model that is wanted; None takes what the folder holds, of two the policy.
+          role: the model to read; None takes the folder's only model, of two the policy.
           step: of a training run; None for the newest complete one.
 
         Raises:
@@ -111,7 +112,7 @@ class Source:
             source = cls._of_run(folder, role, step)
         elif (folder / FLAX_PARAMS).is_dir():
             arrays = folder / FLAX_PARAMS
-            chosen, meta = _read_meta(arrays, None)
+            step, meta = _read_meta(arrays, None)
             if config_of(folder)[0] != meta["model_config"]:
                 raise errors.InputError(
                     f"{folder}: config.json is not the one that its parameters were written with"
@@ -121,31 +122,31 @@ class Source:
                 files=pathlib.Path(folder),
                 arrays=arrays,
                 item=checkpoint_meta.PARAMS_ITEM,
-                step=chosen,
+                step=step,
                 **meta["config"],
             )
         else:
             try:
-                found = _describe(pathlib.Path(folder))
+                facts = _describe(pathlib.Path(folder))
             except (ValueError, OSError) as error:
                 raise errors.InputError(f"{folder}: {error}") from error
             files = pathlib.Path(folder)
-            source = cls(folder=folder, files=files, arrays=None, item=None, step=None, **found)
+            source = cls(folder=folder, files=files, arrays=None, item=None, step=None, **facts)
         if role is not None and source.is_discriminator != (role == "discriminator"):
-            held = "discriminator" if source.is_discriminator else "policy"
-            raise errors.InputError(f"{folder} holds a {held}, a {role} is needed")
+            kind = "discriminator" if source.is_discriminator else "policy"
+            raise errors.InputError(f"{folder} holds a {kind}, a {role} is needed")
         return source
 
     @classmethod
     def _of_run(cls, folder: epath.Path, role: Role | None, step: int | None) -> "Source":
-        chosen, meta = _read_meta(folder, step)
+        step, meta = _read_meta(folder, step)
         leaves = meta["leaves"]
         item = f"{role or 'policy'}.{checkpoint_meta.PARAMS_ITEM}"
         if item not in leaves:
             item = checkpoint_meta.PARAMS_ITEM
         if item not in leaves:
             raise errors.InputError(
-                f"{folder} holds {sorted(leaves)} at step {chosen}, no {role or 'policy'}"
+                f"{folder} holds {sorted(leaves)} at step {step}, no {role or 'policy'}"
             )
         is_discriminator = any(name.startswith("score/") for name in leaves[item])
         (dtype,) = (x["dtype"] for name, x in leaves[item].items() if "text/embed/" in name)
@@ -156,35 +157,35 @@ class Source:
             files=files,
             arrays=folder,
             item=item,
-            step=chosen,
+            step=step,
             is_discriminator=is_discriminator,
             layout=hf_names.EXPERT_LAYOUTS[0],
             dtype=dtype,
         )
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that change when the parameters do.
+        """Return 16 hex digits that change with the parameters.
 
-        Of arrays of this project they follow from the checksums, of safetensors from the files'
-        names, sizes and times.
+        For arrays of this project they follow from the checksums, for safetensors from the names,
+        sizes and times of the files.
         """
         if self.arrays is not None:
             leaves = checkpoint.read_meta(str(self.arrays), step=self.step)["leaves"][self.item]
             facts = json.dumps(leaves, sort_keys=True)
         else:
             stats = {path.name: path.stat() for path in self.files.glob("*.safetensors")}
-            found = sorted((name, s.st_size, s.st_mtime_ns) for name, s in stats.items())
-            facts = json.dumps(found)
+            files = sorted((name, s.st_size, s.st_mtime_ns) for name, s in stats.items())
+            facts = json.dumps(files)
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def load(
         self, params: nnx.State, *, shardings: nnx.State | None, param_dtype: DTypeLike | None
     ) -> nnx.State:
-        """Return the parameters, each directly in its shards.
+        """Return the parameters, each directly in its shards, adapters of a run merged into them.
 
         Args:
           params: abstract parameters of the model.
-          param_dtype: None keeps each parameter's type as it is stored.
+          param_dtype: None keeps each parameter's stored type.
         """
         try:
             if self.arrays is None:
@@ -194,15 +195,42 @@ class Source:
             workdir = str(self.arrays)
             stored = checkpoint.read_meta(workdir, step=self.step)["leaves"][self.item]
             wanted = _with_types(params, shardings, stored, param_dtype)
-            return checkpoint.load_params(workdir, wanted, item=self.item, step=self.step)[0]
+            wanted = _with_adapters(wanted, stored)
+            loaded = checkpoint.load_params(workdir, wanted, item=self.item, step=self.step)[0]
+            return lora.merge(loaded)
         except (ValueError, OSError, checkpoint_files.CheckpointError, LookupError) as error:
             raise errors.InputError(f"{self.folder}: {error}") from error
+
+    def load_adapters(self) -> nnx.State:
+        """Return the adapters of a run.
+
+        Raises:
+          InputError: the run has none.
+        """
+        leaves = {}
+        if self.arrays is not None:
+            meta = checkpoint.read_meta(str(self.arrays), step=self.step)
+            leaves = meta["leaves"][self.item]
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        params = nnx.from_flat_state(
+            [
+                (tuple(name.split("/")), nnx.Param(jax.ShapeDtypeStruct(
+                    tuple(x["shape"]), jnp.dtype(x["dtype"]), sharding=place
+                )))
+                for name, x in leaves.items()
+            ]
+        )  # fmt: skip
+        if not any(lora.is_adapter(name.split("/")) for name in leaves):
+            raise errors.InputError(f"{self.folder} holds no adapter: model.lora.rank was None")
+        # A checkpoint is read and checked whole.
+        loaded = checkpoint.load_params(str(self.arrays), params, item=self.item, step=self.step)
+        return lora.split(loaded[0])[1]
 
 
 def _refuse_layers(
     files: pathlib.Path, config: config_lib.Qwen3VLConfig, leaves: dict[str, Any]
 ) -> None:
-    """Refuse a run's `config.json` with another number of layers, before a model is built."""
+    """Refuse a run's `config.json` with a wrong number of layers, before a model is built."""
     wanted = {"text/layers/": config.text.num_layers}
     if config.vision is not None:
         wanted["vision/blocks/"] = config.vision.num_layers
@@ -216,17 +244,17 @@ def _refuse_layers(
 
 
 def _read_meta(arrays: epath.Path, step: int | None) -> tuple[int, dict[str, Any]]:
-    """Return the newest complete step (or `step`) and what its checkpoint says about itself."""
+    """Return the newest complete step (or `step`) and the metadata of its checkpoint."""
     try:
         with checkpoint_files.opened(arrays) as manager:
-            chosen = checkpoint_files.choose(checkpoint_files.steps(manager), step, arrays)
-            return chosen, checkpoint_files.read_meta(manager, arrays, chosen)
+            step = checkpoint_files.choose(checkpoint_files.steps(manager), step, arrays)
+            return step, checkpoint_files.read_meta(manager, arrays, step)
     except (checkpoint_files.CheckpointError, OSError, LookupError, TypeError) as error:
         raise errors.InputError(f"{arrays} cannot be read: {error}") from error
 
 
 def _describe(folder: pathlib.Path) -> dict[str, Any]:
-    """Tell from names, shapes and types what a Hugging Face folder holds."""
+    """Infer from names, shapes and types the kind of model in a Hugging Face folder."""
     values = hf_checkpoint.read_config(folder)
     config = config_lib.from_hf(values)
     text, names = config.text, hf_names.naming(values)
@@ -259,18 +287,56 @@ def _describe(folder: pathlib.Path) -> dict[str, Any]:
 def _with_types(
     params: nnx.State, shardings: nnx.State | None, leaves: dict, param_dtype: DTypeLike | None
 ) -> nnx.State:
-    """Return abstract parameters with the types they are stored in, or `param_dtype`."""
+    """Return abstract parameters with their stored types, or with `param_dtype`."""
     places = {} if shardings is None else tree_paths.variables(shardings)
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def one(path: tuple, param: nnx.Variable) -> nnx.Variable:
+    def with_type(path: tuple, param: nnx.Variable) -> nnx.Variable:
         name = tree_paths.path_name(path)
         stored = leaves.get(name, {"dtype": param.dtype.name})["dtype"]
         sharding = places[name].get_value() if name in places else default
         dtype = jnp.dtype(stored if param_dtype is None else param_dtype)
         return param.replace(jax.ShapeDtypeStruct(param.shape, dtype, sharding=sharding))
 
-    return nnx.from_flat_state([(path, one(path, p)) for path, p in nnx.to_flat_state(params)])
+    return nnx.from_flat_state(
+        [(path, with_type(path, p)) for path, p in nnx.to_flat_state(params)]
+    )
+
+
+def _with_adapters(params: nnx.State, leaves: dict) -> nnx.State:
+    """Return the abstract parameters with the adapters that are stored beside them."""
+    flat = dict(nnx.to_flat_state(params))
+    for path, kernel in list(flat.items()):
+        for name in lora.NAMES:
+            stored = leaves.get("/".join((*path[:-1], name))) if path[-1] == "kernel" else None
+            if stored is not None:
+                place = kernel.sharding
+                if isinstance(place, jax.sharding.NamedSharding):
+                    place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec())
+                dtype = jnp.dtype(stored["dtype"])
+                leaf = jax.ShapeDtypeStruct(tuple(stored["shape"]), dtype, sharding=place)
+                flat[*path[:-1], name] = nnx.Param(leaf)
+    return nnx.from_flat_state(flat)
+
+
+def builder(
+    config: config_lib.Qwen3VLConfig,
+    *,
+    is_discriminator: bool,
+    rules: sharding.Rules,
+    dtype: DTypeLike,
+    param_dtype: DTypeLike,
+) -> Callable[[nnx.Rngs], nnx.Module]:
+    """Return the function that makes a policy or a discriminator of these sizes."""
+    shared = {
+        "moe_implementation": moe_implementation(config),
+        "rules": rules,
+        "dtype": dtype,
+        "param_dtype": param_dtype,
+    }
+    if is_discriminator:
+        return lambda rngs: discriminator.Discriminator(config, rngs=rngs, **shared)
+    return lambda rngs: qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
 
 
 def abstract(
@@ -282,19 +348,14 @@ def abstract(
     param_dtype: DTypeLike,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Return the graph definition and the abstract parameters of a model of these sizes."""
-    shared = {
-        "moe_implementation": moe_implementation(config),
-        "rules": rules,
-        "dtype": dtype,
-        "param_dtype": param_dtype,
-    }
-    if is_discriminator:
-        return qwen3_vl.abstract(
-            lambda: discriminator.Discriminator(config, rngs=nnx.Rngs(0), **shared)
-        )
-    return qwen3_vl.abstract(
-        lambda: qwen3_vl.Qwen3VL(config, has_head=True, rngs=nnx.Rngs(0), **shared)
+    build = builder(
+        config,
+        is_discriminator=is_discriminator,
+        rules=rules,
+        dtype=dtype,
+        param_dtype=param_dtype,
     )
+    return qwen3_vl.abstract(lambda: build(nnx.Rngs(0)))
 
 
 def load(
@@ -312,7 +373,7 @@ def load(
       step: of a training run; None for the newest complete one.
       mesh: None for JAX's default device.
       dtype: of activations and matmuls; None takes the type of the stored embeddings.
-      param_dtype: of the parameters; None keeps each as it is stored.
+      param_dtype: of the parameters; None keeps each stored type.
 
     Raises:
       InputError: for a folder that is not safe and whole, or does not fit its `config.json`.

@@ -2,7 +2,7 @@
 
 A converted folder holds the arrays (Orbax, with checksums) under `params/` beside `config.json` and
 the tokenizer and processor files, unchanged; every command reads it like a Hugging Face folder.
-`flax_to_hf` writes back what `transformers` loads. Both directions keep each tensor's type and
+`flax_to_hf` writes a folder that `transformers` loads. Both directions keep each tensor's type and
 bits, and both handle one tensor at a time.
 """
 
@@ -21,8 +21,6 @@ from prism_jax import errors, small_files, version
 from prism_jax.checkpoints import checkpoint, pretrained
 from prism_jax.checkpoints import meta as checkpoint_meta
 
-_SHARD_BYTES = 5 * 10**9
-
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's options."""
@@ -36,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--layout",
         choices=hf_names.EXPERT_LAYOUTS,
-        help="order of fused experts as this version of transformers writes it; as it was without",
+        help="order of fused experts, by the transformers version that writes it; default: as is",
     )
     add("--base", type=pathlib.Path, help="folder of the head of an untied discriminator")
     return options
@@ -69,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
                 params,
                 values,
                 layout=args.layout or source.layout,
-                max_shard_bytes=_SHARD_BYTES,
+                max_shard_bytes=hf_writer.SHARD_BYTES,
                 copy_from=args.base or args.source,
             )
         except ValueError as error:
@@ -100,9 +98,9 @@ def write_flax(
     *,
     identity: checkpoint_meta.RunIdentity,
 ) -> None:
-    """Write a converted folder; it appears under its name when it is complete."""
+    """Write a converted folder, which appears under its name when it is complete."""
     partial = target.absolute().parent / f".{target.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed job that had this number
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed job with this process number
     partial.mkdir()
     try:
         checkpoint.save_params(

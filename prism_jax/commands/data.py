@@ -1,9 +1,9 @@
 """Data sets: `python -m prism_jax data numerals --out=DIR`, `… data build --from=PATH --to=DIR`.
 
-`tokenizer` trains a small tokenizer on the language of `numerals`, for a model that is made anew.
-`numerals` writes the embedded corpus in the published formats (docs/numerals.md). `build` validates
-files of any published format and writes one ArrayRecord folder, which training reads faster and
-without checking it again. Both run on a CPU, and the same arguments give the same bytes.
+`tokenizer` trains a small tokenizer on the language of `numerals`, for a model trained from
+scratch. `numerals` writes the embedded corpus in the published formats (docs/numerals.md). `build`
+validates files of any published format and writes one ArrayRecord folder, which training reads
+faster and without checking it again. All run on a CPU, and the same arguments give the same bytes.
 """
 
 import argparse
@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
     words = parts.add_parser("tokenizer", help="train one on the corpus's language").add_argument
     words("--out", required=True, help="folder that gets the tokenizer's and processor's files")
     words("--level", default="tiny", help="tiny or small")
-    words("--num_texts", type=int, default=4000, help="of the corpus, which merges are learnt from")
+    words(
+        "--num_texts", type=int, default=4000, help="of the corpus, from which merges are learned"
+    )
     words("--num_merges", type=int, default=1024, help="most merges; few words need fewer")
     words("--min_pixels", type=int, default=32 * 32, help="a smaller picture is scaled up")
     words("--max_pixels", type=int, default=512 * 512, help="a larger picture is scaled down")
@@ -75,8 +77,8 @@ def parser() -> argparse.ArgumentParser:
         "--limit_image_pixels",
         type=int,
         default=images.LIMIT_PIXELS,
-        help=f"of one picture; at most {images.LARGEST_LIMIT_PIXELS}. Stages have a limit of their "
-        "own, see limit_image_pixels in their configuration",
+        help=f"of one picture; at most {images.LARGEST_LIMIT_PIXELS}. Each stage has its limit in "
+        "its configuration, limit_image_pixels",
     )
     built("--need_teacher", action="store_true", help="prompts need the teacher's texts")
     built("--need_answer", action="store_true", help="prompts need an answer that can be judged")
@@ -103,9 +105,9 @@ def main(argv: Sequence[str]) -> None:
             slips=slips,
             num_processes=args.num_processes,
         )
-        found = {"out": args.out, "parts": manifest["parts"]}
+        summary = {"out": args.out, "parts": manifest["parts"]}
     elif args.what == "tokenizer":
-        found = {"out": args.out} | _tokenizer(args)
+        summary = {"out": args.out} | _tokenizer(args)
     else:
         rules = validate.Rules(
             max_bad_rows=args.max_bad_rows,
@@ -116,9 +118,9 @@ def main(argv: Sequence[str]) -> None:
             answer_problem=answer.check_ground_truth,
         )
         source = corpora.source(args.source, kind=args.kind, image_root=args.image_root)
-        with dropped_rows.named(None):  # nothing is written then that could list them
-            found = {"out": args.target} | build.build(source, args.target, rules).report
-    json.dump(found, sys.stdout, indent=1)
+        with dropped_rows.named(None):  # no file lists the dropped rows here
+            summary = {"out": args.target} | build.build(source, args.target, rules).report
+    json.dump(summary, sys.stdout, indent=1)
     sys.stdout.write("\n")
 
 

@@ -3,10 +3,10 @@
     --config.policy.folder=…   Hugging Face folder, converted folder, or workdir of a stage
     --config.prompts.path=…    RL parquet, JSON lines, or a folder that `data build` wrote
 
-Every prompt is asked greedily, or several times, or both, by the sampler and the judge of training.
-DIR gets `responses.jsonl`, one line a response with its segments and why it earned what it earned,
-and `summary.json` with rates and their 95 % intervals, over all and by type of question. Both
-appear when they are complete; a killed run goes on where it was.
+Every prompt is answered greedily, or several times with sampling, or both, with the sampler and the
+judge of training. DIR gets `responses.jsonl`, a line per response with its segments, its reward and
+the reason for it, and `summary.json` with rates and their 95 % intervals, over all prompts and by
+type of question. Both files appear when they are complete; a killed run resumes where it stopped.
 """
 
 import collections
@@ -23,18 +23,17 @@ from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import records
 from prism_jax.policy import responses
 from prism_jax.report import results
-from prism_jax.rewards import score, tags, workers
+from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
 from prism_jax.running import run as run_lib
-from prism_jax.setup import judging
+from prism_jax.setup import agreement, judging
 from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
 _NO_TYPE = "(none)"
-_GATES: dict[str, tags.Gate] = {"strict": "strict", "official": "official"}
 
 
-# What is needed of a record in the parts of a job that was interrupted.
+# The fields that a resumed job reads from the records of its earlier parts.
 _RECORD = {
     "question_type": (str, type(None)),
     "response_tokens": int,
@@ -48,29 +47,29 @@ _RECORD = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(configuration.Section):
-    """Hold the configuration of `evaluate`."""
+    """The configuration of `evaluate`."""
 
     seed: int
     policy: ask_job.Policy
     prompts: prompts_lib.Prompts
     mesh: configuration.Mesh
-    has_greedy: bool  # ask each prompt once, always with the most likely token
-    num_samples: int  # ask each prompt so often with `sampling`; 0: not at all
+    has_greedy: bool  # one response per prompt, always the most likely token
+    num_samples: int  # responses per prompt drawn with `sampling`; 0 disables sampling
     sampling: ask_job.Sampling
     max_tokens: int  # of a response
-    batch_responses: int  # drawn at a time
+    batch_responses: int  # sampled at a time
     rewards: judging.Rewards
     # Steps between progress lines where standard error is no terminal.
     line_every_steps: int = configuration.free()
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(self, 0, "seed", "num_samples")
-        found += configuration.at_least(self, 1, "max_tokens", "batch_responses")
-        found += configuration.at_least(self, 1, "line_every_steps")
+        problems = configuration.at_least(self, 0, "seed", "num_samples")
+        problems += configuration.at_least(self, 1, "max_tokens", "batch_responses")
+        problems += configuration.at_least(self, 1, "line_every_steps")
         if not self.has_greedy and self.num_samples == 0:
-            found.append("num_samples must be >= 1 when has_greedy is False, got 0")
-        return found
+            problems.append("num_samples must be >= 1 when has_greedy is False, got 0")
+        return problems
 
 
 def main(argv: Sequence[str]) -> None:
@@ -82,9 +81,10 @@ def main(argv: Sequence[str]) -> None:
 def run(
     config: ml_collections.ConfigDict, workdir: str, *, open_sampler: ask_job.OpenSampler
 ) -> dict[str, Json]:
-    """Evaluate and return the summary; a workdir that has one returns it."""
+    """Evaluate, or read the summary of a finished workdir; return the summary."""
     options = configuration.parse(Config, config)
-    with run_lib.hold(workdir, kind="answers") as folder:
+    is_distributed = options.mesh.is_distributed
+    with run_lib.hold(workdir, kind="answers", is_distributed=is_distributed) as folder:
         job = ask_job.begin(
             "evaluate",
             config,
@@ -102,27 +102,29 @@ def run(
             summary = _evaluate(options, job)
             ask_parts.finish(folder, summary)
     for name in ("greedy", "samples"):
-        if name in summary:
+        if name in summary and jax.process_index() == 0:
             print(f"{name}: {_line(summary[name])}")
     return summary
 
 
 def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
     passes = _passes(options, job)
-    tallies = {one.name: Tally(num_responses=one.num_responses) for one in passes}
+    tallies = {
+        sampling_pass.name: Tally(num_responses=sampling_pass.num_responses)
+        for sampling_pass in passes
+    }
     with options.rewards.open_judge() as judge:
         lines = (
-            tallies[one.name].add(record)
-            for one in passes
+            tallies[sampling_pass.name].add(record)
+            for sampling_pass in passes
             for record in ask_parts.ask(
-                one,
+                sampling_pass,
                 job.opened,
                 job.words,
                 workdir=job.workdir,
-                row_parts=job.row_parts,
                 key=jax.random.key(options.seed),
                 sampler=job.sampler,
-                describe=_describer(one, options, job, judge),
+                describe=_describer(sampling_pass, options, job, judge),
                 schema=_RECORD,
                 line_every_steps=options.line_every_steps,
             )
@@ -130,11 +132,14 @@ def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
         ask_parts.write_lines(job.workdir / "responses.jsonl", lines)
         if judge.num_restarts:
             progress.say(f"{judge.num_restarts} judging processes were killed or died")
+    counted = agreement.on_first(
+        "summary", lambda: {name: tally.summary() for name, tally in tallies.items()}
+    )
     return {
         "policy": {"folder": options.policy.folder, **job.identity.model_config},
         "prompts": {"path": options.prompts.path} | job.opened.report.summary(),
         "judge": options.rewards.judge,
-        **{name: tally.summary() for name, tally in tallies.items()},
+        **counted,
     }
 
 
@@ -158,20 +163,26 @@ def _passes(options: Config, job: ask_job.Job) -> list[ask_parts.Pass]:
 
 
 def _describer(
-    asked: ask_parts.Pass, options: Config, job: ask_job.Job, judge: workers.JudgePool
+    sampling_pass: ask_parts.Pass, options: Config, job: ask_job.Job, judge: judging.SharedJudge
 ) -> ask_parts.Describe:
-    """Return the function that judges a batch and writes its records."""
-    gate = _GATES[options.rewards.judge]
-    reader = responses.Reader.of(job.words, vocab_tokens=job.vocab_tokens, gate=gate)
+    """Return a function that grades a batch of responses and describes each in a record."""
+    # The gate has the name of the judge's rule.
+    reader = responses.Reader.of(
+        job.words, vocab_tokens=job.vocab_tokens, gate=options.rewards.judge
+    )
 
     def describe(
         rows: Sequence[records.PromptRow], rollout: engine.Rollout
     ) -> list[dict[str, Json]]:
         segments = reader.read(rollout)
-        rewards = judge.grade(responses.tasks(rows, segments, num_responses=asked.num_responses))
+        rewards = judge.grade(
+            responses.tasks(rows, segments, num_responses=sampling_pass.num_responses)
+        )
         return [
-            _record(rows[n // asked.num_responses], n % asked.num_responses, one, reward)
-            | {"draw": asked.name}
+            _record(
+                rows[n // sampling_pass.num_responses], n % sampling_pass.num_responses, one, reward
+            )
+            | {"draw": sampling_pass.name}
             for n, (one, reward) in enumerate(zip(segments, rewards, strict=True))
         ]
 
@@ -179,7 +190,7 @@ def _describer(
 
 
 def _record(
-    row: records.PromptRow, number: int, one: tags.Segments, reward: score.Reward
+    row: records.PromptRow, number: int, response: tags.Segments, reward: score.Reward
 ) -> dict[str, Json]:
     question_type = row.extra_info.get("question_type")
     return {
@@ -188,12 +199,12 @@ def _record(
         "question_type": None if question_type is None else str(question_type),
         "data_source": row.data_source,
         "ground_truth": row.ground_truth,
-        "response": one.text,
-        "caption": one.caption,
-        "cot": one.cot,
-        "answer": tags.answer_text(one.text),
-        "response_tokens": one.response_tokens,
-        "ended": one.ended,
+        "response": response.text,
+        "caption": response.caption,
+        "cot": response.cot,
+        "answer": tags.answer_text(response.text),
+        "response_tokens": response.response_tokens,
+        "ended": response.ended,
         "format_ok": bool(reward.format),
         "accuracy": reward.accuracy,
         "reward": reward.total,
@@ -202,7 +213,7 @@ def _record(
 
 
 class Tally:
-    """Count the records of one pass, which come prompt by prompt."""
+    """The counts of one pass, whose records come prompt by prompt."""
 
     def __init__(self, *, num_responses: int):
         self._num_responses = num_responses
@@ -215,13 +226,13 @@ class Tally:
         return record
 
     def summary(self) -> dict[str, Json]:
-        """Return the numbers as JSON values; the intervals are those of 95 %."""
-        found = self._records
+        """Return the statistics as JSON values, with 95 % intervals."""
+        entries = self._records
         reasons = dict.fromkeys((reason.value for reason in score.Reason), 0)
-        for record in found:
+        for record in entries:
             reasons[record["reason"]] += 1
         each = self._num_responses
-        prompts = [found[i : i + each] for i in range(0, len(found), each)]
+        prompts = [entries[i : i + each] for i in range(0, len(entries), each)]
         any_right = [max(r["accuracy"] for r in group) for group in prompts]
         types = collections.defaultdict(list)
         for group in prompts:
@@ -231,9 +242,9 @@ class Tally:
             "num_responses": self._num_responses,
             **self._rates(prompts),
             "any_right": dataclasses.asdict(intervals.rate(any_right, num_responses=1)),
-            "reward": _mean(found, "reward"),
-            "response_tokens": _mean(found, "response_tokens"),
-            "cut": _mean([{"cut": not record["ended"]} for record in found], "cut"),
+            "reward": _mean(entries, "reward"),
+            "response_tokens": _mean(entries, "response_tokens"),
+            "cut": _mean([{"cut": not record["ended"]} for record in entries], "cut"),
             "reasons": reasons,
             "by_type": {
                 name: {"num_prompts": len(groups)} | self._rates(groups)
@@ -253,14 +264,15 @@ class Tally:
         }
 
 
-def _mean(found: Sequence[Mapping[str, Json]], name: str) -> float:
-    return sum(record[name] for record in found) / len(found)
+def _mean(entries: Sequence[Mapping[str, Json]], name: str) -> float:
+    return sum(record[name] for record in entries) / len(entries)
 
 
-def _line(told: Mapping[str, Json]) -> str:
-    """Return what a user wants to see of a pass."""
-    accuracy, form = (intervals.Rate(**told[name]) for name in ("accuracy", "format_valid"))
+def _line(summary: Mapping[str, Json]) -> str:
+    """Write the main figures of a pass in one line."""
+    accuracy, form = (intervals.Rate(**summary[name]) for name in ("accuracy", "format_valid"))
     return (
-        f"accuracy {accuracy}, format valid {form}, {told['response_tokens']:.0f} tokens, "
-        f"{100 * told['cut']:.1f} % cut, {told['num_prompts']} prompts x {told['num_responses']}"
+        f"accuracy {accuracy}, format valid {form}, {summary['response_tokens']:.0f} tokens, "
+        f"{100 * summary['cut']:.1f} % cut, {summary['num_prompts']} prompts x "
+        f"{summary['num_responses']}"
     )

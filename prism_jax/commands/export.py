@@ -1,8 +1,8 @@
 """Write a run's model for transformers: `python -m prism_jax export --workdir=RUN --to=DIR`.
 
-Takes the newest complete step of a finished or running stage, checks it against its checksums, and
-writes a Hugging Face folder with the tokenizer and processor files of the model that the run began
-with; a discriminator gets its score head `v_head.1.weight`. The folder appears when it is complete.
+Reads the newest complete step of a finished or running stage, verifies its checksums, and writes a
+Hugging Face folder with the tokenizer and processor files of the run's initial model. The score
+head of a discriminator becomes `v_head.1.weight`. The folder appears when it is complete.
 """
 
 import argparse
@@ -17,9 +17,8 @@ from models.hf import checkpoint as hf_checkpoint
 from models.hf import names as hf_names
 from models.hf import writer as hf_writer
 from prism_jax import errors
-from prism_jax.checkpoints import model_files, pretrained
+from prism_jax.checkpoints import lora_files, model_files, pretrained
 
-_SHARD_BYTES = 5 * 10**9
 _DTYPES = {"as_is": None, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
 
@@ -34,20 +33,25 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--item",
         choices=("policy", "discriminator"),
-        help="of a run that trains both; what the run trains (the policy of both) without",
+        help="for a run that trains both; default: the model that is trained, of both the policy",
     )
-    add("--step", type=int, help="a step that the run still keeps; the newest without")
+    add("--step", type=int, help="a step that the run still keeps; default: the newest")
     add(
         "--dtype",
         choices=tuple(_DTYPES),
         default="bfloat16",
-        help="of the weights; as_is: as the run keeps them, usually float32",
+        help="of the weights; as_is: the type in the checkpoint, usually float32",
     )
     add(
         "--layout",
         choices=hf_names.EXPERT_LAYOUTS,
         default="4.57",
         help="order of fused experts as this version of transformers writes it; both read 4.57's",
+    )
+    add(
+        "--adapter",
+        action="store_true",
+        help="write the adapter of a LoRA run alone, as PEFT reads it, not the merged model",
     )
     add("--base", type=pathlib.Path, help="folder of the head of an untied discriminator")
     return options
@@ -63,6 +67,9 @@ def main(argv: Sequence[str]) -> None:
         raise errors.InputError(f"--to: {problem}")
     source = pretrained.Source.of(args.workdir, role=args.item, step=args.step)
     values, config = pretrained.config_of(source.files)
+    if args.adapter:
+        _save_adapter(args.target, source, values)
+        return
     dtype = _DTYPES[args.dtype]
     _, params = pretrained.abstract(
         config,
@@ -78,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
             params,
             _with_dtype(values, source.dtype if dtype is None else jnp.dtype(dtype).name),
             layout=args.layout,
-            max_shard_bytes=_SHARD_BYTES,
+            max_shard_bytes=hf_writer.SHARD_BYTES,
             copy_from=args.base or source.files,
         )
     except (ValueError, OSError) as error:
@@ -88,8 +95,19 @@ def main(argv: Sequence[str]) -> None:
     print(args.target)
 
 
+def _save_adapter(target: pathlib.Path, source: pretrained.Source, values: dict) -> None:
+    """Write the adapter of a run for PEFT."""
+    adapters = source.load_adapters()
+    try:
+        lora_files.save(target, adapters, hf_names.naming(values), base=str(source.files))
+    except (ValueError, OSError) as error:
+        raise errors.InputError(f"--to: {target} cannot be written: {error}") from error
+    print(f"adapter of step {source.step} of {source.folder}", file=sys.stderr)
+    print(target)
+
+
 def _with_dtype(values: dict, dtype: str) -> dict:
-    """Return `config.json` naming the type of the weights, wherever it names one."""
+    """Return `config.json` with `dtype` in every place that names the type of the weights."""
     return {
         key: dtype
         if key in ("dtype", "torch_dtype") and value is not None

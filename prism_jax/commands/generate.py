@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from models import sharding
+from models import inputs, sharding
 from prism_jax import errors
 from prism_jax import mesh as mesh_lib
 from prism_jax.checkpoints import model_files, pretrained
@@ -55,15 +55,10 @@ def main(argv: Sequence[str]) -> None:
     _check(args)
     sampling = _sampling(args)
     files = model_files.of(args.model)
-    pretrained.config_of(files)  # its own words for what is wrong with it, before the tokenizer's
+    # Its own words for what is wrong with it, before the tokenizer's.
+    _check_tensor(args.tensor, pretrained.config_of(files)[1].text.num_kv_heads)
     words = processor.Processor.from_folder(files)
-    pictures = [
-        images.open_image(path, limit_pixels=args.limit_image_pixels) for path in args.image
-    ]
-    messages = [chat.turn("system", args.system)] if args.system is not None else []
-    messages.append(chat.turn("user", args.prompt, num_images=len(pictures)))
-    encoded = words.encode(messages, images=pictures, add_generation_prompt=True)
-    example = examples.from_encoded(encoded, words)
+    example = _example(args, words)
 
     start = time.perf_counter()
     mesh, rules = None, sharding.REPLICATED
@@ -79,23 +74,27 @@ def main(argv: Sequence[str]) -> None:
     model = pretrained.load(args.model, mesh=mesh, rules=rules, dtype=dtype, param_dtype=dtype)
     if model.dtype == jnp.float32:
         jax.config.update("jax_default_matmul_precision", "highest")
-    graphdef, params = serving.prepare(model.graphdef, model.params, dtype=model.dtype, donate=True)
+    graphdef, params = serving.prepare(
+        model.graphdef, model.params, dtype=model.dtype, donate=True, mesh=mesh, rules=rules
+    )
     jax.block_until_ready(params)
     loaded = time.perf_counter()
     _say(
         f"loaded {args.model} in {loaded - start:.1f} s: {model.dtype.name} on "
         f"{jax.devices()[0].device_kind}, attention {prefill}, in decoding {decode}"
     )
-    _say(f"the prompt has {len(example.tokens)} tokens, {len(pictures)} images")
+    _say(f"the prompt has {len(example.tokens)} tokens, {len(args.image)} images")
     sampler = engine.Engine(
         graphdef=graphdef,
         config=model.config,
-        shapes=engine.Shapes(prompt_tokens=128, row_patches=256, row_images=4),
+        shapes=engine.Shapes(prompt_tokens=128, prompt_patches=256, prompt_images=4),
         prefill_implementation=prefill,
         decode_implementation=decode,
         chunk_tokens=64,
+        num_slots=None,
         mesh=mesh,
         rules=rules,
+        say=_say,
     )
     rollout = sampler.generate(
         params,
@@ -113,27 +112,41 @@ def main(argv: Sequence[str]) -> None:
     sys.stdout.write(words.decode(rollout.tokens[0, :length]) + "\n")
 
 
+def _example(args: argparse.Namespace, words: processor.Processor) -> inputs.Example:
+    """Return the prompt: a system turn, where there is one, then the images and the question."""
+    pictures = [
+        images.open_image(path, limit_pixels=args.limit_image_pixels) for path in args.image
+    ]
+    messages = [chat.turn("system", args.system)] if args.system is not None else []
+    messages.append(chat.turn("user", args.prompt, num_images=len(pictures)))
+    encoded = words.encode(messages, images=pictures, add_generation_prompt=True)
+    return examples.from_encoded(encoded, words)
+
+
+def _check_tensor(tensor: int, num_kv_heads: int) -> None:
+    if num_kv_heads % tensor:
+        raise errors.InputError(f"--tensor must divide {num_kv_heads} kv heads, got {tensor}")
+
+
 def _check(args: argparse.Namespace) -> None:
     """Refuse numbers out of range before anything is loaded."""
-    for name, least, most in (
-        ("seed", 0, 2**32 - 1),
-        ("max_new_tokens", 1, 2**20),
-        ("tensor", 1, 2**16),
-        ("limit_image_pixels", 1, images.LARGEST_LIMIT_PIXELS),
+    for name, value, least, most in (
+        ("seed", args.seed, 0, 2**32 - 1),
+        ("max_new_tokens", args.max_new_tokens, 1, 2**20),
+        ("tensor", args.tensor, 1, 2**16),
+        ("limit_image_pixels", args.limit_image_pixels, 1, images.LARGEST_LIMIT_PIXELS),
     ):
-        value = args.__getattribute__(name)
         if not least <= value <= most:
             raise errors.InputError(f"--{name} must be between {least} and {most}, got {value}")
     if not math.isfinite(args.temperature):
         raise errors.InputError(f"--temperature must be a number, got {args.temperature}")
-    for name in ("prompt", "system"):
-        text = args.__getattribute__(name)
+    for name, text in (("prompt", args.prompt), ("system", args.system)):
         if text is not None and not text.isprintable() and _has_surrogates(text):
             raise errors.InputError(f"--{name} must be UTF-8")
 
 
 def _sampling(args: argparse.Namespace) -> Sampling:
-    """Return how the answer is drawn, without the tokens that end it."""
+    """Return the sampling settings, without the end tokens, which the tokenizer knows."""
     try:
         return Sampling(
             temperature=args.temperature,
@@ -147,7 +160,7 @@ def _sampling(args: argparse.Namespace) -> Sampling:
 
 
 def _has_surrogates(text: str) -> bool:
-    """Say whether bytes that are no UTF-8 stand in an argument, as Python passes them on."""
+    """Return whether an argument holds bytes that are not UTF-8, which Python escapes."""
     return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

@@ -3,16 +3,16 @@
     --config.policy.folder=…   the student: Hugging Face folder, converted folder, or workdir
     --config.prompts.path=…    rows with teacher_caption and teacher_cot
 
-The policy responds to each prompt, and each of its responses that is well-formed becomes a line of
-`DIR/pairs.jsonl` beside the teacher's segments, in the published form:
+The policy responds to each prompt. Each well-formed response becomes a line of `DIR/pairs.jsonl`,
+beside the teacher's segments, in the published form:
 
     {"prompt", "image", "teacher_caption", "student_caption", "teacher_cot", "student_cot"}
 
-Pictures are in `DIR/images`, once each. `DIR/summary.json` counts what became of every response.
-All appear when they are complete; a killed run goes on where it was.
+Pictures are in `DIR/images`, once each. `DIR/summary.json` counts the responses by outcome. All
+files appear when they are complete; a killed run resumes where it stopped.
 
-A line cannot say that only one of its segments is worth a comparison, so a response with a segment
-that equals the teacher's is left out, unless `has_equal_segments` keeps those with one such.
+The form cannot mark one segment as not worth comparing, so a response with a segment equal to the
+teacher's is left out. `has_equal_segments` keeps those of which only one segment is equal.
 
 Source: PRISM moe/train_moe_vl_warmup_fast.py:104-155 reads this form.
 """
@@ -28,6 +28,7 @@ import jax
 import ml_collections
 
 from prism_jax import configuration, progress
+from prism_jax.checkpoints import mirror
 from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import image_files, pairs, prompts, records, validate
@@ -35,6 +36,7 @@ from prism_jax.policy import responses
 from prism_jax.rewards import tags
 from prism_jax.rollout import engine
 from prism_jax.running import run as run_lib
+from prism_jax.setup import agreement
 from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
@@ -42,13 +44,13 @@ _FILE = "pairs.jsonl"
 
 
 class Reason(enum.StrEnum):
-    """Name what became of a response; one reason each, the first that holds."""
+    """Why a response became a pair or did not: the first reason that holds."""
 
     MANY_IMAGES = "many_images"  # the form has place for one
     MANY_TURNS = "many_turns"  # the form has place for one question
     CUT = "cut"  # by the limit of tokens
     FORMAT = "format"
-    UNREADABLE = "unreadable"  # the pairs' reader would refuse it: a special token's name in it
+    UNREADABLE = "unreadable"  # the reader of pairs refuses it: it holds a special token's name
     EQUAL = "equal"  # a segment equals the teacher's
     REPEATED = "repeated"  # the same student segments were written for this prompt already
     KEPT = "kept"
@@ -56,16 +58,16 @@ class Reason(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(configuration.Section):
-    """Hold the configuration of `pairs`."""
+    """The configuration of `pairs`."""
 
     seed: int
     policy: ask_job.Policy
     prompts: prompts_lib.Prompts
     mesh: configuration.Mesh
     sampling: ask_job.Sampling
-    num_responses: int  # drawn for each prompt
+    num_responses: int  # per prompt
     max_tokens: int  # of a response
-    batch_responses: int  # drawn at a time
+    batch_responses: int  # sampled at a time
     has_equal_segments: bool  # keep a response of which one segment equals the teacher's
     # Steps between progress lines where standard error is no terminal.
     line_every_steps: int = configuration.free()
@@ -85,9 +87,10 @@ def main(argv: Sequence[str]) -> None:
 def run(
     config: ml_collections.ConfigDict, workdir: str, *, open_sampler: ask_job.OpenSampler
 ) -> dict[str, Json]:
-    """Write the pairs and return the summary; a workdir that has one returns it."""
+    """Write the pairs, or read the summary of a finished workdir; return the summary."""
     options = configuration.parse(Config, config)
-    with run_lib.hold(workdir, kind="answers") as folder:
+    is_distributed = options.mesh.is_distributed
+    with run_lib.hold(workdir, kind="answers", is_distributed=is_distributed) as folder:
         job = ask_job.begin(
             "pairs",
             config,
@@ -106,7 +109,8 @@ def run(
             ask_parts.finish(folder, summary)
     counts = ", ".join(f"{name} {count}" for name, count in summary["responses"].items() if count)
     progress.say(f"of {summary['num_responses']} responses: {counts}")
-    print(folder / _FILE)
+    if jax.process_index() == 0:
+        print(mirror.address(folder / _FILE))
     return summary
 
 
@@ -116,15 +120,19 @@ def _write(options: Config, job: ask_job.Job) -> dict[str, Json]:
     def describe(
         rows: Sequence[records.PromptRow], rollout: engine.Rollout
     ) -> list[dict[str, Json]]:
-        found = reader.read(rollout)
+        if jax.process_index() != 0:
+            return []  # process 0 writes, the pictures too
+        segments = reader.read(rollout)
         each = options.num_responses
         return [
             record
             for n, row in enumerate(rows)
-            for record in _describe_row(row, found[n * each : (n + 1) * each], options, job.workdir)
+            for record in _describe_row(
+                row, segments[n * each : (n + 1) * each], options, job.workdir
+            )
         ]
 
-    asked = ask_parts.Pass(
+    sampling_pass = ask_parts.Pass(
         name="pairs",
         sampling=options.sampling.with_limit(options.max_tokens, ends=job.words.ids.ends),
         num_responses=options.num_responses,
@@ -134,13 +142,12 @@ def _write(options: Config, job: ask_job.Job) -> dict[str, Json]:
     )
     counts: collections.Counter[str] = collections.Counter()
 
-    def kept() -> Iterator[Mapping[str, Json]]:
+    def kept_pairs() -> Iterator[Mapping[str, Json]]:
         for record in ask_parts.ask(
-            asked,
+            sampling_pass,
             job.opened,
             job.words,
             workdir=job.workdir,
-            row_parts=job.row_parts,
             key=jax.random.key(options.seed),
             sampler=job.sampler,
             describe=describe,
@@ -156,7 +163,8 @@ def _write(options: Config, job: ask_job.Job) -> dict[str, Json]:
             if record["pair"] is not None:
                 yield record["pair"]
 
-    ask_parts.write_lines(job.workdir / _FILE, kept())
+    ask_parts.write_lines(job.workdir / _FILE, kept_pairs())
+    counts = collections.Counter(agreement.on_first("counts", lambda: dict(counts)))
     return {
         "policy": {"folder": options.policy.folder, **job.identity.model_config},
         "prompts": {"path": options.prompts.path} | job.opened.report.summary(),
@@ -170,22 +178,25 @@ def _write(options: Config, job: ask_job.Job) -> dict[str, Json]:
 
 
 def _describe_row(
-    row: records.PromptRow, found: Sequence[tags.Segments], options: Config, workdir: pathlib.Path
+    row: records.PromptRow,
+    segments: Sequence[tags.Segments],
+    options: Config,
+    workdir: pathlib.Path,
 ) -> list[dict[str, Json]]:
-    """Return for each response to a row what became of it, and its pair."""
+    """Return a record for each response to a row: its reason and, if kept, its pair."""
     written: set[tuple[str, str]] = set()
     result = []
-    for one in found:
+    for response in segments:
         pair = {
             "prompt": _question(row),
             "teacher_caption": row.teacher_caption,
-            "student_caption": one.caption,
+            "student_caption": response.caption,
             "teacher_cot": row.teacher_cot,
-            "student_cot": one.cot,
+            "student_cot": response.cot,
         }
-        reason = _reason(row, one, pair, written, options)
+        reason = _reason(row, response, pair, written, options)
         if reason is Reason.KEPT:
-            written.add((one.caption, one.cot))
+            written.add((response.caption, response.cot))
             pair |= {"image": image_files.reference(row.images[0], workdir)} if row.images else {}
         result.append(
             {
@@ -200,7 +211,7 @@ def _describe_row(
 
 def _reason(
     row: records.PromptRow,
-    one: tags.Segments,
+    response: tags.Segments,
     pair: Mapping[str, Json],
     written: set[tuple[str, str]],
     options: Config,
@@ -209,9 +220,9 @@ def _reason(
         return Reason.MANY_IMAGES
     if sum(turn.role == "user" for turn in row.prompt) > 1:
         return Reason.MANY_TURNS
-    if not one.ended:
+    if not response.ended:
         return Reason.CUT
-    if not one.format_ok:
+    if not response.format_ok:
         return Reason.FORMAT
     if not _is_readable(pair):
         return Reason.UNREADABLE
@@ -221,11 +232,11 @@ def _reason(
     ]
     if all(equal) or (any(equal) and not options.has_equal_segments):
         return Reason.EQUAL
-    return Reason.REPEATED if (one.caption, one.cot) in written else Reason.KEPT
+    return Reason.REPEATED if (response.caption, response.cot) in written else Reason.KEPT
 
 
 def _is_readable(pair: Mapping[str, Json]) -> bool:
-    """Tell whether the warm-up will read the pair; whether there is a picture does not matter."""
+    """Return whether the warm-up will read the pair, with or without a picture."""
     try:
         texts = {name: text.replace(records.IMAGE_MARK, "") for name, text in pair.items()}
         marks = [name for name in texts if name != "prompt" and texts[name] != pair[name]]
@@ -237,7 +248,7 @@ def _is_readable(pair: Mapping[str, Json]) -> bool:
 
 
 def _question(row: records.PromptRow) -> str:
-    """Return the user's text; a mark in front of it goes without saying in this form."""
+    """Return the user's text without an image mark at its head, which this form implies."""
     (first, *_) = (turn.content for turn in row.prompt if turn.role == "user")
     is_marked = len(row.images) == 1 and first.startswith(records.IMAGE_MARK)
     return first.removeprefix(records.IMAGE_MARK) if is_marked else first

@@ -1,12 +1,12 @@
-"""Make a mixture of experts of a dense model: `python -m prism_jax upcycle --from=DIR --to=DIR`.
+"""Make a mixture of experts from a dense model: `python -m prism_jax upcycle --from=DIR --to=DIR`.
 
-Every expert is the dense MLP plus noise, the router is new: the discriminator's trunk in PRISM.
-Works on Hugging Face folders, one tensor at a time.
+Every expert is the dense MLP plus noise, and the router is new: this is the discriminator's trunk
+in PRISM. Reads and writes Hugging Face folders, one tensor at a time.
 
-`--router=segment` gives captions and cots experts of their own, `--heads=2` a score head each (see
+`--router=segment` gives captions and cots separate experts, `--heads=2` separate score heads (see
 `models.kinds`). Both are written into the new folder's `config.json` under `prism_discriminator`;
-warm-up, alignment, export and convert read it there. transformers reads past that key: it loads
-such a folder and routes every token to any expert.
+warm-up, alignment, export and convert read it there. transformers ignores that key: it loads such a
+folder and routes every token to any expert.
 
 Source: PRISM moe/create_vl_moe.py: 4 experts, 2 a token, noise 0.01 absolute, router 0.02.
 """
@@ -17,17 +17,16 @@ from collections.abc import Sequence
 
 from models import kinds, upcycle
 from models.hf import names as hf_names
+from models.hf import writer as hf_writer
 from prism_jax import errors
 from prism_jax.checkpoints import pretrained
-
-_SHARD_BYTES = 5 * 10**9
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's options."""
     options = argparse.ArgumentParser(
         prog="python -m prism_jax upcycle",
-        description="Make a mixture of experts of a dense model.",
+        description="Make a mixture of experts from a dense model.",
     )
     add = options.add_argument
     add("--from", required=True, dest="source", type=pathlib.Path, help="dense checkpoint folder")
@@ -39,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "--noise",
         choices=("absolute", "relative"),
         default="absolute",
-        help="whether --noise_std is in units of the weights or of their own deviation",
+        help="absolute: --noise_std in units of the weights; relative: of their standard deviation",
     )
     add("--router_std", type=float, default=0.02)
     add("--seed", type=int, default=0)
@@ -78,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
                 heads=args.heads,
             ),
             layout=args.layout,
-            max_shard_bytes=_SHARD_BYTES,
+            max_shard_bytes=hf_writer.SHARD_BYTES,
         )
     except ValueError as error:
         raise errors.InputError(str(error)) from error

@@ -1,7 +1,7 @@
 """Typed rows as ArrayRecord files with TFDS metadata, written and read without TensorFlow.
 
-The order of the rows is kept. The folder is a normal TFDS data set: `tfds.builder_from_directory`
-opens it. Texts that a row does not have are stored empty.
+The rows stay in order. The folder is a normal TFDS data set: `tfds.builder_from_directory` opens
+it. Texts that a row does not have are stored as empty strings.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ _TURNS = tfds.features.Sequence(
     {"role": _TEXT(), "content": _TEXT(), "is_learned": tfds.features.Scalar(np.bool_)}
 )
 _SCALE = tuple(field.name for field in dataclasses.fields(records.Scale))
-# Encoded bytes, not the Image feature: that one needs TensorFlow inside a sequence.
+# Encoded bytes, since the Image feature needs TensorFlow inside a sequence.
 _IMAGES = tfds.features.Sequence(
     {
         "data": tfds.features.Tensor(shape=(), dtype=np.object_),
@@ -39,18 +39,26 @@ _IMAGES = tfds.features.Sequence(
         "sha256": _TEXT(),
         "width_pixels": tfds.features.Scalar(np.int32),
         "height_pixels": tfds.features.Scalar(np.int32),
-        # What a row does not ask of its picture is stored as 0.
+        # Sizes that a row does not set are stored as 0.
         **{name: tfds.features.Scalar(np.int64) for name in _SCALE},
     }
 )
 _COMMON = {"id": _TEXT(), "source": _TEXT(), "images": _IMAGES}
 _PAIR_TEXTS = (
-    "teacher_caption", "student_caption", "teacher_cot", "student_cot",
-    "teacher_response", "student_response",
-)  # fmt: skip
+    "teacher_caption",
+    "student_caption",
+    "teacher_cot",
+    "student_cot",
+    "teacher_response",
+    "student_response",
+)
 _PROMPT_TEXTS = (
-    "teacher_response", "teacher_caption", "teacher_cot", "data_source", "ground_truth",
-)  # fmt: skip
+    "teacher_response",
+    "teacher_caption",
+    "teacher_cot",
+    "data_source",
+    "ground_truth",
+)
 
 
 def features(kind: str) -> tfds.features.FeaturesDict:
@@ -165,14 +173,14 @@ def _scale_in(values: Mapping[str, int | None]) -> records.Scale | None:
 
 
 class _Info(tfds.core.DatasetInfo):
-    """The metadata of a folder, of which TFDS's own bucket holds no copy to look for."""
+    """The metadata of a folder, for which TFDS must not search its bucket."""
 
     def initialize_from_bucket(self) -> None:
         pass
 
 
 class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Write rows of one kind into one split, in the order given and in constant memory."""
+    """A builder that writes rows of a kind into a single split, in order and in constant memory."""
 
     VERSION = tfds.core.Version("1.0.0")
     name = _NAME
@@ -197,8 +205,8 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield key, to_example(row)
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
-        # The inherited writer sorts by key: it holds up to 1000 MiB in memory and for more it needs
-        # TensorFlow's file system. These rows are in order and go straight to their shard.
+        # The inherited writer sorts by key, with up to 1000 MiB in memory; beyond that it needs
+        # TensorFlow's file system. These rows are in order, so they are written directly.
         del download_config
         splits = []
         for split, examples in self._split_generators(dl_manager).items():
@@ -233,7 +241,7 @@ class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class _ShardWriter:
-    """Write records into files of at most `_SHARD_BYTES` (or one record)."""
+    """A writer of records into files of at most `_SHARD_BYTES` (or a single record)."""
 
     def __init__(self, folder: os.PathLike):
         self.paths: list[pathlib.Path] = []
@@ -249,7 +257,7 @@ class _ShardWriter:
             self.paths.append(self._folder / f"shard-{len(self.paths):05d}.part")
             self.num_rows.append(0)
             self._shard_bytes = 0
-            # One record a group, so that a row is read without its neighbours.
+            # A record per group, so that a row is read without its neighbours.
             self._writer = array_record_module.ArrayRecordWriter(
                 os.fspath(self.paths[-1]), "group_size:1"
             )
@@ -270,7 +278,7 @@ def write(rows: Iterable[records.Row], *, kind: str, folder: str) -> str:
     An exception raised by `rows` passes through and leaves nothing readable behind.
     """
     builder = RowsBuilder(kind=kind, rows=rows, data_dir=folder)
-    # TFDS announces a download, which there is none of. What goes wrong is raised.
+    # Suppress TFDS's announcement of a download, which never happens; errors are raised.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
@@ -279,10 +287,10 @@ def write(rows: Iterable[records.Row], *, kind: str, folder: str) -> str:
 
 
 class StoredRows:
-    """The rows of a folder that `write` made, by number. Safe to use from several threads.
+    """The rows of a folder that `write` made, by number. Thread-safe.
 
-    No name in the folder chooses code: the records are read with the features that this module
-    knows for the kind, and `features.json` must describe the same.
+    Nothing in the folder selects code: the records are read with this module's features of the
+    kind, and `features.json` must describe the same features.
     """
 
     def __init__(self, folder: str, *, kind: str):
@@ -302,16 +310,16 @@ class StoredRows:
         try:
             example = self._features.deserialize_example_np(self._data[index])
             return from_example(self._kind, example)
-        # A record is bytes of whoever wrote the folder: the parsers may raise anything.
+        # The records are untrusted bytes: the parsers may raise anything.
         except Exception as error:
-            what = records.shorten(f"{type(error).__name__}: {error}", 200)
+            cause = records.shorten(f"{type(error).__name__}: {error}", 200)
             raise errors.InputError(
-                f"{self.folder}: row {int(index) + 1} is damaged: {what}"
+                f"{self.folder}: row {int(index) + 1} is damaged: {cause}"
             ) from error
 
 
 def _check_features(folder: str, kind: str) -> None:
-    """Raise InputError unless `features.json` says what `write` writes for this kind of rows."""
+    """Raise InputError unless `features.json` is that of `write` for this kind of rows."""
     path = pathlib.Path(folder) / _FEATURES
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -319,8 +327,8 @@ def _check_features(folder: str, kind: str) -> None:
         raise errors.InputError(f"{path}: must be a readable JSON file: {error}") from error
     if content != _written_features(kind):
         raise errors.InputError(
-            f"{path}: must be what `data build` writes for this kind of rows; build the folder "
-            "again from its files"
+            f"{path}: must be the file that `data build` writes for this kind of rows; build the "
+            "folder again from its files"
         )
 
 
@@ -332,7 +340,7 @@ def _written_features(kind: str) -> Any:
 
 
 def _shards(folder: str) -> list[str]:
-    """Return the paths of the record files, all of one set, in order."""
+    """Return the paths of the record files, which must form a complete set, in order."""
     names = sorted(name for name in os.listdir(folder) if ".array_record" in name)
     count = len(names)
     expected = [f"{_NAME}-{SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]

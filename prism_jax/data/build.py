@@ -1,4 +1,4 @@
-"""Turn files of any published format into one ArrayRecord folder, all or nothing."""
+"""Convert files of any published format to an ArrayRecord folder, all or nothing."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ from prism_jax.data import arrayrecord, manifest, paths, sources, validate
 
 
 def build(source: sources.Source, out: str, rules: validate.Rules) -> manifest.Manifest:
-    """Validate every row of a source and write the right ones to the folder `out`.
+    """Validate all rows of a source and write the valid rows to the folder `out`.
 
     The rows keep the order of the files. The folder appears under its name when it is complete; a
     killed build leaves a `.NAME.incomplete.*` folder beside it that may be deleted. The same
-    source gives the same bytes. `dropped.jsonl` lists what was left out.
+    source gives the same bytes. `dropped.jsonl` lists the rows that were left out.
 
     Raises:
       InputError: `out` exists, the source cannot be read, or more than `max_bad_rows` rows are
@@ -40,7 +40,7 @@ def build(source: sources.Source, out: str, rules: validate.Rules) -> manifest.M
 
 @contextlib.contextmanager
 def _workspace(out: str) -> Iterator[str]:
-    """Make a folder on the disk of `out` (for gs://: of temporary files), gone at the end."""
+    """Create a temporary folder, beside `out` if that is local, and remove it at the end."""
     parent = None
     if not paths.is_remote(out):
         parent = pathlib.Path(out).absolute().parent
@@ -63,5 +63,5 @@ def _commit(folder: str, out: str) -> None:
         target = epath.Path(out)
         target.mkdir(parents=True)
         names = sorted(os.listdir(folder), key=lambda name: name == manifest.FILE)
-        for name in names:  # The manifest, which makes it a data set, comes last.
+        for name in names:  # The manifest comes last: it marks a complete data set.
             epath.Path(folder, name).copy(target / name)

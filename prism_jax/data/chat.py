@@ -1,8 +1,8 @@
-"""Chat messages, and a checkpoint's own chat template that turns them into text.
+"""Chat messages, and their text under a checkpoint's chat template.
 
 A message is `{"role": ..., "content": ...}` with content either text or a list of parts
 `{"type": "text", "text": ...}`, `{"type": "image"}`, `{"type": "video"}`. Images and videos are
-handed over beside the messages, in the order of their parts.
+passed separately, in the order of their parts.
 """
 
 import pathlib
@@ -19,8 +19,8 @@ IMAGE_TOKEN = "<|image_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"
 VISION_START_TOKEN = "<|vision_start|>"
 VISION_END_TOKEN = "<|vision_end|>"
-# Tokens that only the template and the processor may write: in a text they would stand for an
-# image that is not there, or end the turn.
+# Tokens that only the template and the processor may write: in a text they would refer to an image
+# that does not exist, or end the turn.
 RESERVED_TOKENS = (
     IMAGE_TOKEN,
     VIDEO_TOKEN,
@@ -37,16 +37,16 @@ Message = dict[str, Any]
 
 
 def turn(role: str, text: str, *, num_images: int = 0, num_videos: int = 0) -> Message:
-    """Make a message of images, then videos, then the text."""
+    """Return a message of images, then videos, then the text."""
     parts: list[dict[str, str]] = [{"type": "image"} for _ in range(num_images)]
     parts += [{"type": "video"} for _ in range(num_videos)]
     return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
 
 
 def check(messages: Sequence[Message]) -> list[str]:
-    """Return "image" and "video" for each such part, in order of appearance.
+    """Return "image" or "video" for each such part, in order of appearance.
 
-    Raises InputError for no message, an unknown role or part, and for a text that contains one of
+    Raises InputError for an empty list, an unknown role or part, and a text that contains one of
     RESERVED_TOKENS.
     """
     if not messages:
@@ -78,7 +78,7 @@ def check(messages: Sequence[Message]) -> list[str]:
 
 
 def check_text(text: str, *, place: str) -> None:
-    """Raise InputError when a text contains one of RESERVED_TOKENS."""
+    """Raise InputError if a text contains one of RESERVED_TOKENS."""
     for token in RESERVED_TOKENS:
         if token in text:
             raise errors.InputError(
@@ -90,8 +90,8 @@ def check_text(text: str, *, place: str) -> None:
 def load_template(folder: str | pathlib.Path) -> str:
     """Return the folder's chat template.
 
-    Looks into `chat_template.jinja`, `chat_template.json`, `tokenizer_config.json`, in this order
-    as transformers does. Raises InputError when none of them has one.
+    Like transformers, look into `chat_template.jinja`, `chat_template.json` and
+    `tokenizer_config.json`, in this order. Raises InputError if none of them has a template.
     """
     folder = pathlib.Path(folder)
     path = folder / "chat_template.jinja"
@@ -104,7 +104,7 @@ def load_template(folder: str | pathlib.Path) -> str:
         path = folder / name
         template = image_settings.read_json(path).get("chat_template") if path.is_file() else None
         if isinstance(template, list):
-            # Several templates, each with its name.
+            # Several named templates.
             named = [item for item in template if isinstance(item, dict)]
             template = next((t.get("template") for t in named if t.get("name") == "default"), None)
         if isinstance(template, str):
@@ -116,7 +116,7 @@ def load_template(folder: str | pathlib.Path) -> str:
 
 
 def _encodable(text: str, place: str) -> str:
-    """Return a text that can be written as UTF-8."""
+    """Return the text, or raise InputError if UTF-8 cannot encode it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -133,9 +133,9 @@ def render(
     *,
     add_generation_prompt: bool,
 ) -> str:
-    """Return the text of a chat, one placeholder token for each image and video.
+    """Return the text of a chat, with a placeholder token for each image and video.
 
-    The template runs in the sandbox of transformers, which has no way to files or programs. No
+    The template runs in the sandbox of transformers, without access to files or programs. No
     system turn is added. `add_generation_prompt` opens the assistant's turn at the end.
 
     Raises:
@@ -148,7 +148,7 @@ def render(
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
-    # A template is a program of whoever wrote the checkpoint: it may raise anything.
+    # A template is untrusted code: it may raise anything.
     except Exception as error:
         raise errors.InputError(
             f"chat template: cannot render the messages: {type(error).__name__}: {error}"

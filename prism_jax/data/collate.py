@@ -1,4 +1,4 @@
-"""Examples into arrays of static shapes: one vision row for each text row, few sizes of it."""
+"""Collate examples into static shapes: a vision row per text row, in few sizes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,13 +11,16 @@ from prism_jax import errors
 from prism_jax.data import packing, processor
 
 _MAX_VISION_SHAPES = 3
+# cuDNN's packed attention takes one segment for an unpacked row, and for each slot time and memory.
+_LEAST_SEGMENTS = 2
+_LEAST_BUCKET = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Hold the static sizes of a row; each entry of `row_patches` is compiled once.
+    """The static sizes of a row; each entry of `row_patches` is compiled once.
 
-    `row_patches` is empty where no row has images.
+    `row_patches` is empty if no row has images.
     """
 
     row_tokens: int
@@ -34,7 +37,7 @@ class Shapes:
             )
 
     def limits(self) -> packing.Limits:
-        """Return what a row has place for."""
+        """Return the limits of a row."""
         has_images = bool(self.row_patches)
         return packing.Limits(
             tokens=self.row_tokens,
@@ -43,15 +46,22 @@ class Shapes:
             examples=self.row_examples,
         )
 
+    def segments_for(self, num_examples: int, num_images: int) -> tuple[int, int]:
+        """Return the slots for segments of text and of patches, of few sizes: 8, 16, 32, …"""
+        bucket = _LEAST_BUCKET
+        while bucket < max(num_examples, num_images):
+            bucket *= 2
+        limits = (self.row_examples, self.row_images)
+        return tuple(max(_LEAST_SEGMENTS, min(bucket, limit)) for limit in limits)
+
     def patches_for(self, num_patches: int) -> int | None:
-        """Return the smallest size that has place for so many; None when no row has images."""
+        """Return the smallest size that holds `num_patches`; None if no row has images."""
         return next((size for size in self.row_patches if size >= num_patches), None)
 
 
 def pixels_dtype(words: processor.Processor) -> np.dtype:
     """Return the type of `examples.from_encoded`'s pixels."""
-    own = words.image_settings
-    return np.dtype(np.uint8 if set(own.image_mean) == set(own.image_std) == {0.5} else np.float32)
+    return np.dtype(np.uint8 if words.image_settings.is_normalised_by_model else np.float32)
 
 
 def collate(
@@ -60,19 +70,21 @@ def collate(
     config: Qwen3VLConfig,
     shapes: Shapes,
     row_patches: int | None,
+    segments: tuple[int, int],
     dtype: np.dtype,
 ) -> tuple[inputs.TextInput, inputs.VisionInput | None]:
-    """Return the packed rows; rows may be empty.
+    """Return the packed rows, some of which may be empty.
 
     Args:
       row_patches: the size of the vision rows, from `Shapes.patches_for`; None for no vision rows.
-      dtype: of the pixels of rows without any image.
+      segments: slots for segments of text and of patches, from `Shapes.segments_for`.
+      dtype: of the pixels, if no row has an image.
     """
     text = inputs.pack_text(
         rows,
         config=config,
         row_tokens=shapes.row_tokens,
-        max_segments=shapes.row_examples + 1,
+        max_segments=segments[0],
         num_vision_rows=len(rows),
     )
     if row_patches is None:
@@ -81,20 +93,20 @@ def collate(
         rows,
         config=config,
         row_patches=row_patches,
-        max_segments=shapes.row_images + 1,
+        max_segments=segments[1],
         num_vision_rows=len(rows),
     )
     if vision is None:
         vision = _no_images(
-            len(rows), config, row_patches=row_patches, max_images=shapes.row_images, dtype=dtype
+            len(rows), config, row_patches=row_patches, max_segments=segments[1], dtype=dtype
         )
     return text, vision
 
 
 def _no_images(
-    num_rows: int, config: Qwen3VLConfig, *, row_patches: int, max_images: int, dtype: np.dtype
+    num_rows: int, config: Qwen3VLConfig, *, row_patches: int, max_segments: int, dtype: np.dtype
 ) -> inputs.VisionInput:
-    """Return vision rows of padding alone, so that the step needs no other program."""
+    """Return vision rows of padding alone, so that the step need not compile another program."""
     shape = (num_rows, row_patches)
     return inputs.VisionInput(
         pixels=np.zeros((*shape, config.vision.patch_dim), dtype),
@@ -102,13 +114,13 @@ def _no_images(
         corners=np.zeros((*shape, 4), np.int32),
         corner_weights=np.zeros((*shape, 4), np.float32),
         segments=inputs.pack_segments(
-            [[]] * num_rows, row_length=row_patches, max_segments=max_images + 1
+            [[]] * num_rows, row_length=row_patches, max_segments=max_segments
         ),
     )
 
 
 def lay(rows: Sequence[Sequence[np.ndarray]], *, row_tokens: int, dtype: np.dtype) -> np.ndarray:
-    """Lay values of each token where `collate` lays the tokens; 0 in the padding: [rows, T]."""
+    """Return per-token values at the tokens' positions in `collate`: [rows, T], 0 in padding."""
     laid = np.zeros((len(rows), row_tokens), dtype)
     for number, row in enumerate(rows):
         if row:

@@ -1,4 +1,4 @@
-"""Pictures as data URLs, as chat endpoints take them."""
+"""Pictures as data URLs, for chat endpoints."""
 
 import base64
 import io
@@ -7,7 +7,7 @@ from PIL import Image
 
 from prism_jax.data import images, records
 
-# What every endpoint reads. Others, and those that are turned by EXIF, are sent as PNG, upright.
+# Formats that all endpoints read. Others, and pictures rotated by EXIF, are sent as upright PNG.
 _SENT_AS_IS = ("PNG", "JPEG", "WEBP")
 _ORIENTATION = 0x0112
 

@@ -1,4 +1,4 @@
-"""Packed batches of demonstrations: which rows a step has, encoded once, laid into arrays."""
+"""Packed batches of demonstrations: the rows of each step, encoded once and collated."""
 
 import concurrent.futures
 import dataclasses
@@ -18,13 +18,13 @@ Rows = tuple[inputs.TextInput, inputs.VisionInput | None, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Hold a demonstration as tokens and patches."""
+    """A demonstration as tokens and patches."""
 
     example: inputs.Example
     is_assistant: np.ndarray  # bool[T]
 
     def num_bytes(self) -> int:
-        """Return the memory that it takes, but for a few headers."""
+        """Return the size of the arrays in memory."""
         arrays = (self.example.tokens, self.example.token_types, self.is_assistant)
         return sum(array.nbytes for array in (*arrays, *self.example.pixels))
 
@@ -32,9 +32,9 @@ class Encoded:
 def counter(
     words: processor.Processor, limits: packing.Limits
 ) -> Callable[[records.SFTRow], tuple[int, int, int]]:
-    """Return the function for `validate.Rules.count_tokens` that also refuses too many patches.
+    """Return a function for `validate.Rules.count_tokens` that also refuses too many patches.
 
-    It returns tokens, patches and images, which `Demonstrations` need not measure again then.
+    It returns tokens, patches and images, so that `Demonstrations` need not measure them again.
     """
 
     def count(row: records.SFTRow) -> tuple[int, int, int]:
@@ -48,7 +48,7 @@ def counter(
 
 
 class Demonstrations:
-    """Demonstrations of several sources, counted on from each other, measured and encoded."""
+    """The demonstrations of several sources, numbered consecutively, measured and encoded."""
 
     def __init__(
         self,
@@ -59,13 +59,13 @@ class Demonstrations:
         num_threads: int,
         sizes: Sequence[tuple[int, int, int]] | None = None,
     ):
-        """Measure every row, unless that was done.
+        """Measure all rows, unless `sizes` are given.
 
         Args:
           parts: names and rows.
-          cache_bytes: encoded demonstrations are kept until they take so much memory.
-          num_threads: rows measured at a time.
-          sizes: what `counter` told of every row, in order; None: rows are read and measured.
+          cache_bytes: memory for encoded demonstrations.
+          num_threads: rows measured in parallel.
+          sizes: the results of `counter` for all rows, in order; None: read and measure the rows.
         """
         if not parts:
             raise errors.InputError("data.train must name at least one source")
@@ -113,7 +113,7 @@ class Demonstrations:
 
 
 class Packed:
-    """Make the packed rows of any step."""
+    """The packed rows of any step."""
 
     def __init__(
         self,
@@ -130,29 +130,32 @@ class Packed:
         self._config = config
         self._pixels_dtype = pixels_dtype
 
-    def rows(self, step: int, chosen: Sequence[int]) -> Rows:
-        """Return some of the rows of a step, by their place in it, as arrays.
+    def rows(self, step: int, positions: Sequence[int]) -> Rows:
+        """Return the rows at some positions of a step, as arrays.
 
-        A place behind the rows of the step is an empty row.
-
-        The vision rows have the size that all rows of the step need, so that it is the same for
-        whoever makes another part of the step.
+        A position beyond the rows of the step is an empty row. The vision rows and the slots for
+        segments have the sizes that all rows of the step need, so that processes that make other
+        parts of the step use the same sizes.
         """
         rows = self._plan.step(step)
-        needed = max(int(self._demonstrations.sizes[list(row), 1].sum()) for row in rows)
-        own = [
-            [self._demonstrations[number] for number in (rows[place] if place < len(rows) else ())]
-            for place in chosen
+        sizes = [self._demonstrations.sizes[list(row)].sum(0) for row in rows]
+        _, patches, images = (int(most) for most in np.max(sizes, axis=0))
+        encoded_rows = [
+            [self._demonstrations[number] for number in rows[position]]
+            if position < len(rows)
+            else []
+            for position in positions
         ]
         text, vision = collate.collate(
-            [[encoded.example for encoded in row] for row in own],
+            [[encoded.example for encoded in row] for row in encoded_rows],
             config=self._config,
             shapes=self._shapes,
-            row_patches=self._shapes.patches_for(needed),
+            row_patches=self._shapes.patches_for(patches),
+            segments=self._shapes.segments_for(max(map(len, rows)), images),
             dtype=self._pixels_dtype,
         )
         is_assistant = collate.lay(
-            [[encoded.is_assistant for encoded in row] for row in own],
+            [[encoded.is_assistant for encoded in row] for row in encoded_rows],
             row_tokens=self._shapes.row_tokens,
             dtype=np.dtype(bool),
         )

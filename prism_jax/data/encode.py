@@ -1,4 +1,4 @@
-"""Rows as the model reads them: marks become pictures, and responses are found in the tokens."""
+"""Encode rows for the model: marks become pictures, and response tokens are marked."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _END = "<|im_end|>"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-    """Count what a sequence takes of its row."""
+    """The sizes of a sequence, which count against its row's limits."""
 
     tokens: int
     patches: int
@@ -23,8 +23,8 @@ class Size:
 
 
 def messages(turns: Sequence[records.Message]) -> list[chat.Message]:
-    """Return chat messages, each mark of a picture as a part where it stands in the text."""
-    found = []
+    """Return chat messages, with an image part in place of each mark of a picture."""
+    chat_messages = []
     for turn in turns:
         content: str | list[dict[str, str]] = turn.content
         if records.IMAGE_MARK in turn.content:
@@ -32,8 +32,8 @@ def messages(turns: Sequence[records.Message]) -> list[chat.Message]:
             for number, text in enumerate(turn.content.split(records.IMAGE_MARK)):
                 content += [{"type": "image"}] if number else []
                 content += [{"type": "text", "text": text}] if text else []
-        found.append({"role": turn.role, "content": content})
-    return found
+        chat_messages.append({"role": turn.role, "content": content})
+    return chat_messages
 
 
 def example(
@@ -46,7 +46,7 @@ def example(
     """Encode the turns of a validated row.
 
     Raises:
-      InputError: for everything that `Processor.encode` and `images.open_image` refuse.
+      InputError: as `Processor.encode` and `images.open_image`.
     """
     encoded = words.encode(
         messages(turns),
@@ -64,7 +64,7 @@ def measure(
     *,
     add_generation_prompt: bool,
 ) -> Size:
-    """Count what `example` of the same arguments will take, without decoding a picture."""
+    """Return the size of `example` for the same arguments, without decoding a picture."""
     text = chat.render(
         words.tokenizer,
         words.template,
@@ -83,21 +83,21 @@ def measure(
         )
         num_patches += (height // settings.patch_size) * (width // settings.patch_size)
     num_tokens = len(words.token_ids(text))
-    # Each picture has one placeholder in the text.
+    # Each picture has a single placeholder in the text.
     num_tokens += num_patches // settings.merge_size**2 - len(pictures)
     return Size(tokens=num_tokens, patches=num_patches, images=len(pictures))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TurnTokens:
-    """Hold the ids between which a response stands."""
+    """The token ids before and after a response."""
 
     start: tuple[int, ...]  # <|im_start|>assistant; the next token is the line break
     end: int  # <|im_end|>
 
     @classmethod
     def of(cls, tokenizer: transformers.PreTrainedTokenizerBase) -> "TurnTokens":
-        """Ask a tokenizer; InputError when it has no token for the end of a turn."""
+        """Return a tokenizer's ids; InputError if it has no token for the end of a turn."""
         start = tokenizer.encode("<|im_start|>assistant", add_special_tokens=False)
         end = tokenizer.encode(_END, add_special_tokens=False)
         if len(end) != 1:
@@ -105,41 +105,40 @@ class TurnTokens:
         return cls(start=tuple(start), end=end[0])
 
     def is_response(self, tokens: np.ndarray, turns: Sequence[records.Message]) -> np.ndarray:
-        r"""Return bool[T]: the token is part of a response to learn, or the end of one.
+        r"""Return bool[T]: the token is part of a learned response, its end token included.
 
             <|im_start|> assistant \n  So  7  .  <|im_end|> \n
                  0           0     0   1   1  1      1      0
 
-        A line break that the response begins with is one token with the template's, which the
-        prompt of a sampler never holds: it is no response either.
+        A line break at the start of a response forms a single token with the template's line break.
+        A sampler's prompt never ends with that token, so it is not part of the response.
 
         Raises:
-          InputError: some turns are not learned, and the template does not write every turn of the
-            assistant.
+          InputError: some turns are not learned, and the template omits turns of the assistant.
         """
         is_learned = [turn.is_learned for turn in turns if turn.role == "assistant"]
-        found = np.zeros(len(tokens), bool)
+        is_response = np.zeros(len(tokens), bool)
         starts = np.flatnonzero(tokens == self.start[0])
-        for number, wanted in enumerate(self.start[1:], start=1):
+        for number, token in enumerate(self.start[1:], start=1):
             starts = starts[starts + number < len(tokens)]
-            starts = starts[tokens[starts + number] == wanted]
+            starts = starts[tokens[starts + number] == token]
         (ends,) = np.nonzero(tokens == self.end)
         if len(starts) != len(is_learned):
             if not all(is_learned):
                 raise errors.InputError(
                     f"the chat template writes {len(starts)} turns of the assistant for "
-                    f"{len(is_learned)}: it cannot be told which of them are learned"
+                    f"{len(is_learned)}: it is not known which of them are learned"
                 )
             is_learned = [True] * len(starts)
         for first in (starts + len(self.start) + 1)[np.array(is_learned, bool)]:
             place = np.searchsorted(ends, first)
             last = ends[place] + 1 if place < len(ends) else len(tokens)
-            found[first:last] = True
-        return found
+            is_response[first:last] = True
+        return is_response
 
 
 def encode_prompts(
     rows: Sequence[records.PromptRow], words: processor.Processor
 ) -> list[inputs.Example]:
-    """Return the prompts of rows as the sampler reads them."""
+    """Return the prompts of rows as examples for the sampler."""
     return [example(row.prompt, row.images, words, add_generation_prompt=True) for row in rows]

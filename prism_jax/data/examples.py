@@ -9,14 +9,15 @@ from prism_jax.data import images, processor
 def from_encoded(encoded: processor.Encoded, settings: processor.Processor) -> inputs.Example:
     """Return the example of an encoded chat.
 
-    Pixels stay uint8 where the model normalises them itself (mean and deviation 0.5, the published
-    settings); other settings are applied here and give float32.
+    With the published settings (mean and deviation 0.5) pixels stay uint8, and the model
+    normalises them. Other settings are applied here and give float32.
     """
     pixels = []
     for patches, is_video in zip(encoded.patches, encoded.is_video, strict=True):
-        own = settings.video_settings if is_video else settings.image_settings
-        is_usual = set(own.image_mean) == set(own.image_std) == {0.5}
-        pixels.append(patches if is_usual else images.normalise(patches, own))
+        used = settings.video_settings if is_video else settings.image_settings
+        if not used.is_normalised_by_model:
+            patches = images.normalise(patches, used)
+        pixels.append(patches)
     return inputs.Example(
         tokens=encoded.tokens,
         token_types=encoded.token_types,

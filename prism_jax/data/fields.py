@@ -1,4 +1,4 @@
-"""Read typed values out of the dictionary of one row; a wrong value raises `RowError`."""
+"""Read typed values from the dictionary of a row; a wrong value raises `RowError`."""
 
 import base64
 import datetime
@@ -15,12 +15,12 @@ from prism_jax.data import records
 
 _MOST_LEVELS = 50
 _OTHER_MEDIA = ("videos", "video", "audios", "audio", "tools", "functions")
-# How a text begins, without white space, that is a list of turns or one turn and not a question.
+# The start, without white space, of a text that is a turn or a list of turns, not a question.
 _TURNS_AS_TEXT = re.compile(r"""(?:\[\s*)?\{\s*\\?["'](?:role|from|content)\\?["']\s*:""")
 
 
 def is_blank(value: Any) -> bool:
-    """Return whether a value counts as not given: None, NaN, nothing in it, or white space."""
+    """Return whether a value counts as missing: None, NaN, empty, or white space."""
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, float):
@@ -29,7 +29,7 @@ def is_blank(value: Any) -> bool:
 
 
 def check_text(value: Any, name: str) -> str:
-    """Return a string that can be written as UTF-8."""
+    """Return a string, after checking that UTF-8 can encode it."""
     if not isinstance(value, str):
         raise records.RowError("bad_type", f"{name} must be a string, got {show(value)}")
     try:
@@ -42,13 +42,13 @@ def check_text(value: Any, name: str) -> str:
 
 
 def optional_text(row: Mapping[str, Any], name: str) -> str | None:
-    """Return a string field; None when it is missing or blank."""
+    """Return a string field, None if it is missing or blank."""
     value = row.get(name)
     return None if is_blank(value) else check_text(value, name)
 
 
 def row_id(row: Mapping[str, Any], place: records.Place) -> str:
-    """Return the row's own `id` (string or whole number); its place where it has none."""
+    """Return the row's `id` (string or whole number), or its place if it has none."""
     value = row.get("id")
     if is_blank(value):
         return f"{place.file}:{place.row}"
@@ -58,7 +58,7 @@ def row_id(row: Mapping[str, Any], place: records.Place) -> str:
 
 
 def answer_text(value: Any, name: str) -> str:
-    """Return an answer, given as text or as a number: 7, 7.0 and "7" are the same."""
+    """Return an answer as text; 7, 7.0 and "7" are the same."""
     if not isinstance(value, decimal.Decimal) and not _is_number(value):
         return check_text(value, name)
     if isinstance(value, float):
@@ -71,7 +71,7 @@ def answer_text(value: Any, name: str) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value is a finite number; true and false are none."""
+    """Return whether a value is a finite number; true and false are not."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and not isinstance(value, bool)
@@ -81,59 +81,69 @@ def no_other_media(row: Mapping[str, Any]) -> None:
     """Refuse the optional columns of the formats that this project does not train on."""
     for name in _OTHER_MEDIA:
         value = row.get(name)
-        if isinstance(value, str) and value.strip() in ("[]", "{}", "null"):
+        if isinstance(value, str) and "".join(value.split()) in ("[]", "{}", "null"):
             continue
         if not is_blank(value):
             raise records.RowError("unsupported", f"{name} is not supported, got a value")
 
 
 def only(value: Mapping[str, Any], known: Iterable[str], name: str) -> None:
-    """Refuse by name whatever else a turn, a part or a picture holds, unless it is blank."""
+    """Raise RowError for fields other than the known ones, unless they are blank."""
     extra = [str(key) for key in value.keys() - set(known) if not is_blank(value[key])]
     if extra:
         raise records.RowError("unsupported", f"{name}: not supported: {', '.join(sorted(extra))}")
 
 
 def turns_in_text(text: str, name: str) -> Any | None:
-    """Return the turns that a text holds as JSON; None for any other text."""
+    """Return the turns in a text of JSON, None for any other text."""
     inner = text.strip()
-    if inner[:1] == inner[-1:] == '"':  # the JSON text of a JSON text
+    if inner[:1] == inner[-1:] == '"':  # JSON inside a JSON string
         inner = inner[1:-1].strip()
-    if not inner.endswith(("]", "}")) or not _TURNS_AS_TEXT.match(inner):
+    if not _TURNS_AS_TEXT.match(inner):
         return None
     try:
-        found = json.loads(text)
-        return json.loads(found) if isinstance(found, str) else found
+        content = json.loads(text)
+        return json.loads(content) if isinstance(content, str) else content
     except (ValueError, RecursionError) as error:
+        if not inner.endswith(("]", "}")) and not _is_cut(error):
+            return None  # a question that quotes turns and goes on
         raise records.RowError(
             "malformed", f"{name} looks like turns, but is not JSON: {error}"
         ) from error
 
 
+def _is_cut(error: Exception) -> bool:
+    """Return whether JSON is right as far as it goes, but its end is missing."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.msg.startswith("Unterminated") or error.pos >= len(error.doc.rstrip())
+
+
 def mark_images(text: str, num_images: int) -> str:
-    """Put the marks in front of a text that has pictures but marks none."""
+    """Return a text with marks in front, if it has pictures but no marks."""
     if records.IMAGE_MARK in text:
         return text
     return records.IMAGE_MARK * num_images + text
 
 
 def json_object(value: Any, name: str) -> dict[str, Any]:
-    """Return a dict given as such or as JSON text, reduced to JSON values; empty when blank."""
+    """Return a dict, given as such or as JSON text, with JSON values only; empty if blank."""
     if is_blank(value):
         return {}
     try:
-        found = json.loads(value) if isinstance(value, str) else _json_value(value)
+        content = json.loads(value) if isinstance(value, str) else _json_value(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise records.RowError("bad_type", f"{name} does not hold JSON values: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise records.RowError("bad_type", f"{name} must be a dict, got {show(value)}")
-    return _encodable(found, name)
+    return _encodable(content, name)
 
 
 def extra_info(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row tells about itself, which nothing learns from.
+    """Return a row's `extra_info`, which is not used in training.
 
-    What is no dict is kept under the name `extra_info`; dates, decimals and bytes become text.
+    A value that is not a dict is put under the name `extra_info`; dates, decimals and bytes become
+    text.
     """
     value = row.get("extra_info")
     if is_blank(value):
@@ -141,16 +151,18 @@ def extra_info(row: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if isinstance(value, str):
             try:
-                found = json.loads(value)
+                content = json.loads(value)
             except ValueError:
-                found = value
+                content = value
         else:
-            found = _json_value(value)
+            content = _json_value(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise records.RowError(
             "bad_type", f"extra_info does not hold JSON values: {error}"
         ) from error
-    return _encodable(found if isinstance(found, dict) else {"extra_info": found}, "extra_info")
+    return _encodable(
+        content if isinstance(content, dict) else {"extra_info": content}, "extra_info"
+    )
 
 
 def _json_value(value: Any) -> Any:
@@ -158,7 +170,7 @@ def _json_value(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return text for the values of parquet columns that JSON has none for."""
+    """Return text for values of parquet columns that JSON cannot express."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, decimal.Decimal):
@@ -168,21 +180,21 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__}")
 
 
-def _encodable(found: dict[str, Any], name: str) -> dict[str, Any]:
-    if _is_deeper(found, _MOST_LEVELS):
+def _encodable(content: dict[str, Any], name: str) -> dict[str, Any]:
+    if _is_deeper(content, _MOST_LEVELS):
         raise records.RowError("bad_type", f"{name} is nested in more than {_MOST_LEVELS} levels")
     try:
-        json.dumps(found, ensure_ascii=False).encode("utf-8")
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise records.RowError("not_utf8", f"{name} holds half a surrogate pair") from error
-    return found
+    return content
 
 
 def _is_deeper(value: Any, num_levels: int) -> bool:
     if not isinstance(value, dict | list):
         return False
     inner = value.values() if isinstance(value, dict) else value
-    return num_levels == 0 or any(_is_deeper(one, num_levels - 1) for one in inner)
+    return num_levels == 0 or any(_is_deeper(item, num_levels - 1) for item in inner)
 
 
 def show(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of rows as files beside a data set, each written once."""
+"""Pictures of rows as files beside a data set, each written only once."""
 
 import hashlib
 import pathlib
@@ -11,7 +11,7 @@ FOLDER = "images"
 
 
 def reference(image: records.Image, root: pathlib.Path) -> Json:
-    """Keep a picture and return what a row says of it: its path, with the size that it asks for."""
+    """Write a picture and return a row's reference to it: its path, and its size if it sets one."""
     path = keep(image, root)
     return path if image.scale is None else {"path": path} | pictures.scale_fields(image.scale)
 
@@ -19,7 +19,7 @@ def reference(image: records.Image, root: pathlib.Path) -> Json:
 def keep(image: records.Image, root: pathlib.Path) -> str:
     """Write a validated picture's bytes below `root`, named by their hash; return its path there.
 
-    Equal pictures are one file. A file is there whole or not at all.
+    Equal pictures share a file. Files are written atomically.
     """
     digest = hashlib.sha256(image.data).hexdigest()
     name = f"{FOLDER}/{digest}.{images.file_format(image.data).lower()}"

@@ -1,4 +1,4 @@
-"""Image and video settings of a checkpoint folder, read from its processor files."""
+"""The image and video settings in the processor files of a checkpoint folder."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ from prism_jax import errors
 
 _BICUBIC = 3
 
-# Settings that must hold exactly these values: nothing else is implemented. `null` in a file means
-# the class's own value, which is the first one here.
+# Settings whose other values are not implemented. `null` in a file stands for the class's default,
+# which is the first value here.
 _FIXED = {
     "do_resize": (True,),
     "do_rescale": (True,),
@@ -34,22 +34,42 @@ _FIXED = {
     "video_processor_type": ("Qwen3VLVideoProcessor",),
 }
 # Settings without effect on pixels, grids or tokens of a model that resizes by area.
-_WITHOUT_EFFECT = frozenset({
-    "crop_size", "pad_size", "default_to_square", "device", "disable_grouping", "return_tensors",
-    "return_metadata", "video_metadata", "max_image_size", "auto_map", "_processor_class",
-})  # fmt: skip
+_WITHOUT_EFFECT = frozenset(
+    {
+        "crop_size",
+        "pad_size",
+        "default_to_square",
+        "device",
+        "disable_grouping",
+        "return_tensors",
+        "return_metadata",
+        "video_metadata",
+        "max_image_size",
+        "auto_map",
+        "_processor_class",
+    }
+)
 _GEOMETRY = frozenset({"patch_size", "merge_size", "temporal_patch_size"})
 _COLOUR = frozenset({"image_mean", "image_std", "rescale_factor"})
 _IMAGE = _GEOMETRY | _COLOUR | {"size", "min_pixels", "max_pixels"}
-_VIDEO = _GEOMETRY | _COLOUR | {
-    "size", "fps", "min_frames", "max_frames", "do_sample_frames", "cap_pixels_per_frame",
-    "max_video_tokens",
-}  # fmt: skip
+_VIDEO = (
+    _GEOMETRY
+    | _COLOUR
+    | {
+        "size",
+        "fps",
+        "min_frames",
+        "max_frames",
+        "do_sample_frames",
+        "cap_pixels_per_frame",
+        "max_video_tokens",
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSettings:
-    """Say how an image becomes patches.
+    """The settings by which an image becomes patches.
 
     `min_pixels` and `max_pixels` bound height * width after the resize. Mean and deviation are per
     channel on the scale 0..1.
@@ -65,8 +85,13 @@ class ImageSettings:
 
     @property
     def factor(self) -> int:
-        """Give the pixels one image token spans along each side."""
+        """Return the pixels that an image token spans along each side."""
         return self.patch_size * self.merge_size
+
+    @property
+    def is_normalised_by_model(self) -> bool:
+        """Return whether mean and deviation are the published 0.5, which the model applies."""
+        return set(self.image_mean) == set(self.image_std) == {0.5}
 
     @classmethod
     def from_folder(cls, folder: str | pathlib.Path) -> "ImageSettings":
@@ -79,7 +104,7 @@ class ImageSettings:
         values, place = _read(
             pathlib.Path(folder), "image_processor", ["preprocessor_config.json"], known=_IMAGE
         )
-        # The older files hold the two limits by themselves, and where both forms stand the two
+        # Older files have the two limits outside of `size`; if both forms are present, these
         # limits win, as in transformers.
         size = _size(values, place)
         for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
@@ -90,11 +115,11 @@ class ImageSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoSettings(ImageSettings):
-    """Say how a video becomes patches.
+    """The settings by which a video becomes patches.
 
     Here `min_pixels` and `max_pixels` bound frames * height * width after the resize.
-    `frames_per_second` is the rate to sample at; `max_frame_tokens` caps a frame's tokens as
-    Qwen's own preprocessing does, None leaves only the bound on the whole video.
+    `frames_per_second` is the rate to sample at; `max_frame_tokens` limits a frame's tokens, as
+    in Qwen's preprocessing; with None only the bound on the whole video holds.
     """
 
     frames_per_second: float
@@ -106,8 +131,8 @@ class VideoSettings(ImageSettings):
     def from_folder(cls, folder: str | pathlib.Path) -> "VideoSettings":
         """Read `processor_config.json` (nested "video_processor") or the file for videos.
 
-        That file is `video_preprocessor_config.json`. Settings of the sampling that it leaves out
-        have the values of the class it names: 2 frames a second, 4 to 768 frames, no cap.
+        That file is `video_preprocessor_config.json`. Missing sampling settings have the defaults
+        of its class: 2 frames per second, 4 to 768 frames, no limit per frame.
 
         Source: transformers models/qwen3_vl/video_processing_qwen3_vl.py.
         """
@@ -132,7 +157,7 @@ class VideoSettings(ImageSettings):
 
 
 def has_video(folder: str | pathlib.Path) -> bool:
-    """Tell whether the folder has settings for videos."""
+    """Return whether the folder has settings for videos."""
     folder = pathlib.Path(folder)
     nested = folder / "processor_config.json"
     return (folder / "video_preprocessor_config.json").is_file() or (
@@ -141,7 +166,7 @@ def has_video(folder: str | pathlib.Path) -> bool:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Read a JSON file that must hold one object; InputError names the file otherwise."""
+    """Read a JSON file that must hold an object; InputError names the file otherwise."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -158,7 +183,7 @@ def _read(
     nested = folder / "processor_config.json"
     values, place = None, ""
     if nested.is_file():
-        # Files of transformers 4 with this name hold no settings of images.
+        # Files of transformers 4 with this name have no image settings.
         values, place = read_json(nested).get(section), f"{nested}: {section}"
     for name in names:
         if values is None and (folder / name).is_file():
@@ -186,7 +211,7 @@ def _number(
     default: int | None = None,
     whole: bool = True,
 ) -> Any:
-    """Return a positive number; None in the file stands for the default."""
+    """Return a positive number, the default for None."""
     value = values.get(key)
     if value is None:
         value = default

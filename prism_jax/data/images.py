@@ -1,8 +1,8 @@
-"""Images and videos to patches, in exactly the order of Hugging Face's Qwen3-VL processor.
+"""Cut images and videos into patches, in the order of Hugging Face's Qwen3-VL processor.
 
 The resize is Pillow's bicubic filter. Hugging Face's default backend resizes with torch, whose
-bicubic filter rounds differently: grids are the same, pixels are equal where nothing is resized
-and within 2/255 on smooth images.
+bicubic filter rounds differently: grids are the same, pixels are equal without a resize and
+within 2/255 on smooth images.
 """
 
 import dataclasses
@@ -19,24 +19,33 @@ from PIL import Image, ImageOps
 from prism_jax import errors
 from prism_jax.data import image_settings, pictures, records
 
-# Decoding takes 3 bytes a pixel; a file of a few kilobytes can claim hundreds of megapixels. The
-# largest pictures of telephones that take 50 megapixels have 8192 x 6144.
+# Decoding takes 3 bytes per pixel, and a file of a few kilobytes can claim hundreds of megapixels.
+# Phones with 50 megapixels take pictures of up to 8192 x 6144.
 LIMIT_PIXELS = 60_000_000
-LARGEST_LIMIT_PIXELS = 1 << 28  # what a user may raise it to
+LARGEST_LIMIT_PIXELS = 1 << 28  # the highest limit that a user may set
 MAX_ASPECT_RATIO = 200
 
-# Pillow also opens formats that start other programs (EPS) or are no images of a data set.
+# Pillow also opens formats that start other programs (EPS) or that no data set uses.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-# What Pillow's decoders raise on damaged files, besides its own UnidentifiedImageError .
+# Raised by Pillow's decoders for damaged files, besides UnidentifiedImageError.
 _DECODE_ERRORS = (
-    OSError, RuntimeError, MemoryError, SyntaxError, ValueError, TypeError, EOFError,
-    LookupError, ArithmeticError, struct.error, Image.DecompressionBombError,
-)  # fmt: skip
+    OSError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Patches:
-    """Hold the patches of one image or video and their grid."""
+    """The patches of an image or video and their grid."""
 
     pixels: np.ndarray  # uint8[P, C * temporal_patch_size * patch_size**2]
     grid: tuple[int, int, int]  # t, h, w in patches; P = t * h * w
@@ -44,13 +53,13 @@ class Patches:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Video:
-    """Hold the frames of a video, all of them or a sample taken at an even rate.
+    """The frames of a video, all of them or a sample at an even rate.
 
     With `is_sampled` the frames are used as they are; otherwise they are sampled at the rate of
     the checkpoint's settings.
     """
 
-    frames: Sequence[Image.Image]  # all of one size
+    frames: Sequence[Image.Image]  # all of the same size
     frames_per_second: float  # of `frames` as given
     is_sampled: bool = False
 
@@ -60,11 +69,11 @@ def open_image(
 ) -> Image.Image:
     """Open an image file or its bytes and return it upright, decoded, as RGB.
 
-    Orientation tags are applied; `to_rgb` says how colours are converted. Of an animation the
-    first frame is taken. `name` is used in messages.
+    Orientation tags are applied; see `to_rgb` for the conversion of colours. Only the first frame
+    of an animation is used. `name` is used in messages.
 
-    Raises InputError when the source is no complete image of a usual format or has more than
-    `limit_pixels` pixels; the size is read before anything is decoded.
+    Raises InputError if the source is not a complete image of a usual format or has more than
+    `limit_pixels` pixels; the size is read before any pixel is decoded.
 
     Source: transformers image_utils.py load_image.
     """
@@ -81,7 +90,7 @@ def open_image(
     if is_empty:
         raise errors.InputError(f"image {name}: the file is empty")
     try:
-        # The limit below is ours; Pillow's warning would only add lines to it.
+        # The limit below replaces Pillow's warning.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(data, formats=_FORMATS)
@@ -111,7 +120,7 @@ def open_stored(image: records.Image) -> Image.Image:
 
 
 def file_format(data: bytes) -> str:
-    """Return Pillow's name of a validated picture's format."""
+    """Return Pillow's name for the format of a validated picture."""
     with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
         return opened.format
 
@@ -147,8 +156,8 @@ def smart_resize(
 ) -> tuple[int, int]:
     """Return the height and width to resize to: multiples of `factor` with a bounded area.
 
-    The aspect ratio is kept as far as the multiples allow. No side is shorter than one `factor`,
-    so a thin strip may keep more than `max_pixels`.
+    The aspect ratio is preserved as far as the multiples allow. Each side is at least `factor`, so
+    a thin strip may have more than `max_pixels`.
 
     Raises InputError for an aspect ratio above 200.
 
@@ -175,8 +184,8 @@ def fit(
 ) -> tuple[int, int]:
     """Return the height and width to resize a picture to.
 
-    A picture's own bounds take the place of those of the settings. Where it gives one of the two,
-    the other is moved as far as it must be for the first to hold.
+    The bounds of a picture replace those of the settings. If it sets only a single bound, the
+    other is moved as far as that requires.
 
     Source: qwen-vl-utils vision_process.py fetch_image.
     """
@@ -185,9 +194,9 @@ def fit(
         height, width = scale.resized_height, scale.resized_width
         least, most = pictures.LEAST_PIXELS, pictures.MOST_PIXELS
     elif scale is not None:
-        own_least, own_most = scale.min_pixels, scale.max_pixels
-        least = min(least, own_most) if own_least is None else own_least
-        most = max(most, own_least) if own_most is None else own_most
+        scale_least, scale_most = scale.min_pixels, scale.max_pixels
+        least = min(least, scale_most) if scale_least is None else scale_least
+        most = max(most, scale_least) if scale_most is None else scale_most
     return smart_resize(
         height, width, factor=settings.factor, min_pixels=least, max_pixels=most, name=name
     )
@@ -225,7 +234,7 @@ def image_patches(
 ) -> Patches:
     """Resize an image and cut it into patches of the model's size.
 
-    The image stands `temporal_patch_size` times in each patch, as a still video would.
+    Each patch repeats the image `temporal_patch_size` times, like a still video.
     """
     height, width = fit(image.height, image.width, settings, scale, name=name)
     return _patchify(_resize([image], height, width, name), settings)
@@ -251,10 +260,10 @@ def video_size(
     *,
     name: str = "video",
 ) -> tuple[int, int]:
-    """Return the height and width to resize every frame to.
+    """Return the height and width to resize all frames to.
 
     Like `smart_resize`, but the bounds hold for frames * height * width, and a side shorter than
-    one token is scaled up first. Raises InputError for fewer frames than a patch spans.
+    a token is scaled up first. Raises InputError for fewer frames than a patch spans.
 
     Source: transformers models/qwen3_vl/video_processing_qwen3_vl.py smart_resize.
     """
@@ -285,8 +294,8 @@ def video_patches(
 ) -> tuple[Patches, list[float]]:
     """Sample, resize and cut a video; return its patches and the time of each grid step in seconds.
 
-    A grid step covers `temporal_patch_size` frames, its time is the mean of the first and last of
-    them. An incomplete last step repeats the last frame.
+    A grid step covers `temporal_patch_size` frames, and its time is the mean of the first and the
+    last frame's. An incomplete last step repeats the last frame.
 
     Source: transformers models/qwen3_vl/processing_qwen3_vl.py _calculate_timestamps.
     """
@@ -320,7 +329,7 @@ def _resize(images: Sequence[Image.Image], height: int, width: int, name: str) -
 
 
 def _patchify(frames: np.ndarray, settings: image_settings.ImageSettings) -> Patches:
-    """Cut uint8[F, H, W, C] into patches, the patches of one image token side by side.
+    """Cut uint8[F, H, W, C] into patches, with the patches of an image token side by side.
 
     Order of patches: grid step, token row, token column, row and column inside the token. Order
     inside a patch: channel, frame, row, column.

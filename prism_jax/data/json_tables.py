@@ -1,4 +1,4 @@
-"""Rows of JSON and JSON lines files, indexed in one pass and then read by number."""
+"""Rows of JSON and JSON lines files, indexed in a single pass and then read by number."""
 
 import array
 import json
@@ -13,18 +13,18 @@ from prism_jax.data import paths, records
 _CHUNK_BYTES = 1 << 22
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WHITE = b" \t\r\n"
-# A whole string, one structural character, or (last) the quote of a string that the buffer cuts.
+# A whole string, a structural character, or (last) the quote of a string that the buffer cuts.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},]|"', re.DOTALL)
 
 Entry = tuple[int, dict[str, Any] | records.RowError]
 
 
 class JsonTable:
-    """The objects of a JSON array or of JSON lines: read once from front to back, then by number.
+    """The objects of a JSON array or of JSON lines: read once in order, then by number.
 
-    A `.json` file that starts with a bracket is an array; every other file is JSON lines, where
-    lines of white space alone are no rows. Only the places of the rows are held in memory.
-    Random access needs a finished `scan`. Safe to use from several threads.
+    A `.json` file that starts with a bracket is an array; any other file is JSON lines, in which
+    blank lines are ignored. Only the positions of the rows are in memory. Random access needs a
+    finished `scan`. Thread-safe.
     """
 
     def __init__(self, path: str):
@@ -37,10 +37,10 @@ class JsonTable:
         self._lock = threading.Lock()
 
     def scan(self) -> Iterator[Entry]:
-        """Yield every row's number, counted from 1, and its object or what is wrong with it.
+        """Yield each row's number, counted from 1, and its object or the error in it.
 
         Raises:
-          InputError: the file cannot be read, or is no complete JSON array.
+          InputError: the file cannot be read, or is not a complete JSON array.
         """
         starts, lengths, numbers = array.array("q"), array.array("q"), array.array("q")
         with paths.open_binary(self.path) as stream, paths.explain(self.path):
@@ -60,7 +60,7 @@ class JsonTable:
         return len(self._starts)
 
     def read(self, index: int) -> Entry:
-        """Return one row by its index, counted from 0, as `scan` gave it."""
+        """Return a row by its index, counted from 0, as `scan` yields it."""
         assert self._is_scanned, f"{self.path} must be scanned before its rows are read by number"
         with self._lock, paths.explain(self.path):
             if self._file is None:
@@ -87,12 +87,12 @@ def _try_parse(text: bytes) -> dict[str, Any] | records.RowError:
 
 
 def _line_pieces(stream: BinaryIO, head: bytes, path: str) -> Iterator[tuple[int, int, bytes]]:
-    """Yield line number, offset and text of every line that is not blank."""
+    """Yield the line number, offset and text of each line that is not blank."""
     del head, path
     stream.seek(0)
     start = 0
     for number, line in enumerate(stream, start=1):
-        # Files put together by `cat` have a mark where each began.
+        # Files joined by `cat` have a mark at the start of each.
         text = line.strip(_WHITE).removeprefix(_BYTE_ORDER_MARK).strip(_WHITE)
         if text:
             yield number, start + line.index(text), text
@@ -100,10 +100,10 @@ def _line_pieces(stream: BinaryIO, head: bytes, path: str) -> Iterator[tuple[int
 
 
 def _array_pieces(stream: BinaryIO, head: bytes, path: str) -> Iterator[tuple[int, int, bytes]]:
-    """Yield number, offset and text of every element of the array, wrong ones included.
+    """Yield the number, offset and text of each element of the array, wrong ones included.
 
-    Only brackets, commas and whole strings are looked at, so that a wrong element does not end
-    the reading: it is the row's own parse that names it.
+    Only brackets, commas and whole strings are examined, so that a wrong element does not end the
+    scan: parsing that row reports it.
     """
     buffer, base, at = head, 0, 0  # buffer[0] is byte `base` of the file; `at` is in the buffer
     depth, number, element = 0, 0, 0

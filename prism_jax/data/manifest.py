@@ -1,7 +1,7 @@
-"""The manifest of a built folder: what is in it, where it came from, and whether it is whole.
+"""The manifest of a built folder: its content, its sources and its checksums.
 
-It is written last, so a folder without it is not a data set. It holds no times and no paths of
-the machine: the same input gives the same bytes.
+It is written last, so a folder without it is not a data set. It contains neither times nor paths
+of the machine: the same input gives the same bytes.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from prism_jax.data import arrayrecord, paths, records, validate
 FILE = "build_manifest.json"
 DROPPED = "dropped.jsonl"
 _LIMIT_BYTES = 64 << 20
-_VERSION = 2  # 1 did not keep which turns are learned, nor the size asked for a picture
+_VERSION = 2  # version 1 lacked the learned turns and the sizes of pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the manifest says."""
+    """The content of the manifest."""
 
     kind: str
     num_rows: int
@@ -35,7 +35,7 @@ class Manifest:
 
 
 def is_built(folder: str) -> bool:
-    """Tell whether a folder is a built data set."""
+    """Return whether a folder is a built data set."""
     with paths.explain(folder):
         return (epath.Path(folder) / FILE).exists()
 
@@ -44,7 +44,7 @@ def write(folder: str, *, kind: str, report: validate.Report, sources: list[str]
     """Add the list of dropped rows and the manifest to a folder of `arrayrecord.write`."""
     root = pathlib.Path(folder)
     (root / DROPPED).write_text(report.lines(), encoding="utf-8")
-    found = Manifest(
+    manifest = Manifest(
         kind=kind,
         num_rows=report.num_kept,
         report=report.summary(),
@@ -54,16 +54,16 @@ def write(folder: str, *, kind: str, report: validate.Report, sources: list[str]
             for path in sorted(root.iterdir())
         },
     )
-    text = json.dumps({"version": _VERSION} | dataclasses.asdict(found), indent=2)
+    text = json.dumps({"version": _VERSION} | dataclasses.asdict(manifest), indent=2)
     (root / FILE).write_text(f"{text}\n", encoding="utf-8")
-    return found
+    return manifest
 
 
 def read(folder: str) -> Manifest:
     """Read a built folder's manifest.
 
     Raises:
-      InputError: it is not one, or is of another version.
+      InputError: the file is not a manifest, or has another version.
     """
     path = paths.join(folder, FILE)
     with paths.open_binary(path) as stream, paths.explain(path):
@@ -85,7 +85,7 @@ def read(folder: str) -> Manifest:
 
 
 def _problem(content: dict[str, Any]) -> str | None:
-    """Return the first thing that is wrong in a manifest's content."""
+    """Return the first problem in a manifest's content."""
     types = {"kind": str, "num_rows": int, "report": dict, "sources": list, "files": dict}
     if content.keys() != types.keys():
         return f"must hold {', '.join(types)}, got {records.shorten(', '.join(content), 200)}"
@@ -104,64 +104,64 @@ def _problem(content: dict[str, Any]) -> str | None:
 
 
 def verify(folder: str) -> Manifest:
-    """Compare every file of a local built folder with the manifest's sha256."""
-    found = read(folder)
-    _check_files(folder, found)
-    for name, facts in found.files.items():
+    """Compare all files of a local built folder with the manifest's sha256."""
+    manifest = read(folder)
+    _check_files(folder, manifest)
+    for name, facts in manifest.files.items():
         digest = _digest(pathlib.Path(folder) / name)
         if digest != facts["sha256"]:
             raise errors.InputError(
                 f"{folder}/{name}: sha256 must be {facts['sha256']}, got {digest}"
             )
-    return found
+    return manifest
 
 
 def open_folder(folder: str, *, kind: str, cache_dir: str | None) -> arrayrecord.StoredRows:
-    """Open a built folder's rows; one on gs:// is first copied below `cache_dir`."""
-    found = read(folder)
-    if found.kind != kind:
-        raise errors.InputError(f"{folder}: rows must be of kind {kind}, got {found.kind}")
+    """Open a built folder's rows; a folder on gs:// is first copied below `cache_dir`."""
+    manifest = read(folder)
+    if manifest.kind != kind:
+        raise errors.InputError(f"{folder}: rows must be of kind {kind}, got {manifest.kind}")
     if paths.is_remote(folder):
-        folder = _fetch(folder, found, cache_dir)
-    _check_files(folder, found)
+        folder = _fetch(folder, manifest, cache_dir)
+    _check_files(folder, manifest)
     rows = arrayrecord.StoredRows(folder, kind=kind)
-    if len(rows) != found.num_rows:
-        raise errors.InputError(f"{folder}: must have {found.num_rows} rows, got {len(rows)}")
+    if len(rows) != manifest.num_rows:
+        raise errors.InputError(f"{folder}: must have {manifest.num_rows} rows, got {len(rows)}")
     return rows
 
 
-def _check_files(folder: str, found: Manifest) -> None:
+def _check_files(folder: str, manifest: Manifest) -> None:
     """Raise InputError unless the folder has the files of the manifest and no others."""
     with paths.explain(folder):
-        extra = sorted(set(os.listdir(folder)) - found.files.keys() - {FILE})
+        extra = sorted(set(os.listdir(folder)) - manifest.files.keys() - {FILE})
     if extra:
         names = records.shorten(", ".join(extra), 200)
-        raise errors.InputError(f"{folder}: holds what its {FILE} does not list: {names}")
-    for name, facts in found.files.items():
+        raise errors.InputError(f"{folder}: holds files that its {FILE} does not list: {names}")
+    for name, facts in manifest.files.items():
         path = pathlib.Path(folder) / name
         num_bytes = path.stat().st_size if path.is_file() else None
         if num_bytes != facts["bytes"]:
             raise errors.InputError(f"{path}: must have {facts['bytes']} bytes, got {num_bytes}")
 
 
-def _fetch(folder: str, found: Manifest, cache_dir: str | None) -> str:
-    """Copy a remote folder, unless it is there; its place is named by the manifest's content."""
+def _fetch(folder: str, manifest: Manifest, cache_dir: str | None) -> str:
+    """Copy a remote folder, unless its copy exists, to a path with the hash of its content."""
     if cache_dir is None:
         raise errors.InputError(
             f"{folder}: ArrayRecord files are read from a local disk; set data.cache_dir"
         )
-    content = json.dumps(found.files, sort_keys=True).encode("utf-8")
+    content = json.dumps(manifest.files, sort_keys=True).encode("utf-8")
     local = pathlib.Path(cache_dir) / hashlib.sha256(content).hexdigest()[:16]
     if not local.exists():
         partial = local.with_name(f"{local.name}.incomplete.{os.getpid()}")
         partial.mkdir(parents=True)
         try:
-            for name in (*found.files, FILE):
+            for name in (*manifest.files, FILE):
                 with paths.open_binary(paths.join(folder, name)) as remote:
                     with (partial / name).open("wb") as file:
                         shutil.copyfileobj(remote, file, 1 << 22)
             verify(os.fspath(partial))
-            # Another process of this machine may have been faster with the same content.
+            # Another process may have copied the same content meanwhile.
             if not local.exists():
                 partial.rename(local)
         finally:

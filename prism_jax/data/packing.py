@@ -1,4 +1,4 @@
-"""Which sequences stand in which row: first-fit packing in a fixed order, a step at a time.
+"""Which sequences stand in which row: best-fit packing of a few rows at a time, a step at a time.
 
 The plan is a function of sizes and seed alone, so every process knows every row of every step, a
 run continues anywhere, and an epoch is a whole number of steps in which each example stands once.
@@ -14,6 +14,9 @@ from prism_jax import errors
 from prism_jax.data import encode
 
 Row = tuple[int, ...]  # numbers of examples
+# Part of a run's identity: another rule would give other rows.
+RULE = "best fit, largest first"
+_FULL = 0.97  # of a row's largest kind of place; rows with more left are filled once more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,41 +37,75 @@ class Limits:
         return None
 
 
-def first_fit(
+def best_fit(
     sizes: np.ndarray, order: np.ndarray, limits: Limits, *, num_open_rows: int
 ) -> list[Row]:
-    """Put each example into the first open row that has place, in the given order.
+    """Fill some rows at a time: the largest example first, into the row it leaves least place in.
+
+    Examples of as many rows are taken in the given order. Of the rows that are then made, those
+    that are not full are given up once, and their examples join the next ones.
 
     Args:
       sizes: int[N, 3]: tokens, patches and images of each example; each fits an empty row.
       order: numbers of examples, each as often as it is to stand in a row.
-      num_open_rows: rows that are filled at a time; the oldest is closed for a new one.
+      num_open_rows: rows that are filled at a time.
 
     Returns:
-      The rows in the order in which they were opened.
+      The rows, and in each the examples, in the order of `order`, by the first example of a row.
     """
     whole = np.array([limits.tokens, limits.patches, limits.images, limits.examples])
-    left = np.zeros((num_open_rows, 4), np.int64)  # place left in each open row, oldest first
-    rows: list[list[int]] = []
-    first = 0  # the oldest open row
     needs = np.concatenate([sizes, np.ones((len(sizes), 1), np.int64)], axis=1)
-    for number in order:
-        need = needs[number]
-        num_open = len(rows) - first
-        (fits,) = np.nonzero((left[:num_open] >= need).all(-1))
+    # A kind that no row has place for is asked for by nobody.
+    shares = needs / np.maximum(whole, 1)
+    # Places of the order up to each, in rows, by the kind of which most is needed.
+    ends = shares[order].cumsum(0).max(-1)
+    rows: list[Row] = []
+    start, carried = 0, []
+    while start < len(order) or carried:
+        taken = ends[start - 1] if start else 0.0
+        room = max(num_open_rows - shares[order[carried]].sum(0).max(initial=0.0), 1.0)
+        stop = max(int(np.searchsorted(ends, taken + room, side="right")), start + 1)
+        window = [*carried, *range(start, min(stop, len(order)))]
+        start = min(stop, len(order))
+        made = _fill(window, order, needs, shares, whole)
+        kept, given_up = made, []
+        if start < len(order):
+            old = set(carried)
+            is_kept = [
+                shares[order[row]].sum(0).max() >= _FULL or not old.isdisjoint(row) for row in made
+            ]
+            kept = [row for row, keep in zip(made, is_kept, strict=True) if keep]
+            given_up = [row for row, keep in zip(made, is_kept, strict=True) if not keep]
+        carried = sorted(place for row in given_up for place in row)
+        rows += [tuple(int(order[place]) for place in row) for row in kept]
+    return rows
+
+
+def _fill(
+    window: Sequence[int],
+    order: np.ndarray,
+    needs: np.ndarray,
+    shares: np.ndarray,
+    whole: np.ndarray,
+) -> list[list[int]]:
+    """Return rows of places in the order, each sorted, by their first place."""
+    largest_first = sorted(window, key=lambda place: (-shares[order[place]].max(), place))
+    left = np.zeros((len(window), len(whole)), np.int64)
+    is_limited = np.array([*(whole[:-1] > 0), False])  # a slot that stays free costs little
+    rows: list[list[int]] = []
+    for place in largest_first:
+        need = needs[order[place]]
+        (fits,) = np.nonzero((left[: len(rows)] >= need).all(-1))
         if len(fits):
-            place = fits[0]
+            after = (left[fits] - need)[:, is_limited] / whole[is_limited]
+            row = int(fits[np.argmin(after.min(-1))])
         else:
-            if num_open == num_open_rows:
-                left[:-1] = left[1:]
-                first += 1
-                num_open -= 1
-            place = num_open
-            left[place] = whole
+            row = len(rows)
+            left[row] = whole
             rows.append([])
-        left[place] -= need
-        rows[first + place].append(int(number))
-    return [tuple(row) for row in rows]
+        left[row] -= need
+        rows[row].append(place)
+    return sorted(sorted(row) for row in rows)
 
 
 def epoch_order(
@@ -149,7 +186,7 @@ class Plan:
         num_open_rows: int,
         seed: int | None,
     ):
-        """Take sizes (int[N, 3]) of all examples; see `first_fit` and `epoch_order`.
+        """Take sizes (int[N, 3]) of all examples; see `best_fit` and `epoch_order`.
 
         Raises:
           InputError: see `check_weights`.
@@ -188,7 +225,7 @@ class Plan:
         """Return the rows of an epoch; the last two that were planned are remembered."""
         if epoch not in self._epochs:
             order = epoch_order(self._lengths, self._weights, seed=self._seed, epoch=epoch)
-            rows = first_fit(self._sizes, order, self._limits, num_open_rows=self._num_open_rows)
+            rows = best_fit(self._sizes, order, self._limits, num_open_rows=self._num_open_rows)
             self._epochs[epoch] = rows
             if epoch + 1 == len(self._first_steps):
                 steps = -(-len(rows) // self._step_rows)

@@ -3,7 +3,7 @@
   {"prompt", "image", "teacher_caption", "student_caption", "teacher_cot", "student_cot"}
   {"prompt", "image", "teacher_response", "student_response"}
 
-`prompt` may be called `question` and be one turn of the user; `image` is optional.
+`prompt` may be called `question`, and may be a single turn of the user; `image` is optional.
 
 Source: PRISM moe/train_moe_vl_warmup_fast.py:104-155.
 """
@@ -19,9 +19,9 @@ _ROLES = {"user": "user"}
 
 
 def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> records.PairRow:
-    """Read one row; as in the published reader the whole responses count only without segments.
+    """Read a row; as in the published reader, whole responses count only without segments.
 
-    The picture is marked in front of the prompt where the prompt does not mark it.
+    If the prompt does not mark the picture, the mark is put in front.
     """
     fields.no_other_media(row)
     prompt, named = _prompt(row)
@@ -45,22 +45,22 @@ def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> recor
 
 
 def _prompt(row: Mapping[str, Any]) -> tuple[str, tuple[records.Image | None, ...]]:
-    """Return the prompt's text and the pictures that it names; turns must be one of the user."""
+    """Return the prompt's text and the pictures in it; turns must be a single turn of the user."""
     name = "question" if fields.is_blank(row.get("prompt")) else "prompt"
     value = row.get(name)
     if fields.is_blank(value):
         raise records.RowError("empty_prompt", "'prompt' (or 'question') is missing or empty")
     if isinstance(value, str):
-        held = fields.turns_in_text(value, name)
-        if held is None:
+        as_turns = fields.turns_in_text(value, name)
+        if as_turns is None:
             return fields.check_text(value, name), ()
-        value = held
+        value = as_turns
     if isinstance(value, Mapping):
         value = [value]
-    found = turns.read(value, name, role_tag="role", content_tag="content", roles=_ROLES)
-    if len(found.messages) > 1:
+    conversation = turns.read(value, name, role_tag="role", content_tag="content", roles=_ROLES)
+    if len(conversation.messages) > 1:
         raise records.RowError(
             "unsupported",
-            f"{name} of a pair must be one turn of the user, got {len(found.messages)}",
+            f"{name} of a pair must be one turn of the user, got {len(conversation.messages)}",
         )
-    return found.messages[0].content, found.pictures
+    return conversation.messages[0].content, conversation.pictures

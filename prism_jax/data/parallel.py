@@ -1,4 +1,4 @@
-"""A function over many items in threads, in order and in bounded memory."""
+"""Map a function over items in threads, in order and in bounded memory."""
 
 import collections
 import concurrent.futures
@@ -11,28 +11,28 @@ _HELD_BYTES = 256 << 20
 def ordered_map(
     function, items: Iterable, num_threads: int, *, weigh: Callable[[Any], int] = lambda item: 0
 ) -> Iterator[tuple[Any, Any]]:
-    """Yield (item, function(item)) in order; only a few items are in memory at a time.
+    """Yield (item, function(item)) in order, with only a few items in memory at a time.
 
     Args:
-      weigh: gives the bytes of an item, of which only so many are held.
+      weigh: returns the bytes of an item; their sum in memory is bounded.
     """
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         waiting: collections.deque = collections.deque()
-        held = 0
+        waiting_bytes = 0
         for item in items:
             weight = weigh(item)
-            held += weight
+            waiting_bytes += weight
             waiting.append((item, pool.submit(function, item), weight))
-            while len(waiting) > 4 * num_threads or (waiting and held > _HELD_BYTES):
+            while len(waiting) > 4 * num_threads or (waiting and waiting_bytes > _HELD_BYTES):
                 earlier, future, weight = waiting.popleft()
-                held -= weight
+                waiting_bytes -= weight
                 yield earlier, future.result()
         for item, future, _ in waiting:
             yield item, future.result()
 
 
 def held_bytes(value: Any) -> int:
-    """Return about how many bytes the texts and pictures of a row take."""
+    """Return the approximate size in bytes of a row's texts and pictures."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, Mapping):

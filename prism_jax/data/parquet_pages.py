@@ -1,8 +1,8 @@
-"""The pages of a parquet file, looked at before anything is unpacked.
+"""Check the pages of a parquet file before they are unpacked.
 
-A file of a few kilobytes can hold a page of gigabytes, or one value that thousands of rows repeat.
-The footer may say anything about that; the header in front of each page is what the library reads
-by, so it is what is believed here.
+A file of a few kilobytes can hold a page of gigabytes, or a value that thousands of rows repeat.
+The footer may be wrong about that. The library reads by the header of each page, so only the
+headers are trusted here.
 
 Source: parquet-format src/main/thrift/parquet.thrift FileMetaData, PageHeader, in thrift's compact
 protocol.
@@ -15,42 +15,42 @@ import pyarrow.parquet as pq
 
 from prism_jax import errors
 
-# What may be in memory of one row, of a batch of rows, and of values that a column repeats.
+# The memory for a row, for a batch of rows, and for the repeated values of a column.
 DENSE_BYTES = 256 << 20
-# Larger pages must be as large because of what the file holds, not because of how it is packed.
+# Larger pages must not be the result of compression alone.
 _LARGE_PAGE_BYTES = 64 << 20
 _LARGEST_RATIO = 100
 _LARGEST_FIXED_BYTES = 1 << 30
 _MOST_VALUES = 1 << 26
 _HEADER_BYTES = 512
 _LARGEST_HEADER_BYTES = 16 << 20
-# Values are written by reference to others, so that a page may hold more than its own bytes.
+# Encodings by reference to other values, so that a page may unpack to more than its bytes.
 _REPEATING = (2, 7, 8)  # PLAIN_DICTIONARY, DELTA_BYTE_ARRAY, RLE_DICTIONARY
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How the rows of a file are read in bounded memory."""
+    """A plan to read the rows of a file in bounded memory."""
 
-    as_dictionary: tuple[str, ...]  # columns whose values are to be kept once
+    as_dictionary: tuple[str, ...]  # columns whose repeated values are stored once
     batch_rows: tuple[int, ...]  # of each row group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Chunk:
-    """The pages of one column in one row group."""
+    """The pages of a column in a row group."""
 
     num_values: int
     unpacked_bytes: int
     largest_bytes: int  # of a page
-    is_repeating: bool  # a value may stand for others as well
+    is_repeating: bool  # values may refer to other values
 
 
 def plan(file: pq.ParquetFile, stream: BinaryIO, *, batch_rows: int) -> Plan:
-    """Look at every page's header and return how the rows are read.
+    """Return a plan from the headers of all pages.
 
     Raises:
-      InputError: the pages would unpack to far more than the file holds, or are no pages.
+      InputError: the pages would unpack to far more than the file's size, or are damaged.
     """
     as_dictionary: dict[str, None] = {}
     rows = []
@@ -83,9 +83,9 @@ def plan(file: pq.ParquetFile, stream: BinaryIO, *, batch_rows: int) -> Plan:
 
 
 def _row_groups(stream: BinaryIO) -> list[dict[int, Any]]:
-    """Return the row groups of the footer, which is read here as well.
+    """Return the row groups of the footer, without the library.
 
-    The library ends the whole program where the footer's statistics of a column are damaged.
+    The library aborts the process if the footer's statistics of a column are damaged.
     """
     stream.seek(-8, 2)
     end = stream.tell()
@@ -104,10 +104,10 @@ def _row_groups(stream: BinaryIO) -> list[dict[int, Any]]:
 def _chunk(stream: BinaryIO, column: Any, where: str) -> _Chunk:
     details = column.get(3) if isinstance(column, dict) else None
     details = details if isinstance(details, dict) else {}
-    # Of the data pages and of the dictionary, which a file may be without.
+    # The data pages and the dictionary, which is optional.
     starts = [start for start in (details.get(9), details.get(11)) if start]
     size = details.get(7)
-    if not starts or not all(type(one) is int and one >= 0 for one in (*starts, size)):
+    if not starts or not all(type(n) is int and n >= 0 for n in (*starts, size)):
         raise errors.InputError(f"{where}: the footer does not say where its pages are")
     at = min(starts)
     end = at + size
@@ -116,14 +116,14 @@ def _chunk(stream: BinaryIO, column: Any, where: str) -> _Chunk:
     while at < end:
         header, size = _header(stream, at, where)
         page_bytes, packed_bytes = header.get(2), header.get(3)
-        if not all(type(one) is int and one >= 0 for one in (page_bytes, packed_bytes)):
+        if not all(type(n) is int and n >= 0 for n in (page_bytes, packed_bytes)):
             raise errors.InputError(f"{where}: no page at byte {at}")
         if page_bytes > _LARGE_PAGE_BYTES and page_bytes > _LARGEST_RATIO * packed_bytes:
             raise errors.InputError(
                 f"{where}: a page of {packed_bytes} bytes unpacks to {page_bytes}, more than "
                 f"{_LARGEST_RATIO} times as many"
             )
-        # Of a data page, version 1 and 2: its number of values, and the place of its encoding.
+        # The header of a data page, version 1 or 2, and the field number of its encoding.
         for details, encoding in ((header.get(5), 2), (header.get(8), 4)):
             if isinstance(details, dict):
                 count = details.get(1)
@@ -145,7 +145,7 @@ def _chunk(stream: BinaryIO, column: Any, where: str) -> _Chunk:
 
 
 def _header(stream: BinaryIO, at: int, where: str) -> tuple[dict[int, Any], int]:
-    """Return the fields of the page header at a place by number, and its size."""
+    """Return the fields, by number, of the page header at a position, and its size."""
     num_bytes = _HEADER_BYTES
     while True:
         stream.seek(at)
@@ -162,24 +162,24 @@ def _header(stream: BinaryIO, at: int, where: str) -> tuple[dict[int, Any], int]
 
 
 class _Compact:
-    """Values in thrift's compact protocol; IndexError where the bytes end too early."""
+    """A reader of thrift's compact protocol; IndexError if the bytes end too early."""
 
     def __init__(self, data: bytes):
         self.at = 0
         self._data = data
 
     def struct(self) -> dict[int, Any]:
-        """Return the numbers, lists and structs of a struct by field; texts are passed over."""
-        found: dict[int, Any] = {}
+        """Return the numbers, lists and structs of a struct by field number; texts are skipped."""
+        values: dict[int, Any] = {}
         field = 0
         while (head := self._byte()) != 0:
             delta, kind = head >> 4, head & 15
             field = field + delta if delta else self._signed()
-            found[field] = self._value(kind)
-        return found
+            values[field] = self._value(kind)
+        return values
 
     def _value(self, kind: int) -> Any:
-        if kind in (1, 2):  # true and false have no bytes of their own
+        if kind in (1, 2):  # true and false take no further bytes
             return kind == 1
         if kind == 3:
             return self._byte()
@@ -200,10 +200,10 @@ class _Compact:
         count = head >> 4 if head >> 4 < 15 else self._unsigned()
         # In a list true and false are bytes.
         kind = 3 if head & 15 in (1, 2) else head & 15
-        found = []
+        values = []
         for _ in range(count):
-            found.append(self._value(kind))
-        return found
+            values.append(self._value(kind))
+        return values
 
     def _byte(self) -> int:
         value = self._data[self.at]

@@ -1,4 +1,4 @@
-"""Rows of parquet files, read in batches from front to back or by number, in bounded memory."""
+"""Rows of parquet files, read in order in batches or by number, in bounded memory."""
 
 import bisect
 import collections
@@ -15,14 +15,20 @@ from prism_jax import errors
 from prism_jax.data import parquet_pages, paths, records
 
 _BATCH_ROWS = 32
-# Random access keeps row groups up to this many bytes (uncompressed) and never fewer than one.
+# Uncompressed bytes of row groups cached for random access; at least a single group is cached.
 _CACHE_BYTES = 2 << 30
-_OBJECT_BYTES = 64  # of a value in Python, about
-# What the library and Python's own types raise for damaged files and for values beyond their range.
+_OBJECT_BYTES = 64  # approximate size of a value in Python
+# Raised by the library and Python's types for damaged files and for values beyond their range.
 _DAMAGE = (
-    OSError, pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, RuntimeError,
+    OSError,
+    pa.ArrowException,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    RuntimeError,
     MemoryError,
-)  # fmt: skip
+)
 
 Entry = tuple[int, dict[str, Any] | records.RowError]
 
@@ -31,7 +37,7 @@ class ParquetTable:
     """The rows of a parquet file as dictionaries.
 
     Reading by number loads whole row groups: shuffled training on files larger than the cache
-    should read a built folder instead. Safe to use from several threads.
+    should read a built folder instead. Thread-safe.
     """
 
     def __init__(self, path: str):
@@ -43,11 +49,11 @@ class ParquetTable:
         self._lock = threading.Lock()
 
     def scan(self) -> Iterator[Entry]:
-        """Yield every row's number, counted from 1, and its fields or what is wrong with them.
+        """Yield each row's number, counted from 1, and its fields or the error in them.
 
         Raises:
-          InputError: the file cannot be read, is no parquet, is damaged, or unpacks to far more
-            than it holds.
+          InputError: the file cannot be read, is not parquet, is damaged, or unpacks to far more
+            than its size.
         """
         number = itertools.count(1)
         with self._lock:
@@ -74,7 +80,7 @@ class ParquetTable:
             return self._ends[-1] if self._ends else 0
 
     def read(self, index: int) -> Entry:
-        """Return one row by its index, counted from 0, as `scan` gave it."""
+        """Return a row by its index, counted from 0, as `scan` yields it."""
         with self._lock:
             self._open()
             group = bisect.bisect_right(self._ends, index)
@@ -118,12 +124,12 @@ class ParquetTable:
         except errors.InputError as error:
             raise errors.InputError(f"{self.path}: {error}") from error
         except _DAMAGE as error:
-            told = records.shorten(f"{type(error).__name__}: {error}", 300)
-            raise errors.InputError(f"{self.path}: not a readable parquet file: {told}") from error
+            cause = records.shorten(f"{type(error).__name__}: {error}", 300)
+            raise errors.InputError(f"{self.path}: not a readable parquet file: {cause}") from error
 
 
 def _rows(batch: pa.RecordBatch | pa.Table) -> Iterator[dict[str, Any] | records.RowError]:
-    """Yield the rows, one after the other where together they would take much memory."""
+    """Yield the rows, converted one by one if together they would take too much memory."""
     if sum(map(_num_bytes, batch.columns)) <= parquet_pages.DENSE_BYTES:
         try:
             rows = batch.to_pylist()
@@ -152,7 +158,7 @@ def _row(row: pa.RecordBatch | pa.Table) -> dict[str, Any] | records.RowError:
 
 
 def _value(column: pa.Array | pa.ChunkedArray, name: str) -> Any:
-    """Return the only value of a column, as text where Python has no such value."""
+    """Return the only value of a column, as text if Python has no such type."""
     try:
         return column.to_pylist()[0]
     except UnicodeDecodeError as error:
@@ -167,7 +173,7 @@ def _value(column: pa.Array | pa.ChunkedArray, name: str) -> Any:
 
 
 def _num_bytes(values: pa.Array | pa.ChunkedArray) -> int:
-    """Return the bytes that values take once each is a value of its own."""
+    """Return the bytes of values once each is a separate Python object."""
     if isinstance(values, pa.ChunkedArray):
         return sum(map(_num_bytes, values.chunks))
     kind = values.type
@@ -186,10 +192,5 @@ def _num_bytes(values: pa.Array | pa.ChunkedArray) -> int:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return any(
-        test(kind)
-        for test in (
-            pa.types.is_binary, pa.types.is_large_binary,
-            pa.types.is_string, pa.types.is_large_string,
-        )
-    )  # fmt: skip
+    is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return is_bytes or pa.types.is_string(kind) or pa.types.is_large_string(kind)

@@ -16,15 +16,19 @@ from prism_jax.data import records
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://|^(data|file|https?|ftp|gs|s3):", re.IGNORECASE)
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
 
 def is_remote(path: str) -> bool:
-    """Tell whether a path names an object store."""
+    """Return whether a path names an object store."""
     return path.startswith("gs://")
 
 
 @contextlib.contextmanager
 def explain(path: str) -> Iterator[None]:
-    """Turn what can go wrong with a user's path into one `InputError` naming path and cause."""
+    """Convert errors on a user's path to an `InputError` that names path and cause."""
+    if _ADDRESS.match(path) and not is_remote(path):
+        raise errors.InputError(f"{path}: must be a local path or begin with gs://")
     try:
         yield
     except ImportError as error:
@@ -40,16 +44,19 @@ def explain(path: str) -> Iterator[None]:
 def open_binary(path: str) -> BinaryIO:
     """Open a user's file for reading bytes."""
     with explain(path):
+        # Opening a pipe would block for ever.
+        if not is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise errors.InputError(f"{path}: must be a regular file")
         return epath.Path(path).open("rb")
 
 
 def is_folder(path: str) -> bool:
-    """Tell whether a path is a folder; raise when there is nothing at it."""
+    """Return whether a path is a folder; InputError if it does not exist."""
     with explain(path):
-        found = epath.Path(path)
-        if not found.exists():
+        location = epath.Path(path)
+        if not location.exists():
             raise errors.InputError(f"{path}: no such file or folder")
-        return found.is_dir()
+        return location.is_dir()
 
 
 def join(folder: str, name: str) -> str:
@@ -58,15 +65,15 @@ def join(folder: str, name: str) -> str:
 
 
 def parent(path: str) -> str:
-    """Return the folder that holds a path."""
+    """Return the folder of a path."""
     return posixpath.dirname(path) if is_remote(path) else os.path.dirname(os.path.abspath(path))
 
 
 def inside(root: str, path: str) -> str:
-    """Return the full path of a dataset's image, links resolved, which lies inside `root`.
+    """Return the full path of a dataset's image inside `root`, with links resolved.
 
     Raises:
-      RowError: `unsafe_path` for NUL bytes, URLs, and whatever leads out of the root.
+      RowError: `unsafe_path` for NUL bytes, URLs, and paths that lead out of the root.
     """
     if "\0" in path:
         raise records.RowError("unsafe_path", f"image path holds a NUL character: {_shown(path)}")
@@ -84,22 +91,22 @@ def inside(root: str, path: str) -> str:
 
 
 def _shown(path: str) -> str:
-    """Return a path for messages; what is too long for one is rather the picture itself."""
+    """Return a path for messages; a text too long for a path is probably the picture itself."""
     hint = "; a picture itself must be bytes, not text" if len(path) > 4096 else ""
     return records.shorten(repr(path), 100) + hint
 
 
 @functools.lru_cache
 def _real_folder(absolute: str) -> str:
-    """Return a dataset's folder with its links resolved, looked up once."""
+    """Return a dataset's folder with links resolved, cached."""
     return os.path.realpath(absolute)
 
 
 def _real_path(real_root: str, path: str) -> str:
     """Return a path below a resolved folder with all links resolved.
 
-    A plain path is looked at name by name, and not again from the root of the file system: every
-    look gives way to other threads, and data sets have many small files.
+    The names of a plain path are checked from the folder on, not from the root of the file system:
+    each check yields to other threads, and data sets have many small files.
     """
     names = path.split(os.sep)
     full = real_root
@@ -151,10 +158,10 @@ def read_image(root: str, path: str, *, limit_bytes: int) -> bytes:
 
 
 def _file_bytes(full: str) -> int | None:
-    """Return the size of a file; None where there is none that can be read to its end."""
+    """Return the size of a file; None if there is no regular file."""
     if is_remote(full):
-        found = epath.Path(full)
-        return found.stat().length if found.exists() else None
+        remote = epath.Path(full)
+        return remote.stat().length if remote.exists() else None
     try:
         status = os.stat(full)
     except (OSError, ValueError):

@@ -1,9 +1,9 @@
-"""The pictures that a row names: in a column, in a turn, or in a part of a turn's content.
+"""The pictures of a row: in a column, in a turn, or in a part of a turn's content.
 
   "a.png", bytes, {"path": "a.png"}, {"bytes": …, "path": …}, {"image": any of these}, {"url": …}
 
-A dict may ask for a size of its own: `min_pixels`, `max_pixels`, or `resized_height` and
-`resized_width`. Where two places name the pictures of a row they must name the same ones.
+A dict may set a size: `min_pixels`, `max_pixels`, or `resized_height` and `resized_width`. If two
+places name the pictures of a row, they must name the same pictures.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 
 from prism_jax.data import fields, records
 
-# Bounds on the area of a picture whose row says no other, in pixels: 4 and 16384 tokens.
+# Default bounds on the area of a picture in pixels: 4 and 16384 tokens.
 # Source: qwen-vl-utils vision_process.py IMAGE_MIN_TOKEN_NUM, IMAGE_MAX_TOKEN_NUM.
 LEAST_PIXELS = 4 * 32 * 32
 MOST_PIXELS = 16384 * 32 * 32
@@ -21,14 +21,14 @@ MOST_PIXELS = 16384 * 32 * 32
 _SCALE = tuple(field.name for field in dataclasses.fields(records.Scale))
 _NESTED = ("image", "url", "image_url")
 KEYS = ("bytes", "path", *_NESTED, *_SCALE)
-# One picture for each mark of the turns; None where the turns do not say which.
+# A picture for each mark of the turns; None if the turns do not name it.
 Named = Sequence[records.Image | None]
 
 
 def of_row(
     row: Mapping[str, Any], column: str = "images", *, also: str | None = "image"
 ) -> tuple[records.Image, ...]:
-    """Return the pictures of `column`, or of the column `also`: one or a list, none when blank."""
+    """Return the pictures of `column`, or of the column `also`: one, a list, or none if blank."""
     names = dict.fromkeys((column, also) if also else (column,))
     given = [name for name in names if not fields.is_blank(row.get(name))]
     if len(given) > 1:
@@ -41,7 +41,7 @@ def of_row(
 
 
 def read(value: Any, name: str) -> records.Image:
-    """Return the picture that a value refers to, not yet opened."""
+    """Return the picture that a value refers to, without opening it."""
     if isinstance(value, bytes):
         return records.Image(path=None, data=value)
     if isinstance(value, str):
@@ -60,25 +60,26 @@ def read(value: Any, name: str) -> records.Image:
         for key in _NESTED
         if not fields.is_blank(value.get(key))
     ]
-    own = _own(value, name)
-    given += [own] if own is not None else []
+    stored = _bytes_and_path(value, name)
+    given += [stored] if stored is not None else []
     if not given:
         raise records.RowError(
             "bad_type",
             f"{name} must have one of bytes, path, image and url, got {fields.show(dict(value))}",
         )
-    found = given[0]
+    picture = given[0]
     for other in given[1:]:
-        found = same(found, other, name)
+        picture = same(picture, other, name)
     scale = _scale(value, name)
     if scale is None:
-        return found
-    return same(found, dataclasses.replace(found, scale=scale), name)
+        return picture
+    return same(picture, dataclasses.replace(picture, scale=scale), name)
 
 
-def _own(value: Mapping[str, Any], name: str) -> records.Image | None:
+def _bytes_and_path(value: Mapping[str, Any], name: str) -> records.Image | None:
     """Return the picture of `bytes` and `path`, None without them."""
     data, path = value.get("bytes"), value.get("path")
+    data = None if isinstance(data, str) and not data else data  # JSON has no empty bytes
     if data is not None and not isinstance(data, bytes):
         raise records.RowError("bad_type", f"{name}.bytes must be bytes, got {fields.show(data)}")
     path = None if fields.is_blank(path) else fields.check_text(path, f"{name}.path")
@@ -95,7 +96,7 @@ def _nested(value: Any, name: str) -> records.Image:
 
 
 def _scale(value: Mapping[str, Any], name: str) -> records.Scale | None:
-    """Return the size that a dict asks for, None when it asks for none."""
+    """Return the size that a dict sets, None if it sets none."""
     given = {}
     for key in _SCALE:
         number = value.get(key)
@@ -136,7 +137,7 @@ def _scale(value: Mapping[str, Any], name: str) -> records.Scale | None:
 
 
 def scale_fields(scale: records.Scale) -> dict[str, int]:
-    """Return the size that a picture asks for as the fields of its dict."""
+    """Return the size of a picture as the fields of its dict."""
     return {name: value for name, value in dataclasses.asdict(scale).items() if value is not None}
 
 
@@ -144,7 +145,7 @@ def same(first: records.Image, second: records.Image, name: str) -> records.Imag
     """Return the picture that two places name.
 
     Raises:
-      RowError: they name two, or different sizes of it, or it cannot be told.
+      RowError: they name different pictures or sizes, or cannot be compared.
     """
     if first.data is not None and second.data is not None:
         is_same = first.data == second.data
@@ -154,9 +155,10 @@ def same(first: records.Image, second: records.Image, name: str) -> records.Imag
         is_same = False
     scales = {image.scale for image in (first, second) if image.scale is not None}
     if not is_same or len(scales) > 1:
-        what = "two pictures" if not is_same else "two sizes"
+        difference = "two pictures" if not is_same else "two sizes"
         raise records.RowError(
-            "image_mismatch", f"{name}: {what} are named, {_called(first)} and {_called(second)}"
+            "image_mismatch",
+            f"{name}: {difference} are named, {_called(first)} and {_called(second)}",
         )
     return records.Image(
         path=first.path if first.path is not None else second.path,
@@ -169,16 +171,16 @@ def _called(image: records.Image) -> str:
     path = "bytes of the row" if image.path is None else records.shorten(repr(image.path), 80)
     if image.scale is None:
         return path
-    wanted = scale_fields(image.scale).items()
-    return f"{path} with " + ", ".join(f"{name} {value}" for name, value in wanted)
+    sizes = scale_fields(image.scale).items()
+    return f"{path} with " + ", ".join(f"{name} {value}" for name, value in sizes)
 
 
 def of_marks(named: Named, column: tuple[records.Image, ...]) -> tuple[records.Image, ...]:
     """Return the pictures of a row's marks, from the turns that name them and from its column.
 
     Raises:
-      RowError: turns and column name different pictures, or a mark has none. Where the turns name
-        no pictures, the number of the column's is left to `validate.check_row`.
+      RowError: turns and column name different pictures, or a mark has none. If the turns name no
+        pictures, `validate.check_row` checks the number of the column's.
     """
     if all(image is None for image in named):
         return column
@@ -193,6 +195,6 @@ def of_marks(named: Named, column: tuple[records.Image, ...]) -> tuple[records.I
             "placeholders", f"the turns show {len(named)} pictures, the row has {len(column)}"
         )
     return tuple(
-        own if image is None else same(image, own, f"picture {number}")
-        for number, (image, own) in enumerate(zip(named, column, strict=True), start=1)
+        stored if image is None else same(image, stored, f"picture {number}")
+        for number, (image, stored) in enumerate(zip(named, column, strict=True), start=1)
     )

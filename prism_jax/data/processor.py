@@ -1,4 +1,4 @@
-"""Chats with images and videos to token ids, patches and grids: Qwen3VLProcessor without torch."""
+"""Encode chats with images and videos as Qwen3VLProcessor does, without torch."""
 
 import dataclasses
 import pathlib
@@ -21,7 +21,7 @@ _PLACEHOLDER = re.compile(f"({re.escape(chat.IMAGE_TOKEN)}|{re.escape(chat.VIDEO
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """Hold one encoded chat; images and videos in order of appearance."""
+    """An encoded chat, with images and videos in order of appearance."""
 
     tokens: np.ndarray  # int32[T]
     token_types: np.ndarray  # int32[T]  0 text, 1 image, 2 video; HF's mm_token_type_ids
@@ -32,7 +32,7 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpecialIds:
-    """Hold the token ids that the model and the sampler must know."""
+    """The token ids that the model and the sampler must know."""
 
     image: int
     video: int
@@ -44,7 +44,7 @@ class SpecialIds:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Processor:
-    """Encode chats for one checkpoint and decode its responses."""
+    """The encoder of chats and decoder of responses of a checkpoint."""
 
     tokenizer: transformers.PreTrainedTokenizerBase
     template: str
@@ -53,10 +53,22 @@ class Processor:
     ids: SpecialIds
 
     @classmethod
-    def from_folder(cls, folder: str | pathlib.Path) -> "Processor":
+    def from_folder(
+        cls,
+        folder: str | pathlib.Path,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        place: str = "",
+    ) -> "Processor":
         """Load tokenizer, chat template and settings of a Hugging Face folder.
 
-        Raises InputError when a file is missing or the tokenizer does not fit `config.json`.
+        Args:
+          min_pixels, max_pixels: bounds of an image; None: those of the folder.
+          place: prefix of the two in the configuration, for messages.
+
+        Raises InputError when a file is missing, the tokenizer does not fit `config.json`, or the
+        bounds exclude each other.
         """
         folder = pathlib.Path(folder)
         if not folder.is_dir():
@@ -64,6 +76,15 @@ class Processor:
         config = image_settings.read_json(folder / "config.json")
         tokenizer = _load_tokenizer(folder)
         for_images = image_settings.ImageSettings.from_folder(folder)
+        bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        for_images = dataclasses.replace(
+            for_images, **{name: value for name, value in bounds.items() if value is not None}
+        )
+        if for_images.min_pixels > for_images.max_pixels:
+            raise errors.InputError(
+                f"{place}min_pixels must be <= max_pixels, got {for_images.min_pixels} and "
+                f"{for_images.max_pixels} with those of {folder}"
+            )
         for_videos = None
         if image_settings.has_video(folder):
             for_videos = image_settings.VideoSettings.from_folder(folder)
@@ -105,16 +126,16 @@ class Processor:
     ) -> Encoded:
         """Encode a chat; equal to Qwen3VLProcessor in ids, token types and grids.
 
-        Every image becomes h * w // merge_size**2 image tokens. A video becomes, for each of its t
-        grid steps, the time "<1.5 seconds>" and the step's video tokens between their own start
-        and end tokens; as in transformers from 5.10 on, the pair of start and end that the
-        template writes around the video stays too.
+        An image becomes h * w // merge_size**2 image tokens. A video becomes, for each of its t
+        grid steps, the time "<1.5 seconds>" and the step's video tokens between a start and an end
+        token; as in transformers from 5.10 on, the start and end tokens that the template writes
+        around the video stay as well.
 
         Args:
-          scales: the size that each image asks for itself; None: none does.
+          scales: the size that each image sets; None: no image sets one.
 
-        Raises InputError when the numbers of placeholders and of images or videos differ, and for
-        everything `chat.check`, `images.image_patches` and `images.video_patches` refuse.
+        Raises InputError if the numbers of placeholders and of images or videos differ, and as
+        `chat.check`, `images.image_patches` and `images.video_patches`.
 
         Source: transformers models/qwen3_vl/processing_qwen3_vl.py, processing_utils.py
         get_text_with_replacements.
@@ -125,7 +146,7 @@ class Processor:
         text = chat.render(
             self.tokenizer, self.template, messages, add_generation_prompt=add_generation_prompt
         )
-        # The texts around the placeholders and the placeholders themselves alternate.
+        # Texts and placeholders alternate.
         pieces = _PLACEHOLDER.split(text)
         written = [_KINDS[token] for token in pieces[1::2]]
         if written != media:
@@ -140,16 +161,16 @@ class Processor:
             name = f"{kind} {media[: index + 1].count(kind)}"
             cut, pieces[2 * index + 1], steps = self._cut(kind, *next(given[kind]), name)
             patches.append(cut)
-            # The merger makes one token of merge_size**2 patches; images and videos share it.
+            # The merger makes a token of merge_size**2 patches, for images and videos alike.
             repeats += [len(cut.pixels) // self.image_settings.merge_size**2 // steps] * steps
         tokens = np.asarray(self.token_ids("".join(pieces)), np.int32)
         return self._assemble(tokens, repeats, patches, media)
 
     def token_ids(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the ids of a text, those that a call of the tokenizer gives.
+        """Return the ids of a text, equal to those of a call of the tokenizer.
 
-        Other threads run while it works, and no time goes into the call's options and the tokens'
-        places in the text.
+        Unlike the call, this lets other threads run, and spends no time on options and on the
+        tokens' positions in the text.
         """
         (encoded,) = self.tokenizer.backend_tokenizer.encode_batch_fast(
             [text], add_special_tokens=add_special_tokens
@@ -163,7 +184,7 @@ class Processor:
         scale: records.Scale | None,
         name: str,
     ) -> tuple[vision.Patches, str, int]:
-        """Return the patches, the text in place of the placeholder, and its placeholder tokens."""
+        """Return the patches, the text that replaces the placeholder, and its placeholder count."""
         if kind == "image":
             cut = vision.image_patches(given, self.image_settings, scale=scale, name=name)
             return cut, chat.IMAGE_TOKEN, 1
@@ -180,7 +201,7 @@ class Processor:
         patches: Sequence[vision.Patches],
         media: Sequence[str],
     ) -> Encoded:
-        """Repeat the placeholder tokens, each as often as its patches ask for."""
+        """Repeat each placeholder token to the number of its merged patches."""
         is_placeholder = (tokens == self.ids.image) | (tokens == self.ids.video)
         times = np.ones(len(tokens), np.int64)
         times[is_placeholder] = repeats
@@ -197,7 +218,7 @@ class Processor:
         )
 
     def decode(self, tokens: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
-        """Return the text of tokens, without special tokens unless they are asked for."""
+        """Return the text of tokens, by default without special tokens."""
         return self.tokenizer.decode(
             [int(token) for token in tokens],
             skip_special_tokens=not keep_special,
@@ -220,7 +241,7 @@ def _load_tokenizer(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBas
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
-    # The tokenizers library raises bare Exception for a file that it cannot read.
+    # The tokenizers library raises a bare Exception for a file that it cannot read.
     except Exception as error:
         raise errors.InputError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerFast):
@@ -233,7 +254,7 @@ def _load_tokenizer(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBas
             f"{folder / 'tokenizer_config.json'}: model_max_length must be a number, got "
             f"{tokenizer.model_max_length!r:.100}"
         )
-    # What the file says of cutting and padding does not count in transformers either, unless asked.
+    # As in transformers, ignore the file's settings of truncation and padding.
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
@@ -246,7 +267,7 @@ def _special_ids(
     config: dict[str, Any],
     tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> SpecialIds:
-    """Read the ids and check that tokenizer and checkpoint mean the same tokens."""
+    """Return the ids, after checking that tokenizer and checkpoint agree on them."""
     text_config = config.get("text_config")
     vocab_size = text_config.get("vocab_size") if isinstance(text_config, dict) else None
     if not isinstance(vocab_size, int):
@@ -260,7 +281,7 @@ def _special_ids(
             f"{folder}: the tokenizer does not fit the checkpoint: it has {needed} tokens, "
             f"text_config.vocab_size of config.json is {vocab_size}"
         )
-    found = {}
+    ids = {}
     for name, token in (
         ("image", chat.IMAGE_TOKEN),
         ("video", chat.VIDEO_TOKEN),
@@ -274,7 +295,7 @@ def _special_ids(
                 f"{folder}: the tokenizer does not fit the checkpoint: {token} is "
                 f"{encoded} in the tokenizer, {name}_token_id of config.json is {wanted}"
             )
-        found[name] = wanted
+        ids[name] = wanted
     ends = _end_ids(folder, config, tokenizer)
     if any(not isinstance(end, int) or not 0 <= end < vocab_size for end in ends):
         raise errors.InputError(
@@ -283,7 +304,7 @@ def _special_ids(
     pad = tokenizer.pad_token_id
     if pad is None:
         raise errors.InputError(f"{folder}: the tokenizer must have a padding token, got none")
-    return SpecialIds(**found, pad=pad, ends=tuple(sorted(set(ends))))
+    return SpecialIds(**ids, pad=pad, ends=tuple(sorted(set(ends))))
 
 
 def _end_ids(
@@ -291,9 +312,9 @@ def _end_ids(
     config: dict[str, Any],
     tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> list[Any]:
-    """Return the end tokens of the first place that names some.
+    """Return the end tokens of the first source that has some.
 
-    Looks into `generation_config.json`, `config.json`, its text part, the tokenizer.
+    Sources: `generation_config.json`, `config.json`, its text part, the tokenizer.
     """
     path = folder / "generation_config.json"
     generation = image_settings.read_json(path) if path.is_file() else {}
@@ -303,21 +324,3 @@ def _end_ids(
     if ends is None:
         raise errors.InputError(f"{folder}: no eos_token_id in any configuration or the tokenizer")
     return list(ends) if isinstance(ends, list) else [ends]
-
-
-def processor_of(
-    files: pathlib.Path, *, min_pixels: int | None, max_pixels: int | None
-) -> Processor:
-    """Return the processor of a model's folder, with other bounds on pictures where given."""
-    words = Processor.from_folder(files)
-    changes = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    settings = dataclasses.replace(
-        words.image_settings,
-        **{name: value for name, value in changes.items() if value is not None},
-    )
-    if settings.min_pixels > settings.max_pixels:
-        raise errors.InputError(
-            f"min_pixels must be <= max_pixels, got {settings.min_pixels} and "
-            f"{settings.max_pixels} with those of {files}"
-        )
-    return dataclasses.replace(words, image_settings=settings)

@@ -1,6 +1,6 @@
-"""Write prompt rows as parquet in the published form, pictures as bytes in the row.
+"""Write prompt rows as parquet in the published form, with pictures as bytes in the row.
 
-`extra_info` is a struct, as the released readers want it. A key whose values have no type in common
+`extra_info` is a struct, as the released readers require. A key whose values have no common type
 (or are empty dicts) is written as JSON text.
 
 Source: PRISM verl/examples/data_preprocess/geo3k.py:84-99 writes this form,
@@ -20,9 +20,6 @@ import pyarrow.parquet as pq
 from prism_jax.data import pictures, records
 
 Json = Any
-# What the released files hold where a list of equivalent answers is empty.
-# Source: PRISM verl/verl/utils/reward_score/math_verify_with_format.py:81.
-_NO_EQUIVALENT = "__EMPTY__"
 _GROUP_ROWS = 256
 
 _TEXT = pa.string()
@@ -36,11 +33,11 @@ def write(
     infos: Sequence[Mapping[str, Json]],
     has_scales: bool,
 ) -> int:
-    """Write validated rows, whole or not at all, a row group at a time; return their number.
+    """Write validated rows atomically, a row group at a time; return their number.
 
     Args:
-      infos: the `extra_info` of every row, which takes the place of its own.
-      has_scales: some pictures ask for a size of their own; the fields for it are written then.
+      infos: for each row the `extra_info` that replaces the row's.
+      has_scales: some pictures set a size, so its fields are written.
     """
     types = {
         name: _type_of([info[name] for info in infos if name in info]) for name in _names(infos)
@@ -78,18 +75,18 @@ def _columns(*, has_scales: bool) -> list[tuple[str, pa.DataType]]:
 
 
 def _names(infos: Sequence[Mapping[str, Json]]) -> list[str]:
-    """Return the keys in the order in which they first appear, those without any value left out."""
-    found = ((name, value) for info in infos for name, value in info.items())
-    return list(dict.fromkeys(name for name, value in found if value is not None))
+    """Return the keys that have a value, in order of first appearance."""
+    pairs = ((name, value) for info in infos for name, value in info.items())
+    return list(dict.fromkeys(name for name, value in pairs if value is not None))
 
 
 def _type_of(values: Sequence[Json]) -> pa.DataType | None:
-    """Return the type that these values share, None when there is none that can be written."""
+    """Return the common type of the values, None if there is none that can be written."""
     try:
-        found = pa.array(values).type
+        common = pa.array(values).type
     except (pa.ArrowException, OverflowError):
         return None
-    return found if _can_be_written(found) else None
+    return common if _can_be_written(common) else None
 
 
 def _can_be_written(kind: pa.DataType) -> bool:
@@ -108,7 +105,7 @@ def _row(
     truth = {
         "style": "rule",
         "ground_truth": row.ground_truth,
-        "equivalent_answers": list(row.equivalent_answers) or [_NO_EQUIVALENT],
+        "equivalent_answers": list(row.equivalent_answers) or [records.NO_EQUIVALENT],
     }
     return {
         "id": row.id,

@@ -1,4 +1,4 @@
-"""The texts every stage puts around a question."""
+"""The texts around a question, which all stages share."""
 
 # Source: PRISM moe/train_moe_vl_warmup_fast.py:37-51, verl/examples/data_preprocess/geo3k.py:52-66;
 # the final newline is part of it there.
@@ -20,7 +20,7 @@ Your output must strictly follow this XML format:
 
 
 def user_turn(question: str) -> str:
-    """Return the user's text for a question about one image.
+    """Return the user's text for a question about an image.
 
     Source: PRISM verl/examples/data_preprocess/geo3k.py:68-74.
     """

@@ -1,8 +1,8 @@
-"""The typed rows that every file format is read into, and the error that names a bad one.
+"""The typed rows that all file formats are converted to, and the error for a bad row.
 
 A row's text marks each picture with `<image>`, in order, and the number of marks equals the number
-of pictures. In a file a picture is a reference (a path below the dataset's root, or bytes); once a
-row is validated it holds the encoded bytes, their sha256 and the size in pixels.
+of pictures. In a file a picture is a reference (a path below the dataset's root, or bytes); in a
+validated row it has the encoded bytes, their sha256 and the size in pixels.
 """
 
 import dataclasses
@@ -15,11 +15,15 @@ from prism_jax import errors
 
 IMAGE_MARK = "<image>"
 KINDS = ("sft", "pairs", "prompts")
+# The released files' mark for an empty list of equivalent answers. In a list with others it voids
+# them too, as in the released reward.
+# Source: PRISM verl/verl/utils/reward_score/math_verify_with_format.py:81.
+NO_EQUIVALENT = "__EMPTY__"
 _MESSAGE_CHARS = 400
 
 
 def shorten(text: str, max_chars: int) -> str:
-    """Return a text for a message; of a long one both ends and the length."""
+    """Return a text for a message; a long text is cut to both ends and its length."""
     if len(text) <= max_chars:
         return text
     half = max_chars // 2
@@ -27,9 +31,9 @@ def shorten(text: str, max_chars: int) -> str:
 
 
 class RowError(errors.InputError):
-    """Say that one row is wrong: `reason` is a name to count by, the message gives the values.
+    """An error in a row: `reason` is a name to count by, the message gives the values.
 
-    A message never becomes as long as the file that it quotes.
+    Long messages are shortened, since they quote the file.
     """
 
     def __init__(self, reason: str, message: str):
@@ -37,13 +41,13 @@ class RowError(errors.InputError):
         self.reason = reason
 
     def alone(self) -> "RowError":
-        """Return the error without the frames that raised it, which keep pictures in memory."""
+        """Return the error without its traceback, whose frames keep pictures in memory."""
         return RowError(self.reason, str(self))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a row stands: rows (of JSON lines: lines) are counted from 1."""
+    """The file and number of a row: rows (in JSON lines: lines) are counted from 1."""
 
     file: str
     row: int
@@ -54,7 +58,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The size that a row asks for one of its pictures: bounds on its area, or height and width."""
+    """The size that a row sets for a picture: bounds on its area, or height and width."""
 
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -64,21 +68,21 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Image:
-    """One picture. `sha256` and the size (after EXIF rotation) are None until it is validated."""
+    """A picture. `sha256` and the size (after EXIF rotation) are None until it is validated."""
 
     path: str | None
     data: bytes | None
     sha256: str | None = None
     width_pixels: int | None = None
     height_pixels: int | None = None
-    scale: Scale | None = None  # None: scaled as the stage's settings say
+    scale: Scale | None = None  # None: scaled by the stage's settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn; `role` is system, user or assistant.
+    """A turn; `role` is system, user or assistant.
 
-    `is_learned` is False for an assistant's turn that demonstrations show but do not teach.
+    `is_learned` is False for an assistant's turn that is shown without a loss.
     """
 
     role: str
@@ -100,7 +104,7 @@ class SFTRow:
 class PairRow:
     """A prompt with a teacher's and a student's text: the four segments or the two whole responses.
 
-    The other form's fields are None.
+    The fields of the other form are None.
     """
 
     id: str
@@ -117,9 +121,9 @@ class PairRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptRow:
-    """A prompt to sample from, with what the stage needs to score the responses (None: not given).
+    """A prompt to sample from, with the data to score its responses (None: missing).
 
-    `extra_info` holds JSON values only.
+    `extra_info` has only JSON values.
     """
 
     id: str
@@ -146,7 +150,7 @@ def get_images(row: Row) -> tuple[Image, ...]:
 
 
 def replace_images(row: Row, images: tuple[Image, ...]) -> Row:
-    """Return the row with other pictures, as many as it had."""
+    """Return the row with its pictures replaced by an equal number of others."""
     if len(images) != len(get_images(row)):
         raise ValueError(f"row {row.id} has {len(get_images(row))} images, got {len(images)}")
     if isinstance(row, PairRow):
@@ -155,9 +159,9 @@ def replace_images(row: Row, images: tuple[Image, ...]) -> Row:
 
 
 def digest(row: Row) -> bytes:
-    """Return 32 bytes that depend on all that a validated row teaches or asks, pictures included.
+    """Return 32 bytes that depend on the whole content of a validated row, pictures included.
 
-    Its id, its source and the paths of its pictures say where it came from and do not count.
+    Its id, its source and the paths of its pictures are not part of the content.
     """
     content: dict[str, Any] = {
         name: [dataclasses.astuple(turn) for turn in value]
@@ -174,7 +178,7 @@ def digest(row: Row) -> bytes:
 
 
 def get_texts(row: Row) -> tuple[str, ...]:
-    """Return every text of a row that the model will read, prompts first."""
+    """Return all texts of a row that the model reads, prompts first."""
     if isinstance(row, SFTRow):
         return tuple(message.content for message in row.messages)
     if isinstance(row, PairRow):
@@ -187,7 +191,7 @@ def get_texts(row: Row) -> tuple[str, ...]:
 
 
 def get_segments(row: PairRow) -> dict[str, str]:
-    """Return the teacher and student texts that the row has, by field name."""
+    """Return the teacher and student texts of the row, by field name."""
     segments = {
         "teacher_caption": row.teacher_caption,
         "student_caption": row.student_caption,

@@ -19,16 +19,13 @@ from typing import Any
 from prism_jax.data import fields, pictures, records, turns
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-# The published files write this where a row has no equivalent answer. In a list with others it
-# voids them too, as the released reward reads it.
-_VOID = "__EMPTY__"
 
 
 def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> records.PromptRow:
-    """Read one row.
+    """Read a row.
 
-    A prompt given as a string is one user turn, its pictures marked in front where it does not
-    mark them; turns must mark theirs. A string that holds turns as JSON is read as turns.
+    A prompt given as a string is a user turn; if it does not mark its pictures, the marks are put
+    in front. Turns must mark theirs. A string that holds turns as JSON is read as turns.
     """
     fields.no_other_media(row)
     column = pictures.of_row(row)
@@ -59,21 +56,21 @@ def _turns(row: Mapping[str, Any], num_images: int) -> turns.Turns:
     if fields.is_blank(value):
         raise records.RowError("empty_prompt", "'prompt' (or 'question') is missing or empty")
     if isinstance(value, str):
-        held = fields.turns_in_text(value, name)
-        if held is None:
+        as_turns = fields.turns_in_text(value, name)
+        if as_turns is None:
             text = fields.mark_images(fields.check_text(value, name), num_images)
             return turns.Turns(messages=(records.Message(role="user", content=text),), pictures=())
-        value = held
+        value = as_turns
     if isinstance(value, Mapping):
         value = _list_of_turns(value, name)
-    found = turns.read(value, name, role_tag="role", content_tag="content", roles=_ROLES)
-    # No turn of a prompt is learned, whatever its flags say.
-    messages = tuple(dataclasses.replace(turn, is_learned=True) for turn in found.messages)
-    return dataclasses.replace(found, messages=messages)
+    conversation = turns.read(value, name, role_tag="role", content_tag="content", roles=_ROLES)
+    # A prompt has no learned turns, so flags about learning are ignored.
+    messages = tuple(dataclasses.replace(turn, is_learned=True) for turn in conversation.messages)
+    return dataclasses.replace(conversation, messages=messages)
 
 
 def _list_of_turns(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """Return the turns of a dict: one turn, or the columns of many as some writers store a list."""
+    """Return the turns of a dict: a single turn, or columns of turns, the form of some writers."""
     role = value.get("role")
     if not isinstance(role, list):
         return [dict(value)]
@@ -90,7 +87,7 @@ def _list_of_turns(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _answers(row: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
-    """Return the ground truth and its equivalents; those of `reward_model` before plain columns."""
+    """Return the ground truth and its equivalents, from `reward_model` before plain columns."""
     model = fields.json_object(row.get("reward_model"), "reward_model")
     ground_truth = None
     for place, name in ((model, "ground_truth"), (row, "ground_truth"), (row, "answer")):
@@ -107,7 +104,7 @@ def _answers(row: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
             "bad_type", f"equivalent_answers must be a list, got {fields.show(values)}"
         )
     texts = [fields.answer_text(v, f"equivalent_answers[{i}]") for i, v in enumerate(values)]
-    if _VOID in texts:
+    if records.NO_EQUIVALENT in texts:
         return ground_truth, ()
     return ground_truth, tuple(text for text in texts if text.strip())
 
@@ -118,10 +115,10 @@ def _ground_truth(value: Any, name: str) -> str:
         raise records.RowError("empty_answer", f"{name!r} is empty")
     if text.lstrip().startswith("{"):
         try:
-            held = json.loads(text)
+            content = json.loads(text)
         except (ValueError, RecursionError):
             return text
-        if isinstance(held, dict) and held:
+        if isinstance(content, dict) and content:
             raise records.RowError(
                 "bad_answer", f"{name} must be the answer alone, got JSON {fields.show(text)}"
             )

@@ -1,4 +1,4 @@
-"""The pictures of rows: read from their files, decoded to check them, compared when stored."""
+"""Read and check the pictures of rows, from files or stored in a data set."""
 
 import dataclasses
 import hashlib
@@ -8,7 +8,7 @@ from prism_jax.data import images, paths, records
 
 
 def load(row: records.Row, root: str, *, limit_pixels: int, limit_bytes: int) -> records.Row:
-    """Return the row with its images' bytes, sha256 and sizes; each is decoded to check it."""
+    """Return the row with the bytes, sha256 and sizes of its images, after decoding each."""
     loaded = []
     for image in records.get_images(row):
         data = read_bytes(image, root, limit_bytes=limit_bytes)
@@ -21,11 +21,11 @@ def load(row: records.Row, root: str, *, limit_pixels: int, limit_bytes: int) ->
         if image.scale is not None and image.scale.resized_height is not None:
             sides = (image.scale.resized_width, image.scale.resized_height)
             sizes[f"resized to {sides[0]} x {sides[1]}"] = sides
-        for told, sides in sizes.items():
+        for size, sides in sizes.items():
             if max(sides) > images.MAX_ASPECT_RATIO * min(sides):
                 raise records.RowError(
                     "bad_image",
-                    f"image {name}: aspect ratio must be <= {images.MAX_ASPECT_RATIO}, got {told}",
+                    f"image {name}: aspect ratio must be <= {images.MAX_ASPECT_RATIO}, got {size}",
                 )
         loaded.append(
             dataclasses.replace(
@@ -51,14 +51,14 @@ def read_bytes(image: records.Image, root: str, *, limit_bytes: int) -> bytes:
 
 
 def check_stored(row: records.Row, place: str) -> None:
-    """Raise InputError where a stored picture is not the one that its sha256 is of."""
+    """Raise InputError if a stored picture does not have its sha256."""
     for image in records.get_images(row):
         if hashlib.sha256(image.data).hexdigest() != image.sha256:
             raise errors.InputError(f"{place}: a picture is damaged: its sha256 is another")
 
 
 def check_pixels(row: records.Row, *, limit_pixels: int) -> None:
-    """Refuse stored pictures beyond a limit, which may have been higher when they were stored."""
+    """Raise RowError for a picture beyond the limit, which may have been higher at the build."""
     for image in records.get_images(row):
         width, height = image.width_pixels, image.height_pixels
         if width * height > limit_pixels:

@@ -3,8 +3,8 @@
   {"conversations": [{"from": "human", "value": "<image>…"}, {"from": "gpt", "value": "…"}], …}
   {"messages": [{"role": "user", "content": "<image>…"}, {"role": "assistant", "content": "…"}], …}
 
-with optional `images` (or `image`), `system`, `id` and `loss_mask`. `turns` and `pictures` say what
-a turn and a picture may hold.
+with optional `images` (or `image`), `system`, `id` and `loss_mask`. For the fields of a turn and of
+a picture see `turns` and `pictures`.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from prism_jax import errors
 from prism_jax.data import fields, paths, pictures, records
 from prism_jax.data import turns as turns_lib
 
-_DATASET_INFO = "dataset_info.json"
+DATASET_INFO = "dataset_info.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The names that one file uses: its columns, the keys of a turn, and the roles."""
+    """The names in a file: its columns, the keys of a turn, and the roles."""
 
     messages: str
     images: str
@@ -31,7 +31,7 @@ class Columns:
     user_tag: str
     assistant_tag: str
     system_tag: str
-    # A column that may hold the pictures instead; None: `images` alone does, another is not read.
+    # A column that may hold the pictures instead; None: only `images` is read.
     also_images: str | None = "image"
 
 
@@ -59,7 +59,7 @@ MESSAGES = Columns(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What `dataset_info.json` says about one data set: the file's full path and its names."""
+    """The entry of a data set in `dataset_info.json`: the file's full path and its names."""
 
     path: str
     columns: Columns
@@ -68,12 +68,12 @@ class Entry:
 def parse(
     row: Mapping[str, Any], *, place: records.Place, source: str, columns: Columns | None
 ) -> records.SFTRow:
-    """Read one row; without `columns` the variant is told by which of the two keys the row has."""
+    """Read a row; without `columns`, the row's keys determine the variant."""
     fields.no_other_media(row)
     names = _variant(row) if columns is None else columns
     if fields.is_blank(row.get(names.messages)):
         raise records.RowError("missing_field", f"{names.messages!r} is missing or empty")
-    found = turns_lib.read(
+    conversation = turns_lib.read(
         row[names.messages],
         names.messages,
         role_tag=names.role_tag,
@@ -84,7 +84,7 @@ def parse(
             names.system_tag: "system",
         },
     )
-    turns = turns_lib.with_row_flags(found.messages, row)
+    turns = turns_lib.with_row_flags(conversation.messages, row)
     system = fields.optional_text(row, names.system)
     if system is not None:
         if turns[0].role == "system":
@@ -97,26 +97,26 @@ def parse(
         source=source,
         messages=turns,
         images=pictures.of_marks(
-            found.pictures, pictures.of_row(row, names.images, also=names.also_images)
+            conversation.pictures, pictures.of_row(row, names.images, also=names.also_images)
         ),
     )
 
 
 def _variant(row: Mapping[str, Any]) -> Columns:
-    found = [names for names in (CONVERSATIONS, MESSAGES) if row.get(names.messages) is not None]
-    if len(found) != 1:
+    variants = [names for names in (CONVERSATIONS, MESSAGES) if row.get(names.messages) is not None]
+    if len(variants) != 1:
         rule = "a row must have exactly one of 'conversations' and 'messages'"
         raise records.RowError(
             "missing_field", f"{rule}, got {', '.join(sorted(map(str, row))) or 'nothing'}"
         )
-    return found[0]
+    return variants[0]
 
 
 def find_entry(path: str, name: str) -> Entry:
-    """Return what a `dataset_info.json` says about the data set `name`.
+    """Return the entry of the data set `name` in a `dataset_info.json`.
 
     Raises:
-      InputError: no such entry, or it asks for something else than a local sharegpt file.
+      InputError: there is no such entry, or it is not for a local sharegpt file.
 
     Source: LLaMA-Factory src/llamafactory/data/parser.py get_dataset_list, data/README.md.
     """
@@ -145,7 +145,7 @@ def find_entry(path: str, name: str) -> Entry:
             raise errors.InputError(f"{where}: {part} must map names to names, got {_shown(value)}")
     _check_keys(columns, {"messages", "images", "system"}, f"{where}: columns")
     known_tags = {"role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag"}
-    # These two name roles of tool calls, which no row may have.
+    # The other two tags name roles of tool calls, which no row may have.
     _check_keys(tags, known_tags | {"observation_tag", "function_tag"}, f"{where}: tags")
     names = columns | {tag: value for tag, value in tags.items() if tag in known_tags}
     if "images" in columns:
@@ -157,7 +157,7 @@ def find_entry(path: str, name: str) -> Entry:
 
 
 def _file_of(path: str, file_name: Any, where: str) -> str:
-    """Return the full path of an entry's file, which lies in the folder of `dataset_info.json`."""
+    """Return the full path of an entry's file in the folder of `dataset_info.json`."""
     if not isinstance(file_name, str):
         raise errors.InputError(f"{where}: file_name must name a file, got {_shown(file_name)}")
     folder = paths.parent(path)
@@ -165,7 +165,7 @@ def _file_of(path: str, file_name: Any, where: str) -> str:
         paths.inside(folder, fields.check_text(file_name, "file_name"))
     except records.RowError as error:
         raise errors.InputError(
-            f"{where}: file_name must name a file in the folder of {_DATASET_INFO}, got "
+            f"{where}: file_name must name a file in the folder of {DATASET_INFO}, got "
             f"{_shown(file_name)}"
         ) from error
     return paths.join(folder, file_name)
@@ -175,8 +175,8 @@ def _shown(value: Any) -> str:
     return records.shorten(repr(value), 100)
 
 
-def _check_keys(found: Mapping[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(set(found) - known)
+def _check_keys(entries: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(entries) - known)
     if unknown:
         names = records.shorten(", ".join(unknown), 200)
         raise errors.InputError(f"{where}: not supported: {names}")

@@ -1,21 +1,20 @@
-"""Write demonstrations in LLaMA-Factory's sharegpt form, pictures as files beside them."""
+"""Write demonstrations in LLaMA-Factory's sharegpt form, with pictures as files beside them."""
 
 import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from prism_jax.data import image_files, records
+from prism_jax.data import image_files, records, sharegpt
 
 Json = Any
-DATASET_INFO = "dataset_info.json"
 _SPEAKERS = {"user": "human", "assistant": "gpt"}
 
 
 def write(path: pathlib.Path, rows: Iterable[records.SFTRow]) -> int:
-    """Write `path`, whole or not at all, with the pictures below its folder; return the row count.
+    """Write `path` atomically, with the pictures below its folder; return the row count.
 
-    `dataset_info.json` beside it has an entry of the file's name for LLaMA-Factory.
+    `dataset_info.json` beside it gets an entry with the file's name for LLaMA-Factory.
     """
     partial = path.with_name(path.name + ".partial")
     count = 0
@@ -29,14 +28,14 @@ def write(path: pathlib.Path, rows: Iterable[records.SFTRow]) -> int:
     partial.replace(path)
     columns = {"messages": "conversations", "images": "images", "system": "system"}
     entry = {"file_name": path.name, "formatting": "sharegpt", "columns": columns}
-    info = path.with_name(DATASET_INFO)
+    info = path.with_name(sharegpt.DATASET_INFO)
     info.write_text(json.dumps({path.stem: entry}, indent=1) + "\n", encoding="utf-8")
     return count
 
 
 def _row(row: records.SFTRow, folder: pathlib.Path) -> dict[str, Json]:
     turns = [turn for turn in row.messages if turn.role != "system"]
-    found: dict[str, Json] = {
+    entry: dict[str, Json] = {
         "id": row.id,
         "conversations": [
             {"from": _SPEAKERS[turn.role], "value": turn.content}
@@ -46,5 +45,5 @@ def _row(row: records.SFTRow, folder: pathlib.Path) -> dict[str, Json]:
         "images": [image_files.reference(image, folder) for image in row.images],
     }
     if row.messages[0].role == "system":
-        found["system"] = row.messages[0].content
-    return found
+        entry["system"] = row.messages[0].content
+    return entry

@@ -1,8 +1,8 @@
-"""Name a data set, read its rows as candidates, and open it validated for training.
+"""Open data sets for training, with their rows validated.
 
-A source is one file (`.json`, `.jsonl`, `.parquet`), a folder of such files, an entry of a
-LLaMA-Factory `dataset_info.json`, or a folder that `build.build` wrote. The same rows come in the
-same order whether the files or the folder built from them are opened.
+A source is a file (`.json`, `.jsonl`, `.parquet`), a folder of such files, an entry of a
+LLaMA-Factory `dataset_info.json`, or a folder that `build.build` wrote. Files and the folder built
+from them give the same rows in the same order.
 """
 
 import bisect
@@ -31,11 +31,10 @@ from prism_jax.data import (
 )
 
 _ENDINGS = (".json", ".jsonl", ".parquet")
-_DATASET_INFO = "dataset_info.json"
 
 
 class Rows(Protocol):
-    """Typed rows by number, as Grain reads them."""
+    """Typed rows by number, the form that Grain reads."""
 
     def __len__(self) -> int: ...
 
@@ -44,15 +43,15 @@ class Rows(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """One data set as a user names it.
+    """A data set as a user names it.
 
     Attributes:
-      kind: what its rows are: sft, pairs or prompts.
+      kind: of its rows: sft, pairs or prompts.
       path: a file, a folder of files, a `dataset_info.json` (with `entry`), or a built folder.
       entry: the data set's name in `dataset_info.json`.
       image_root: the folder that image paths are relative to and must stay in; None: the folder of
         the file.
-      name: how reports and rows call it; None: `entry`, or the last part of the path.
+      name: in reports and rows; None: `entry`, or the last part of the path.
     """
 
     kind: str
@@ -76,14 +75,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A validated data set and what was left out of it."""
+    """A validated data set and the report on its rows."""
 
     rows: Rows
     report: validate.Report
 
 
 class Files:
-    """The files behind a source: candidates in order, then raw rows by number."""
+    """The files of a source: candidates in order, then raw rows by number."""
 
     def __init__(self, source: Source):
         columns, names = _files(source)
@@ -101,7 +100,7 @@ class Files:
         self._ends: list[int] = []
 
     def candidates(self) -> Iterator[validate.Candidate]:
-        """Yield every row of every file, wrong ones included."""
+        """Yield all rows of all files, wrong rows included."""
         index = itertools.count()
         for table, label, root in zip(self._tables, self._labels, self._roots, strict=True):
             for number, fields in table.scan():
@@ -115,7 +114,7 @@ class Files:
         self._ends = list(itertools.accumulate(len(table) for table in self._tables))
 
     def read(self, index: int) -> tuple[records.Row, str]:
-        """Return a row by its candidate index, images not loaded, and its image root."""
+        """Return a row by its candidate index, without its images' bytes, and its image root."""
         table = bisect.bisect_right(self._ends, index)
         start = self._ends[table - 1] if table else 0
         number, fields = self._tables[table].read(index - start)
@@ -126,26 +125,26 @@ class Files:
 
 
 class RawRows:
-    """The right rows of a source's files, by number. Safe to use from several threads."""
+    """The valid rows of a source's files, by number. Thread-safe."""
 
     def __init__(self, files: Files, rules: validate.Rules, report: validate.Report):
         self._files = files
         self._rules = rules
         self._report = report
-        self._kept: list[int] = []
-        # What is remembered of each image: everything but its bytes.
+        self._indices: list[int] = []
+        # All of each image but its bytes.
         self._images: list[tuple[records.Image, ...]] = []
         for candidate, row in validate.check(files.candidates(), rules, report):
-            self._kept.append(candidate.index)
+            self._indices.append(candidate.index)
             images = records.get_images(row)
             self._images.append(tuple(dataclasses.replace(i, data=None) for i in images))
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._indices)
 
     def __getitem__(self, index: SupportsIndex) -> records.Row:
-        index = range(len(self._kept))[index]
-        row, root = self._files.read(self._kept[index])
+        index = range(len(self._indices))[index]
+        row, root = self._files.read(self._indices[index])
         loaded = []
         for given, known in zip(records.get_images(row), self._images[index], strict=True):
             limit_bytes = self._rules.limit_image_bytes
@@ -163,21 +162,21 @@ class RawRows:
 
 
 class Selection:
-    """Some of the rows of a data set, by number."""
+    """A selection of the rows of a data set."""
 
-    def __init__(self, rows: Rows, kept: Sequence[int]):
+    def __init__(self, rows: Rows, numbers: Sequence[int]):
         self._rows = rows
-        self._kept = kept
+        self._numbers = numbers
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._numbers)
 
     def __getitem__(self, index: SupportsIndex) -> records.Row:
-        return self._rows[self._kept[int(index)]]
+        return self._rows[self._numbers[int(index)]]
 
 
 class Joined:
-    """The rows of several data sets, which count on from each other."""
+    """The rows of several data sets, numbered consecutively."""
 
     def __init__(self, parts: Sequence[Rows]):
         self._parts = parts
@@ -193,10 +192,10 @@ class Joined:
 
 
 def open_source(source: Source, rules: validate.Rules, *, cache_dir: str | None) -> Opened:
-    """Open a data set for training; files are validated now, a built folder was when it was built.
+    """Open a data set for training; files are validated, a built folder was when it was built.
 
-    Of a built folder only what a stage asks for beyond that is checked again: length, teacher
-    texts, ground truth. `cache_dir` is where a built folder on gs:// is copied to.
+    The rows of a built folder are checked again if the stage has rules on length, teacher texts or
+    ground truth. `cache_dir` is for copies of built folders on gs://.
     """
     report = validate.Report(name=source.label())
     if paths.is_folder(source.path) and manifest.is_built(source.path):
@@ -209,38 +208,40 @@ def _select(rows: Rows, source: Source, rules: validate.Rules, report: validate.
     if rules.count_tokens is None and not rules.need_teacher and not rules.need_answer:
         report.num_read = report.num_kept = len(rows)
         return rows
-    kept = validate.recheck(rows, rules, report, file=source.path)
-    return rows if len(kept) == len(rows) else Selection(rows, kept)
+    numbers = validate.recheck(rows, rules, report, file=source.path)
+    return rows if len(numbers) == len(rows) else Selection(rows, numbers)
 
 
 def _files(source: Source) -> tuple[sharegpt.Columns | None, list[str]]:
-    """Return the column names (None: told from each row) and the files to read."""
+    """Return the column names (None: each row's variant) and the files to read."""
     path, columns = source.path, None
     if paths.is_folder(path) and source.entry is not None:
-        path = paths.join(path, _DATASET_INFO)
+        path = paths.join(path, sharegpt.DATASET_INFO)
     if source.entry is not None:
-        if not path.endswith(_DATASET_INFO) or source.kind != "sft":
+        if not path.endswith(sharegpt.DATASET_INFO) or source.kind != "sft":
             raise errors.InputError(
-                f"{path}: data.entry names a data set of kind sft in a {_DATASET_INFO}, "
+                f"{path}: data.entry names a data set of kind sft in a {sharegpt.DATASET_INFO}, "
                 f"got kind {source.kind}"
             )
         entry = sharegpt.find_entry(path, source.entry)
         path, columns = entry.path, entry.columns
-    elif path.endswith(_DATASET_INFO):
+    elif path.endswith(sharegpt.DATASET_INFO):
         raise errors.InputError(f"{path}: data.entry must name one of its data sets")
     if not paths.is_folder(path):
         names = [path]
     else:
         with paths.explain(path):
-            found = (os.fspath(file) for file in epath.Path(path).iterdir())
-            names = sorted(n for n in found if n.endswith(_ENDINGS) and _DATASET_INFO not in n)
+            files = (os.fspath(file) for file in epath.Path(path).iterdir())
+            names = sorted(
+                n for n in files if n.endswith(_ENDINGS) and sharegpt.DATASET_INFO not in n
+            )
     if not names or not all(name.endswith(_ENDINGS) for name in names):
         raise errors.InputError(f"{path}: must be (or hold) files ending in {', '.join(_ENDINGS)}")
     return columns, names
 
 
 def _labels(names: list[str]) -> list[str]:
-    """Return file names for messages: without folders where that is unambiguous."""
+    """Return file names for messages, without folders if that is unambiguous."""
     short = [name.rsplit("/", 1)[-1] for name in names]
     return short if len(set(short)) == len(short) else names
 

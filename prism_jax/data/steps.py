@@ -1,4 +1,4 @@
-"""Batches that are a function of the step: made ahead in threads by Grain, resumed exactly."""
+"""Batches as a function of the step: prefetched in threads by Grain, resumed exactly."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ _VERSION = 2
 
 
 class Steps:
-    """Iterate over `make(0), make(1), …`; the position is the number of the next step.
+    """An iterator over `make(0), make(1), …`; the position is the number of the next step.
 
-    As every process makes its own part of the same steps, a run may go on with another number of
+    Each process makes a part of the same steps, so a run may resume with another number of
     processes.
     """
 
@@ -29,10 +29,10 @@ class Steps:
 
         Args:
           make: called in threads; must not depend on anything but the step.
-          num_steps: steps there are; then the iterator ends.
-          identity: JSON values that say what the steps are made of; a position of others is
-            refused. None says that a thing is not known here: it is compared with nothing.
-          num_threads: steps made ahead at a time.
+          num_steps: after which the iterator ends.
+          identity: JSON values that identify the data of the steps; a position with other values is
+            refused. A value of None is unknown and is not compared.
+          num_threads: steps made in parallel.
         """
         self._identity = {"version": _VERSION} | identity
         self._next = 0
@@ -49,7 +49,7 @@ class Steps:
         return made
 
     def get_state(self) -> dict[str, Any]:
-        """Return the position and what it belongs to, as JSON values."""
+        """Return the position and the identity of its data, as JSON values."""
         return {"next_step": self._next} | self._identity
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -69,5 +69,5 @@ class Steps:
         self._iterator.set_state({"next_index": self._next})
 
     def close(self) -> None:
-        """Stop the threads that work ahead."""
+        """Stop the prefetching threads."""
         self._iterator.close()

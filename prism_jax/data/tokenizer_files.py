@@ -1,7 +1,7 @@
-"""A small tokenizer of Qwen's kind, trained on given texts, and the processor files beside it.
+"""Train a small tokenizer of Qwen's kind and write it with its processor files.
 
-Byte-level BPE, so that any text survives a round trip, with Qwen's special tokens behind the
-ordinary ones. The same arguments give the same files.
+It is a byte-level BPE, so that any text survives a round trip, with Qwen's special tokens after the
+ordinary tokens. The same arguments give the same files.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# Tokens of their own that decoding keeps.
+# Added tokens that decoding does not skip.
 ADDED_TOKENS = (
     "<tool_call>",
     "</tool_call>",
@@ -45,7 +45,7 @@ _SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Writes what the template of Qwen3-VL writes for system, user and assistant turns.
+# Equal to the template of Qwen3-VL for system, user and assistant turns.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
   {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -72,7 +72,7 @@ CHAT_TEMPLATE = """\
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ids:
-    """Hold what a model's configuration must agree on, under the names of `config.json`."""
+    """The ids that a model's configuration must have, under the names of `config.json`."""
 
     vocab_size: int
     image_token_id: int
@@ -93,21 +93,21 @@ def write(
     video_min_pixels: int = 4096,
     video_max_pixels: int = 25165824,
 ) -> Ids:
-    """Write tokenizer and processor files as Qwen3-VL publishes them; return the ids.
+    """Write tokenizer and processor files in Qwen3-VL's form; return the ids.
 
-    The default limits are the published ones. A tiny model wants small ones: an image token stands
-    for 32 x 32 pixels. No `config.json` is written.
+    The default limits are the published ones. A tiny model needs smaller limits: an image token
+    covers 32 x 32 pixels. No `config.json` is written.
 
     Args:
-      texts: what merges are learnt from.
-      num_merges: most merges; texts of few words have fewer.
+      texts: to learn the merges from.
+      num_merges: at most; texts of few words give fewer.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _train(texts, num_merges)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", _config(tokenizer))
-    # Hugging Face's processor has the template from here, its tokenizer from the file above.
+    # Hugging Face's processor reads the template here, its tokenizer in the file above.
     _write_json(folder / "chat_template.json", {"chat_template": CHAT_TEMPLATE})
     shared = {
         "patch_size": 16,
@@ -141,7 +141,7 @@ def write(
 
 
 def _config(tokenizer: tokenizers.Tokenizer) -> dict:
-    """Return what stands in `tokenizer_config.json`."""
+    """Return the content of `tokenizer_config.json`."""
     return {
         "add_bos_token": False,
         "add_prefix_space": False,

@@ -1,12 +1,12 @@
-"""The turns of a conversation as files hold them: roles, texts, pictures, and what is learned.
+"""The turns of a conversation in a file: roles, texts, pictures, and whether they are learned.
 
-Beside its role and its content a turn may hold
+Beside its role and its content a turn may have
 
-  images, image                              its own pictures, put in front unless it marks them
+  images, image                              pictures, put in front unless the text marks them
   weight, loss, trainable, train, loss_mask  0 or false: the turn is shown and not learned
 
-and a part of its content `{"type": "text", "text"}` or `{"type": "image"}` with a picture as
-`pictures` describes it. Whatever else is given is refused by name.
+A part of its content is `{"type": "text", "text"}`, or `{"type": "image"}` with a picture in a form
+of `pictures`. Other fields are refused by name.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _PARTS_AS_TEXT = re.compile(r'\s*\[\s*\{\s*"type"\s*:\s*"(?:text|image|image_url
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turns:
-    """The turns of a row, and a picture for each mark in them (None: not named there)."""
+    """The turns of a row, and a picture for each mark in them (None: the turns do not name it)."""
 
     messages: tuple[records.Message, ...]
     pictures: tuple[records.Image | None, ...]
@@ -36,7 +36,7 @@ def read(
     """Return the turns of a conversation, given as a list or as JSON text.
 
     Args:
-      roles: maps the file's role names to ours.
+      roles: from the file's role names to the project's.
     """
     if isinstance(value, str):
         value = _from_json(value, name)
@@ -69,14 +69,14 @@ def read(
                 )
         known = {role_tag, content_tag, "images", "image", *_FLAGS, *_REASONING}
         fields.only(turn, known, where)
-        content, own = _content(
+        content, turn_pictures = _content(
             turn[content_tag],
             f"{where}.{content_tag}",
             is_response=roles[role] == "assistant",
             num_before=len(named),
         )
-        content, own = _with_pictures(turn, content, own, where)
-        named += own
+        content, turn_pictures = _with_pictures(turn, content, turn_pictures, where)
+        named += turn_pictures
         messages.append(
             records.Message(
                 role=roles[role],
@@ -99,10 +99,10 @@ def _from_json(text: str, name: str) -> Any:
 def _content(
     value: Any, name: str, *, is_response: bool, num_before: int
 ) -> tuple[str, list[records.Image | None]]:
-    """Return a turn's marked text, and for each mark the picture that its part names.
+    """Return a turn's marked text, and the picture of each mark, if its part names one.
 
     Args:
-      num_before: pictures of the turns before.
+      num_before: pictures in earlier turns.
     """
     if isinstance(value, str) and not is_response and value.rstrip().endswith("]"):
         value = _from_json(value, name) if _PARTS_AS_TEXT.match(value) else value
@@ -136,7 +136,7 @@ def _unnamed(text: str) -> list[None]:
 
 
 def _check_index(index: Any, number: int, where: str) -> None:
-    """Refuse a part that asks for another picture of the row's column than its own, `number`."""
+    """Raise RowError unless a part's index is `number`, the picture at its position."""
     if not fields.is_blank(index) and (isinstance(index, bool) or index != number):
         raise records.RowError(
             "image_mismatch",
@@ -147,7 +147,7 @@ def _check_index(index: Any, number: int, where: str) -> None:
 def _with_pictures(
     turn: Mapping[str, Any], content: str, named: list[records.Image | None], where: str
 ) -> tuple[str, list[records.Image | None]]:
-    """Return content and pictures with those that the turn names beside its content."""
+    """Return content and pictures, completed by the pictures that the turn names separately."""
     given = pictures.of_row(turn)
     if not given:
         return content, named
@@ -190,9 +190,9 @@ def _flag(value: Any, name: str) -> bool:
 def with_row_flags(
     messages: tuple[records.Message, ...], row: Mapping[str, Any]
 ) -> tuple[records.Message, ...]:
-    """Return the turns with what the row's own columns say about learning them.
+    """Return the turns with the flags of the row's columns applied.
 
-    `loss_mask` has a 0 or 1 for each turn; the others are of the whole row.
+    `loss_mask` has a 0 or 1 for each turn; the other columns are for the whole row.
     """
     for name in ("weight", "trainable", "loss_weight", "sample_weight"):
         if not fields.is_blank(row.get(name)) and not _flag(row[name], name):

@@ -1,4 +1,4 @@
-"""Unique ids for the rows of a data set, many of which use one id for all rows of a picture."""
+"""Unique ids for the rows of a data set; many data sets repeat an id for all rows of a picture."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ from prism_jax.data import records
 
 
 class Ids:
-    """The ids of a data set's rows so far, and the digests that tell equal rows from others."""
+    """The ids of a data set's rows so far, and the digests that identify equal rows."""
 
     def __init__(self):
         self._used: set[str] = set()
@@ -14,10 +14,10 @@ class Ids:
         self._firsts: dict[bytes, int] = {}
 
     def admit(self, row_id: str, row_digest: bytes, index: int) -> str:
-        """Return the row's id, with a number behind it where another row has it.
+        """Return the row's id, with a number appended if another row has the same id.
 
         Raises:
-          RowError: an earlier row of the same id is the same in everything.
+          RowError: an earlier row has the same id and content.
         """
         key = hashlib.sha256(row_id.encode() + row_digest).digest()[:16]
         first = self._firsts.setdefault(key, index)

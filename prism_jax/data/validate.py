@@ -1,7 +1,7 @@
-"""Check every row when a data set is built: nothing wrong goes on, nothing is lost silently.
+"""Check all rows when a data set is built or opened, and report each row that is left out.
 
-Each row that is left out is listed with its file, number, id, reason and message. More wrong rows
-than `Rules.max_bad_rows` end the build with `WrongRows`, which holds that list.
+The report lists such a row with its file, number, id, reason and message. More wrong rows than
+`Rules.max_bad_rows` end the build with `WrongRows`, which has that list.
 """
 
 import collections
@@ -14,13 +14,13 @@ from typing import Any, Literal
 from prism_jax import errors
 from prism_jax.data import images, parallel, records, row_images, unique_ids
 
-# Tokens of a row, or a tuple that begins with them.
+# The number of tokens of a row, or a tuple that begins with it.
 Counted = int | tuple[Any, ...]
 
 _DIGEST_BYTES = 32
-# Wrong rows beyond the limit that are listed before the reading is given up.
+# Wrong rows beyond the limit that are listed before reading stops.
 _MOST_LISTED = 100_000
-# What LLaMA-Factory puts other media in the place of; here they would be words.
+# LLaMA-Factory's marks of other media; here they would be read as words.
 _OTHER_MARKS = ("<video>", "<audio>")
 # Added tokens of the tokenizer: in a row's text they would forge turns or pictures.
 # Source: Qwen3-VL tokenizer_config.json, added_tokens_decoder.
@@ -33,22 +33,22 @@ _SPECIAL_TOKEN = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What a row must satisfy, and what happens when it does not.
+    """The rules for a row, and the treatment of rows that break them.
 
     Attributes:
-      max_bad_rows: wrong rows that may be left out; one more is an error.
-      option: what a user calls `max_bad_rows`, for messages.
-      count_tokens: the length of a validated row as the stage will feed it, alone or with what else
-        is to be remembered of the row behind it, see `Report.counted`; None: any length.
-      max_tokens: the longest row, given exactly when `count_tokens` is.
+      max_bad_rows: wrong rows that may be left out; more are an error.
+      option: the user's name of `max_bad_rows`, for messages.
+      count_tokens: returns the length of a validated row in the stage, alone or followed by other
+        values to store in `Report.counted`; None: any length.
+      max_tokens: the longest row, given exactly if `count_tokens` is.
       overlong: "error" counts a longer row as wrong, "filter" leaves it out and reports it.
       need_teacher: a prompt needs teacher_caption and teacher_cot.
       need_answer: a prompt needs a ground truth.
-      answer_problem: why a ground truth cannot be judged against, None if it can; asked with
+      answer_problem: returns why a ground truth cannot be judged against, None if it can; used with
         `need_answer`.
-      limit_pixels: pixels of one image, read from its header before it is decoded.
-      limit_image_bytes: size of one image file.
-      num_threads: rows checked at a time.
+      limit_pixels: pixels of an image, read from its header before it is decoded.
+      limit_image_bytes: size of an image file.
+      num_threads: rows checked in parallel.
     """
 
     max_bad_rows: int = 0
@@ -79,7 +79,7 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A row as its file holds it; `index` counts the rows of the whole source from 0."""
+    """A row of a file, not yet parsed; `index` counts the rows of the whole source from 0."""
 
     index: int
     place: records.Place
@@ -90,7 +90,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A row that was left out; `is_wrong` is False for duplicates and where overlong=filter."""
+    """A row that was left out; `is_wrong` is False for duplicates and with overlong=filter."""
 
     file: str
     row: int
@@ -106,11 +106,11 @@ class Dropped:
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
-    """What was read, kept and left out of one source.
+    """The rows of a source that were read, accepted and left out.
 
-    `counted` holds what `Rules.count_tokens` said of each row that was kept, in order; it is empty
-    without such a rule. `digests` holds `records.digest` of each row that was kept, one behind the
-    other; it is empty where a built folder was opened without reading its rows.
+    `counted` has the result of `Rules.count_tokens` for each accepted row, in order; it is empty
+    without that rule. `digests` is `records.digest` of the accepted rows, concatenated; it is empty
+    if a built folder was opened without reading its rows.
     """
 
     name: str
@@ -120,11 +120,11 @@ class Report:
     dropped: list[Dropped] = dataclasses.field(default_factory=list)
     counted: list[Counted] = dataclasses.field(default_factory=list)
     digests: bytearray = dataclasses.field(default_factory=bytearray)
-    has_scales: bool = False  # a picture asks for a size of its own
+    has_scales: bool = False  # a picture sets a size
     renamed: dict[int, str] = dataclasses.field(default_factory=dict)  # number of the row -> new id
 
     def keep(self, row: records.Row, counted: Counted | None, row_digest: bytes) -> None:
-        """Enter a row that is kept."""
+        """Add an accepted row."""
         self.num_kept += 1
         self.digests += row_digest
         self.has_scales |= any(image.scale is not None for image in records.get_images(row))
@@ -132,20 +132,20 @@ class Report:
             self.counted.append(counted)
 
     def digest_of(self, number: int) -> bytes:
-        """Return `records.digest` of a row that was kept."""
+        """Return `records.digest` of an accepted row."""
         return bytes(self.digests[number * _DIGEST_BYTES : (number + 1) * _DIGEST_BYTES])
 
     def first_digests(self, max_rows: int | None) -> bytes:
-        """Return the digests of the first rows that were kept (None: of all), in order."""
+        """Return the digests of the first accepted rows (None: of all), in order."""
         assert len(self.digests) == self.num_kept * _DIGEST_BYTES, f"{self.name}: rows not read"
         return bytes(self.digests if max_rows is None else self.digests[: max_rows * _DIGEST_BYTES])
 
     def drop(
         self, place: records.Place, row_id: str | None, error: records.RowError, rules: Rules
     ) -> None:
-        """Enter a row that is left out."""
-        is_asked_for = error.reason == "overlong" and rules.overlong == "filter"
-        is_wrong = not is_asked_for and error.reason != "duplicate"
+        """Add a row that is left out."""
+        is_filtered = error.reason == "overlong" and rules.overlong == "filter"
+        is_wrong = not is_filtered and error.reason != "duplicate"
         self.num_wrong += is_wrong
         self.dropped.append(
             Dropped(
@@ -180,15 +180,15 @@ class Report:
         return "".join(f"{row}\n" for row in rows)
 
     def finish(self, rules: Rules) -> None:
-        """Raise `WrongRows` when more rows are wrong than allowed, or when none is left."""
+        """Raise `WrongRows` if more rows are wrong than allowed, or if none is left."""
         wrong = [row for row in self.dropped if row.is_wrong]
         if len(wrong) > rules.max_bad_rows:
-            told = f"{len(wrong)} of {self.num_read} rows are wrong, "
-            told += f"{rules.option} is {rules.max_bad_rows}"
-            raise WrongRows(f"{self.name}: {told}{self._listing(wrong)}", self)
+            problem = f"{len(wrong)} of {self.num_read} rows are wrong, "
+            problem += f"{rules.option} is {rules.max_bad_rows}"
+            raise WrongRows(f"{self.name}: {problem}{self._listing(wrong)}", self)
         if self.num_kept == 0:
-            told = f"no rows: {self.num_read} read, {len(self.dropped)} dropped"
-            raise WrongRows(f"{self.name}: {told}{self._listing(self.dropped)}", self)
+            problem = f"no rows: {self.num_read} read, {len(self.dropped)} dropped"
+            raise WrongRows(f"{self.name}: {problem}{self._listing(self.dropped)}", self)
 
     def _listing(self, rows: list[Dropped]) -> str:
         counts = ", ".join(f"{reason} {count}" for reason, count in self.counts().items())
@@ -196,7 +196,7 @@ class Report:
 
 
 class WrongRows(errors.InputError):
-    """Refuse a data set for its rows; the message is short, `report` names every one."""
+    """Too many wrong rows in a data set; the message is short, `report` lists them all."""
 
     def __init__(self, message: str, report: Report):
         super().__init__(message)
@@ -206,50 +206,54 @@ class WrongRows(errors.InputError):
 def check(
     candidates: Iterable[Candidate], rules: Rules, report: Report
 ) -> Iterator[tuple[Candidate, records.Row]]:
-    """Yield the right rows in order, their images loaded, and enter the others in the report.
+    """Yield the valid rows in order, with images loaded, and add the others to the report.
 
-    A row whose id an earlier one has is kept under a new id, or left out where it is the same row.
-    `report.finish` is called after the last row, so a caller that runs to the end has no wrong
-    rows beyond the limit.
+    A row with the id of an earlier row gets a new id, or is left out if it is the same row.
+    `report.finish` is called after the last row, so it raises before a caller reaches the end with
+    too many wrong rows.
     """
     ids = unique_ids.Ids()
 
-    def work(candidate: Candidate) -> _Right | _Wrong:
+    def work(candidate: Candidate) -> _ValidRow | _InvalidRow:
         return _check_one(candidate, rules)
 
     weighed = parallel.ordered_map(
-        work, candidates, rules.num_threads, weigh=lambda one: parallel.held_bytes(one.fields)
+        work,
+        candidates,
+        rules.num_threads,
+        weigh=lambda candidate: parallel.held_bytes(candidate.fields),
     )
-    for candidate, found in weighed:
+    for candidate, result in weighed:
         report.num_read += 1
-        if isinstance(found, _Right):
-            row = found.row
+        if isinstance(result, _ValidRow):
+            row = result.row
             try:
-                row_id = ids.admit(row.id, found.digest, candidate.index)
+                row_id = ids.admit(row.id, result.digest, candidate.index)
                 if row_id != row.id:
                     row = dataclasses.replace(row, id=row_id)
                     report.renamed[report.num_kept] = row_id
-                report.keep(row, found.counted, found.digest)
+                report.keep(row, result.counted, result.digest)
                 yield candidate, row
                 continue
             except records.RowError as error:
-                found = _Wrong(row_id=row.id, error=error)
-        report.drop(candidate.place, found.row_id, found.error, rules)
+                result = _InvalidRow(row_id=row.id, error=error)
+        report.drop(candidate.place, result.row_id, result.error, rules)
         if report.num_wrong > rules.max_bad_rows + _MOST_LISTED:
             break
     report.finish(rules)
 
 
 def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: str) -> list[int]:
-    """Check the rows of a built folder for a stage; return the numbers of the right.
+    """Check the rows of a built folder for a stage; return the numbers of the valid rows.
 
-    That is all that `check` looks at but decoding: pictures are compared with their sha256.
+    The checks are those of `check`, except that pictures are compared with their sha256 and not
+    decoded.
 
     Raises:
-      InputError: a picture is not the one that was stored, or too many rows are wrong.
+      InputError: a picture is damaged, or too many rows are wrong.
     """
 
-    def work(index: int) -> _Right | _Wrong:
+    def work(index: int) -> _ValidRow | _InvalidRow:
         row = rows[index]
         row_images.check_stored(row, f"{file} row {index + 1}")
         try:
@@ -257,37 +261,37 @@ def recheck(rows: Sequence[records.Row], rules: Rules, report: Report, *, file: 
             row_images.check_pixels(row, limit_pixels=rules.limit_pixels)
             counted = check_length(row, rules)
         except records.RowError as error:
-            return _Wrong(row_id=row.id, error=error.alone())
-        return _Right(row=row, counted=counted, digest=records.digest(row))
+            return _InvalidRow(row_id=row.id, error=error.alone())
+        return _ValidRow(row=row, counted=counted, digest=records.digest(row))
 
-    kept = []
-    for index, found in parallel.ordered_map(work, range(len(rows)), rules.num_threads):
+    numbers = []
+    for index, result in parallel.ordered_map(work, range(len(rows)), rules.num_threads):
         report.num_read += 1
-        if isinstance(found, _Right):
-            report.keep(found.row, found.counted, found.digest)
-            kept.append(index)
+        if isinstance(result, _ValidRow):
+            report.keep(result.row, result.counted, result.digest)
+            numbers.append(index)
         else:
             place = records.Place(file=file, row=index + 1)
-            report.drop(place, found.row_id, found.error, rules)
+            report.drop(place, result.row_id, result.error, rules)
     report.finish(rules)
-    return kept
+    return numbers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Right:
+class _ValidRow:
     row: records.Row
     counted: Counted | None
     digest: bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Wrong:
+class _InvalidRow:
     row_id: str | None
     error: records.RowError
 
 
-def _check_one(candidate: Candidate, rules: Rules) -> _Right | _Wrong:
-    """Return the row with its images, or its id (where it has one) and what is wrong."""
+def _check_one(candidate: Candidate, rules: Rules) -> _ValidRow | _InvalidRow:
+    """Return the row with its images, or its id (if it has one) and the error."""
     row_id = None
     try:
         if isinstance(candidate.fields, records.RowError):
@@ -305,12 +309,12 @@ def _check_one(candidate: Candidate, rules: Rules) -> _Right | _Wrong:
         )
         counted = check_length(row, rules)
     except records.RowError as error:
-        return _Wrong(row_id=row_id, error=error.alone())
-    return _Right(row=row, counted=counted, digest=records.digest(row))
+        return _InvalidRow(row_id=row_id, error=error.alone())
+    return _ValidRow(row=row, counted=counted, digest=records.digest(row))
 
 
 def check_row(row: records.Row, rules: Rules) -> None:
-    """Check roles, texts and marks of a row; images are not opened."""
+    """Check roles, texts and marks of a row, without opening images."""
     if isinstance(row, records.SFTRow):
         _check_turns(row.messages, last="assistant")
         prompts = [message.content for message in row.messages if message.role == "user"]
@@ -322,8 +326,9 @@ def check_row(row: records.Row, rules: Rules) -> None:
         prompts = [row.prompt]
     if not "".join(prompts).strip():
         raise records.RowError("empty_prompt", "the prompt has no text and no picture")
+    systems = [turn.content for turn in _turns_of(row) if turn.role == "system"]
     for mark in _OTHER_MARKS:
-        if any(mark in text for text in prompts):
+        if any(mark in text for text in (*systems, *prompts)):
             raise records.RowError("unsupported", f"the prompt has {mark}, which is not supported")
     texts = records.get_texts(row)
     for text in texts:
@@ -341,6 +346,12 @@ def check_row(row: records.Row, rules: Rules) -> None:
         raise records.RowError(
             "placeholders", f"{records.IMAGE_MARK} stands outside the user's turns"
         )
+
+
+def _turns_of(row: records.Row) -> tuple[records.Message, ...]:
+    if isinstance(row, records.PairRow):
+        return ()
+    return row.messages if isinstance(row, records.SFTRow) else row.prompt
 
 
 def _check_turns(messages: tuple[records.Message, ...], *, last: str) -> None:
@@ -374,7 +385,7 @@ def _check_needs(row: records.PromptRow, rules: Rules) -> None:
 
 
 def check_length(row: records.Row, rules: Rules) -> Counted | None:
-    """Count a validated row's tokens where the rules say how; return what was counted."""
+    """Return the result of `Rules.count_tokens` for a validated row; RowError if it is too long."""
     if rules.count_tokens is None:
         return None
     try:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from models import inputs
 from models.config import Qwen3VLConfig
 from models.inputs import Example
 from prism_jax import rows as packed_rows
@@ -30,11 +31,11 @@ class SegmentBatch:
     text: Any  # TextInput [M, B, T]
     vision: Any  # VisionInput [M, B, P] or None
     last: Any  # int32[M, B, S]  place in the row of the segment's last token; 0 without a segment
-    kind: Any  # int32[M, B, S]  what the text is, see `models.kinds`; 0 without a segment
+    kind: Any  # int32[M, B, S]  kind of text, see `models.kinds`; 0 without a segment
     num_tokens: Any  # int32[M, B, S]  of the segment; 0 without one
     is_segment: Any  # bool[M, B, S]
-    # int32[M, B, S / 2]  which name the pair of segments 2i (teacher) and 2i + 1 (student) has,
-    # -1 for none; None where segments are not in pairs
+    # int32[M, B, S / 2]  name of the pair of segments 2i (teacher) and 2i + 1 (student), -1 for
+    # none; None where segments are not in pairs
     pair_name: Any
     # float32[M, B, S] or None  gradient of the loss with respect to the score
     score_gradients: Any
@@ -42,14 +43,14 @@ class SegmentBatch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PackedSegments:
-    """A batch, and the place of each segment in it, to read its score."""
+    """This process's rows of a batch, and the place of each segment, to read its score."""
 
     batch: SegmentBatch
     places: list[packed_rows.Place]
     shape: RowShape
 
     def read(self, scores: np.ndarray) -> np.ndarray:
-        """Return the scores of the segments in their order, from float32[M, B, S]."""
+        """Return the scores of the segments in their order, from float32[M, B, S] of all rows."""
         rows = np.asarray(scores).reshape(self.shape.num_rows, -1)
         return np.array([rows[place.row, place.slot] for place in self.places], np.float32)
 
@@ -59,7 +60,7 @@ class PackedSegments:
         return np.array([place.row * slots + place.slot for place in self.places], np.int32)
 
 
-def pack(
+def segment_rows(
     prompts: Sequence[Example],
     units: Sequence[Sequence[Continuation]],
     names: Sequence[int],
@@ -69,32 +70,46 @@ def pack(
     *,
     positions: Positions,
 ) -> PackedSegments:
-    """Lay prompts with segments into rows.
+    """Return prompts with segments in rows.
 
     Args:
       units: a segment by itself, or teacher's and student's segment of a pair.
-      names: which name each unit has.
-      kinds: which kind each name is to the model.
+      names: number of each unit's name.
+      kinds: kind of each name to the model.
     """
     packed = packed_rows.pack(prompts, units, shape, config)
-    sizes = (shape.num_rows, shape.row_sequences)
-    last, kind, num_tokens = (np.zeros(sizes, np.int32) for _ in range(3))
-    is_segment = np.zeros(sizes, bool)
-    named = [name for name, unit in zip(names, units, strict=True) for _ in unit]
-    for name, place in zip(named, packed.places, strict=True):
-        last[place.row, place.slot] = place.start + place.num_tokens - 1
-        kind[place.row, place.slot] = kinds[name]
-        num_tokens[place.row, place.slot] = place.num_tokens
-        is_segment[place.row, place.slot] = True
-    pair_name = None
-    if len(units[0]) == 2:
-        pair_name = np.full((shape.num_rows, shape.row_sequences // 2), -1, np.int32)
-        for name, place in zip(names, packed.places[::2], strict=True):
-            pair_name[place.row, place.slot // 2] = name
-        pair_name = packed_rows.split(pair_name, shape)
+    sides = {len(unit) for unit in units}
+    return of_packed(packed, names, kinds, shape, positions=positions, is_paired=sides == {2})
+
+
+def of_packed(
+    packed: packed_rows.Packed,
+    names: Sequence[int],
+    kinds: Sequence[int],
+    shape: RowShape,
+    *,
+    positions: Positions,
+    is_paired: bool,
+) -> PackedSegments:
+    """Return the batch of packed units; see `pack`."""
+    own = shape.own
+    last, kind, num_tokens = (np.zeros((len(own), shape.row_sequences), np.int32) for _ in range(3))
+    is_segment = np.zeros((len(own), shape.row_sequences), bool)
+    pair_name = np.full((len(own), shape.row_sequences // 2), -1, np.int32) if is_paired else None
+    sides = 2 if is_paired else 1
+    for number, place in enumerate(packed.places):
+        if place.row not in own:
+            continue
+        row, name = own[place.row], names[number // sides]
+        last[row, place.slot] = place.start + place.num_tokens - 1
+        kind[row, place.slot] = kinds[name]
+        num_tokens[row, place.slot] = place.num_tokens
+        is_segment[row, place.slot] = True
+        if is_paired:
+            pair_name[row, place.slot // 2] = name
     text = packed.text
     if positions == "text_1d":
-        text = dataclasses.replace(text, positions=_in_one_dimension(text.segments.ids))
+        text = dataclasses.replace(text, positions=_positions(text))
     batch = SegmentBatch(
         text=text,
         vision=packed.vision,
@@ -102,14 +117,25 @@ def pack(
         kind=packed_rows.split(kind, shape),
         num_tokens=packed_rows.split(num_tokens, shape),
         is_segment=packed_rows.split(is_segment, shape),
-        pair_name=pair_name,
+        pair_name=packed_rows.split(pair_name, shape),
         score_gradients=None,
     )
     return PackedSegments(batch=batch, places=packed.places, shape=shape)
 
 
+def _positions(text: inputs.TextInput) -> np.ndarray:
+    """Return the positions in one dimension, for shared prompts those of their first copies."""
+    if text.shared is None:
+        return _in_one_dimension(text.segments.ids)
+    expanded = _in_one_dimension(text.shared.segments.ids)
+    expanded = np.pad(expanded, ((0, 0),) * 3 + ((0, 1),))  # a place for none
+    shared = text.shared
+    places = np.concatenate([shared.copies[..., 0], shared.followers], axis=-1)
+    return np.take_along_axis(expanded, places[:, None], axis=-1)
+
+
 def _in_one_dimension(ids: np.ndarray) -> np.ndarray:
-    """Return int32[M, 3, B, T]: how many tokens of its sequence stand before each, image or not.
+    """Return int32[M, 3, B, T]: the number of tokens before each in its sequence, image or not.
 
     Source: PRISM verl/verl/workers/critic/dp_critic.py:177, vllm_rollout_spmd.py:463.
     """

@@ -287,7 +287,7 @@ def _terms(
     size = num_rows if rule.microbatch_pairs is None else rule.microbatch_pairs
     batch_pairs = None
     if rule.all_invalid == "released":
-        batch_pairs = {n: jnp.sum(one.is_pair, dtype=jnp.float32) for n, one in segments.items()}
+        batch_pairs = {n: jnp.sum(s.is_pair, dtype=jnp.float32) for n, s in segments.items()}
 
     def loss(part: Mapping[str, pairwise.Segment]):
         return pairwise.loss(
@@ -338,7 +338,14 @@ def _router_weight(
 ) -> dict[str, jax.Array]:
     if not coefficient:
         return {}
-    return {ROUTER: (batch.text.segments.ids > 0).sum(dtype=jnp.float32)}
+    return {ROUTER: _num_tokens(batch)}
+
+
+def _num_tokens(batch: discriminator_batch.SegmentBatch) -> jax.Array:
+    """Return the tokens of all sequences, those of a shared prompt once for each."""
+    text = batch.text
+    segments = text.segments if text.shared is None else text.shared.segments
+    return (segments.ids > 0).sum(dtype=jnp.float32)
 
 
 def _router_term(
@@ -351,7 +358,7 @@ def _router_term(
     """
     if stats is None:
         return {}, {}
-    tokens = (batch.text.segments.ids > 0).sum(dtype=jnp.float32)
+    tokens = _num_tokens(batch)
     total = moe.load_balance(stats) * tokens
     logged = {"discriminator/router_balance": metrics.Mean(total=total, weight=tokens)}
     if not coefficient:

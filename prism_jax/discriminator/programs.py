@@ -18,10 +18,10 @@ def batch(
     """Return the abstract rows of a step.
 
     Args:
-      is_paired: teacher's and student's segments stand side by side, see `batch.pack`.
+      is_paired: teacher's and student's segments stand side by side, see `batch.segment_rows`.
     """
     one = programs.continuation()
-    packed = discriminator_batch.pack(
+    packed = discriminator_batch.segment_rows(
         [programs.example()],
         [[one, one] if is_paired else [one]],
         [0],
@@ -36,10 +36,10 @@ def batch(
 
 
 def work(model: setup_models.Model, shape: RowShape) -> programs.Work:
-    """Return what scoring all rows of a step computes."""
+    """Return the work of scoring all rows of a step."""
     return programs.Work(
         model=model.config,
-        tokens=shape.microbatch_rows * shape.row_tokens,
+        **programs.tokens_of(shape),
         sequence_tokens=shape.row_tokens,
         patches=shape.microbatch_rows * shape.row_patches,
         head_tokens=0,

@@ -1,8 +1,8 @@
-"""What stands between caption and cot, in tokens: one line break, as the tokenizer would write it.
+"""The text between caption and cot, in tokens: one line break, as the tokenizer would write it.
 
-A policy may leave the break out, double it, or draw it as a token of its own. That says nothing of
+A policy may leave the break out, double it, or write it as a separate token. That says nothing of
 caption or cot, but the caption would end in another token than the teacher's, `>` instead of `>`
-and break in one, which is all that a discriminator needs to tell the sides apart.
+and break in one, and a discriminator needs no more to separate the sides.
 """
 
 import bisect
@@ -18,7 +18,7 @@ _BREAK = b"\n"
 
 
 class Seam:
-    """Rewrite the tokens where a caption ends and a cot begins, and no others."""
+    """The tokens where a caption ends and a cot begins, and the rule that rewrites them alone."""
 
     def __init__(
         self,
@@ -29,12 +29,12 @@ class Seam:
     ):
         """Take the tokens of `EXAMPLE`, the table of `tags.token_bytes` and the tokenizer."""
         self._bytes, self._encode = bytes_of_token, encode
-        data, ends = self._laid(example)
+        data, ends = self._bytes_of(example)
         end = data.index(_TAG) + len(_TAG)
         number = bisect.bisect_left(ends, end)
         start = ends[number - 1] if number else 0
         self._last = example[number]  # the token that completes the tag
-        self._own = data[start:end]  # what of the tag it holds
+        self._tag_end = data[start:end]  # the part of the tag in it
         behind = itertools.takewhile(lambda t: bytes_of_token[t].isspace(), example[number + 1 :])
         self._lead = list(behind)  # the break, where the last token does not hold it
         self._is_clean = data[end : ends[number + len(self._lead)]] == _BREAK
@@ -49,10 +49,10 @@ class Seam:
           tokens: a well-formed response with its end token.
           caption_tokens: as `tags.segment` counts them.
         """
-        as_drawn = tokens[:caption_tokens], tokens[caption_tokens:]
-        data, ends = self._laid(tokens)
+        unchanged = tokens[:caption_tokens], tokens[caption_tokens:]
+        data, ends = self._bytes_of(tokens)
         if not self._is_clean or _TAG not in data:
-            return as_drawn
+            return unchanged
         starts = [0, *ends[:-1]]
         end = data.index(_TAG) + len(_TAG)
         body = len(data) - len(data[end:].lstrip())
@@ -61,13 +61,13 @@ class Seam:
             self._last,
             self._lead,
         ):
-            return as_drawn
+            return unchanged
         for first in range(caption_tokens - 1, -1, -1):
-            before = _text(data[starts[first] : end].removesuffix(self._own))
-            if before is not None and data[starts[first] : end].endswith(self._own):
+            before = _text(data[starts[first] : end].removesuffix(self._tag_end))
+            if before is not None and data[starts[first] : end].endswith(self._tag_end):
                 break
         else:
-            return as_drawn
+            return unchanged
         second = bisect.bisect_right(ends, body)
         rest = []
         if starts[second] < body:  # a token begins in the gap
@@ -77,7 +77,7 @@ class Seam:
         caption = [*tokens[:first], *(self._encode(before) if before else []), self._last]
         return caption, [*self._lead, *rest, *tokens[second:]]
 
-    def _laid(self, tokens: Sequence[int]) -> tuple[bytes, list[int]]:
+    def _bytes_of(self, tokens: Sequence[int]) -> tuple[bytes, list[int]]:
         pieces = [self._bytes[token] for token in tokens]
         return b"".join(pieces), list(itertools.accumulate(map(len, pieces)))
 

@@ -1,8 +1,8 @@
-"""What the discriminator reads: prompts, and the segments of teacher's and student's responses.
+"""The input of the discriminator: prompts, and segments of teacher's and student's responses.
 
 A response is tokenised whole, with its end token, and cut by `rewards.tags.segment`, the one rule
 for texts from files and for tokens from the sampler. So both sides have the same boundaries and are
-scored at the same kind of token. A view says which segments there are:
+scored at the same kind of token. A view chooses the segments:
 
     view          segments
     caption_cot   caption, cot              the method
@@ -46,13 +46,13 @@ VIEWS: Mapping[View, tuple[str, ...]] = {
     "whole": ("response",),
     "both": ("caption", "cot", "response"),
 }
-# What the model calls each.
+# The model's name for each.
 KINDS = {"caption": kinds.CAPTION, "cot": kinds.COT, "response": kinds.WHOLE}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text:
-    """Hold a response and its two parts, as a file has them or as they are cut from the whole."""
+    """A response and its two parts, as a file has them or as they are cut from the whole."""
 
     response: str
     caption: str
@@ -65,14 +65,14 @@ class Text:
 
     @classmethod
     def of_whole(cls, response: str) -> "Text":
-        """Cut a response behind its caption."""
+        """Return the two parts of a response, cut behind its caption."""
         caption, cot = tags.split_text(response)
         return cls(response=response, caption=caption, cot=cot)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Hold the segments of one response; each is scored at its last token."""
+    """The segments of one response; each is scored at its last token."""
 
     tokens: Mapping[str, np.ndarray]  # int32[n] by segment
     shortened: tuple[str, ...]  # segments that a limit has cut
@@ -85,11 +85,11 @@ class Cut:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Form:
-    """Say which segments there are and how they end."""
+    """The choice of segments, and how they end."""
 
     view: View
     scored_token: ScoredToken
-    teacher_max_tokens: int | None  # of a segment; what is beyond is not read
+    teacher_max_tokens: int | None  # of a segment; the rest is not read
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,14 +98,14 @@ class Form:
 
     @property
     def kinds(self) -> tuple[int, ...]:
-        """Return what the model calls them."""
+        """Return the model's names for them."""
         return tuple(KINDS[name] for name in self.names)
 
 
 def problems_of_length(
     place: str, length_beta: Sequence[tuple[str, float]], view: View
 ) -> list[str]:
-    """Return what is wrong with the coefficients of the lengths of segments."""
+    """Return the problems of the coefficients of the lengths of segments."""
     names = [name for name, _ in length_beta]
     if set(names) <= set(VIEWS[view]) and len(set(names)) == len(names):
         return []
@@ -113,17 +113,17 @@ def problems_of_length(
 
 
 def join(caption: str, cot: str) -> str:
-    """Return the response of two segments; a line break goes between them where nothing stands.
+    """Return the response of two segments, with a line break between them.
 
     A policy writes the break that its demonstrations have; without one here the discriminator
-    could tell the sides apart by it.
+    could separate the sides by it.
     """
     is_apart = caption[-1:].isspace() or cot[:1].isspace()
     return caption + cot if is_apart else f"{caption}\n{cot}"
 
 
 class Reader:
-    """Cut texts for one discriminator."""
+    """The rule that cuts texts for one discriminator."""
 
     def __init__(
         self, words: processor.Processor, *, vocab_tokens: int | None, gate: tags.Gate, form: Form
@@ -138,7 +138,7 @@ class Reader:
 
     @property
     def tail_tokens(self) -> int:
-        """Return how many tokens more than a response a segment of it may have."""
+        """Return the most tokens that a segment may have more than its response."""
         return 1 + len(self._break) if self._form.scored_token == "newline" else 0
 
     def teacher(self, text: Text) -> Cut:
@@ -173,9 +173,9 @@ class Reader:
         parts = dataclasses.asdict(text)
         return _cut_of({name: self._tokens(parts[name]) + tail for name in form.names}, ())
 
-    def cut(self, tokens: np.ndarray, found: tags.Segments) -> Cut:
-        """Return the segments of a well-formed response as it was drawn, see `Form`."""
-        parts = self._slices(tokens.tolist(), found.caption_tokens)
+    def cut(self, tokens: np.ndarray, segments: tags.Segments) -> Cut:
+        """Return the segments of a well-formed response of the sampler, see `Form`."""
+        parts = self._slices(tokens.tolist(), segments.caption_tokens)
         if self._form.scored_token == "newline":
             parts["caption"] = [*parts["caption"], self._end]
             parts = {name: [*part, *self._break] for name, part in parts.items()}
@@ -204,26 +204,26 @@ class Reader:
         return encode.measure(turns, pictures, self._words, add_generation_prompt=True)
 
     def _of_text(self, text: Text, limit: int | None) -> Cut:
-        tokens, found = self._cut(text)
-        parts = self._slices(tokens, found.caption_tokens)
+        tokens, segments = self._cut(text)
+        parts = self._slices(tokens, segments.caption_tokens)
         shortened = [n for n in self._form.names if limit is not None and len(parts[n]) > limit]
         return _cut_of({name: parts[name][:limit] for name in self._form.names}, tuple(shortened))
 
     def _cut(self, text: Text) -> tuple[list[int], tags.Segments]:
-        """Return the tokens of the whole response, its end token included, and where it is cut."""
+        """Return the tokens of the whole response, its end token included, and its segments."""
         tokens = [*self._tokens(text.response), self._end]
-        found = tags.segment(
+        segments = tags.segment(
             tokens,
             bytes_of_token=self._reader.bytes_of_token,
             end_tokens=self._reader.end_tokens,
             gate=self._reader.gate,
         )
-        if not found.format_ok:
+        if not segments.format_ok:
             raise records.RowError(
                 "format",
                 f"a response is not of the {self._reader.gate} format: {text.response[:200]!r}",
             )
-        return tokens, found
+        return tokens, segments
 
     def _slices(self, tokens: list[int], caption_tokens: int) -> dict[str, list[int]]:
         """Return every segment of a response."""
@@ -247,7 +247,7 @@ def seen(
     *,
     sees_images: bool,
 ) -> tuple[Sequence[records.Message], Sequence[records.Image]]:
-    """Return what a discriminator sees of a prompt."""
+    """Return the turns and pictures of a prompt that a discriminator sees."""
     if sees_images:
         return turns, pictures
     bare = [
@@ -288,6 +288,7 @@ def continuation(prompt: int, cut: Cut, name: str) -> Continuation:
     return Continuation(prompt=prompt, tokens=cut.tokens[name])
 
 
-def same_words(one: processor.Processor, other: processor.Processor) -> bool:
-    """Tell whether two models read tokens as the same text."""
-    return one.tokenizer.get_vocab() == other.tokenizer.get_vocab() and one.ids == other.ids
+def same_words(first: processor.Processor, second: processor.Processor) -> bool:
+    """Return whether two models read tokens as the same text."""
+    vocabularies = [words.tokenizer.get_vocab() for words in (first, second)]
+    return vocabularies[0] == vocabularies[1] and first.ids == second.ids

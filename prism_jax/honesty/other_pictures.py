@@ -1,6 +1,6 @@
-"""Prompts with other pictures: what a discriminator that looks must notice.
+"""Prompts with other pictures, a change that a discriminator that looks must notice.
 
-Grids, tokens and patches stay as many as they are, so a changed prompt packs as the true one does.
+The numbers of grids, tokens and patches stay, so a changed prompt packs as the true one does.
 """
 
 import dataclasses
@@ -29,18 +29,18 @@ def changed(
     lose or repeat patches.
     """
     pictured = [number for number, prompt in enumerate(prompts) if prompt.grids]
-    found = list(prompts)
+    result = list(prompts)
     for place, number in enumerate(pictured):
         prompt = prompts[number]
         if change == "shuffled":
             other = prompts[pictured[(place + 1) % len(pictured)]]
             pixels = _borrowed(prompt, other, spatial_merge_size)
         elif change == "blank":
-            pixels = [_grey(one) for one in prompt.pixels]
+            pixels = [_grey(picture) for picture in prompt.pixels]
         else:
-            pixels = [_noise(one, number) for one in prompt.pixels]
-        found[number] = dataclasses.replace(prompt, pixels=pixels)
-    return found
+            pixels = [_noise(picture, number) for picture in prompt.pixels]
+        result[number] = dataclasses.replace(prompt, pixels=pixels)
+    return result
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
@@ -56,18 +56,18 @@ def _noise(pixels: np.ndarray, seed: int) -> np.ndarray:
 
 def _borrowed(prompt: Example, other: Example, merge: int) -> list[np.ndarray]:
     """Return the pixels of another prompt's pictures in the grids of this one's."""
-    found = []
+    borrowed = []
     for number, grid in enumerate(prompt.grids):
         source = number % len(other.grids)
         grid_there, pixels = other.grids[source], other.pixels[source]
         if grid_there == grid:
-            found.append(pixels)
+            borrowed.append(pixels)
             continue
         sizes, sizes_there = np.array(grid), np.array(grid_there)
         here = _coords(grid, merge) * sizes_there // sizes
         rank = np.lexsort(_coords(grid_there, merge).T[::-1])  # patches, frame by frame, row by row
-        found.append(pixels[rank[np.ravel_multi_index(here.T, grid_there)]])
-    return found
+        borrowed.append(pixels[rank[np.ravel_multi_index(here.T, grid_there)]])
+    return borrowed
 
 
 def _coords(grid: positions.Grid, merge: int) -> np.ndarray:

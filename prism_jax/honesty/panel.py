@@ -1,7 +1,7 @@
 """The honesty panel: does the discriminator look, and at what? See docs/honesty.md.
 
-Everything is measured on pairs that the discriminator has not learnt from: those that the warm-up
-holds out, and in alignment a step's own, before they are learnt from. Names are
+Everything is measured on pairs that the discriminator has not learned from: the held-out pairs of
+the warm-up, and in alignment the pairs of a step, before its update. Names are
 `honesty/{segment}_…`; a value that does not exist is absent.
 """
 
@@ -21,13 +21,13 @@ from prism_jax.rows import Continuation
 # A probe explains an accuracy that is above a coin's when it is nearly as high, and high itself.
 _EXPLAINS_WITHIN = 0.02
 _EXPLAINS_FROM = 0.75
-# A table of more experts is not read by anyone.
-_MAX_EXPERTS_TOLD = 16
+# Nobody reads a table of more experts.
+_MAX_EXPERTS_LOGGED = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(configuration.Section):
-    """Say when the panel is measured, and on how many pairs it asks the discriminator again."""
+    """The steps after which the panel is measured, and the pairs that it scores again."""
 
     every_steps: int | None  # besides the last step; None: never, at no cost
     num_pairs: int  # of responses
@@ -37,13 +37,13 @@ class Options(configuration.Section):
         return configuration.at_least(self, 1, "every_steps", "num_pairs")
 
     def is_due(self, step: int, num_steps: int) -> bool:
-        """Tell whether the panel is measured after this many finished steps."""
+        """Return whether the panel is measured after the step of this number."""
         return self.every_steps is not None and (step % self.every_steps == 0 or step == num_steps)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Hold pairs of segments: what a teacher and a student wrote to the same prompt.
+    """Pairs of segments, a teacher's and a student's to the same prompt.
 
     `units` holds [teacher's, student's] for each pair, `names` which of `segments` it is, and
     `is_cut` whether a limit has cut the teacher's.
@@ -57,12 +57,12 @@ class Pairs:
     kinds: tuple[int, ...]  # of each segment to the model
 
     def of(self, name: str) -> np.ndarray:
-        """Return bool[pairs]: which are of one segment."""
+        """Return bool[pairs], True for the pairs of this segment."""
         return np.array(self.names, int) == self.segments.index(name)
 
-    def at(self, chosen: np.ndarray) -> "Pairs":
-        """Return the pairs where `chosen`, bool[pairs], is True."""
-        places = np.flatnonzero(chosen)
+    def at(self, mask: np.ndarray) -> "Pairs":
+        """Return the pairs where `mask`, bool[pairs], is True."""
+        places = np.flatnonzero(mask)
         return dataclasses.replace(
             self,
             units=[self.units[n] for n in places],
@@ -71,8 +71,8 @@ class Pairs:
         )
 
     def first(self, num_responses: int) -> np.ndarray:
-        """Return bool[pairs]: those of so many responses, from as many prompts as can be."""
-        chosen = np.zeros(len(self.units), bool)
+        """Return bool[pairs], True for `num_responses` responses from most prompts."""
+        mask = np.zeros(len(self.units), bool)
         for name in self.segments:
             seen: collections.Counter[int] = collections.Counter()
             rounds = []  # the first response to every prompt, then the second, …
@@ -80,11 +80,11 @@ class Pairs:
                 prompt = self.units[place][0].prompt
                 rounds.append((seen[prompt], place))
                 seen[prompt] += 1
-            chosen[[place for _, place in sorted(rounds)[:num_responses]]] = True
-        return chosen
+            mask[[place for _, place in sorted(rounds)[:num_responses]]] = True
+        return mask
 
     def probed(self) -> probes.Pairs:
-        """Return what the probes see."""
+        """Return the pairs in the form of the probes."""
         return probes.Pairs.of(
             [unit[0].prompt for unit in self.units],
             [unit[0].tokens for unit in self.units],
@@ -93,8 +93,8 @@ class Pairs:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge:
-    """Hold the discriminator as the panel asks it, and what is known about it."""
+class Discriminator:
+    """The discriminator in the panel's form, with the properties that decide the measurements."""
 
     score: Callable[[Pairs], np.ndarray]  # float[pairs, 2], teacher's and student's
     count: Callable[[Pairs], np.ndarray] | None  # float[L, K, E] router's choices; None: dense
@@ -105,7 +105,7 @@ class Judge:
 
 def measure(
     pairs: Pairs,
-    judge: Judge,
+    discriminator: Discriminator,
     *,
     known: np.ndarray | None,
     fitted: Mapping[str, probes.Pairs] | None,
@@ -114,10 +114,10 @@ def measure(
     """Return the panel.
 
     Args:
-      known: float[pairs, 2], the scores of all pairs; None asks for those of the first
-        `num_pairs`, and leaves the others out.
-      fitted: by segment, what the probes are fitted on; None fits them on one half of the prompts
-        for the other.
+      known: float[pairs, 2], the scores of all pairs; None scores the first `num_pairs` and leaves
+        the others out.
+      fitted: by segment, the pairs on which probes are fitted; None fits them on one half of the
+        prompts for the other.
       num_pairs: responses whose pairs are scored again with a change.
     """
     is_few = pairs.first(num_pairs)
@@ -125,47 +125,47 @@ def measure(
     if not few.units:
         return {}
     if known is None:
-        pairs, known = few, judge.score(few)
+        pairs, known = few, discriminator.score(few)
         is_few = np.ones(len(few.units), bool)
-    told = {"honesty/num_pairs": len(pairs.units) / len(pairs.segments)}
+    logged = {"honesty/num_pairs": len(pairs.units) / len(pairs.segments)}
     gaps = known[:, 0] - known[:, 1]
     for name in pairs.segments:
         of_name = pairs.of(name)
         if of_name.any():
-            told |= _of_segment(pairs.at(of_name), gaps[of_name], fitted)
-    told |= _against_the_other(pairs, known)
-    told |= _with_other_pictures(few, judge, known[is_few])
-    told |= _swapped(few, judge, known[is_few])
-    if judge.count is not None:
-        told |= _of_router(judge.count(few), few)
-    return told
+            logged |= _of_segment(pairs.at(of_name), gaps[of_name], fitted)
+    logged |= _against_the_other(pairs, known)
+    logged |= _with_other_pictures(few, discriminator, known[is_few])
+    logged |= _swapped(few, discriminator, known[is_few])
+    if discriminator.count is not None:
+        logged |= _of_router(discriminator.count(few), few)
+    return logged
 
 
-def warnings(told: Mapping[str, float], segments: Sequence[str]) -> list[str]:
-    """Return a line for each segment whose accuracy a probe explains alone."""
+def warnings(panel: Mapping[str, float], segments: Sequence[str]) -> list[str]:
+    """Return a warning for each segment whose accuracy a probe explains alone."""
     lines = []
     for name in segments:
-        if told.get(f"honesty/{name}_probe_explains") != 1:
+        if panel.get(f"honesty/{name}_probe_explains") != 1:
             continue
-        found = {
-            probe: told[f"honesty/{name}_{probe}_probe_accuracy"]
+        accuracies = {
+            probe: panel[f"honesty/{name}_{probe}_probe_accuracy"]
             for probe in probes.PROBES
-            if f"honesty/{name}_{probe}_probe_accuracy" in told
+            if f"honesty/{name}_{probe}_probe_accuracy" in panel
         }
-        best = max(found, key=lambda probe: found[probe])
+        best = max(accuracies, key=lambda probe: accuracies[probe])
         lines.append(
             f"WARNING: {name}: the {best.replace('_', ' ')} alone tells teacher from student in "
-            f"{100 * found[best]:.0f} % of pairs, the discriminator in "
-            f"{100 * told[f'honesty/{name}_pair_accuracy']:.0f} %: it may look at nothing else"
+            f"{100 * accuracies[best]:.0f} % of pairs, the discriminator in "
+            f"{100 * panel[f'honesty/{name}_pair_accuracy']:.0f} %: it may look at nothing else"
         )
     return lines
 
 
 def explains(probe_accuracy: float, accuracy: float) -> bool:
-    """Tell whether a probe's accuracy alone explains the discriminator's."""
-    has_learnt = accuracy > 0.5
+    """Return whether a probe's accuracy alone explains the discriminator's."""
+    has_learned = accuracy > 0.5
     is_near = probe_accuracy >= accuracy - _EXPLAINS_WITHIN
-    return has_learnt and is_near and probe_accuracy >= _EXPLAINS_FROM
+    return has_learned and is_near and probe_accuracy >= _EXPLAINS_FROM
 
 
 def _of_segment(
@@ -174,29 +174,29 @@ def _of_segment(
     """Return the accuracies of the discriminator and of the probes on one segment's pairs."""
     name = pairs.segments[pairs.names[0]]
     right = probes.accuracy(gaps)
-    told = {
+    logged = {
         f"honesty/{name}_pair_accuracy": right,
         f"honesty/{name}_teacher_cut_fraction": float(np.mean(pairs.is_cut)),
     }
-    seen, found = pairs.probed(), []
+    probed, accuracies = pairs.probed(), []
     for probe, fit in probes.PROBES.items():
         if fitted is None:
-            value = probes.across_prompts(fit, seen)
+            value = probes.across_prompts(fit, probed)
         else:
-            value = probes.accuracy(fit(fitted[name], seen))
+            value = probes.accuracy(fit(fitted[name], probed))
         if value is not None:
-            told[f"honesty/{name}_{probe}_probe_accuracy"] = value
-            found.append(value)
-    if found:
-        told[f"honesty/{name}_probe_explains"] = float(explains(max(found), right))
-    return told
+            logged[f"honesty/{name}_{probe}_probe_accuracy"] = value
+            accuracies.append(value)
+    if accuracies:
+        logged[f"honesty/{name}_probe_explains"] = float(explains(max(accuracies), right))
+    return logged
 
 
 def _against_the_other(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
-    """Return how often a teacher's caption is above the student's cot, and its cot above a caption.
+    """Return the accuracies of captions against cots, and of cots against captions.
 
-    A judge of who wrote a segment says so in both; one that scores captions and cots at different
-    heights, in one of them alone. Nothing is scored anew.
+    A discriminator that knows who wrote a segment is right in both. One that scores captions and
+    cots at different heights is right in one of them. Nothing is scored again.
     """
     if not {"caption", "cot"} <= set(pairs.segments):
         return {}
@@ -210,71 +210,75 @@ def _against_the_other(pairs: Pairs, scores: np.ndarray) -> dict[str, float]:
     }
 
 
-def _with_other_pictures(few: Pairs, judge: Judge, scores: np.ndarray) -> dict[str, float]:
-    """Return what other pictures change in the scores of the segment that describes them."""
+def _with_other_pictures(
+    few: Pairs, discriminator: Discriminator, scores: np.ndarray
+) -> dict[str, float]:
+    """Return the effect of other pictures on the scores of the segment that describes them."""
     name = few.segments[0]  # the caption where there is one
-    chosen = few.of(name)
-    if judge.sees_images:
-        chosen &= np.array([bool(few.prompts[unit[0].prompt].grids) for unit in few.units])
-    if not chosen.any():
+    mask = few.of(name)
+    if discriminator.sees_images:
+        mask &= np.array([bool(few.prompts[unit[0].prompt].grids) for unit in few.units])
+    if not mask.any():
         return {}
-    pairs, before = few.at(chosen), scores[chosen]
-    told = {f"honesty/{name}_score_std": float(np.std(before))}
+    pairs, before = few.at(mask), scores[mask]
+    logged = {f"honesty/{name}_score_std": float(np.std(before))}
     used = sorted({unit[0].prompt for unit in pairs.units})
     for change in other_pictures.CHANGES:
         if change == "shuffled" and len(used) < 2:
             continue
         after = before  # where pictures are not read at all
-        if judge.sees_images:
+        if discriminator.sees_images:
             others = other_pictures.changed(
-                [few.prompts[n] for n in used], change, spatial_merge_size=judge.spatial_merge_size
+                [few.prompts[n] for n in used],
+                change,
+                spatial_merge_size=discriminator.spatial_merge_size,
             )
             prompts = list(few.prompts)
             for n, other in zip(used, others, strict=True):
                 prompts[n] = other
-            after = judge.score(dataclasses.replace(pairs, prompts=prompts))
-        told |= _changes(f"{name}_{change}_image", before, after)
-    return told
+            after = discriminator.score(dataclasses.replace(pairs, prompts=prompts))
+        logged |= _changes(f"{name}_{change}_image", before, after)
+    return logged
 
 
-def _swapped(few: Pairs, judge: Judge, scores: np.ndarray) -> dict[str, float]:
-    """Return what changes when captions are scored as cots and cots as captions.
+def _swapped(few: Pairs, discriminator: Discriminator, scores: np.ndarray) -> dict[str, float]:
+    """Return the effect of scoring captions as cots and cots as captions.
 
-    Nothing is returned where the discriminator is not told the kind: 0 would be no measurement.
+    Nothing is returned where the discriminator does not see the kind: 0 would not be a measurement.
     """
     other = {kinds.CAPTION: kinds.COT, kinds.COT: kinds.CAPTION}
-    if not judge.keeps_apart or not set(other) <= set(few.kinds):
+    if not discriminator.keeps_apart or not set(other) <= set(few.kinds):
         return {}
     swapped = tuple(other.get(kind, kind) for kind in few.kinds)
-    after = judge.score(dataclasses.replace(few, kinds=swapped))
-    told = {}
+    after = discriminator.score(dataclasses.replace(few, kinds=swapped))
+    logged = {}
     for name, kind in zip(few.segments, few.kinds, strict=True):
         of_name = few.of(name)
         if kind in other and of_name.any():
-            told |= _changes(f"{name}_swapped", scores[of_name], after[of_name])
-    return told
+            logged |= _changes(f"{name}_swapped", scores[of_name], after[of_name])
+    return logged
 
 
-def _changes(what: str, before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+def _changes(name: str, before: np.ndarray, after: np.ndarray) -> dict[str, float]:
     return {
-        f"honesty/{what}_change": float(np.mean(np.abs(after - before))),
-        f"honesty/{what}_pair_accuracy": probes.accuracy(after[:, 0] - after[:, 1]),
+        f"honesty/{name}_change": float(np.mean(np.abs(after - before))),
+        f"honesty/{name}_pair_accuracy": probes.accuracy(after[:, 0] - after[:, 1]),
     }
 
 
 def _of_router(choices: np.ndarray, pairs: Pairs) -> dict[str, float]:
-    """Return how captions and cots use the experts."""
+    """Return the use of the experts by captions and cots."""
     parts = {kind: name for name, kind in zip(pairs.segments, pairs.kinds, strict=True)}
-    told = {}
+    logged = {}
     share = honesty_router.loads(choices).mean(0)  # [K, E]
-    if choices.shape[-1] <= _MAX_EXPERTS_TOLD:
+    if choices.shape[-1] <= _MAX_EXPERTS_LOGGED:
         for kind, name in parts.items():
             for expert, value in enumerate(share[kind]):
                 if np.isfinite(value):
-                    told[f"honesty/{name}_expert_{expert}_load"] = float(value)
+                    logged[f"honesty/{name}_expert_{expert}_load"] = float(value)
     if {kinds.CAPTION, kinds.COT} <= set(parts):
-        # A whole response is no third part of the question.
+        # Whole responses are left out: the question is whether the two parts are kept apart.
         bits = honesty_router.information_bits(choices[:, [kinds.CAPTION, kinds.COT]])
-        told["honesty/router_information_bits_mean"] = float(bits.mean())
-        told["honesty/router_information_bits_max"] = float(bits.max())
-    return told
+        logged["honesty/router_information_bits_mean"] = float(bits.mean())
+        logged["honesty/router_information_bits_max"] = float(bits.max())
+    return logged

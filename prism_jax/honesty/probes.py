@@ -1,7 +1,7 @@
 """Trivial probes of a pair of segments: who is the teacher, from lengths or last tokens alone?
 
-A probe is fitted on some pairs and asked about others. Where a probe is as often right as the
-discriminator, the discriminator may have learnt nothing else: its score then rewards a policy for
+A probe is fitted on some pairs and tested on others. Where a probe is right as often as the
+discriminator, the discriminator may have learned nothing else: its score then rewards a policy for
 the length of its responses, or for the token they end with.
 
 Each probe gives a segment a number and takes the one with the larger number for the teacher's:
@@ -10,7 +10,7 @@ Each probe gives a segment a number and takes the one with the larger number for
                  lengths, whichever is right more often on the fitted pairs
     last token   log-odds of the token's id
 
-Log-odds are log((teachers + 1) / (students + 1)) of the fitted segments, 0 for what was never seen.
+Log-odds are log((teachers + 1) / (students + 1)) of the fitted segments, 0 for an unseen value.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _PAIRS_PER_RANGE = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Hold what the probes see of N pairs of one segment, and the prompt of each."""
+    """The lengths, last tokens and prompts of N pairs of one segment."""
 
     teacher_tokens: np.ndarray  # int[N]
     student_tokens: np.ndarray  # int[N]
@@ -41,39 +41,39 @@ class Pairs:
     ) -> "Pairs":
         """Read segments, int[n] tokens each."""
         return cls(
-            teacher_tokens=np.array([len(one) for one in teacher], int),
-            student_tokens=np.array([len(one) for one in student], int),
+            teacher_tokens=np.array([len(tokens) for tokens in teacher], int),
+            student_tokens=np.array([len(tokens) for tokens in student], int),
             teacher_last=_last(teacher),
             student_last=_last(student),
             prompt=np.array(prompts, int),
         )
 
-    def at(self, chosen: np.ndarray) -> "Pairs":
-        """Return the pairs where `chosen` is True."""
-        return Pairs(**{name: value[chosen] for name, value in vars(self).items()})
+    def at(self, mask: np.ndarray) -> "Pairs":
+        """Return the pairs where `mask` is True."""
+        return Pairs(**{name: value[mask] for name, value in vars(self).items()})
 
     def __len__(self) -> int:
         return len(self.prompt)
 
 
-Probe = Callable[[Pairs, Pairs], np.ndarray]  # fitted, asked -> teacher's number - student's
+Probe = Callable[[Pairs, Pairs], np.ndarray]  # (fitted, tested) -> teacher's number - student's
 
 
 def accuracy(gaps: np.ndarray) -> float:
-    """Return how often the teacher has the larger number; one half where both are equal."""
+    """Return the share of pairs in which the teacher's number is larger; equal ones count half."""
     return float(np.mean(np.where(gaps == 0, 0.5, gaps > 0)))
 
 
-def length(fitted: Pairs, asked: Pairs) -> np.ndarray:
-    """Return teacher minus student of the length's probe, float[N] of the asked pairs."""
+def length(fitted: Pairs, tested: Pairs) -> np.ndarray:
+    """Return teacher minus student of the length's probe, float[N] of the tested pairs."""
     sign = np.sign(np.sum(np.sign(fitted.teacher_tokens - fitted.student_tokens)))
 
     def by_sign(pairs: Pairs) -> np.ndarray:
         return sign * (pairs.teacher_tokens - pairs.student_tokens)
 
-    every = np.concatenate([fitted.teacher_tokens, fitted.student_tokens])
+    lengths = np.concatenate([fitted.teacher_tokens, fitted.student_tokens])
     count = int(np.clip(len(fitted) // _PAIRS_PER_RANGE, 2, _MAX_RANGES))
-    edges = np.unique(np.quantile(every, np.arange(1, count) / count))
+    edges = np.unique(np.quantile(lengths, np.arange(1, count) / count))
 
     def by_range(pairs: Pairs) -> np.ndarray:
         return _log_odds(
@@ -82,13 +82,13 @@ def length(fitted: Pairs, asked: Pairs) -> np.ndarray:
         )
 
     is_sign_better = accuracy(by_sign(fitted)) >= accuracy(by_range(fitted))
-    return by_sign(asked) if is_sign_better else by_range(asked)
+    return by_sign(tested) if is_sign_better else by_range(tested)
 
 
-def last_token(fitted: Pairs, asked: Pairs) -> np.ndarray:
-    """Return teacher minus student of the last token's probe, float[N] of the asked pairs."""
+def last_token(fitted: Pairs, tested: Pairs) -> np.ndarray:
+    """Return teacher minus student of the last token's probe, float[N] of the tested pairs."""
     return _log_odds(
-        fitted.teacher_last, fitted.student_last, asked.teacher_last, asked.student_last
+        fitted.teacher_last, fitted.student_last, tested.teacher_last, tested.student_last
     )
 
 
@@ -98,18 +98,18 @@ PROBES: dict[str, Probe] = {"length": length, "last_token": last_token}
 def across_prompts(probe: Probe, pairs: Pairs) -> float | None:
     """Return a probe's accuracy on prompts that it was not fitted on; None with one prompt alone.
 
-    It is fitted on every second prompt and asked about the others, and the other way round.
+    It is fitted on every second prompt and tested on the others, and the other way round.
     """
     _, order = np.unique(pairs.prompt, return_inverse=True)
     is_odd = order % 2 == 1
     if not is_odd.any():
         return None
     halves = [(pairs.at(is_odd), pairs.at(~is_odd)), (pairs.at(~is_odd), pairs.at(is_odd))]
-    return accuracy(np.concatenate([probe(fitted, asked) for fitted, asked in halves]))
+    return accuracy(np.concatenate([probe(fitted, tested) for fitted, tested in halves]))
 
 
 def _last(segments: Sequence[np.ndarray]) -> np.ndarray:
-    return np.array([one[-1] if len(one) else -1 for one in segments], int)
+    return np.array([tokens[-1] if len(tokens) else -1 for tokens in segments], int)
 
 
 def _lengths(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
@@ -117,7 +117,7 @@ def _lengths(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _log_odds(
-    teacher: np.ndarray, student: np.ndarray, asked_teacher: np.ndarray, asked_student: np.ndarray
+    teacher: np.ndarray, student: np.ndarray, tested_teacher: np.ndarray, tested_student: np.ndarray
 ) -> np.ndarray:
     """Return the difference of log-odds of values, fitted on the first two."""
 
@@ -126,4 +126,4 @@ def _log_odds(
         students = (values[:, None] == student).sum(-1)
         return np.log(teachers + 1.0) - np.log(students + 1.0)
 
-    return of(asked_teacher) - of(asked_student)
+    return of(tested_teacher) - of(tested_student)

@@ -1,13 +1,13 @@
-"""Advantages of groups of responses: one number a response, from rewards of its own group.
+"""Advantages of responses, computed from the rewards of the responses to the same prompt.
 
-Rows are responses; `prompt_id[b]` in [0, num_groups) says which prompt row b answers. Groups may
-have any size and order, ids without a row are allowed. A row that is padding belongs in a group
-of its own. Everything is a constant for the gradient. Group statistics, everywhere here:
+Rows are responses; `prompt_id[b]` in [0, num_groups) is the prompt that row b answers. Groups may
+have any size and order, and an id may have no row. A padding row must be in a separate group.
+No gradient flows through an advantage. Group statistics are computed alike in all functions:
 
 - standard deviation with ddof = 1, eps added to it: (x − mean) / (std + eps)
-- a group of one response has mean 0 and std 1 by decree: its score passes through, over 1 + eps
-- a group of equal scores has advantage 0, exactly; the released float32 mean leaves a rounding
-  error that the division by std + eps makes as large as 0.1 (11 to 15 scores of 0.7)
+- a group of one response is defined to have mean 0 and std 1: the result is score / (1 + eps)
+- a group of equal scores has exactly the advantage 0. The released code computes a float32 mean;
+  its rounding error, divided by std + eps, reaches 0.1 (11 to 15 scores of 0.7)
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from jaxtyping import Array, Bool, Float, Int
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignmentScores:
-    """What the six alignment advantages read, one entry a response."""
+    """The inputs of the six alignment advantages, with an entry per response."""
 
     prompt_id: Any  # int32[B]    group, in [0, num_groups)
-    # {segment: float32[B]}  the discriminator's scores of what it reads of a response ("caption"
-    # and "cot", "response", or all three); ignored where not format_ok
+    # {segment: float32[B]}  the discriminator's scores of the segments ("caption" and "cot",
+    # "response", or all three); ignored where not format_ok
     by_segment: Any
     format_ok: Any  # bool[B]     the response has the required form
-    accuracy: Any  # float32[B] or None  the verifier's score; at most 0 is wrong
+    accuracy: Any  # float32[B] or None  the judge's score; at most 0 is wrong
 
 
 def group_normalise(
@@ -59,7 +59,7 @@ def grpo(
 def dr_grpo(
     rewards: Float[Array, "B"], prompt_id: Int[Array, "B"], *, num_groups: int
 ) -> Float[Array, "B"]:
-    """Return the rewards less their group's mean (a group of one: the reward).
+    """Return rewards minus their group's mean (a group of one: the reward).
 
     Source: arXiv 2503.20783.
     """
@@ -69,7 +69,7 @@ def dr_grpo(
 def rloo(
     rewards: Float[Array, "B"], prompt_id: Int[Array, "B"], *, num_groups: int
 ) -> Float[Array, "B"]:
-    """Return each reward less the mean of the *other* rewards of its group.
+    """Return each reward minus the mean of the *other* rewards of its group.
 
     (x − mean) · n / (n − 1) for a group of n; a group of one keeps its reward.
     Source: arXiv 2402.14740; PRISM verl/verl/trainer/ppo/core_algos.py:658.
@@ -85,9 +85,9 @@ def reinforce_plus_plus(
     discount: float,
     eps: float,
 ) -> Float[Array, "B T"]:
-    """Return discounted returns, whitened over all kept tokens of the whole batch.
+    """Return discounted returns, whitened over all unmasked tokens of the batch.
 
-    G[b, t] = Σ_{u ≥ t} discount^(u − t) · token_rewards[b, u] over kept tokens;
+    G[b, t] = Σ_{u ≥ t} discount^(u − t) · token_rewards[b, u] over unmasked tokens;
     (G − mean) / √(variance + eps), variance with ddof = 1; 0 where masked. There are no groups.
     Source: arXiv 2501.03262; PRISM verl/verl/trainer/ppo/core_algos.py:764 (eps 1e-8).
     """
@@ -113,7 +113,7 @@ def overlong_penalty(
     buffer_tokens: int,
     factor: float,
 ) -> Float[Array, "B"]:
-    """Return a penalty, at most 0, to add to rewards: it grows over the last `buffer_tokens`.
+    """Return the penalty (at most 0) for responses that reach into the last `buffer_tokens`.
 
     min(0, −factor · (n − (max_response_tokens − buffer_tokens)) / buffer_tokens): 0 up to the
     start of the buffer, −factor at the length limit.
@@ -137,8 +137,8 @@ def align(
     `group_normalise` and F the responses of invalid format, here and in the five functions below.
 
     Invalid: the scores become (minimum over the group's valid ones) − 1, or −1 when none is
-    valid, *before* GN, so they lower A_al of their own row and raise it for the others; then the
-    penalty is taken off. Wrong answers: no effect. A group of one: A_al is the weighted score
+    valid, *before* GN, which lowers A_al of that row and raises the others'; then the penalty
+    is subtracted. Wrong answers: no effect. A group of one: A_al is the weighted score
     itself, an invalid one −(sum of the weights). Equal scores, and a group of invalid responses
     only: A_al = 0.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:455, :534.
@@ -205,8 +205,8 @@ def rlvr(
 ) -> Float[Array, "B"]:
     """Return GN(r) + align_coef · A_al · (1 − F)(1 − W), r = w_acc · accuracy + w_fmt · (1 − F).
 
-    Invalid and wrong: A_al is switched off, they live on GN(r) alone; there are no penalties, and
-    an invalid response keeps w_acc · accuracy if its answer was right. A group of one: GN(r) is r
+    Invalid and wrong: A_al is switched off, GN(r) alone remains; there are no penalties, and an
+    invalid response keeps w_acc · accuracy if its answer was right. A group of one: GN(r) is r
     itself. Equal rewards: GN(r) = 0, valid right responses still have A_al.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:509.
     """
@@ -231,9 +231,9 @@ def rlvr_v2(
 ) -> Float[Array, "B"]:
     """Return `rlvr` with r = w_acc · accuracy + w_fmt · (1 − F) − p_W · W − p_F · F.
 
-    Invalid and wrong: as in `rlvr`, and their penalties stand inside r, so they are normalised
-    with the group. A group of one: r itself, penalties included. Equal r: GN(r) = 0 even when all
-    are wrong or all invalid.
+    Invalid and wrong: as in `rlvr`, and their penalties are part of r, so they are normalised with
+    the group. A group of one: r itself, penalties included. Equal r: GN(r) = 0 even if all are
+    wrong or all invalid.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:497.
     """
     aligned = _aligned(scores, num_groups, eps, weights)
@@ -275,7 +275,7 @@ def sign_align(
 def _aligned(
     scores: AlignmentScores, num_groups: int, eps: float, weights: Mapping[str, float]
 ) -> Array:
-    """Return A_al, invalid responses sunk below the valid ones of their group first."""
+    """Return A_al, after lowering invalid scores below the valid ones of their group."""
     if set(weights) != set(scores.by_segment):
         raise ValueError(
             f"weights must be of the segments {sorted(scores.by_segment)}, got {sorted(weights)}"
@@ -284,8 +284,8 @@ def _aligned(
     def normalised(values):
         valid = jnp.where(scores.format_ok, values, jnp.inf)
         lowest = jax.ops.segment_min(valid, scores.prompt_id, num_segments=num_groups)
-        sunk = jnp.where(jnp.isfinite(lowest), lowest, 0.0)[scores.prompt_id] - 1.0
-        values = jnp.where(scores.format_ok, values, sunk)
+        lowered = jnp.where(jnp.isfinite(lowest), lowest, 0.0)[scores.prompt_id] - 1.0
+        values = jnp.where(scores.format_ok, values, lowered)
         return group_normalise(values, scores.prompt_id, num_groups=num_groups, eps=eps)
 
     return sum(weights[name] * normalised(scores.by_segment[name]) for name in sorted(weights))
@@ -306,7 +306,7 @@ def _wrong(scores: AlignmentScores) -> Array:
 
 
 def _sum(values: Array, prompt_id: Array, num_groups: int) -> Array:
-    """Return, on every row, the sum over the row's group."""
+    """Return the sum over each row's group, on the rows."""
     return jax.ops.segment_sum(values, prompt_id, num_segments=num_groups)[prompt_id]
 
 
@@ -318,8 +318,8 @@ def _centre(values: Array, prompt_id: Array, num_groups: int) -> Array:
     """Return x − mean of the group, x itself in a group of one."""
     values = jax.lax.stop_gradient(values)
     size = _size(prompt_id, num_groups)
-    # Measured from the group's minimum, so that equal scores give 0 and not a rounding error,
-    # which a standard deviation of the same size would blow up.
+    # Subtract the group's minimum first: equal scores then give exactly 0. A rounding error would
+    # be divided by a standard deviation of the same size.
     lowest = jax.ops.segment_min(values, prompt_id, num_segments=num_groups)[prompt_id]
     above = values - lowest
     centred = above - _sum(above, prompt_id, num_groups) / size

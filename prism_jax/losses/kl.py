@@ -1,4 +1,4 @@
-"""Distance of the policy from a reference policy: estimators, the loss and the reward penalty."""
+"""KL divergence from a reference policy: estimators, the loss term and the reward penalty."""
 
 from typing import Literal
 
@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float
 from prism_jax import metrics
 from prism_jax.losses import reduce
 
-Estimator = Literal["k1", "k2", "k3", "abs"]  # of a value
-# Of a term to be differentiated: "k3+" has the value of k3 and the gradient of k2.
+Estimator = Literal["k1", "k2", "k3", "abs"]  # for values alone
+# For a loss term: "k3+" has the value of k3 and the gradient of k2.
 LossEstimator = Literal["k1", "k2", "k3", "k3+", "abs"]
 
 
@@ -31,9 +31,9 @@ def estimate(
     k3+  the same            unbiased    that of KL(policy ‖ reference), as it is k2's
     abs  |d|                 biased      that of Σ |policy − reference|; 0 at d = 0
 
-    k3 is never negative; its d is clamped to ±20 and its value to ±10, beyond which its own
-    gradient is 0. Expectations hold while the tokens are the policy's own: a token of an older
-    policy is not weighed by its ratio here.
+    k3 is never negative; its d is clamped to ±20 and its value to ±10, where its gradient is 0.
+    The expectations hold for tokens sampled from the current policy: tokens of an older policy are
+    not reweighted here.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:1639; http://joschu.net/blog/kl-approx.html.
     """
     difference = logprobs - reference_logprobs
@@ -49,7 +49,7 @@ def estimate(
         value = estimate(logprobs, reference_logprobs, estimator="k3")
         return jax.lax.stop_gradient(value) + (straight - jax.lax.stop_gradient(straight))
     if estimator == "abs":
-        # jnp.abs has the gradient 1 at 0, where the policy stands before its first update.
+        # jnp.abs has the gradient 1 at 0, and d is 0 before the first update.
         return difference * jax.lax.stop_gradient(jnp.sign(difference))
     raise ValueError(f"estimator must be one of {LossEstimator.__args__}, got {estimator!r}")
 
@@ -66,7 +66,7 @@ def loss(
 ) -> tuple[reduce.Sum, metrics.Metrics]:
     """Return the KL term of a policy's objective, to be added with its coefficient.
 
-    `token_weights` multiply the tokens' values in the term, not in the metric; None is off.
+    `token_weights` multiply the term's tokens, but not the metric's; None is off.
     """
     values = estimate(
         jnp.where(mask, logprobs, 0.0),
@@ -75,8 +75,8 @@ def loss(
     )
     losses = values if token_weights is None else values * token_weights
     term = reduce.aggregate(losses, mask, aggregation=aggregation, norm_tokens=norm_tokens)
-    told = {"policy/reference_kl": metrics.Mean.of(values, mask)}
-    return term, jax.lax.stop_gradient(told)
+    logged = {"policy/reference_kl": metrics.Mean.of(values, mask)}
+    return term, jax.lax.stop_gradient(logged)
 
 
 def penalised_rewards(
@@ -88,11 +88,11 @@ def penalised_rewards(
     coefficient: Float[Array, ""] | float,
     estimator: Estimator,
 ) -> tuple[Float[Array, "B T"], Float[Array, ""], metrics.Metrics]:
-    """Return token rewards with the KL penalty taken off, and the mean KL that `adapt` reads.
+    """Return token rewards minus the KL penalty, the mean KL for `adapt`, and metrics.
 
-    The token reward is −coefficient · kl[b, t], plus rewards[b] at the row's last kept token:
+    The token reward is −coefficient · kl[b, t], plus rewards[b] at the row's last unmasked token:
     their sum over T is the penalised reward of the response. The mean KL is the mean over rows
-    of the mean over a row's kept tokens; rows without a kept token are not counted.
+    of the mean over a row's unmasked tokens; rows without such tokens are left out.
     Source: PRISM verl/verl/trainer/ppo/ray_trainer.py apply_kl_penalty.
     """
     kl = estimate(
@@ -106,8 +106,8 @@ def penalised_rewards(
     is_last = positions == last[:, None]
     token_rewards = jnp.where(is_last, rewards[:, None], 0.0) - coefficient * kl
     mean_kl = reduce.aggregate(kl, mask, aggregation="seq-mean-token-mean", norm_tokens=None)
-    told = {"reward/reference_kl": metrics.Mean(total=mean_kl.total, weight=mean_kl.weight)}
-    return token_rewards, mean_kl.value, told
+    logged = {"reward/reference_kl": metrics.Mean(total=mean_kl.total, weight=mean_kl.weight)}
+    return token_rewards, mean_kl.value, logged
 
 
 def adapt(
@@ -118,10 +118,10 @@ def adapt(
     target: float,
     horizon: float,
 ) -> Float[Array, ""]:
-    """Return the next coefficient, pulled so that the mean KL comes to `target`.
+    """Return the next coefficient, adapted to bring the mean KL to `target`.
 
     coefficient · (1 + clip(mean_kl / target − 1, −0.2, 0.2) · num_rows / horizon). A fixed
-    coefficient is one that is never passed through here. `horizon` is in responses.
+    coefficient is never passed to this function. `horizon` is in responses.
     Source: arXiv 1909.08593 §2.2; PRISM verl/verl/trainer/ppo/core_algos.py:152.
     """
     error = jnp.clip(mean_kl / target - 1.0, -0.2, 0.2)

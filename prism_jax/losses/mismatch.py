@@ -1,7 +1,7 @@
-"""Sampler and trainer give the same token different log-probs: measure it and correct for it.
+"""Metrics of and corrections for the difference between sampler and trainer log-probs.
 
 The correction is off unless a stage passes weights to its policy loss; the metrics are always
-made. Weights carry no gradient and change totals only: a masked token still counts in the
+computed. Weights carry no gradient and change totals only: a masked token still counts in the
 denominators, which come from the response masks alone.
 """
 
@@ -23,7 +23,7 @@ def ratios(
 ) -> Float[Array, "B T"]:
     """Return trainer probability / sampler probability, without gradient; 1 where masked.
 
-    "token" is the ratio of each token, "sequence" the product over the row's kept tokens,
+    "token" is the ratio of each token, "sequence" the product over the row's unmasked tokens,
     repeated on each. Log-ratios are clamped to ±20.
     """
     log_ratio = _log_ratio(trainer_logprobs, sampler_logprobs, mask)
@@ -50,22 +50,22 @@ def measure(
     mask: Bool[Array, "B T"],
     weights: Float[Array, "B T"] | None,
 ) -> metrics.Metrics:
-    """Return the mismatch metrics over kept tokens; with weights, how often they are not 1.
+    """Return the mismatch metrics over unmasked tokens, with weights their mean and share of 0.
 
     With d = trainer − sampler log-prob: the mean and the largest |d| in nats, the estimate
     exp(d) − 1 − d of KL(sampler ‖ trainer), and the largest ratio exp(d) either way as |d|.
     """
     log_ratio = jnp.clip(_log_ratio(trainer_logprobs, sampler_logprobs, mask), -20.0, 20.0)
     distance = jnp.abs(log_ratio)
-    told = {
+    logged = {
         "policy/sampler_logprob_difference_mean": metrics.Mean.of(distance, mask),
         "policy/sampler_logprob_difference_max": metrics.Max.of(distance, mask),
         "policy/sampler_kl": metrics.Mean.of(jnp.expm1(log_ratio) - log_ratio, mask),
     }
     if weights is not None:
-        told["policy/sampler_weight_mean"] = metrics.Mean.of(weights, mask)
-        told["policy/sampler_weight_zero_fraction"] = metrics.Mean.of(weights == 0, mask)
-    return told
+        logged["policy/sampler_weight_mean"] = metrics.Mean.of(weights, mask)
+        logged["policy/sampler_weight_zero_fraction"] = metrics.Mean.of(weights == 0, mask)
+    return logged
 
 
 def _log_ratio(trainer_logprobs: Array, sampler_logprobs: Array, mask: Array) -> Array:

@@ -1,8 +1,8 @@
 """Discriminator loss: Bradley-Terry on pairs of a teacher's and a student's segment.
 
 Segments are named by the caller: "caption" and "cot" for the method, "response" for GAD (the whole
-response), all three for both. Each is a term of its own, and `regulariser` is one more, to be
-added with its coefficient (the released score_reg is 1e-3, each segment's is 1).
+response), all three for both. Each segment is a separate term. The term `regulariser` is added to
+them with its coefficient (the released score_reg is 1e-3, each segment's is 1).
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from prism_jax.losses import reduce
 
 Normalisation = Literal["global", "microbatch"]
 AllInvalid = Literal["none", "released"]
-# To which numbers scores, and each step of the loss behind them, are rounded. The released head,
+# The type to which scores and each step of the loss are rounded. The released head,
 # clamp, difference and log-sigmoid are bfloat16: PRISM verl/verl/workers/critic/dp_critic.py:165.
 ScoreDtype = Literal["float32", "bfloat16"]
 REGULARISER = "regulariser"
@@ -28,7 +28,7 @@ _FALLBACK_COEFFICIENT = 0.01
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment:
-    """One segment's scores over P pairs."""
+    """The scores of a segment over P pairs."""
 
     teacher: Any  # float32[P]  score of the teacher's segment
     student: Any  # float32[P]  score of the student's segment
@@ -38,9 +38,9 @@ class Segment:
 
 
 def rounded(x: Float[Array, "..."], score_dtype: ScoreDtype) -> Float[Array, "..."]:
-    """Return the nearest numbers of the type in float32; their gradients are rounded as well.
+    """Return float32 values rounded to the type; gradients are rounded as well.
 
-    Not a pair of casts: XLA may leave those out.
+    A pair of casts would not do: XLA may remove it.
     """
     if score_dtype == "float32":
         return x
@@ -61,11 +61,10 @@ def correct_length(
     return rounded(scores - correction, score_dtype)
 
 
-def ready(
+def corrected_scores(
     segment: Segment, *, beta: float | None, score_clip: float | None, score_dtype: ScoreDtype
 ) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
-    """Return teacher and student scores, corrected for length and clipped: as losses and
-    advantages read them."""
+    """Return teacher and student scores with length correction and clip, for loss and advantage."""
     teacher, student = (rounded(x, score_dtype) for x in (segment.teacher, segment.student))
     if beta is not None:
         shared = {"beta": beta, "score_dtype": score_dtype}
@@ -85,18 +84,18 @@ def weights(
     normalisation: Normalisation,
     all_invalid: AllInvalid,
 ) -> dict[str, Float[Array, ""]]:
-    """Return the whole batch's weight of each term of `loss`, from its masks alone.
+    """Return the weight of each term of `loss` over the whole batch, from its masks alone.
 
     Segment: its number of pairs; the number of rows with "microbatch" normalisation, or when
-    there is no pair and the released fallback stands in. Regulariser: the number of rows.
+    there is no pair and the released fallback is used. Regulariser: the number of rows.
     """
     rows = row_mask.sum(dtype=jnp.float32)
-    found = {REGULARISER: rows}
+    term_weights = {REGULARISER: rows}
     for name, pairs in is_pair.items():
         count = pairs.sum(dtype=jnp.float32)
-        whole = count if all_invalid == "released" else None
-        found[name] = _weight(count, rows, whole, normalisation)
-    return found
+        batch_pairs = count if all_invalid == "released" else None
+        term_weights[name] = _weight(count, rows, batch_pairs, normalisation)
+    return term_weights
 
 
 def loss(
@@ -119,14 +118,14 @@ def loss(
         regulariser   Σ over rows of the mean of T², S² over segments / rows, pairs or not
 
     Args:
-      segments: by name; every array has one entry a row.
+      segments: by name; each array has an entry per row.
       row_mask: True for real rows, False for padding.
       score_clip: None is off.
       length_beta: coefficient of `correct_length` by segment; None, or a missing name, is off.
       normalisation: "global" divides by the pairs of the whole batch. "microbatch", as released,
         averages over the pairs of each microbatch and then over rows, so that the step depends
         on how the batch was split.
-      all_invalid: what a segment without a pair in the whole batch gives: "none", nothing;
+      all_invalid: the loss of a segment without a pair in the whole batch: "none" is 0;
         "released", 0.01 · −log σ(mean of T over the microbatch's rows), which drives the
         teacher's scores up.
       batch_pairs: the whole batch's number of pairs by segment; needed for "released" alone.
@@ -137,28 +136,30 @@ def loss(
     """
     _check(segments, length_beta, all_invalid, batch_pairs)
     rows = row_mask.sum(dtype=jnp.float32)
-    terms, told, squares = {}, {}, jnp.zeros(row_mask.shape, jnp.float32)
+    terms, logged, squares = {}, {}, jnp.zeros(row_mask.shape, jnp.float32)
     for name, segment in segments.items():
         beta = None if length_beta is None else length_beta.get(name)
-        teacher, student = ready(segment, beta=beta, score_clip=score_clip, score_dtype=score_dtype)
+        teacher, student = corrected_scores(
+            segment, beta=beta, score_clip=score_clip, score_dtype=score_dtype
+        )
         each = (rounded(jnp.square(x), score_dtype) for x in (teacher, student))
         squares += sum(each) / (2 * len(segments))
-        whole = None if batch_pairs is None else batch_pairs[name]
+        whole_pairs = None if batch_pairs is None else batch_pairs[name]
         terms[name] = _term(
             teacher,
             student,
             segment.is_pair,
             row_mask,
-            whole,
+            whole_pairs,
             normalisation=normalisation,
             score_dtype=score_dtype,
         )
-        told |= _measure(name, segment, teacher, student, row_mask, score_clip)
+        logged |= _measure(name, segment, teacher, student, row_mask, score_clip)
     total = jnp.where(row_mask, squares, 0.0).sum()
     terms[REGULARISER] = reduce.Sum(total=total, weight=rows)
     for name, term in terms.items():
-        told[f"discriminator/{name}_loss"] = metrics.Mean(total=term.total, weight=term.weight)
-    return terms, jax.lax.stop_gradient(told)
+        logged[f"discriminator/{name}_loss"] = metrics.Mean(total=term.total, weight=term.weight)
+    return terms, jax.lax.stop_gradient(logged)
 
 
 def _check(
@@ -182,7 +183,7 @@ def _check(
 def _weight(
     pairs: Array, rows: Array, whole_pairs: Array | None, normalisation: Normalisation
 ) -> Array:
-    """Return the weight of a segment with so many pairs among so many rows."""
+    """Return the weight of a segment, from the numbers of pairs and rows."""
     if normalisation == "microbatch":
         return rows
     if normalisation != "global":
@@ -217,9 +218,9 @@ def _losses(differences: Array, score_dtype: ScoreDtype) -> Array:
 
 
 def _is_right(teacher: Array, student: Array) -> Array:
-    """Return 1 where the teacher's score is above, one half where both are equal: a coin's share.
+    """Return 1 where the teacher's score is higher, 0.5 where both are equal, as by chance.
 
-    The released code counts a tie as wrong; a policy that says what the teacher says makes many.
+    The released code counts a tie as wrong; a policy that repeats the teacher makes many ties.
     """
     return jnp.where(teacher == student, 0.5, (teacher > student).astype(jnp.float32))
 
@@ -232,9 +233,9 @@ def _measure(
     row_mask: Array,
     score_clip: float | None,
 ) -> metrics.Metrics:
-    """Return metrics over pairs, from the scores as the loss sees them; absent without a pair."""
+    """Return metrics over pairs, from corrected and clipped scores; absent without a pair."""
     is_pair = segment.is_pair
-    told = {
+    logged = {
         f"discriminator/{name}_pair_accuracy": metrics.Mean.of(
             _is_right(teacher, student), is_pair
         ),
@@ -245,5 +246,5 @@ def _measure(
     }
     if score_clip is not None:
         is_clipped = (jnp.abs(teacher) >= score_clip) | (jnp.abs(student) >= score_clip)
-        told[f"discriminator/{name}_clipped_fraction"] = metrics.Mean.of(is_clipped, is_pair)
-    return told
+        logged[f"discriminator/{name}_clipped_fraction"] = metrics.Mean.of(is_clipped, is_pair)
+    return logged

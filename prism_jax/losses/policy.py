@@ -1,13 +1,13 @@
-"""Policy-gradient losses over the tokens of responses, one response a row.
+"""Policy-gradient losses over the tokens of responses; a row is a response.
 
-Index t of every array is the t-th response token: logprobs[b, t] is the log-prob of that token
-given what stands before it. Advantages are [B, 1] for a whole response or [B, T].
+Index t of each array is the t-th response token: logprobs[b, t] is the log-prob of that token
+given the tokens before it. Advantages are [B, 1] for a whole response or [B, T].
 
 Strictly on-policy, `old_logprobs` is `jax.lax.stop_gradient(logprobs)`: the ratio is 1, nothing is
-clipped and no extra forward pass is needed. With several updates per rollout it is the trainer's
-log-probs before the first of them. The sampler's log-probs are no substitute, see `mismatch`,
-whose weights every loss here takes (`token_weights`, None is off); but where an older policy drew a
-response, they are all that is left of it, and stand in `old_logprobs`.
+clipped and no extra forward pass is needed. With several updates per rollout, it holds the
+trainer's log-probs before the first update. The sampler's log-probs differ from these, see
+`mismatch`, whose weights all losses here take (`token_weights`, None is off). They are used as
+`old_logprobs` only for responses of an older policy, which the trainer can no longer evaluate.
 
 Overlong filtering is a mask: clear the rows of responses cut by the length limit, and they count
 neither in totals nor in weights.
@@ -41,15 +41,15 @@ def ppo(
         l = max(−A · r, −A · clip(r, 1 − clip_low, 1 + clip_high))
         l = min(l, −A · dual_clip)        where A < 0, unless dual_clip is None
 
-    `dual_clip` must be above 1. Metrics, over kept tokens: the share where the clipped side is
-    larger, the share where the dual clip binds, and the mean of old_logprobs − logprobs.
+    `dual_clip` must be above 1. Metrics, over unmasked tokens: the share where the clipped side
+    is larger, the share where the dual clip binds, and the mean of old_logprobs − logprobs.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:1071.
     """
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip must be None or > 1, got {dual_clip}")
     log_ratio = jnp.clip(_log_ratio(logprobs, old_logprobs, mask), -20.0, 20.0)
     losses, is_clipped = _clip(jnp.exp(log_ratio), advantages, clip_low, clip_high)
-    told = {
+    logged = {
         "policy/clip_fraction": metrics.Mean.of(is_clipped, mask),
         "policy/approx_kl": metrics.Mean.of(-log_ratio, mask),
     }
@@ -57,8 +57,8 @@ def ppo(
         limit = -advantages * dual_clip
         is_dual_clipped = (losses > limit) & (advantages < 0)
         losses = jnp.where(is_dual_clipped, limit, losses)
-        told["policy/dual_clip_fraction"] = metrics.Mean.of(is_dual_clipped, mask)
-    return _finish(losses, mask, told, token_weights, aggregation, norm_tokens)
+        logged["policy/dual_clip_fraction"] = metrics.Mean.of(is_dual_clipped, mask)
+    return _finish(losses, mask, logged, token_weights, aggregation, norm_tokens)
 
 
 def gspo(
@@ -75,12 +75,12 @@ def gspo(
 ) -> tuple[reduce.Sum, metrics.Metrics]:
     """Return the clipped loss with one ratio per response (GSPO).
 
-    The ratio is the geometric mean over the response's n kept tokens, its gradient shared out to
-    the tokens, and clipped as in `ppo`:
+    The ratio is the geometric mean over the response's n unmasked tokens. Its gradient is
+    distributed to the tokens, and it is clipped as in `ppo`:
 
         r[b, t] = exp(stop(Σ_t (logprobs − old_logprobs) / n) + logprobs − stop(logprobs))
 
-    The exponent is clamped above at 10. There is no dual clip. GSPO's own aggregation is
+    The exponent is clamped above at 10. There is no dual clip. The paper's aggregation is
     seq-mean-token-mean. Metrics as in `ppo`.
     Source: arXiv 2507.18071; PRISM verl/verl/trainer/ppo/core_algos.py:1163.
     """
@@ -91,11 +91,11 @@ def gspo(
     shared = mean_log_ratio + log_ratio - jax.lax.stop_gradient(log_ratio)
     ratio = jnp.exp(jnp.minimum(shared, 10.0))
     losses, is_clipped = _clip(ratio, advantages, clip_low, clip_high)
-    told = {
+    logged = {
         "policy/clip_fraction": metrics.Mean.of(is_clipped, mask),
         "policy/approx_kl": metrics.Mean.of(-log_ratio, mask),
     }
-    return _finish(losses, mask, told, token_weights, aggregation, norm_tokens)
+    return _finish(losses, mask, logged, token_weights, aggregation, norm_tokens)
 
 
 def cispo(
@@ -110,7 +110,7 @@ def cispo(
     aggregation: reduce.Aggregation,
     norm_tokens: int | None,
 ) -> tuple[reduce.Sum, metrics.Metrics]:
-    """Return REINFORCE weighted by the clipped ratio as a constant: every token has a gradient.
+    """Return REINFORCE weighted by the clipped ratio as a constant: all tokens have a gradient.
 
         l = −stop(clip(r, 1 − clip_low, 1 + clip_high)) · A · logprobs
 
@@ -122,11 +122,11 @@ def cispo(
     ratio = jax.lax.stop_gradient(jnp.exp(log_ratio))
     bounded = jnp.clip(ratio, None if clip_low is None else 1.0 - clip_low, 1.0 + clip_high)
     losses = -bounded * advantages * jnp.where(mask, logprobs, 0.0)
-    told = {
+    logged = {
         "policy/clip_fraction": metrics.Mean.of(bounded != ratio, mask),
         "policy/approx_kl": metrics.Mean.of(-log_ratio, mask),
     }
-    return _finish(losses, mask, told, token_weights, aggregation, norm_tokens)
+    return _finish(losses, mask, logged, token_weights, aggregation, norm_tokens)
 
 
 def reinforce(
@@ -144,14 +144,14 @@ def reinforce(
 
 
 def _log_ratio(logprobs: Array, old_logprobs: Array, mask: Array) -> Array:
-    """Return logprobs − old_logprobs, 0 where masked, whatever stands there."""
+    """Return logprobs − old_logprobs, and 0 where masked, even if a value there is not finite."""
     return jnp.where(mask, logprobs, 0.0) - jnp.where(mask, old_logprobs, 0.0)
 
 
 def _clip(ratio: Array, advantages: Array, low: float, high: float) -> tuple[Array, Array]:
-    """Return max(−A·r, −A·clip(r)) and where the clipped side is the larger one.
+    """Return max(−A·r, −A·clip(r)) and a mask of the tokens where the clipped side is larger.
 
-    A choice by `where` instead of `maximum`: a tie then has one gradient, that of the ratio.
+    `where` instead of `maximum` gives a tie the gradient of the ratio.
     """
     free = -advantages * ratio
     clipped = -advantages * jnp.clip(ratio, 1.0 - low, 1.0 + high)
@@ -162,7 +162,7 @@ def _clip(ratio: Array, advantages: Array, low: float, high: float) -> tuple[Arr
 def _finish(
     losses: Array,
     mask: Array,
-    told: metrics.Metrics,
+    logged: metrics.Metrics,
     token_weights: Array | None,
     aggregation: reduce.Aggregation,
     norm_tokens: int | None,
@@ -171,5 +171,5 @@ def _finish(
     if token_weights is not None:
         losses = losses * jax.lax.stop_gradient(token_weights)
     term = reduce.aggregate(losses, mask, aggregation=aggregation, norm_tokens=norm_tokens)
-    told = told | {"policy/loss": metrics.Mean(total=term.total, weight=term.weight)}
-    return term, jax.lax.stop_gradient(told)
+    logged = logged | {"policy/loss": metrics.Mean(total=term.total, weight=term.weight)}
+    return term, jax.lax.stop_gradient(logged)

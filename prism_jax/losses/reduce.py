@@ -1,6 +1,6 @@
-"""Loss terms as `Sum(total, weight)` and the ways to aggregate token losses into one.
+"""Loss terms as `Sum(total, weight)`, and the aggregations of token losses.
 
-No loss divides by a count of its own microbatch. A loss returns sums; the train step computes the
+No loss divides by a count of its microbatch. A loss returns sums; the train step computes the
 whole batch's weights from the masks before its scan over microbatches (`weight`) and adds
 total / whole-batch weight for every microbatch, so any split of a batch gives the same step.
 """
@@ -20,9 +20,9 @@ Aggregation = Literal[
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sum:
-    """One term of an objective: it stands for total / weight once all microbatches are added."""
+    """A term of an objective: total / weight, after both are summed over microbatches."""
 
-    total: Any  # float32[]  carries the gradient
+    total: Any  # float32[]  has the gradient
     weight: Any  # float32[]  depends on masks only, never on parameters
 
     @property
@@ -37,7 +37,7 @@ def weight(
 ) -> Float[Array, ""]:
     """Return the denominator of `aggregate` for these rows; additive over rows.
 
-    A row without a kept token (padding, a filtered overlong response) counts nowhere.
+    A row whose tokens are all masked (padding, a filtered overlong response) is not counted.
     """
     if aggregation not in Aggregation.__args__:
         raise ValueError(f"aggregation must be one of {Aggregation.__args__}, got {aggregation!r}")
@@ -59,21 +59,21 @@ def aggregate(
     aggregation: Aggregation,
     norm_tokens: int | None,
 ) -> Sum:
-    """Aggregate token losses l[b, t] over the kept tokens of each row b, n_b of them.
+    """Aggregate token losses l[b, t] over the n_b unmasked tokens of each row b.
 
     token-mean               Σ_b Σ_t l / Σ_b n_b
     seq-mean-token-mean      Σ_b (Σ_t l / n_b) / rows
     seq-mean-token-sum       Σ_b Σ_t l / rows
     seq-mean-token-sum-norm  Σ_b Σ_t l / (rows · norm_tokens), a constant length (Dr.GRPO)
 
-    rows counts the rows with n_b > 0. `norm_tokens` belongs to the last one alone and is None for
-    the others; the released form of that one divides by the padded length and not by the rows.
+    rows counts the rows with n_b > 0. `norm_tokens` is for the last aggregation alone, and None for
+    the others. The released form of the last divides by the padded length, not by the rows.
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:955.
     """
-    kept = jnp.where(mask, losses, 0.0)
+    masked_losses = jnp.where(mask, losses, 0.0)
     if aggregation == "seq-mean-token-mean":
         num_tokens = mask.sum(-1, dtype=jnp.float32)
-        total = (kept.sum(-1) / jnp.maximum(num_tokens, 1.0)).sum()
+        total = (masked_losses.sum(-1) / jnp.maximum(num_tokens, 1.0)).sum()
     else:
-        total = kept.sum()
+        total = masked_losses.sum()
     return Sum(total=total, weight=weight(mask, aggregation=aggregation, norm_tokens=norm_tokens))

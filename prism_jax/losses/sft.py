@@ -17,7 +17,7 @@ def next_token_targets(
 ) -> tuple[Int[Array, "B T"], Bool[Array, "B T"]]:
     """Shift tokens left by one: targets[b, t] = tokens[b, t + 1], and the mask of real targets.
 
-    A target is kept when it is an assistant token of the same packed segment as its predictor:
+    A target counts if it is an assistant token of the same packed segment as its predictor:
 
         tokens       U  A  B  .  u  a  .  0      (U, u user; A, B, a, . assistant; 0 padding)
         segment_ids  1  1  1  1  2  2  2  0
@@ -43,10 +43,10 @@ def nll(
     chunk_tokens: int,
     implementation: Literal["recompute", "fused"],
 ) -> tuple[reduce.Sum, metrics.Metrics]:
-    """Return Σ −log p(targets[b, t] | hidden[b, t]) over kept targets; weight: their number.
+    """Return Σ −log p(targets[b, t] | hidden[b, t]) over unmasked targets; weight: their number.
 
-    "recompute" computes each chunk's logits again in the backward pass, "fused" makes the
-    gradients in the forward pass: the same step, one head matmul less.
+    "recompute" computes the logits of each chunk again in the backward pass, "fused" computes the
+    gradients in the forward pass: the same step with a head matmul less.
     """
     flat_hidden = hidden.reshape(-1, hidden.shape[-1])
     flat_targets, flat_mask = targets.reshape(-1), target_mask.reshape(-1)
@@ -72,8 +72,8 @@ def nll(
     else:
         raise ValueError(f"implementation must be recompute or fused, got {implementation!r}")
     num_targets = target_mask.sum(dtype=jnp.float32)
-    told = {
+    logged = {
         "loss/nll": metrics.Mean(total=total, weight=num_targets),
         "data/target_tokens": metrics.Sum(value=num_targets),
     }
-    return reduce.Sum(total=total, weight=num_targets), jax.lax.stop_gradient(told)
+    return reduce.Sum(total=total, weight=num_targets), jax.lax.stop_gradient(logged)

@@ -24,66 +24,76 @@ from prism_jax.rows import Continuation, Place, RowShape
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolicyBatch:
-    """Hold packed responses in M microbatches of B rows, each with S places for responses.
+    """Packed responses in M microbatches of B rows, each with S places for responses.
 
     K is the room for response tokens in a row, those of a response side by side.
     """
 
     text: Any  # TextInput [M, B, T]
     vision: Any  # VisionInput [M, B, P] or None
-    predictors: Any  # int32[M, B, K]  place that predicts this response token; T for none
+    predictors: (
+        Any  # int32[M, B, K]  place that predicts this response token; beyond the row for none
+    )
     tokens: Any  # int32[M, B, K]  the response tokens
-    sampler_logprobs: Any  # float32[M, B, K]  from when they were drawn
+    sampler_logprobs: Any  # float32[M, B, K]  of the policy that gave the response
     offsets: Any  # int32[M, B, S]  first token of each response in K
     lengths: Any  # int32[M, B, S]  its tokens; 0 where there is no response
     advantages: Any  # float32[M, B, K]  of each response token
     old_logprobs: Any  # float32[M, B, K]  of the trainer before the first update; None: on-policy
-    # bool[M, B, S]  drawn by an older policy: the old log-probs are the sampler's; None: all False
+    # bool[M, B, S]  of an older policy: the old log-probs are the sampler's; None: all False
     is_older: Any
     reference_logprobs: Any  # float32[M, B, K]  None: there is no reference policy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Laid:
-    """Hold packed responses whose advantages are still to come, and where each response lies."""
+class PackedResponses:
+    """Packed responses whose advantages are still to come, and the place of each response.
+
+    The batch holds this process's rows; the places are those of all responses.
+    """
 
     batch: PolicyBatch  # `advantages` is None
     places: list[Place]  # one a response, in order
     shape: RowShape
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """Lay values [N] or [N, max_response_tokens] out as the tokens lie: float32[M, B, K]."""
-        laid = np.zeros((self.shape.num_rows, self.shape.row_continued_tokens), np.float32)
+        """Return values [N] or [N, max_response_tokens] where the tokens lie: float32[M, B, K]."""
+        own = self.shape.own
+        rows = np.zeros((len(own), self.shape.row_continued_tokens), np.float32)
         for value, place in zip(values, self.places, strict=True):
-            part = slice(place.offset, place.offset + place.num_tokens)
-            laid[place.row, part] = value[: place.num_tokens] if np.ndim(value) else value
-        return packed_rows.split(laid, self.shape)
+            if place.row in own:
+                part = slice(place.offset, place.offset + place.num_tokens)
+                rows[own[place.row], part] = value[: place.num_tokens] if np.ndim(value) else value
+        return packed_rows.split(rows, self.shape)
 
-    def lengths(self, is_kept: np.ndarray) -> np.ndarray:
-        """Return `batch.lengths` with 0 for the responses [N] that are to count nowhere."""
-        lengths = np.array(self.batch.lengths).reshape(self.shape.num_rows, -1)
-        for place, kept in zip(self.places, is_kept, strict=True):
-            lengths[place.row, place.slot] *= kept
-        return packed_rows.split(lengths, self.shape)
+    def lengths(self, has_loss: np.ndarray) -> np.ndarray:
+        """Return `batch.lengths` with 0 for the responses that get no loss, bool[N]."""
+        return self.batch.lengths * self.mark(has_loss)
 
     def mark(self, is_marked: np.ndarray) -> np.ndarray:
-        """Lay flags [N] out as the responses lie: bool[M, B, S], False where there is none."""
-        marks = np.zeros((self.shape.num_rows, self.shape.row_sequences), bool)
+        """Return flags [N] where the responses lie: bool[M, B, S], False without a response."""
+        own = self.shape.own
+        marks = np.zeros((len(own), self.shape.row_sequences), bool)
         for place, value in zip(self.places, is_marked, strict=True):
-            marks[place.row, place.slot] = value
+            if place.row in own:
+                marks[own[place.row], place.slot] = value
         return packed_rows.split(marks, self.shape)
 
-    def read(self, laid: np.ndarray, max_response_tokens: int) -> np.ndarray:
-        """Return values [M, B, K] response by response: float32[N, max_response_tokens]."""
-        rows = np.asarray(laid).reshape(self.shape.num_rows, -1)
-        values = np.zeros((len(self.places), max_response_tokens), np.float32)
+    def read(self, values: np.ndarray, max_response_tokens: int) -> np.ndarray:
+        """Return values [M, B, K] response by response: float32[N, max_response_tokens].
+
+        Args:
+          values: of the rows of all processes, see `batches.to_host`.
+        """
+        rows = np.asarray(values).reshape(self.shape.num_rows, -1)
+        by_response = np.zeros((len(self.places), max_response_tokens), np.float32)
         for number, place in enumerate(self.places):
             part = slice(place.offset, place.offset + place.num_tokens)
-            values[number, : place.num_tokens] = rows[place.row, part]
-        return values
+            by_response[number, : place.num_tokens] = rows[place.row, part]
+        return by_response
 
 
-def pack(
+def on_policy_batch(
     prompts: Sequence[Example],
     responses: Sequence[Continuation],
     logprobs: Sequence[np.ndarray],
@@ -91,39 +101,43 @@ def pack(
     shape: RowShape,
     config: Qwen3VLConfig,
 ) -> PolicyBatch:
-    """Lay prompts with their responses into rows, for one update right after the rollout.
+    """Return prompts and responses in rows, for one update right after the rollout.
 
     Args:
       logprobs: float32[n] of the sampler for each response's tokens.
       advantages: float32[N], one a response, or float32[N, max_response_tokens].
     """
-    laid = lay(prompts, responses, logprobs, shape, config)
-    return dataclasses.replace(laid.batch, advantages=laid.spread(advantages))
+    packed = packed_responses(prompts, responses, logprobs, shape, config)
+    return dataclasses.replace(packed.batch, advantages=packed.spread(advantages))
 
 
-def lay(
+def packed_responses(
     prompts: Sequence[Example],
     responses: Sequence[Continuation],
     logprobs: Sequence[np.ndarray],
     shape: RowShape,
     config: Qwen3VLConfig,
-) -> Laid:
-    """Lay prompts with their responses into rows; advantages and old log-probs may follow."""
+) -> PackedResponses:
+    """Return prompts and responses in rows; advantages and old log-probs may follow."""
     packed = packed_rows.pack(prompts, [[response] for response in responses], shape, config)
-    by_token = (shape.num_rows, shape.row_continued_tokens)
-    by_response = (shape.num_rows, shape.row_sequences)
-    # Beyond the row where there is no response token.
-    predictors = np.full(by_token, shape.row_tokens, np.int32)
+    own = shape.own
+    by_token = (len(own), shape.row_continued_tokens)
+    by_response = (len(own), shape.row_sequences)
+    # Beyond the row where there is no response token: the loss reads zeros from there.
+    predictors = np.full(by_token, packed.text.tokens.shape[-1], np.int32)
     tokens = np.zeros(by_token, np.int32)
     sampler_logprobs = np.zeros(by_token, np.float32)
     offsets, lengths = np.zeros(by_response, np.int32), np.zeros(by_response, np.int32)
     for number, place in enumerate(packed.places):
-        part = slice(place.offset, place.offset + place.num_tokens)
-        predictors[place.row, part] = place.start - 1 + np.arange(place.num_tokens)
-        tokens[place.row, part] = responses[number].tokens
-        sampler_logprobs[place.row, part] = logprobs[number]
-        offsets[place.row, place.slot] = place.offset
-        lengths[place.row, place.slot] = place.num_tokens
+        if place.row not in own:
+            continue
+        row, part = own[place.row], slice(place.offset, place.offset + place.num_tokens)
+        predictors[row, part] = place.start - 1 + np.arange(place.num_tokens)
+        predictors[row, place.offset] = place.before
+        tokens[row, part] = responses[number].tokens
+        sampler_logprobs[row, part] = logprobs[number]
+        offsets[row, place.slot] = place.offset
+        lengths[row, place.slot] = place.num_tokens
     arrays = {
         "predictors": predictors,
         "tokens": tokens,
@@ -140,4 +154,4 @@ def lay(
         reference_logprobs=None,
         **packed_rows.split(arrays, shape),
     )
-    return Laid(batch=batch, places=packed.places, shape=shape)
+    return PackedResponses(batch=batch, places=packed.places, shape=shape)

@@ -8,9 +8,9 @@ the log-probs are then laid out one response a row, the form that `losses.policy
     logprobs   [a b c], [d e .]                float32[responses, max_response_tokens]
 
 With one update after each rollout the old log-probs are the new ones without their gradient, and no
-other forward pass is needed. With several, `make_logprobs` makes them before the first. Responses
-kept from an earlier step (`PolicyBatch.is_older`) were drawn by another policy: their old log-probs
-are the sampler's of that time, so ratio and clip are those of PPO.
+other forward pass is needed. With several, `make_logprobs` computes them before the first. The
+responses carried over from an earlier step (`PolicyBatch.is_older`) are those of an older policy:
+their old log-probs are the sampler's of that time, so ratio and clip are those of PPO.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from prism_jax.training import train_step
 
 TERM = "policy"
 KL_TERM = "reference_kl"
-# Those of `reduce`, and the released one: the mean over each row's tokens, the rows weighted by
-# their responses. It depends on how responses are laid into rows, as it did on GPUs there.
+# The aggregations of `reduce`, plus "official": the token mean of each packed row, rows weighted by
+# their number of responses. It depends on the packing, as it did on GPUs in the release.
 # Source: PRISM verl/verl/workers/actor/dp_actor.py:434.
 Aggregation = Literal[
     "token-mean",
@@ -44,13 +44,9 @@ Aggregation = Literal[
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Algorithm(configuration.Section):
-    """Name a loss of `losses.policy` and its numbers; what that loss does not read is None."""
+class Weighing(configuration.Section):
+    """The weights of response tokens in the loss."""
 
-    loss: Literal["ppo", "gspo", "cispo", "reinforce"]
-    clip_low: float | None
-    clip_high: float | None
-    dual_clip: float | None
     aggregation: Aggregation
     norm_tokens: int | None
     # Each token weighs trainer probability / sampler probability: at most `sampler_high`
@@ -62,44 +58,55 @@ class Algorithm(configuration.Section):
 
     def problems(self) -> list[str]:
         """See `configuration.Section`."""
+        problems = []
+        if (self.norm_tokens is None) == (self.aggregation == "seq-mean-token-sum-norm"):
+            problems.append(
+                "norm_tokens must be given for the aggregation seq-mean-token-sum-norm and be "
+                f"None for any other, got {self.norm_tokens} with {self.aggregation}"
+            )
+        if (self.sampler_high is None) != (self.sampler_weights == "off"):
+            problems.append(
+                "sampler_high must be given for the sampler_weights 'truncate' and 'mask' and be "
+                f"None for 'off', got {self.sampler_high}"
+            )
+        if (self.sampler_low is None) == (self.sampler_weights == "mask"):
+            problems.append(
+                "sampler_low must be given for the sampler_weights 'mask' and be None otherwise, "
+                f"got {self.sampler_low}"
+            )
+        return problems
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Algorithm(Weighing):
+    """A loss of `losses.policy` and its numbers; a number that the loss does not read is None."""
+
+    loss: Literal["ppo", "gspo", "cispo", "reinforce"]
+    clip_low: float | None
+    clip_high: float | None
+    dual_clip: float | None
+
+    def problems(self) -> list[str]:
+        """See `configuration.Section`."""
         needed = {"clip_low": ("ppo", "gspo"), "clip_high": ("ppo", "gspo", "cispo")}
         optional = {"clip_low": ("cispo",), "dual_clip": ("ppo",)}
-        found = []
+        problems = []
         for name, value in dataclasses.asdict(self).items():
             if name not in ("clip_low", "clip_high", "dual_clip"):
                 continue
             is_needed = self.loss in needed.get(name, ())
             if value is None and is_needed:
-                found.append(f"{name} must be given for {self.loss}, got None")
+                problems.append(f"{name} must be given for {self.loss}, got None")
             if value is not None and not is_needed and self.loss not in optional.get(name, ()):
-                found.append(f"{name} must be None for {self.loss}, got {value}")
-        if (self.norm_tokens is None) == (self.aggregation == "seq-mean-token-sum-norm"):
-            found.append(
-                "norm_tokens must be given for the aggregation seq-mean-token-sum-norm and be "
-                f"None for any other, got {self.norm_tokens} with {self.aggregation}"
-            )
+                problems.append(f"{name} must be None for {self.loss}, got {value}")
         if self.dual_clip is not None and not self.dual_clip > 1:
-            found.append(f"dual_clip must be > 1 or None, got {self.dual_clip}")
-        return found + self._sampler_problems()
-
-    def _sampler_problems(self) -> list[str]:
-        found = []
-        if (self.sampler_high is None) != (self.sampler_weights == "off"):
-            found.append(
-                "sampler_high must be given for the sampler_weights 'truncate' and 'mask' and be "
-                f"None for 'off', got {self.sampler_high}"
-            )
-        if (self.sampler_low is None) == (self.sampler_weights == "mask"):
-            found.append(
-                "sampler_low must be given for the sampler_weights 'mask' and be None otherwise, "
-                f"got {self.sampler_low}"
-            )
-        return found
+            problems.append(f"dual_clip must be > 1 or None, got {self.dual_clip}")
+        return problems + super().problems()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kl:
-    """Say how the distance from a reference policy enters the loss."""
+    """The distance from a reference policy in the loss."""
 
     estimator: kl.LossEstimator
     coefficient: float
@@ -107,12 +114,12 @@ class Kl:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Hold how the loss is computed; none of it changes what the loss is."""
+    """The computation of the loss; none of it changes the value."""
 
     temperature: float  # of the sampler: log-probs are those of softmax(logits / temperature)
     max_response_tokens: int
     chunk_tokens: int  # through the head at once
-    with_entropy: bool  # measure the policy's entropy
+    has_entropy: bool  # measure the policy's entropy
     implementation: attention.Implementation
     remat: Remat
 
@@ -140,46 +147,46 @@ def loss(
 ) -> tuple[train_step.Terms, metrics.Metrics]:
     """Return the loss of one microbatch [B, ...].
 
-    Without `old_logprobs` it is strictly on-policy: the ratio is 1, except for older responses. The
-    distance of the sampler's log-probs from those of the trainer before its first update leaves
-    older responses out; theirs is how far the policy has moved, a metric of its own.
+    Without `old_logprobs` it is strictly on-policy: the ratio is 1, except for older responses.
     """
     logprobs, entropy = response_logprobs(model, batch, settings)
     mask = _mask(batch.lengths, settings)
-    kept = _by_response(logprobs, batch, settings)
-    old = jax.lax.stop_gradient(kept)
+    new = _by_response(logprobs, batch, settings)
+    old = jax.lax.stop_gradient(new)
     if batch.old_logprobs is not None:
         old = _by_response(batch.old_logprobs, batch, settings)
     sampler = _by_response(batch.sampler_logprobs, batch, settings)
-    told, is_recent = {}, mask
+    logged, is_recent = {}, mask
     if batch.is_older is not None:
+        # The policy has moved since it gave these responses. That is a metric by itself, and not
+        # part of the distance between sampler and trainer, which should be rounding alone.
         is_older = batch.is_older.reshape(-1, 1)
         old, is_recent = jnp.where(is_older, sampler, old), mask & ~is_older
-        moved = jnp.abs(jax.lax.stop_gradient(kept) - sampler)
-        told["policy/older_logprob_difference_mean"] = metrics.Mean.of(moved, mask & is_older)
+        moved = jnp.abs(jax.lax.stop_gradient(new) - sampler)
+        logged["policy/older_logprob_difference_mean"] = metrics.Mean.of(moved, mask & is_older)
     advantages = _by_response(batch.advantages, batch, settings)
     sampler_weights = _sampler_weights(algorithm, old, sampler, mask)
     shares = _row_shares(batch.lengths, mask) if algorithm.aggregation == "official" else None
     token_weights = sampler_weights
     if shares is not None:
         token_weights = shares if sampler_weights is None else shares * sampler_weights
-    term, loss_metrics = _policy_loss(algorithm, kept, old, advantages, mask, token_weights)
-    told |= loss_metrics | mismatch.measure(old, sampler, is_recent, sampler_weights)
+    term, loss_metrics = _policy_loss(algorithm, new, old, advantages, mask, token_weights)
+    logged |= loss_metrics | mismatch.measure(old, sampler, is_recent, sampler_weights)
     terms = {TERM: term}
     if reference is not None:
-        terms[KL_TERM], own = kl.loss(
-            kept,
+        terms[KL_TERM], kl_metrics = kl.loss(
+            new,
             _by_response(batch.reference_logprobs, batch, settings),
             mask,
             estimator=reference.estimator,
             token_weights=shares,
             **_aggregation(algorithm),
         )
-        told |= own
+        logged |= kl_metrics
     if entropy is not None:
         entropy = _by_response(jax.lax.stop_gradient(entropy), batch, settings)
-        told["policy/entropy"] = metrics.Mean.of(entropy, mask)
-    return terms, told
+        logged["policy/entropy"] = metrics.Mean.of(entropy, mask)
+    return terms, logged
 
 
 @functools.cache
@@ -187,20 +194,21 @@ def make_logprobs(
     graphdef: nnx.GraphDef, settings: Settings
 ) -> Callable[[nnx.State, PolicyBatch], jax.Array]:
     """Return the jitted (params, batch) -> float32[M, B, K], the response tokens' log-probs."""
-    settings = dataclasses.replace(settings, with_entropy=False)
+    settings = dataclasses.replace(settings, has_entropy=False)
 
     def run(params: nnx.State, batch: PolicyBatch) -> jax.Array:
-        def one(_, microbatch: PolicyBatch):
+        def of_microbatch(_, microbatch: PolicyBatch):
             model = nnx.merge(graphdef, params)
             return None, response_logprobs(model, microbatch, settings)[0]
 
-        return jax.lax.scan(one, None, batch)[1]
+        # In the microbatches of the update: a forward pass over all rows would not fit memory.
+        return jax.lax.scan(of_microbatch, None, batch)[1]
 
     return jax.jit(run)
 
 
 def _aggregation(algorithm: Algorithm) -> dict[str, Any]:
-    """Return the arguments of `reduce`; the released way is a sum with `_row_shares`."""
+    """Return the arguments of `reduce`; "official" is a sum with `_row_shares`."""
     is_official = algorithm.aggregation == "official"
     return {
         "aggregation": "seq-mean-token-sum" if is_official else algorithm.aggregation,
@@ -223,7 +231,7 @@ def _row_shares(lengths: jax.Array, mask: jax.Array) -> jax.Array:
 def _sampler_weights(
     algorithm: Algorithm, old_logprobs: jax.Array, sampler_logprobs: jax.Array, mask: jax.Array
 ) -> jax.Array | None:
-    """Return what corrects each token for the sampler's other log-probs; None: nothing."""
+    """Return the weight that corrects each token for the sampler's log-probs; None: all 1."""
     if algorithm.sampler_weights == "off":
         return None
     ratio = mismatch.ratios(old_logprobs, sampler_logprobs, mask, level=algorithm.sampler_level)
@@ -240,7 +248,7 @@ def _policy_loss(
     mask: jax.Array,
     token_weights: jax.Array | None,
 ) -> tuple[reduce.Sum, metrics.Metrics]:
-    """Call the loss that the algorithm names: the one place where it is chosen."""
+    """Return the loss that the algorithm names. This is the one place where it is chosen."""
     shared = {"token_weights": token_weights} | _aggregation(algorithm)
     if algorithm.loss == "reinforce":
         return policy.reinforce(logprobs, advantages, mask, **shared)
@@ -257,7 +265,7 @@ def _policy_loss(
 def response_logprobs(
     model: nnx.Module, batch: PolicyBatch, settings: Settings
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return log-prob and (when asked) entropy of each response token, float32[B, K].
+    """Return log-prob and, with `has_entropy`, entropy of each response token, float32[B, K].
 
     A microbatch without responses is not computed: its log-probs are 0.
     """
@@ -271,25 +279,25 @@ def response_logprobs(
             implementation=settings.implementation,
             remat=settings.remat,
         )
-        # Padding reads zeros from beyond the row: a place of its own would get the gradient of all
-        # of it, and a GPU adds to one address one by one.
+        # Padding reads zeros from beyond the row: a place inside the row would get the gradient of
+        # all padding, and a GPU adds to one address one by one.
         hidden = jnp.take_along_axis(
             hidden, batch.predictors[..., None], axis=1, mode="fill", fill_value=0
         )
-        found = logprob.token_logprobs(
+        by_token = logprob.token_logprobs(
             hidden.reshape(-1, hidden.shape[-1]),
             model.head(),
             batch.tokens.reshape(-1),
             temperature=settings.temperature,
             chunk_tokens=settings.chunk_tokens,
-            with_entropy=settings.with_entropy,
+            with_entropy=settings.has_entropy,
         )
-        return jax.tree.map(lambda x: x.reshape(batch.tokens.shape), found)
+        return jax.tree.map(lambda x: x.reshape(batch.tokens.shape), by_token)
 
     def nothing(params: nnx.State) -> tuple[jax.Array, jax.Array | None]:
         del params
         zeros = jnp.zeros(batch.tokens.shape, jnp.float32)
-        return zeros, zeros if settings.with_entropy else None
+        return zeros, zeros if settings.has_entropy else None
 
     return jax.lax.cond((batch.lengths > 0).any(), forward, nothing, params)
 
@@ -300,7 +308,7 @@ def _mask(lengths: jax.Array, settings: Settings) -> jax.Array:
 
 
 def _by_response(values: jax.Array, batch: PolicyBatch, settings: Settings) -> jax.Array:
-    """Lay values [B, K] out as [B * S, max_response_tokens]; the mask says which of them count."""
+    """Return values [B, K] as [B * S, max_response_tokens]; beyond the mask they are arbitrary."""
     places = batch.offsets[..., None] + jnp.arange(settings.max_response_tokens)
     places = jnp.minimum(places, values.shape[1] - 1).reshape(values.shape[0], -1)
     laid_out = jnp.take_along_axis(values, places, axis=1)

@@ -1,13 +1,16 @@
-"""What a policy said: sampled tokens to texts, segments and tasks for the judge.
+"""The responses of a policy: from sampled tokens to texts, segments and rewards.
 
-The text of a response is what its tokens say without special tokens. A special token that a policy
+The text of a response is that of its tokens without special tokens. A special token that a policy
 writes inside a response is therefore seen by no format rule, judge or file, but it stays among the
 tokens, where a discriminator meets it. A token that the tokenizer does not have becomes U+FFFD.
 """
 
 import dataclasses
+import time
 from collections.abc import Sequence
+from typing import Protocol
 
+from prism_jax import metrics
 from prism_jax.data import processor, records
 from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
@@ -15,7 +18,7 @@ from prism_jax.rollout import engine
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reader:
-    """Cut responses into segments."""
+    """The rule that cuts responses into segments."""
 
     bytes_of_token: Sequence[bytes]  # of every row of the model's vocabulary
     end_tokens: tuple[int, ...]
@@ -25,8 +28,11 @@ class Reader:
     def of(
         cls, words: processor.Processor, *, vocab_tokens: int | None, gate: tags.Gate
     ) -> "Reader":
-        """Make a reader; `vocab_tokens` are the rows of the model's vocabulary, None: as many as
-        the tokenizer has."""
+        """Make a reader.
+
+        Args:
+          vocab_tokens: rows of the model's vocabulary; None: those of the tokenizer.
+        """
         table = tags.token_bytes(words.tokenizer, vocab_tokens=vocab_tokens)
         for index, token in words.tokenizer.added_tokens_decoder.items():
             if token.special:
@@ -39,7 +45,7 @@ class Reader:
         Raises:
           ValueError: the sampler ended responses with other tokens than these.
         """
-        found = [
+        segments = [
             tags.segment(
                 tokens[:length].tolist(),
                 bytes_of_token=self.bytes_of_token,
@@ -48,15 +54,15 @@ class Reader:
             )
             for tokens, length in zip(rollout.tokens, rollout.lengths, strict=True)
         ]
-        if [one.ended for one in found] != rollout.ended.tolist():
+        if [response.ended for response in segments] != rollout.ended.tolist():
             raise ValueError("the sampler's end tokens must be those of the tokenizer's folder")
-        return found
+        return segments
 
 
 def tasks(
     rows: Sequence[records.PromptRow], segments: Sequence[tags.Segments], *, num_responses: int
 ) -> list[score.Task]:
-    """Return what the judge is asked about responses, those to one row side by side.
+    """Return the judge's tasks for responses, those to one row side by side.
 
     Raises:
       ValueError: a row has no ground truth.
@@ -68,11 +74,31 @@ def tasks(
         raise ValueError(f"rows without ground truth cannot be judged: {missing[:5]}")
     return [
         score.Task(
-            response=one.text,
-            ended=one.ended,
+            response=response.text,
+            ended=response.ended,
             ground_truth=rows[number // num_responses].ground_truth,
             equivalent_answers=rows[number // num_responses].equivalent_answers,
             data_source=rows[number // num_responses].data_source or "",
         )
-        for number, one in enumerate(segments)
+        for number, response in enumerate(segments)
     ]
+
+
+class Judge(Protocol):
+    """The checker of answers, see `rewards.workers.JudgePool`."""
+
+    def grade(self, tasks: Sequence[score.Task]) -> list[score.Reward]:
+        """Return the reward of each response, in order."""
+
+
+def judge(
+    judge: Judge, rows: Sequence[records.PromptRow], segments: Sequence[tags.Segments]
+) -> tuple[list[score.Reward], metrics.Metrics]:
+    """Return the reward of each response, those to one row side by side, and the time it took.
+
+    One call judges all responses of a generation, so that its processes are never idle between
+    prompts.
+    """
+    begun = time.monotonic()
+    rewards = judge.grade(tasks(rows, segments, num_responses=len(segments) // len(rows)))
+    return rewards, {"time/judge_seconds": metrics.mean([time.monotonic() - begun])}

@@ -1,11 +1,10 @@
-"""What alignment and RLVR share: a step's prompts, the policy's responses to them, rows to learn.
+"""The policy's responses to a step's prompts, in alignment and RLVR.
 
-A step takes `num_prompts` prompts (`setup.prompt_mixture` says which), draws `num_responses`
-responses to each from the policy as it is, and lays all of them into packed rows for one update.
+A step takes `num_prompts` prompts, see `setup.prompt_mixture`, and the policy as it is responds
+`num_responses` times to each.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from models import inputs
+from models import inputs, lora
 from prism_jax import configuration, errors, metrics
 from prism_jax.data import encode, processor
 from prism_jax.policy import responses
 from prism_jax.rewards import tags
-from prism_jax.rollout import engine, serving
+from prism_jax.rollout import engine, layout, serving
 from prism_jax.rollout.sampling import Sampling
 from prism_jax.rows import Continuation
 from prism_jax.setup import devices as devices_lib
@@ -30,13 +30,14 @@ Json = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout(configuration.Section):
-    """Say what is drawn in a step."""
+    """The responses of a step, and how they are sampled."""
 
     num_prompts: int
     num_responses: int  # to each prompt
-    # Most that are decoded at a time, over all devices; -1: those to one prompt on each part of the
-    # mesh; None: all. Responses do not depend on it.
+    # Most that are decoded at a time, over all devices; None: as many as memory holds.
     batch_responses: int | None = configuration.free()
+    # Devices that share a copy of the weights; None: as few as memory allows.
+    tensor: int | None = configuration.free()
     max_response_tokens: int
     temperature: float
     top_k: int | None
@@ -51,47 +52,48 @@ class Rollout(configuration.Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(
+        problems = configuration.at_least(
             self, 1, "num_prompts", "num_responses", "max_response_tokens", "chunk_tokens",
-            "dump_every_steps",
+            "batch_responses", "tensor", "dump_every_steps",
         )  # fmt: skip
-        if self.batch_responses not in (None, -1) and self.batch_responses < self.num_responses:
-            found.append(
-                f"batch_responses must be >= num_responses = {self.num_responses}, -1 or None, got "
-                f"{self.batch_responses}"
-            )
         if not self.temperature > 0:
-            found.append(f"temperature must be > 0 to learn from samples, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            found.append(f"top_k must be >= 1 or None, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            found.append(f"top_p must be in (0, 1] or None, got {self.top_p}")
+            problems.append(
+                f"temperature must be > 0 to learn from samples, got {self.temperature}"
+            )
+        problems += self._cut_problems()
+        return problems
+
+    def _cut_problems(self) -> list[str]:
+        """Return the problems of `top_k` and `top_p`; their bounds are the sampler's."""
+        problems = []
+        try:
+            Sampling(
+                temperature=1.0,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                max_tokens=1,
+                end_token_ids=(),
+            )
+        except ValueError as error:
+            problems.append(str(error).removeprefix("sampling."))
         is_cut = self.top_k is not None or (self.top_p is not None and self.top_p < 1)
         if is_cut and not self.is_cut_allowed:
-            found.append(
+            problems.append(
                 "top_k must be None and top_p None or 1, because log-probs are of the whole "
                 "vocabulary and samples would be of another distribution; is_cut_allowed=True "
                 f"takes them all the same, got {self.top_k} and {self.top_p}"
             )
-        return found
+        return problems
 
-    def batch_prompts(self, devices: devices_lib.Devices) -> int:
-        """Return how many prompts are asked at a time.
-
-        Raises:
-          InputError: the responses to them do not divide over the devices.
-        """
-        if self.batch_responses is None:
-            return self.num_prompts
-        parts = devices.row_parts()
-        if self.batch_responses == -1:
-            return min(self.num_prompts, parts)
-        if self.batch_responses % (self.num_responses * parts):
-            raise errors.InputError(
-                f"config.rollout.batch_responses must be a multiple of {self.num_responses} "
-                f"responses x {parts} parts of the mesh, -1 or None, got {self.batch_responses}"
-            )
-        return min(self.num_prompts, self.batch_responses // self.num_responses)
+    def sampling(self, *, ends: tuple[int, ...]) -> Sampling:
+        """Return the sampler's settings."""
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            max_tokens=self.max_response_tokens,
+            end_token_ids=ends,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,10 +106,11 @@ class Responses:
     seconds: float
 
     def continuations(self) -> list[Continuation]:
-        """Return the responses behind their prompts, each with the tokens that were drawn."""
-        each = len(self.segments) // self.num_prompts
+        """Return the responses behind their prompts, each with the sampler's tokens."""
+        num_responses = len(self.segments) // self.num_prompts
+        tokens = self.rollout.tokens
         return [
-            Continuation(prompt=number // each, tokens=self.rollout.tokens[number, :length])
+            Continuation(prompt=number // num_responses, tokens=tokens[number, :length])
             for number, length in enumerate(self.rollout.lengths)
         ]
 
@@ -125,8 +128,44 @@ class Responses:
         }
 
 
+def open_engine(
+    options: Rollout,
+    model: setup_models.Model,
+    devices: devices_lib.Devices,
+    sizes: Sequence[encode.Size],
+) -> engine.Engine:
+    """Return the engine for prompts of these sizes; graph and mesh are those of the rollouts.
+
+    Raises:
+      InputError: a copy of the weights cannot be cut as configured.
+    """
+    heads, num_devices = model.config.text.num_kv_heads, devices.mesh.size
+    if options.tensor is not None and (heads % options.tensor or num_devices % options.tensor):
+        raise errors.InputError(
+            f"config.rollout.tensor must divide {heads} kv heads and {num_devices} devices, "
+            f"got {options.tensor}"
+        )
+    return engine.Engine(
+        graphdef=model.graphdef,
+        config=model.config,
+        # Those of the largest prompts, so that one program serves every step.
+        shapes=engine.Shapes(
+            prompt_tokens=max(size.tokens for size in sizes),
+            prompt_patches=max(1, *(size.patches for size in sizes)),
+            prompt_images=max(1, *(size.images for size in sizes)),
+        ),
+        prefill_implementation=devices.attention,
+        decode_implementation=devices.decode_attention,
+        chunk_tokens=options.chunk_tokens,
+        num_slots=options.batch_responses,
+        mesh=None,
+        rules=devices.rules,
+        say=setup_models.say_once(),
+    )
+
+
 class Sampler:
-    """Draw responses from parameters that are passed with every call."""
+    """The sampler of responses; parameters are passed with every call."""
 
     def __init__(
         self,
@@ -138,35 +177,15 @@ class Sampler:
         sizes: Sequence[encode.Size],
         gate: tags.Gate,
     ):
-        """Fix the shapes to those of the largest prompts, so that one program is compiled."""
-        self._batch_prompts = options.batch_prompts(devices)
-        each = -(-self._batch_prompts // devices.row_parts())
+        """Store the parts; nothing is compiled before the first step."""
         self._options, self._devices = options, devices
         self._graphdef = model.graphdef
-        self._sampling = Sampling(
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            max_tokens=options.max_response_tokens,
-            end_token_ids=words.ids.ends,
-        )
+        self._mesh: Mesh | None = None  # chosen when the training state is in memory
+        self._sampling = options.sampling(ends=words.ids.ends)
         self.reader = responses.Reader.of(
             words, vocab_tokens=model.config.text.vocab_size, gate=gate
         )
-        self._engine = engine.Engine(
-            graphdef=model.graphdef,
-            config=model.config,
-            shapes=engine.Shapes(
-                prompt_tokens=max(size.tokens for size in sizes),
-                row_patches=max(1, each * max(size.patches for size in sizes)),
-                row_images=max(1, each * max(size.images for size in sizes)),
-            ),
-            prefill_implementation=devices.attention,
-            decode_implementation=devices.decode_attention,
-            chunk_tokens=options.chunk_tokens,
-            mesh=devices.mesh,
-            rules=devices.rules,
-        )
+        self._engine = open_engine(options, model, devices, sizes)
 
     def __call__(
         self, params: nnx.State, prompts: Sequence[inputs.Example], key: jax.Array
@@ -179,16 +198,30 @@ class Sampler:
     ) -> Callable[[Sequence[inputs.Example], jax.Array], Responses]:
         """Return (prompts, key) -> responses of these parameters, laid out for decoding once.
 
-        What is returned holds a copy of the parameters: let go of it before the update.
+        The function holds a copy of the parameters: drop it before the update.
         """
+        graphdef, params = lora.merged(self._graphdef, params)
+        if self._mesh is None:
+            self._mesh = self._choose_mesh(params)
         graphdef, prepared = serving.prepare(
-            self._graphdef, params, dtype=self._devices.dtype, donate=False
+            graphdef,
+            params,
+            dtype=self._devices.dtype,
+            donate=False,
+            mesh=self._mesh,
+            rules=self._devices.rules,
         )
-        sampler = dataclasses.replace(self._engine, graphdef=graphdef)
+        sampler = dataclasses.replace(self._engine, graphdef=graphdef, mesh=self._mesh)
 
-        def draw(prompts: Sequence[inputs.Example], key: jax.Array) -> Responses:
+        def respond(prompts: Sequence[inputs.Example], key: jax.Array) -> Responses:
             begun = time.monotonic()
-            rollout = self._in_batches(functools.partial(sampler.generate, prepared), prompts, key)
+            rollout = sampler.generate(
+                prepared,
+                prompts,
+                self._sampling,
+                key,
+                num_responses=self._options.num_responses,
+            )
             return Responses(
                 rollout=rollout,
                 segments=self.reader.read(rollout),
@@ -196,23 +229,13 @@ class Sampler:
                 num_prompts=len(prompts),
             )
 
-        return draw
+        return respond
 
-    def _in_batches(
-        self,
-        generate: Callable[..., engine.Rollout],
-        prompts: Sequence[inputs.Example],
-        key: jax.Array,
-    ) -> engine.Rollout:
-        """Ask the engine for as many prompts at a time as memory takes; the last are filled up."""
-        size, each = self._batch_prompts, self._options.num_responses
-        found = []
-        for first in range(0, len(prompts), size):
-            batch = prompts[first : first + size]
-            filled = [*batch, *[batch[-1]] * (size - len(batch))]
-            rollout = generate(filled, self._sampling, key, num_responses=each, first_prompt=first)
-            found.append(vars(rollout))
-        wanted = len(prompts) * each
-        return engine.Rollout(
-            **{name: np.concatenate([one[name] for one in found])[:wanted] for name in found[0]}
-        )
+    def _choose_mesh(self, params: nnx.State) -> Mesh:
+        """Return the mesh of rollouts, with the memory that the training state leaves."""
+        tensor, devices = self._options.tensor, self._devices
+        if tensor is None:
+            tensor = layout.choose_tensor(
+                params, self._engine.config, devices=devices.mesh, dtype=devices.dtype
+            )
+        return layout.mesh(devices.mesh, tensor=tensor)

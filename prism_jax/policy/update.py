@@ -1,4 +1,4 @@
-"""The policy's part of a step in alignment and RLVR: shapes, rows to learn from, the update."""
+"""The policy's part of a step in alignment and RLVR: shapes, rows and the update."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,25 +16,23 @@ from prism_jax.policy import rollouts
 from prism_jax.rows import Largest, RowShape
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
-from prism_jax.setup import row_shapes
+from prism_jax.setup import row_shapes, train_sections
 from prism_jax.training import optim, train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(configuration.Section):
-    """Say how long, and how the policy's update is computed."""
+class Train(train_sections.Train):
+    """The length of a run, and the computation of the policy's update."""
 
     num_steps: int
     head_chunk_tokens: int  # whose logits are in a device's memory at a time
     has_entropy: bool  # measure the policy's entropy
-    num_threads: int = configuration.free()  # steps whose prompts are made ahead at a time
-    max_skipped_in_row: int  # updates that are not finite before the run is given up
+    num_threads: int = configuration.free()  # steps whose prompts are prepared ahead
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return configuration.at_least(
-            self, 1, "num_steps", "head_chunk_tokens", "num_threads", "max_skipped_in_row"
-        )
+        problems = super().problems()
+        return problems + configuration.at_least(self, 1, "head_chunk_tokens", "num_threads")
 
 
 def shape_of(
@@ -52,10 +50,10 @@ def shape_of(
         prompt_patches=max(size.patches for size in sizes),
         prompt_frames=max(size.images for size in sizes),
     )
-    return rows.shape(largest, devices, place="config.rows")
+    return rows.shape(largest, devices, shared_units=options.num_responses, place="config.rows")
 
 
-def pack(
+def on_policy_batch(
     prompts: Sequence[Example],
     responses: rollouts.Responses,
     advantages: np.ndarray,
@@ -65,7 +63,7 @@ def pack(
     """Return the rows from which the policy learns."""
     rollout = responses.rollout
     logprobs = [rollout.logprobs[number, :length] for number, length in enumerate(rollout.lengths)]
-    return policy_batch.pack(
+    return policy_batch.on_policy_batch(
         prompts, responses.continuations(), logprobs, advantages, shape, model.config
     )
 
@@ -80,7 +78,7 @@ def make_update(
     *,
     reference: policy_loss.Kl | None = None,
 ) -> train_step.TrainStep:
-    """Return the update of the policy; `reference` adds the distance from a reference policy."""
+    """Return the update of the policy; `reference` adds the KL from a reference policy."""
 
     def loss(model: nnx.Module, batch: policy_batch.PolicyBatch, key: jax.Array):
         del key
@@ -103,12 +101,12 @@ def settings(
     model: configuration.Model,
     devices: devices_lib.Devices,
 ) -> policy_loss.Settings:
-    """Return how the policy's loss is computed."""
+    """Return the settings with which the policy's loss is computed."""
     return policy_loss.Settings(
         temperature=rollout.temperature,
         max_response_tokens=rollout.max_response_tokens,
         chunk_tokens=train.head_chunk_tokens * devices.row_parts(),
-        with_entropy=train.has_entropy,
+        has_entropy=train.has_entropy,
         implementation=devices.attention,
         remat=model.remat,
     )

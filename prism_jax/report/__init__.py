@@ -1,1 +1,1 @@
-"""One HTML file that shows what a chain of stages did: numbers from its folder, plots, a page."""
+"""The report on a chain of stages as an HTML file: numbers from its folder, plots, a page."""

@@ -1,6 +1,6 @@
-"""A few prompts with what each stage responded, as a part of the page.
+"""A few prompts with the response of each stage, as a part of the page.
 
-Segments are coloured where the response has them; what stands outside of them stays plain.
+Segments of a response are coloured, text outside of them is plain.
 """
 
 import base64
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from prism_jax.report import results
 
 _SEGMENT = re.compile(r"<(caption|think|answer)>.*?</\1>", re.DOTALL)
-# Characters that HTML forbids, and halves of characters, which UTF-8 cannot write.
+# Characters that HTML forbids, and lone surrogates, which UTF-8 cannot encode.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _VERDICTS = {
     "correct": "correct",
@@ -23,13 +23,13 @@ _VERDICTS = {
     "timeout": "judge ran out of time",
     "error": "judge failed",
 }
-# Small pictures are shown larger, up to so many pixels wide.
+# Small pictures are enlarged up to this width.
 _SHOWN_PIXELS = 224
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Hold a picture as PNG, and its size in pixels."""
+    """A picture as PNG, and its size in pixels."""
 
     png: bytes
     width: int
@@ -38,7 +38,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Response:
-    """Hold what a stage responded, and what the judge said."""
+    """A stage's response and the judge's verdict."""
 
     text: str
     reason: str  # of `rewards.score.Reason`
@@ -47,19 +47,19 @@ class Response:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """Hold a prompt, and the response of each stage that was evaluated."""
+    """A prompt, and the responses of the evaluated stages."""
 
     id: str
     question_type: str | None
-    question: str | None  # None: the test split is not there any more
+    question: str | None  # None: the test split no longer exists
     ground_truth: str | None
     pictures: Sequence[Picture]
-    has_pictures: bool  # False: the test split is not there any more
+    has_pictures: bool  # False: the test split no longer exists
     responses: Mapping[str, Response]  # by stage
 
 
 def draw(example: Example) -> str:
-    """Return one example as HTML."""
+    """Return an example as HTML."""
     kind = example.question_type
     shown_kind = "" if kind is None else f' <span class="note">{clean(kind)}</span>'
     question = example.question
@@ -67,14 +67,14 @@ def draw(example: Example) -> str:
     truth = "" if example.ground_truth is None else clean(example.ground_truth)
     responses = "".join(_response(stage, example.responses.get(stage)) for stage in results.STAGES)
     return (
-        f'<article class="card example"><div class="asked">{_pictures(example)}<div>'
+        f'<article class="card example"><div class="question">{_pictures(example)}<div>'
         f"<h3>{clean(shown)}</h3><p>Answer: <b>{truth}</b>{shown_kind}</p></div></div>"
         f'<div class="stages">{responses}</div></article>'
     )
 
 
 def clean(text: str) -> str:
-    """Return text as HTML shows it, with a mark for characters that it cannot show."""
+    """Return text escaped for HTML, with a mark for characters that HTML forbids."""
     return html.escape(_FORBIDDEN.sub("\ufffd", text.replace("\r", "\n")))
 
 

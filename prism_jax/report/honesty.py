@@ -1,6 +1,6 @@
-"""What the honesty panel found, for the page: probes, other pictures, swaps, and the router.
+"""The results of the honesty panel on the page: probes, other pictures, swaps, and the router.
 
-The panel's metrics begin with `honesty/`; docs/honesty.md says what each is.
+The panel's metrics begin with `honesty/`; docs/honesty.md explains them.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ _CHANGES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Hold one measurement of the panel."""
+    """A measurement of the panel."""
 
     when: str
     step: int
-    values: Mapping[str, float]  # without the area
+    values: Mapping[str, float]  # by metric, without the area
 
     def segments(self) -> list[str]:
         """Return the segments whose pairs were measured."""
@@ -39,26 +39,26 @@ class Panel:
         for name in self.segments():
             if self.values.get(f"{name}_probe_explains") != 1:
                 continue
-            found = {
-                told: self.values[f"{name}_{probe}_probe_accuracy"]
-                for probe, told in _PROBES.items()
+            accuracies = {
+                probe_name: self.values[f"{name}_{probe}_probe_accuracy"]
+                for probe, probe_name in _PROBES.items()
                 if f"{name}_{probe}_probe_accuracy" in self.values
             }
-            best = max(found, key=lambda told: found[told])
+            best = max(accuracies, key=lambda probe_name: accuracies[probe_name])
             lines.append(
                 f"{self.when}: {name}: {best} tells teacher from student in "
-                f"{parts.percent(found[best])} of pairs, the discriminator in "
+                f"{parts.percent(accuracies[best])} of pairs, the discriminator in "
                 f"{parts.percent(self.values[f'{name}_pair_accuracy'])}. It may look at nothing "
                 "else."
             )
         return lines
 
 
-def panels(found: results.Results) -> list[Panel]:
+def panels(chain: results.Results) -> list[Panel]:
     """Return the last measurement of the warm-up, and alignment's first and last."""
-    chosen = []
+    measured = []
     for step, times in (("warmup", ("after warm-up",)), ("align", ("alignment", "alignment"))):
-        rows = [row for row in found.metrics[step] if any(name.startswith(AREA) for name in row)]
+        rows = [row for row in chain.metrics[step] if any(name.startswith(AREA) for name in row)]
         if not rows:
             continue
         ends = rows[-1:] if len(times) == 1 or len(rows) == 1 else [rows[0], rows[-1]]
@@ -68,14 +68,14 @@ def panels(found: results.Results) -> list[Panel]:
                 for name, value in row.items()
                 if name.startswith(AREA)
             }
-            told = when if step == "warmup" else f"{when}, step {row['step']}"
-            chosen.append(Panel(when=told, step=row["step"], values=values))
-    return chosen
+            label = when if step == "warmup" else f"{when}, step {row['step']}"
+            measured.append(Panel(when=label, step=row["step"], values=values))
+    return measured
 
 
-def build(found: results.Results) -> str:
-    """Return the part of the page; a line where nothing was measured."""
-    measured = panels(found)
+def build(chain: results.Results) -> str:
+    """Return the part of the page, or a line if nothing was measured."""
+    measured = panels(chain)
     if not measured:
         return '<h3>Does it look?</h3><p class="note">The honesty panel was not measured.</p>'
     warnings = "".join(
@@ -87,15 +87,15 @@ def build(found: results.Results) -> str:
         "<h3>Does it look?</h3>"
         + warnings
         + _accuracies(measured)
-        + _curves(found, measured[-1])
+        + _curves(chain, measured[-1])
         + _details(_CHANGED_TITLE, _changed(measured))
         + _details("Experts of captions and cots", _router(measured))
     )
 
 
-def summary(found: results.Results) -> list[dict[str, object]]:
+def summary(chain: results.Results) -> list[dict[str, object]]:
     """Return the measurements and warnings for `summary.json`."""
-    return [dataclasses.asdict(panel) | {"warnings": panel.warnings()} for panel in panels(found)]
+    return [dataclasses.asdict(panel) | {"warnings": panel.warnings()} for panel in panels(chain)]
 
 
 def _details(title: str, body: str) -> str:
@@ -116,20 +116,20 @@ def _accuracies(measured: Sequence[Panel]) -> str:
     ]
     head = ("measured", "discriminator", *_PROBES.values(), "teacher's segment cut")
     note = (
-        '<p class="note">How often the teacher is told from the student on pairs that were not '
-        "learnt from: by the discriminator, and by probes that know nothing but a length or a last "
-        "token. Where a probe is as good, the scores may reward nothing else.</p>"
+        '<p class="note">How often teacher and student are told apart on held-out pairs: by the '
+        "discriminator, and by probes that see only the length or the last token. If a probe is "
+        "as good, the scores may reward nothing else.</p>"
     )
     return note + parts.table(head, rows)
 
 
-def _curves(found: results.Results, last: Panel) -> str:
+def _curves(chain: results.Results, last: Panel) -> str:
     step = "align" if last.when.startswith("alignment") else "warmup"
     figures = []
     for name in last.segments():
         lines = [
-            plots.Line(name=told, curve=found.curve(step, f"{AREA}{name}_{metric}"), colour=colour)
-            for told, metric, colour in (
+            plots.Line(name=label, curve=chain.curve(step, f"{AREA}{name}_{metric}"), colour=colour)
+            for label, metric, colour in (
                 ("discriminator", "pair_accuracy", "a"),
                 ("length", "length_probe_accuracy", "b"),
                 ("last token", "last_token_probe_accuracy", "c"),
@@ -152,12 +152,12 @@ def _changed(measured: Sequence[Panel]) -> str:
     rows = []
     for panel in measured:
         for name in panel.segments():
-            for change, told in (*_CHANGES.items(), ("swapped", "scored as the other segment")):
+            for change, label in (*_CHANGES.items(), ("swapped", "scored as the other segment")):
                 if f"{name}_{change}_change" not in panel.values:
                     continue
                 rows.append(
                     (
-                        f"{examples.clean(panel.when)} <small>{name}: {told}</small>",
+                        f"{examples.clean(panel.when)} <small>{name}: {label}</small>",
                         f"{panel.values[f'{name}_{change}_change']:.3g}",
                         _share(panel, f"{name}_{change}_pair_accuracy"),
                         _share(panel, f"{name}_pair_accuracy"),
@@ -166,10 +166,10 @@ def _changed(measured: Sequence[Panel]) -> str:
         for name, other in (("caption", "cot"), ("cot", "caption")):
             key = f"{name}_against_{other}_pair_accuracy"
             if key in panel.values:
-                told = f"teacher's {name} against student's {other}"
+                label = f"teacher's {name} against student's {other}"
                 rows.append(
                     (
-                        f"{examples.clean(panel.when)} <small>{told}</small>",
+                        f"{examples.clean(panel.when)} <small>{label}</small>",
                         "–",
                         _share(panel, key),
                         _share(panel, f"{name}_pair_accuracy"),
@@ -186,9 +186,9 @@ def _changed(measured: Sequence[Panel]) -> str:
     note = (
         '<p class="note">How far a score moves on average, and how often the teacher is still '
         "scored above the student. A discriminator that does not look at pictures moves by 0; "
-        "one that is not told which segment it reads is not asked about the other. "
-        "Where captions are compared with cots nothing moves: one share high and the other low "
-        "means that the two kinds are scored at different heights."
+        "one that does not know the name of its segment is not tested with the other name. "
+        "Where captions are compared with cots no score moves: one share high and the other low "
+        "means that the scores of the two kinds lie at different levels."
         + (f" Standard deviation of the scores: {deviations}." if deviations else "")
         + "</p>"
     )
@@ -215,8 +215,8 @@ def _router(measured: Sequence[Panel]) -> str:
         return ""
     note = (
         '<p class="note">Share of the tokens of each segment on each expert, over all layers, and '
-        "what an expert tells of the segment: 1 bit where captions and cots have experts of their "
-        "own, 0 where both use them alike.</p>"
+        "the information of an expert about the segment: 1 bit where captions and cots use "
+        "different experts, 0 where they use the same.</p>"
     )
     head = ("measured", "load of each expert", "bits, mean of layers", "bits, highest layer")
     return note + parts.table(head, rows)

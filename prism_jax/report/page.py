@@ -1,4 +1,4 @@
-"""The report as one HTML file: nothing is loaded, no script runs, absent numbers are "not run"."""
+"""The report as an HTML file without scripts or other files; missing numbers are "not run"."""
 
 from collections.abc import Sequence
 
@@ -13,30 +13,33 @@ _NAMES = {
 _LINES = {"caption": ("perception", "a"), "cot": ("reasoning", "b"), "response": ("response", "c")}
 _NOT_RUN = '<span class="absent-value">not run</span>'
 _WHEN = {"warmup_held_out": "warmup", "before": "align", "after": "align"}
-# Nothing but what is in the file, whatever a response says.
+# A response is untrusted text: allow only what the file contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def build(
-    found: results.Results, shown: Sequence[examples.Example], *, title: str, selection: str
+    chain: results.Results, shown: Sequence[examples.Example], *, title: str, selection: str
 ) -> str:
     """Return the page.
 
     Args:
-      selection: says how the examples were chosen.
+      chain: the numbers of the page.
+      shown: the examples.
+      title: of the page, as plain text.
+      selection: a sentence on how the examples were chosen.
     """
     name = examples.clean(title)
     body = "".join(
         (
-            f"<header><h1>{name}</h1>{_lead(found)}</header>",
-            _tiles(found),
-            _section("Accuracy and format", _rate_plots(found)),
-            _section("Training", _curve_plots(found)),
-            _section("Stages", _stages_table(found) + _types_table(found)),
-            _section("Discriminator", _discriminator(found) + honesty.build(found)),
+            f"<header><h1>{name}</h1>{_lead(chain)}</header>",
+            _tiles(chain),
+            _section("Accuracy and format", _rate_plots(chain)),
+            _section("Training", _curve_plots(chain)),
+            _section("Stages", _stages_table(chain) + _types_table(chain)),
+            _section("Discriminator", _discriminator(chain) + honesty.build(chain)),
             _section("Responses", _examples(shown, selection)),
-            _section("Wall time", _times(found)),
-            _commands(found),
+            _section("Wall time", _times(chain)),
+            _commands(chain),
         )
     )
     return (
@@ -53,15 +56,15 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>"
 
 
-def _lead(found: results.Results) -> str:
+def _lead(chain: results.Results) -> str:
     text = (
         "Base model, supervised fine-tuning (sft), alignment with a teacher against a "
         "discriminator (align), reinforcement learning with verifiable rewards (rlvr)."
     )
     counts = {
-        (one.num_prompts, one.num_responses, one.draw)
-        for one in found.evaluations.values()
-        if one is not None
+        (evaluation.num_prompts, evaluation.num_responses, evaluation.draw)
+        for evaluation in chain.evaluations.values()
+        if evaluation is not None
     }
     if len(counts) == 1:
         prompts, responses, draw = counts.pop()
@@ -70,57 +73,62 @@ def _lead(found: results.Results) -> str:
     return f'<p class="note">{text}</p>'
 
 
-def _tiles(found: results.Results) -> str:
+def _tiles(chain: results.Results) -> str:
     tiles = []
-    for stage, one in found.evaluations.items():
-        if one is None:
-            told = '<b class="absent-value">–</b><span class="note">not run</span>'
+    for stage, evaluation in chain.evaluations.items():
+        if evaluation is None:
+            numbers = '<b class="absent-value">–</b><span class="note">not run</span>'
         else:
-            told = (
-                f"<b>{parts.percent(one.accuracy.mean)}</b>"
-                f'<span class="note">right, {_interval(one.accuracy)}</span>'
-                f'<span class="note">{parts.percent(one.format_valid.mean)} valid format</span>'
+            valid = parts.percent(evaluation.format_valid.mean)
+            numbers = (
+                f"<b>{parts.percent(evaluation.accuracy.mean)}</b>"
+                f'<span class="note">right, {_interval(evaluation.accuracy)}</span>'
+                f'<span class="note">{valid} valid format</span>'
             )
-        tiles.append(f'<div class="card tile"><span class="name">{stage}</span>{told}</div>')
+        tiles.append(f'<div class="card tile"><span class="name">{stage}</span>{numbers}</div>')
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
-def _rate_plots(found: results.Results) -> str:
-    def bars(name: str, colour: str) -> list[plots.Bar]:
+def _rate_plots(chain: results.Results) -> str:
+    def bars(colour: str) -> list[plots.Bar]:
         return [
             plots.Bar(
                 name=stage,
-                rate=None if one is None else {"a": one.accuracy, "c": one.format_valid}[colour],
+                rate=None
+                if evaluation is None
+                else {"a": evaluation.accuracy, "c": evaluation.format_valid}[colour],
                 colour=colour,
             )
-            for stage, one in found.evaluations.items()
+            for stage, evaluation in chain.evaluations.items()
         ]
 
     accuracy, form = "Accuracy by stage", "Responses in a valid format, by stage"
+    accuracy_plot = plots.rates(bars("a"), title=accuracy)
+    form_plot = plots.rates(bars("c"), title=form)
     return parts.row(
-        parts.figure(accuracy, "Share of right answers, with intervals of 95\u00a0%", plots.rates(
-            bars("accuracy", "a"), title=accuracy)),
-        parts.figure(form, "Caption, thoughts and answer in their tags", plots.rates(
-            bars("format", "c"), title=form)),
-    )  # fmt: skip
+        parts.figure(
+            accuracy, "Share of right answers, with intervals of 95\u00a0%", accuracy_plot
+        ),
+        parts.figure(form, "Caption, thoughts and answer in their tags", form_plot),
+    )
 
 
-def _curve_plots(found: results.Results) -> str:
+def _curve_plots(chain: results.Results) -> str:
     gap = [
         plots.Line(
             name=_LINES[segment][0],
-            curve=found.curve("align", f"discriminator/{segment}_gap"),
+            curve=chain.curve("align", f"discriminator/{segment}_gap"),
             colour=_LINES[segment][1],
         )
-        for segment in results.segments(found)
+        for segment in results.segments(chain)
     ]
     reward = [
-        plots.Line(name=name, curve=found.curve("rlvr", f"reward/{name}_mean"), colour=colour)
+        plots.Line(name=name, curve=chain.curve("rlvr", f"reward/{name}_mean"), colour=colour)
         for name, colour in (("total", "a"), ("accuracy", "b"), ("format", "c"))
     ]
     loss = [
-        plots.Line(name="training", curve=found.curve("sft", "loss/nll"), colour="a"),
-        plots.Line(name="held out", curve=found.curve("sft", "eval/nll"), colour="b"),
+        plots.Line(name="training", curve=chain.curve("sft", "loss/nll"), colour="a"),
+        plots.Line(name="held out", curve=chain.curve("sft", "eval/nll"), colour="b"),
     ]
     return parts.row(
         parts.lines(
@@ -129,7 +137,7 @@ def _curve_plots(found: results.Results) -> str:
             loss,
             unit="nats",
             has_zero=False,
-            absent=found.absent("sft"),
+            absent=chain.absent("sft"),
         ),
         parts.lines(
             "Gap in alignment",
@@ -137,7 +145,7 @@ def _curve_plots(found: results.Results) -> str:
             gap,
             unit="score",
             has_zero=True,
-            absent=found.absent("align"),
+            absent=chain.absent("align"),
         ),
         parts.lines(
             "Reward in RLVR",
@@ -145,68 +153,76 @@ def _curve_plots(found: results.Results) -> str:
             reward,
             unit="reward",
             has_zero=True,
-            absent=found.absent("rlvr"),
+            absent=chain.absent("rlvr"),
         ),
     )
 
 
-def _stages_table(found: results.Results) -> str:
+def _stages_table(chain: results.Results) -> str:
     rows = []
-    for stage, one in found.evaluations.items():
-        if one is None:
+    for stage, evaluation in chain.evaluations.items():
+        if evaluation is None:
             rows.append((stage, *[_NOT_RUN] * 4))
             continue
         rows.append(
             (
                 stage,
-                _rate(one.accuracy),
-                _rate(one.format_valid),
-                f"{one.response_tokens:.0f}",
-                parts.percent(one.cut),
+                _rate(evaluation.accuracy),
+                _rate(evaluation.format_valid),
+                f"{evaluation.response_tokens:.0f}",
+                parts.percent(evaluation.cut),
             )
         )
     return parts.table(("stage", "accuracy", "valid format", "mean tokens", "cut off"), rows)
 
 
-def _types_table(found: results.Results) -> str:
-    """Return accuracies by type of question, folded."""
-    run = {stage: one for stage, one in found.evaluations.items() if one is not None}
-    types = sorted({name for one in run.values() for name in one.by_type})
+def _types_table(chain: results.Results) -> str:
+    """Return the accuracies by type of question, collapsed."""
+    run = {
+        stage: evaluation
+        for stage, evaluation in chain.evaluations.items()
+        if evaluation is not None
+    }
+    types = sorted({name for evaluation in run.values() for name in evaluation.by_type})
     if not types:
         return ""
     rows = []
     for name in types:
+        by_stage = {
+            stage: evaluation.by_type[name]
+            for stage, evaluation in run.items()
+            if name in evaluation.by_type
+        }
         cells = [
-            _rate(one.by_type[name].accuracy) if one is not None and name in one.by_type
-            else _NOT_RUN
-            for one in found.evaluations.values()
-        ]  # fmt: skip
-        count = max(one.by_type[name].num_prompts for one in run.values() if name in one.by_type)
+            _rate(by_stage[stage].accuracy) if stage in by_stage else _NOT_RUN
+            for stage in chain.evaluations
+        ]
+        count = max(rates.num_prompts for rates in by_stage.values())
         rows.append((f"{examples.clean(name)} <small>{count} prompts</small>", *cells))
-    table = parts.table(("type of question", *found.evaluations), rows)
+    table = parts.table(("type of question", *chain.evaluations), rows)
     return f"<details><summary>Accuracy by type of question</summary>{table}</details>"
 
 
-def _discriminator(found: results.Results) -> str:
-    told = results.pair_accuracy(found)
+def _discriminator(chain: results.Results) -> str:
+    accuracies = results.pair_accuracy(chain)
     rows = [
         (
             _NAMES[name],
             *(
-                f'<span class="absent-value">{found.absent(step)}</span>'
-                if told[when][name] is None
-                else parts.percent(told[when][name])
+                f'<span class="absent-value">{chain.absent(step)}</span>'
+                if accuracies[when][name] is None
+                else parts.percent(accuracies[when][name])
                 for when, step in _WHEN.items()
             ),
         )
-        for name in results.segments(found)
+        for name in results.segments(chain)
     ]
-    window = told["steps_averaged"]
+    window = accuracies["steps_averaged"]
     steps = "" if window is None else f" ({window} steps each)"
     note = (
         "<p class=\"note\">How often it scores the teacher's segment above the policy's: on "
-        "held-out pairs after its warm-up, and on the policy's own responses at the beginning and "
-        f"at the end of alignment{steps}. 50 % is a coin's.</p>"
+        "held-out pairs after its warm-up, and on the policy's responses at the beginning and "
+        f"at the end of alignment{steps}. 50 % is chance.</p>"
     )
     head = ("segment", "after warm-up", "alignment begins", "alignment ends")
     return note + parts.table(head, rows)
@@ -223,12 +239,12 @@ def _examples(shown: Sequence[examples.Example], selection: str) -> str:
     return note + "".join(map(examples.draw, shown))
 
 
-def _times(found: results.Results) -> str:
-    if not found.steps:
+def _times(chain: results.Results) -> str:
+    if not chain.steps:
         return f"<p>{_NOT_RUN}</p>"
-    longest = max(step.seconds for step in found.steps) or 1.0
+    longest = max(step.seconds for step in chain.steps) or 1.0
     rows = []
-    for step in found.steps:
+    for step in chain.steps:
         width = max(100 * step.seconds / longest, 0.5)
         bar = f'<span class="length" style="width:{width:.1f}%"></span>'
         name = examples.clean(step.name)
@@ -237,10 +253,10 @@ def _times(found: results.Results) -> str:
         elif step.num_starts > 1:
             name += f" <small>{step.num_starts} starts</small>"
         rows.append((name, progress.duration(step.seconds), bar))
-    total = progress.duration(sum(step.seconds for step in found.steps))
+    total = progress.duration(sum(step.seconds for step in chain.steps))
     body = "".join(
-        f'<tr><td>{name}</td><td>{told}</td><td class="wide">{bar}</td></tr>'
-        for name, told, bar in rows
+        f'<tr><td>{name}</td><td>{duration}</td><td class="wide">{bar}</td></tr>'
+        for name, duration, bar in rows
     )
     return (
         f'<p class="note">{total} in all, starts that were interrupted included.</p>'
@@ -248,10 +264,10 @@ def _times(found: results.Results) -> str:
     )
 
 
-def _commands(found: results.Results) -> str:
-    if not found.steps:
+def _commands(chain: results.Results) -> str:
+    if not chain.steps:
         return ""
-    lines = "\n".join(examples.clean(step.command) for step in found.steps)
+    lines = "\n".join(examples.clean(step.command) for step in chain.steps)
     return (
         "<section><h2>Commands</h2><details><summary>What ran, in this order; $WORKDIR is the "
         f'folder of the chain</summary><div class="card"><pre>{lines}</pre></div></details>'
@@ -259,9 +275,9 @@ def _commands(found: results.Results) -> str:
     )
 
 
-def _rate(one: intervals.Rate) -> str:
-    return f"{parts.percent(one.mean)}<small>{_interval(one)}</small>"
+def _rate(rate: intervals.Rate) -> str:
+    return f"{parts.percent(rate.mean)}<small>{_interval(rate)}</small>"
 
 
-def _interval(one: intervals.Rate) -> str:
-    return f"{100 * one.low:.1f} to {100 * one.high:.1f}"
+def _interval(rate: intervals.Rate) -> str:
+    return f"{100 * rate.low:.1f} to {100 * rate.high:.1f}"

@@ -30,8 +30,8 @@ def lines(
     if missing:
         notes.append(f"{missing} values that are not finite are left out.")
     after = f'<p class="note">{" ".join(notes)}</p>' if notes else ""
-    drawn = plots.lines(curves, title=title, unit=unit, has_zero=has_zero, absent=absent)
-    return figure(title, subtitle, legend + drawn + after)
+    plot = plots.lines(curves, title=title, unit=unit, has_zero=has_zero, absent=absent)
+    return figure(title, subtitle, legend + plot + after)
 
 
 def row(*figures: str) -> str:

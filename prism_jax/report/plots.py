@@ -1,6 +1,6 @@
-"""Plots as inline SVG: they take colours from the page, and stay readable 360 pixels wide.
+"""Plots as inline SVG, in the page's colours and readable at a width of 360 pixels.
 
-Every plot says in its `aria-label` what it shows, with its numbers.
+The `aria-label` of a plot describes it with its numbers.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from prism_jax import intervals
 from prism_jax.report import results
 
-# One unit is a pixel on a phone; a wider page scales the plot up.
+# A unit is a pixel on a phone; a wider page scales the plot up.
 _WIDTH, _HEIGHT = 360, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 14, 16, 34
 _INNER_WIDTH = _WIDTH - _LEFT - _RIGHT
@@ -21,16 +21,16 @@ _MAX_BARE_POINTS = 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Line:
-    """Hold one curve of a plot."""
+    """A curve of a plot."""
 
     name: str
     curve: results.Curve
-    colour: str  # "a", "b" or "c"; each has its own dashes too
+    colour: str  # "a", "b" or "c"; each has different dashes too
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bar:
-    """Hold one bar: a rate with its interval, or None for what was not run."""
+    """A bar: a rate with its interval, or None for a stage that was not run."""
 
     name: str
     rate: intervals.Rate | None
@@ -39,7 +39,7 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Axis:
-    """Map values to pixels."""
+    """An axis that maps values to pixels."""
 
     low: float
     high: float
@@ -61,26 +61,26 @@ def rates(bars: Sequence[Bar], *, title: str) -> str:
         middle = _LEFT + slot * (number + 0.5)
         parts.append(_text(middle, _HEIGHT - _BOTTOM + 18, bar.name, "tick middle strong"))
         parts += _bar(bar, middle, y, half=min(24, slot * 0.3))
-    told = "; ".join(
+    description = "; ".join(
         f"{bar.name} " + ("not run" if bar.rate is None else f"{bar.rate} (95 % interval)")
         for bar in bars
     )
-    return _svg(parts, label=f"{title}: {told}.")
+    return _svg(parts, label=f"{title}: {description}.")
 
 
-def lines(drawn: Sequence[Line], *, title: str, unit: str, has_zero: bool, absent: str) -> str:
+def lines(curves: Sequence[Line], *, title: str, unit: str, has_zero: bool, absent: str) -> str:
     """Draw curves over steps; those that were never measured are left out.
 
     Args:
-      unit: what stands above the vertical axis.
-      has_zero: the vertical axis shows 0, with a line.
-      absent: what stands in the place of a plot without a curve.
+      unit: the label above the vertical axis.
+      has_zero: the vertical axis includes 0, with a line.
+      absent: the text that replaces a plot without curves.
     """
-    drawn = [line for line in drawn if line.curve.steps]
-    if not drawn:
+    curves = [line for line in curves if line.curve.steps]
+    if not curves:
         return _empty(title, absent)
-    values = [value for line in drawn for value in line.curve.values]
-    steps = [step for line in drawn for step in line.curve.steps]
+    values = [value for line in curves for value in line.curve.values]
+    steps = [step for line in curves for step in line.curve.steps]
     if has_zero:
         values.append(0.0)
     y = _axis(min(values), max(values), start=_HEIGHT - _BOTTOM, end=_TOP + 6, num_ticks=4)
@@ -91,25 +91,25 @@ def lines(drawn: Sequence[Line], *, title: str, unit: str, has_zero: bool, absen
     parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 3, "step", "tick end"))
     if has_zero:
         parts.append(f'<path class="zero" d="M{_LEFT} {y(0):.1f}H{_WIDTH - _RIGHT}"/>')
-    for line in drawn:
+    for line in curves:
         parts += _curve(line, x, y)
-    told = "; ".join(
+    description = "; ".join(
         f"{line.name} from {line.curve.values[0]:.3g} at step {line.curve.steps[0]} "
         f"to {line.curve.values[-1]:.3g} at step {line.curve.steps[-1]}"
-        for line in drawn
+        for line in curves
     )
-    return _svg(parts, label=f"{title}: {told}.")
+    return _svg(parts, label=f"{title}: {description}.")
 
 
 def _empty(title: str, absent: str) -> str:
-    """Draw the place of a plot."""
+    """Draw an empty frame with a text in place of a plot."""
     frame = f'<rect class="absent" x="1" y="1" width="{_WIDTH - 2}" height="{_HEIGHT - 2}" rx="6"/>'
     text = _text(_WIDTH / 2, _HEIGHT / 2 + 4, absent, "absent-text middle")
     return _svg([frame, text], label=f"{title}: {absent}.")
 
 
 def smooth_steps(curve: results.Curve) -> int:
-    """Return over how many points a curve's bold line is the mean; 1: there is no faint one."""
+    """Return the points that a curve's bold line averages over; 1: there is no faint line."""
     count = len(curve.values)
     return 1 if count <= _MAX_BARE_POINTS else 2 * (count // 40) + 3
 
@@ -158,11 +158,11 @@ def _curve(line: Line, x: _Axis, y: _Axis) -> list[str]:
 def _means(points: Sequence[tuple[int, float]], window: int) -> list[tuple[int, float]]:
     """Return each point with the mean of the `window` points around it, fewer at the ends."""
     half = window // 2
-    found = []
+    means = []
     for number, (step, _) in enumerate(points):
         near = [value for _, value in points[max(0, number - half) : number + half + 1]]
-        found.append((step, math.fsum(near) / len(near)))
-    return found
+        means.append((step, math.fsum(near) / len(near)))
+    return means
 
 
 def _path(points: Sequence[tuple[int, float]], x: _Axis, y: _Axis) -> str:
@@ -183,7 +183,7 @@ def _axis(
 ) -> _Axis:
     """Return an axis with round ticks; a tight one ends at its values, not at ticks."""
     if low == high:
-        # A single value stands in the middle.
+        # Put a single value in the middle.
         low, high = low - max(abs(low), 1) / 2, high + max(abs(high), 1) / 2
     raw = (high - low) / num_ticks
     power = 10.0 ** math.floor(math.log10(raw))

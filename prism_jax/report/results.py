@@ -1,6 +1,6 @@
-"""What the folder of a chain holds: rates per stage, curves, wall time; what is not there is None.
+"""The results in a chain's folder: rates per stage, curves and wall time; None if missing.
 
-A chain's folder has one folder per step, named as `prism_jax.commands.pipeline.steps` names them:
+A chain's folder has a folder per step, named as `prism_jax.commands.pipeline.steps` names them:
 
     steps/NAME.json            command, wall seconds, whether it has finished
     sft, align, rlvr, warmup   metrics.jsonl
@@ -21,14 +21,14 @@ from prism_jax import errors, intervals, small_files
 Json = Any
 
 STAGES = ("base", "sft", "align", "rlvr")
-_CUT, _WHOLE = ("caption", "cot"), ("response",)  # of a response; GAD cuts nothing
+_CUT, _WHOLE = ("caption", "cot"), ("response",)  # segments; GAD uses the whole response
 STEPS_FOLDER = "steps"
-REPORT = "report"  # the step that reads the others; it is no part of its own account
-# Steps over which the discriminator's accuracy is averaged at either end of alignment: at most so
-# many, and a quarter of all, for a policy may match its teacher before the first half is over.
+REPORT = "report"  # the step that reads the others; it does not report itself
+# The discriminator's accuracy is averaged over the first and the last steps of alignment: at most
+# this number and a quarter of all, since a policy may match its teacher in the first half.
 _WINDOWSTEPS = 10
 _WINDOW_PARTS = 4
-# Of what metrics of a segment's pairs are parts.
+# The areas with metrics of a segment's pairs.
 _MEASURED = ("discriminator", "eval")
 _RATE = {"mean": float, "low": float, "high": float}
 _PASS = {
@@ -71,7 +71,7 @@ _SEED = re.compile(r"--(?:config\.)?seed=(\d+)")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Hold the values of one metric and the steps that have it; all are finite."""
+    """The values of a metric with their steps; all are finite."""
 
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -80,7 +80,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TypeRates:
-    """Hold what one type of question gave."""
+    """The accuracy on a type of question."""
 
     num_prompts: int
     accuracy: intervals.Rate
@@ -88,9 +88,9 @@ class TypeRates:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Hold what `evaluate` found of one policy."""
+    """The results of `evaluate` for a policy."""
 
-    draw: str  # "greedy", or "samples" where greedy was not asked for
+    draw: str  # "greedy", or "samples" if there is no greedy draw
     num_prompts: int
     num_responses: int  # to each prompt
     accuracy: intervals.Rate
@@ -105,7 +105,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """Hold how one step of the chain went."""
+    """The record of a step of the chain."""
 
     name: str
     arguments: tuple[str, ...]
@@ -120,14 +120,14 @@ class Step:
 
     @property
     def seed(self) -> int | None:
-        """Return the seed that the command names."""
-        found = [match[1] for match in map(_SEED.fullmatch, self.arguments) if match]
-        return int(found[-1]) if found else None
+        """Return the seed in the command."""
+        seeds = [match[1] for match in map(_SEED.fullmatch, self.arguments) if match]
+        return int(seeds[-1]) if seeds else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Results:
-    """Hold everything that a page shows of a chain, but the responses."""
+    """The content of a chain's page, without the responses."""
 
     workdir: pathlib.Path
     evaluations: Mapping[str, Evaluation | None]  # by stage
@@ -135,22 +135,22 @@ class Results:
     steps: Sequence[Step]
 
     def curve(self, step: str, metric: str) -> Curve:
-        """Return a metric of a training step; empty where it was never measured."""
-        found = [(row["step"], float(row[metric])) for row in self.metrics[step] if metric in row]
-        finite = [(number, value) for number, value in found if math.isfinite(value)]
+        """Return a metric of a training step; empty if it was never measured."""
+        points = [(row["step"], float(row[metric])) for row in self.metrics[step] if metric in row]
+        finite = [(number, value) for number, value in points if math.isfinite(value)]
         return Curve(
             steps=tuple(number for number, _ in finite),
             values=tuple(value for _, value in finite),
-            num_not_finite=len(found) - len(finite),
+            num_not_finite=len(points) - len(finite),
         )
 
     def absent(self, step: str) -> str:
-        """Return what stands for a metric that a training step's rows do not have."""
+        """Return the text for a metric that is missing in a training step's rows."""
         return "not measured" if self.metrics[step] else "not run"
 
     def is_empty(self) -> bool:
-        """Tell whether nothing of a chain is in the folder."""
-        has_evaluation = any(one is not None for one in self.evaluations.values())
+        """Return whether the folder holds no result of a chain."""
+        has_evaluation = any(evaluation is not None for evaluation in self.evaluations.values())
         return not (has_evaluation or any(self.metrics.values()) or self.steps)
 
 
@@ -158,7 +158,7 @@ def read(workdir: pathlib.Path) -> Results:
     """Read a chain's folder, finished or not.
 
     Raises:
-      InputError: the folder does not exist, or one of its files is not as its stage writes it.
+      InputError: the folder does not exist, or a file in it is not in its stage's format.
     """
     if not workdir.is_dir():
         raise errors.InputError(f"--workdir={workdir}: no such folder")
@@ -173,30 +173,30 @@ def read(workdir: pathlib.Path) -> Results:
     )
 
 
-def summary(found: Results) -> dict[str, Json]:
-    """Return the content of `summary.json`; None (null) stands for what was not run."""
-    evaluations = found.evaluations
-    finished = [step for step in found.steps if step.is_finished]
+def summary(chain: Results) -> dict[str, Json]:
+    """Return the content of `summary.json`; None (null) stands for a stage that was not run."""
+    evaluations = chain.evaluations
+    finished = [step for step in chain.steps if step.is_finished]
     return {
         "accuracy": {
-            stage: None if one is None else dataclasses.asdict(one.accuracy)
-            for stage, one in evaluations.items()
+            stage: None if evaluation is None else dataclasses.asdict(evaluation.accuracy)
+            for stage, evaluation in evaluations.items()
         },
         "format_valid": {
-            stage: None if one is None else dataclasses.asdict(one.format_valid)
-            for stage, one in evaluations.items()
+            stage: None if evaluation is None else dataclasses.asdict(evaluation.format_valid)
+            for stage, evaluation in evaluations.items()
         },
         "evaluated": {
             stage: None
-            if one is None
+            if evaluation is None
             else {
-                "draw": one.draw,
-                "num_prompts": one.num_prompts,
-                "num_responses": one.num_responses,
+                "draw": evaluation.draw,
+                "num_prompts": evaluation.num_prompts,
+                "num_responses": evaluation.num_responses,
             }
-            for stage, one in evaluations.items()
+            for stage, evaluation in evaluations.items()
         },
-        "discriminator_pair_accuracy": pair_accuracy(found),
+        "discriminator_pair_accuracy": pair_accuracy(chain),
         "wall_seconds": {step.name: round(step.seconds, 1) for step in finished},
         "num_starts": {step.name: step.num_starts for step in finished},
         "commands": {step.name: step.command for step in finished},
@@ -204,9 +204,9 @@ def summary(found: Results) -> dict[str, Json]:
     }
 
 
-def segments(found: Results) -> tuple[str, ...]:
-    """Return which segments the discriminator read, as the metrics of its stages name them."""
-    rows = [*found.metrics["align"], *found.metrics["warmup"]]
+def segments(chain: Results) -> tuple[str, ...]:
+    """Return the segments that the discriminator read, from the names of its metrics."""
+    rows = [*chain.metrics["align"], *chain.metrics["warmup"]]
     keys = set().union(*rows)
 
     def are_read(names: Sequence[str]) -> bool:
@@ -217,32 +217,32 @@ def segments(found: Results) -> tuple[str, ...]:
     return (*(_CUT if are_read(_CUT) else ()), *_WHOLE)
 
 
-def pair_accuracy(found: Results) -> dict[str, Json]:
+def pair_accuracy(chain: Results) -> dict[str, Json]:
     """Return how often the discriminator scored a teacher's segment above the policy's.
 
     "before" and "after" are means over the first and the last steps of alignment, on the responses
-    of those steps, which it scores before it learns from them; "warmup_held_out" is what the
-    warm-up measured last on pairs that it did not learn from.
+    of those steps, which it scores before it learns from them; "warmup_held_out" is the warm-up's
+    last value on held-out pairs.
     """
-    told: dict[str, Json] = {
+    accuracies: dict[str, Json] = {
         "before": {},
         "after": {},
         "warmup_held_out": {},
         "steps_averaged": None,
     }
-    rows = found.metrics["align"]
+    rows = chain.metrics["align"]
     last_step = rows[-1]["step"] if rows else 0
     window = min(_WINDOWSTEPS, max(last_step // _WINDOW_PARTS, 1 if last_step > 1 else 0))
     if window:
-        told["steps_averaged"] = window
-    for name in segments(found):
-        curve = found.curve("align", f"discriminator/{name}_pair_accuracy")
+        accuracies["steps_averaged"] = window
+    for name in segments(chain):
+        curve = chain.curve("align", f"discriminator/{name}_pair_accuracy")
         pairs = list(zip(curve.steps, curve.values, strict=True))
-        told["before"][name] = _mean([v for step, v in pairs if step <= window])
-        told["after"][name] = _mean([v for step, v in pairs if step > last_step - window])
-        held_out = found.curve("warmup", f"eval/{name}_pair_accuracy")
-        told["warmup_held_out"][name] = held_out.values[-1] if held_out.values else None
-    return told
+        accuracies["before"][name] = _mean([v for step, v in pairs if step <= window])
+        accuracies["after"][name] = _mean([v for step, v in pairs if step > last_step - window])
+        held_out = chain.curve("warmup", f"eval/{name}_pair_accuracy")
+        accuracies["warmup_held_out"][name] = held_out.values[-1] if held_out.values else None
+    return accuracies
 
 
 def _evaluation(folder: pathlib.Path) -> Evaluation | None:
@@ -252,20 +252,20 @@ def _evaluation(folder: pathlib.Path) -> Evaluation | None:
     run = small_files.read(folder / "run.json", _IDENTITY)
     draw = next((name for name in ("greedy", "samples") if name in summary), None)
     if run is None or draw is None:
-        missing = "run.json" if run is None else "what `evaluate` writes into summary.json"
+        missing = "run.json" if run is None else "the result of `evaluate` in summary.json"
         raise errors.InputError(f"{folder}: {missing} is missing")
-    one, prompts = summary[draw], run["config"]["prompts"]
+    rates, prompts = summary[draw], run["config"]["prompts"]
     return Evaluation(
         draw=draw,
-        num_prompts=one["num_prompts"],
-        num_responses=one["num_responses"],
-        accuracy=_rate(one["accuracy"]),
-        format_valid=_rate(one["format_valid"]),
-        response_tokens=one["response_tokens"],
-        cut=one["cut"],
+        num_prompts=rates["num_prompts"],
+        num_responses=rates["num_responses"],
+        accuracy=_rate(rates["accuracy"]),
+        format_valid=_rate(rates["format_valid"]),
+        response_tokens=rates["response_tokens"],
+        cut=rates["cut"],
         by_type={
             name: TypeRates(num_prompts=of_type["num_prompts"], accuracy=_rate(of_type["accuracy"]))
-            for name, of_type in one["by_type"].items()
+            for name, of_type in rates["by_type"].items()
         },
         prompts_path=prompts["path"],
         image_root=prompts["image_root"],
@@ -278,7 +278,7 @@ def _rate(values: Mapping[str, float]) -> intervals.Rate:
 
 
 def _steps(folder: pathlib.Path) -> list[Step]:
-    """Return the chain's steps that began, in order."""
+    """Return the steps of the chain that were started, in order."""
     paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
     records = [small_files.read(path, STEP) for path in paths]
     return [
@@ -295,7 +295,7 @@ def _steps(folder: pathlib.Path) -> list[Step]:
 
 
 def _quoted(argument: str) -> str:
-    """Return an argument as a shell reads it, `$WORKDIR` left for it to fill in."""
+    """Return an argument quoted for a shell, which still expands `$WORKDIR`."""
     if _PLAIN.fullmatch(argument):
         return argument
     return shlex.quote(argument).replace("$WORKDIR", "'\"$WORKDIR\"'")

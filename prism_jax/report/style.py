@@ -91,9 +91,9 @@ pre {
   white-space: pre-wrap; overflow-wrap: anywhere;
 }
 .example { margin-bottom: 16px; }
-.asked { display: flex; flex-wrap: wrap; gap: 14px; align-items: center; margin-bottom: 14px; }
-.asked > div { flex: 1 1 200px; min-width: 0; overflow-wrap: anywhere; }
-.asked img {
+.question { display: flex; flex-wrap: wrap; gap: 14px; align-items: center; margin-bottom: 14px; }
+.question > div { flex: 1 1 200px; min-width: 0; overflow-wrap: anywhere; }
+.question img {
   display: block; height: auto; max-width: 100%; border: 1px solid var(--edge);
   border-radius: 6px; image-rendering: pixelated;
 }

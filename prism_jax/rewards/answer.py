@@ -1,13 +1,13 @@
 """Judge whether an answer means the same as the ground truth.
 
-The rules read a text as what it most plausibly is: an option letter, a list or tuple, a set of
-numbers, a time, a quantity with a unit, an equation, a phrase. Once both sides are read as the same
-kind, that kind decides. Where two readings are possible and one of them is wrong, nothing is paid.
-Two mathematical expressions that no rule could read go to math-verify, which is the only expensive
-step and is passed in as `mathematics`.
+The rules classify a text as its most plausible kind: an option letter, a list or tuple, a set of
+numbers, a time, a quantity with a unit, an equation, a phrase. If both sides are of the same kind,
+the rules of that kind decide. If two readings are possible and one of them is wrong, the answer is
+wrong. Two mathematical expressions that no rule can read go to math-verify, the only expensive
+step, which is passed in as `mathematics`.
 
-`docs/judge.md` gives the rules with examples. Texts are limited to `MAX_CHARS` before anything is
-read, and the cost of the rules is nearly linear in them.
+`docs/judge.md` gives the rules with examples. Texts are limited to `MAX_CHARS` before they are
+read, and the cost of the rules is nearly linear in their length.
 Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:361 (1024 characters).
 """
 
@@ -20,9 +20,9 @@ MAX_CHARS = 1024
 
 
 def is_correct(answer: str, truth: str, mathematics: answer_official.Mathematics) -> bool:
-    """Judge one answer against one ground truth; what is longer than `MAX_CHARS` is wrong.
+    """Judge an answer against a ground truth; a text longer than `MAX_CHARS` is wrong.
 
-    Whatever `mathematics` raises passes through: that is how the fast rules are run alone.
+    Exceptions of `mathematics` pass through, so that the fast rules can be run alone.
     """
     if max(len(answer), len(truth)) > MAX_CHARS or any(tag in answer for tag in tags.TAGS):
         return False
@@ -49,14 +49,14 @@ def is_correct(answer: str, truth: str, mathematics: answer_official.Mathematics
                 return True
     twice = sentences.said_twice(givens[-1].value)
     return twice is not None and any(
-        all(comparison.same(one, wanted_form.value) for one in twice)
+        all(comparison.same(value, wanted_form.value) for value in twice)
         for wanted_form in wanteds
         if _about_the_same(givens[-1], wanted_form)
     )
 
 
 def _forms(text: str) -> list[sentences.Stated]:
-    """Return a text as it is, and what it states if it is a sentence."""
+    """Return the text itself, and the value that it states if it is a sentence."""
     stated = sentences.stated(text)
     return [sentences.Stated("", text)] + ([stated] if stated else [])
 
@@ -66,7 +66,7 @@ def _about_the_same(given: sentences.Stated, wanted: sentences.Stated) -> bool:
 
 
 def _same_options(givens: list[sentences.Stated], wanteds: list[sentences.Stated]) -> bool | None:
-    """Compare chosen options; None where the truth is none, or the answer may be its text."""
+    """Compare option letters; None if the truth has none, or the answer may be an option's text."""
     for wanted in wanteds:
         several = choices.letters(wanted.value)
         if len(several) > 1 and any(several == choices.letters(one.value) for one in givens):
@@ -74,15 +74,15 @@ def _same_options(givens: list[sentences.Stated], wanteds: list[sentences.Stated
     for wanted in wanteds:
         letter, option = choices.truth(wanted.value)
         if letter:
-            chosen = next(filter(None, (choices.letter(one.value) for one in givens)), "")
-            return chosen == letter if chosen or not option else None
+            given_letter = next(filter(None, (choices.letter(one.value) for one in givens)), "")
+            return given_letter == letter if given_letter or not option else None
     return None
 
 
 def check_ground_truth(text: str) -> str | None:
-    """Return why a ground truth cannot be judged against, None when it can.
+    """Return why a ground truth cannot be judged against, None if it can.
 
-    Meant for dataset builds, where a bad row is reported with its place.
+    For dataset builds, which report a bad row with its position.
     """
     if not text.strip():
         return "ground truth is empty"
@@ -117,7 +117,7 @@ def _unpacked(truth: str) -> str:
 
 
 def _is_json(text: str) -> bool:
-    """Say whether a text is an object, or a list that holds quoted texts, as no answer does."""
+    """Return whether a text is a JSON object or a list of quoted texts, which no answer is."""
     text = text.strip()
     if re.fullmatch(r"\[\s*(['\"]).*\1\s*\]", text, re.DOTALL):
         return True

@@ -1,6 +1,6 @@
 """Judge an answer as the released code does, bug for bug, so that its runs can be reproduced.
 
-Known faults, kept on purpose: commas between digits vanish before the comparison, so `(1,23)`
+Known faults, reproduced on purpose: commas between digits vanish before the comparison, so `(1,23)`
 equals `(12,3)`; so do the characters `.` and `:`, so `x=1.5` equals `x=15` and `10:30` equals
 `1030`; units are dropped, so `5 kg` equals `5 lb`; a thousands comma splits a number in two, so
 `1,234` is not `1234`. `answer.py` is the judge to train with.
@@ -15,11 +15,13 @@ from typing import Protocol
 
 
 class Mathematics(Protocol):
-    """The one expensive part, called with a method name of `symbolic`, the answer and the truth."""
+    """The expensive part, called with a method name of `symbolic`, the answer and the truth."""
 
     def __call__(self, method: str, answer: str, truth: str) -> bool: ...
 
 
+# The mark of an empty list of equivalent answers in the released files.
+NO_EQUIVALENT = "__EMPTY__"
 _UNITS = (
     "°|°C|°F|%|meters?|cm|mm|km|inches?|ft|feet|kg|mg|lb|lbs|pounds?|"
     "seconds?|sec|minutes?|min|hours?|hr|days?|years?|"
@@ -32,7 +34,7 @@ _CHOICE_TRUTH = re.compile(
     r"^(?:\(([A-Ha-h])\)\s+.+|([A-Ha-h])\.\s+(?=[(\[{0-9+\-]).+)$", re.DOTALL
 )
 _ONE_LETTER = re.compile(r"^\s*[\(\[\{]?\s*([A-Ha-h])\s*[\)\]\}]?\s*[.:]?\s*$")
-# In falling order of trust; inside one kind the first in the text wins.
+# In decreasing order of trust; the first match of a pattern in the text wins.
 _LETTER_IN_TEXT = (
     re.compile(
         r"\b(?:the\s+)?(?:correct\s+)?(?:final\s+)?(?:answer|option|choice)\s*(?:is|:)\s*"
@@ -65,12 +67,14 @@ def is_correct_by_extraction(
 ) -> bool:
     """Judge by math-verify's extraction alone (data sources `math-77k`, `visual_logic-26k`).
 
-    An equivalent answer `__EMPTY__` anywhere in the list voids the whole list.
+    `NO_EQUIVALENT` anywhere in the list voids the whole list.
     """
     accepted = [truth]
-    if "__EMPTY__" not in equivalent_answers:
+    if NO_EQUIVALENT not in equivalent_answers:
         accepted.extend(equivalent_answers)
-    return any(mathematics("official_extraction", answer, one) for one in accepted)
+    return any(
+        mathematics("official_extraction", answer, accepted_answer) for accepted_answer in accepted
+    )
 
 
 def _one_is_correct(answer: str, truth: str, mathematics: Mathematics) -> bool:
@@ -119,18 +123,18 @@ def _matches_mathematically(answer: str, truth: str, mathematics: Mathematics) -
 def _truth_letter(truth: str) -> str:
     if truth in tuple("ABCDEFGH"):
         return truth
-    found = _CHOICE_TRUTH.match(truth)
-    return (found.group(1) or found.group(2)).upper() if found else ""
+    match = _CHOICE_TRUTH.match(truth)
+    return (match.group(1) or match.group(2)).upper() if match else ""
 
 
 def _answer_letter(answer: str) -> str:
-    found = _ONE_LETTER.match(answer)
-    if found:
-        return found.group(1).upper()
+    match = _ONE_LETTER.match(answer)
+    if match:
+        return match.group(1).upper()
     for pattern in _LETTER_IN_TEXT:
-        found = pattern.search(answer)
-        if found:
-            return found.group(1).upper()
+        match = pattern.search(answer)
+        if match:
+            return match.group(1).upper()
     return ""
 
 
@@ -169,8 +173,8 @@ def _without_unit(text: str) -> str:
 
 
 def _unit(text: str) -> str:
-    found = _TRAILING_UNIT.search(text.strip())
-    return found.group(1).lower() if found else ""
+    match = _TRAILING_UNIT.search(text.strip())
+    return match.group(1).lower() if match else ""
 
 
 def _letters_of(text: str) -> str:
@@ -188,7 +192,7 @@ def _number(text: str) -> float | None:
 
 def _pairs(text: str) -> list[tuple[float, float]]:
     numbers = [_DECIMAL.findall(pair) for pair in _PAIR.findall(text)]
-    return [(float(found[0]), float(found[1])) for found in numbers if len(found) == 2]
+    return [(float(values[0]), float(values[1])) for values in numbers if len(values) == 2]
 
 
 def _parts(text: str) -> list[str]:

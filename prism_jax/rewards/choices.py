@@ -1,7 +1,7 @@
 """Read the letter of a multiple-choice answer: `B`, `(B)`, `B. cat`, `The answer is B`.
 
-Letters run from A to J, as in benchmarks with ten options. An answer that names two options has
-no letter: a hedge is never right.
+Letters run from A to J, as in benchmarks with ten options. An answer that names two options has no
+letter: a hedge is never right.
 """
 
 import re
@@ -29,39 +29,48 @@ _STATED = re.compile(
     rf"\(?({_LETTER})\)?\s+is\s+(?:the\s+)?"
     r"(?:(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|answer)"
 )
-_NEGATION = re.compile(r"\b(?:not|isn't|wrong|incorrect|never|neither|nor|unsure|maybe)\b", re.I)
+# A box says which letter counts, whatever stands before it.
+_BOXED = re.compile(
+    r"\\(?:boxed|fbox)\s*\{\s*(?:\\[a-z]+\s*\{\s*)?\(?([A-Ja-j])(?:[).:]*\s*\}|[).:]+\s)"
+)
+_NEGATION = re.compile(
+    r"\b(?:not|wrong|incorrect|never|neither|nor|unsure|maybe|cannot|doubt|deny|disagree|reject"
+    r"|refuse|wonder|guess|suspect|whether)\b|n't\b",
+    re.IGNORECASE,
+)
 _ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
 _TRUTH_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)\s*|([A-J])[.:)]\s+)(?P<text>\S.*)", re.DOTALL)
 
 
 def truth(text: str) -> tuple[str, str]:
-    """Return the letter and the option text of a multiple-choice truth; "" for what is absent."""
+    """Return the letter and the option text of a multiple-choice truth, "" for a missing part."""
     if re.fullmatch(r"\(?[A-J]\)?\.?", text):
         return text.strip("()."), ""
-    found = _TRUTH_WITH_TEXT.fullmatch(text)
-    if found and not remarks.hedges(found["text"]):
-        return (found.group(1) or found.group(2)).upper(), found["text"].strip()
+    match = _TRUTH_WITH_TEXT.fullmatch(text)
+    if match and not remarks.hedges(match["text"]):
+        return (match.group(1) or match.group(2)).upper(), match["text"].strip()
     return "", ""
 
 
 def letter(text: str) -> str:
-    """Return the one letter that an answer chooses, in upper case; "" when there is not one."""
+    """Return the only letter that an answer chooses, in upper case, or "" if there is none."""
     text = text.strip("* \n")
     alone = _ALONE.fullmatch(text) or _STATED.fullmatch(text)
     if alone:
         return alone.group(1).upper()
-    found = _WITH_TEXT.fullmatch(text)
-    if found:
-        named = "".join(group for group in found.groups()[:3] if group).upper()
-        said = _phrase_letters(found["text"])
-        if said - {named} or remarks.takes_back(found["text"], named):
+    match = _WITH_TEXT.fullmatch(text)
+    if match:
+        named = "".join(group for group in match.groups()[:3] if group).upper()
+        said_letters = _phrase_letters(match["text"])
+        said_letters |= {boxed.upper() for boxed in _BOXED.findall(match["text"])}
+        if said_letters - {named} or remarks.takes_back(match["text"], named):
             return ""
         return named
-    said = _phrase_letters(text)
+    said_letters = _phrase_letters(text)
     phrases = list(_PHRASE.finditer(text))
-    if len(said) != 1 or _NEGATION.search(text):
+    if len(said_letters) != 1 or _NEGATION.search(text):
         return ""
-    named = said.pop()
+    named = said_letters.pop()
     remark = text[phrases[-1].end() :].lstrip(" .,:;)-\n")
     return "" if remarks.takes_back(remark, named) else named
 
@@ -69,7 +78,7 @@ def letter(text: str) -> str:
 def letters(text: str) -> frozenset[str]:
     """Return the labels of an answer that chooses several: `A, C`, `(A) and (C)`, `AC`, `①③`.
 
-    The order of two letters does not count; `BCA` may be an order that was asked for.
+    The order of two letters does not count; `BCA` may be the answer to a question about order.
     """
     if re.fullmatch(r"\([^()]*\)", text):
         return frozenset()  # a pair, whose order counts
@@ -84,10 +93,10 @@ def letters(text: str) -> frozenset[str]:
         return frozenset()  # `C. A and B` chooses C
     if len(parts) > 1 and all(part.strip("().") in _ROMAN for part in parts):
         return frozenset(part.strip("().") for part in parts)
-    found = [re.fullmatch(r"\(?([A-Ja-j])[.)]?|\(([1-9])\)", part) for part in parts]
-    if not all(found) or len({one[2] is None for one in found}) > 1:
+    matches = [re.fullmatch(r"\(?([A-Ja-j])[.)]?|\(([1-9])\)", part) for part in parts]
+    if not all(matches) or len({one[2] is None for one in matches}) > 1:
         return frozenset()
-    return frozenset((one[1] or one[2]).upper() for one in found)
+    return frozenset((one[1] or one[2]).upper() for one in matches)
 
 
 def _phrase_letters(text: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Compare two cleaned texts: each as what it most plausibly is, both as the same kind of thing."""
+"""Compare two cleaned texts, both read as the same, most plausible kind of value."""
 
 import re
 
@@ -15,18 +15,18 @@ from prism_jax.rewards import (
     times,
 )
 
-# Nested tuples beyond this are no answer.
+# A more deeply nested tuple cannot be an answer.
 _MAX_DEPTH = 4
-# What all comparisons of one answer may cost, in characters: a bound for lists in lists.
+# A bound on the cost of an answer's comparisons, in characters, for lists of lists.
 _MAX_EFFORT = 45_000
-_EFFORT_OF_ONE = 100
+_EFFORT_PER_COMPARISON = 100
 _INFINITE = ("\\infty", "-\\infty", "- \\infty")
 
 
 class Comparison:
-    """Compare texts with `mathematics` and a bounded effort.
+    """A comparison of texts with `mathematics` and a bounded effort.
 
-    Whatever `mathematics` raises passes through.
+    Exceptions of `mathematics` pass through.
     """
 
     def __init__(self, mathematics: answer_official.Mathematics):
@@ -35,7 +35,7 @@ class Comparison:
 
     def same(self, answer: str, truth: str, depth: int = 0) -> bool:
         """Compare two cleaned texts."""
-        self._effort -= _EFFORT_OF_ONE + len(answer) + len(truth)
+        self._effort -= _EFFORT_PER_COMPARISON + len(answer) + len(truth)
         if depth > _MAX_DEPTH or not answer or not truth or self._effort < 0:
             return False
         answer, truth = answer.strip(), truth.strip()
@@ -69,16 +69,15 @@ class Comparison:
     def _same_numbers(self, answer: str, truth: str, depth: int) -> bool | None:
         """Compare sets of numbers and infinity."""
         if answer in _INFINITE or truth in _INFINITE:
-            sides = [equations.name_and_value(text)[1].replace("- ", "-").strip()
-                     for text in (answer, truth)]  # fmt: skip
-            return sides[0] == sides[1]
+            given, wanted = (equations.name_and_value(text)[1] for text in (answer, truth))
+            return given.replace("- ", "-").strip() == wanted.replace("- ", "-").strip()
         return sets.same(answer, truth, lambda a, t: self.same(a, t, depth + 1))
 
     def _same_parts_or_value(self, answer: str, truth: str, depth: int) -> bool:
         given, wanted = structure.readings(answer), structure.readings(truth)
         if any(self._same_parts(a, t, depth) for a in given for t in wanted):
             return True
-        # A text that can only be read as several values is never a single one.
+        # A text that can only be read as several values is never a single value.
         for text, readings in ((answer, given), (truth, wanted)):
             if readings and quantities.parse(text) is None and not structure.is_single(text):
                 return not re.search(r"\d", truth) and phrases.same(answer, truth)
@@ -106,17 +105,17 @@ class Comparison:
     def _same_in_any_order(
         self, answers: tuple[str, ...], truths: tuple[str, ...], depth: int
     ) -> bool:
-        left, unmatched = list(answers), []
+        unused, unmatched = list(answers), []
         for truth in truths:
-            if truth in left:
-                left.remove(truth)
+            if truth in unused:
+                unused.remove(truth)
             else:
                 unmatched.append(truth)
         for truth in unmatched:
-            found = next((a for a in left if self.same(a, truth, depth + 1)), None)
-            if found is None:
+            partner = next((a for a in unused if self.same(a, truth, depth + 1)), None)
+            if partner is None:
                 return False
-            left.remove(found)
+            unused.remove(partner)
         return True
 
     def _same_value(self, answer: str, truth: str, depth: int) -> bool:
@@ -136,7 +135,7 @@ class Comparison:
         return self.same_expression(answer, truth)
 
     def same_expression(self, answer: str, truth: str) -> bool:
-        """Compare two expressions by mathematics, if that is what they are."""
+        """Compare with math-verify, if both texts are expressions."""
         if quantities.parse(truth) is not None and expressions.has_prose(answer):
             return False  # read as a product of letters, `not 0` would be 0
         both = expressions.comparable(answer, truth)
@@ -159,7 +158,7 @@ def _brackets_agree(answer: structure.Parts, truth: structure.Parts) -> bool:
     if answer.brackets == truth.brackets:
         return True
     pair = (answer.brackets or truth.brackets) in ("()", "[]")
-    if pair and any(not one.brackets and not one.ordered for one in (answer, truth)):
+    if pair and any(not parts.brackets and not parts.ordered for parts in (answer, truth)):
         return False  # `2 or 3` is not the point (2,3)
     if answer.brackets and truth.brackets:
         return False

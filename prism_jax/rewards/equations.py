@@ -1,9 +1,9 @@
 """Compare equations, named values and chains: `x = 4`, `2 + 2 = 4`, `10/3 ≈ 3.33`.
 
-A named value is its value, unless the other side names something else. Of a chain joined by `=`
-every side must be right, so that `5 = 4` is never 4. A chain with `≈` is right where one of the
-sides between two `≈` is right and every other is a rounding of its neighbour: `10/3 ≈ 3.33` is 10/3
-and 3.33, `4 ≈ 5` is neither.
+A named value equals its value, unless the other side names something else. In a chain joined by
+`=`, all sides must be right, so that `5 = 4` is never 4. A chain with `≈` is right if a side
+between two `≈` is right and each of the others is a rounding of its neighbour: `10/3 ≈ 3.33` equals
+10/3 and 3.33, `4 ≈ 5` equals neither.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import Protocol
 
 from prism_jax.rewards import expressions, quantities
 
-# Each alternative starts with another character, so that a mismatch costs no backtracking.
+# The alternatives start with different characters, so that a mismatch costs no backtracking.
 _NAME = re.compile(
     r"\\frac ?\{d[a-zA-Z]?\} ?\{d[a-z]\}"
     r"|(?:\\?[A-Za-zα-ω∠△°' |]|_\d*|\{\w+\}|\([A-Za-z\d, ]+\)|\\(?:angle|triangle) ?\d)+"
@@ -21,30 +21,32 @@ _VALUE = re.compile(r"(?!\\frac ?\{d).*\\(?:sqrt|frac|pi|infty)(?![A-Za-z])")
 _JOINT = re.compile(r"(?<![<>!\\])=|\\approx(?![A-Za-z])")
 _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
-_FIGURE = re.compile(r"[A-Z]{2,3}")
+# Alone it may be a span; beside an equals sign it is a difference.
+_DIFFERENCE = re.compile(r"(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)")
+_FIGURE = re.compile(r"[A-Z]{2,3}|\\angle ?(?:\d|[A-Z]{1,3})")
 _MAX_SIDES = 8
 
 
 class Comparison(Protocol):
-    """What compares the sides."""
+    """The comparison of sides."""
 
     def same(self, answer: str, truth: str, depth: int) -> bool:
         """Compare two texts that are shorter than the equation."""
 
     def same_expression(self, answer: str, truth: str) -> bool:
-        """Compare by mathematics."""
+        """Compare two expressions with math-verify."""
 
     def mathematics(self, method: str, answer: str, truth: str) -> bool:
-        """Ask math-verify."""
+        """Call math-verify."""
 
 
 def is_equation(text: str) -> bool:
-    """Say whether a text has two sides."""
+    """Return whether a text has two sides."""
     return bool(_JOINT.search(text))
 
 
 def name_and_value(text: str) -> tuple[str, str]:
-    """Split `x = 4` into name and value; ("", text) when the left side is no name."""
+    """Split `x = 4` into name and value; ("", text) if the left side is not a name."""
     joints = list(_JOINT.finditer(text))
     if not joints:
         return "", text
@@ -59,19 +61,20 @@ def name_and_value(text: str) -> tuple[str, str]:
 
 
 def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
-    """Compare where at least one side is an equation."""
+    """Compare two texts, at least one of which is an equation."""
     (given_name, given), (wanted_name, wanted) = map(name_and_value, (answer, truth))
     if _FIGURE.fullmatch(given) or _FIGURE.fullmatch(wanted):
         # `AB = CD` is a statement, not a value.
-        return {given_name.upper(), given} == {wanted_name.upper(), wanted}
+        sides = [[_figure(name), _figure(value)] for name, value in
+                 ((given_name, given), (wanted_name, wanted))]  # fmt: skip
+        return sorted(sides[0]) == sorted(sides[1])
     if given_name and wanted_name and given_name != wanted_name:
         return False
     if not (_APPROXIMATELY.search(given) or _APPROXIMATELY.search(wanted)):
         has_sides = [bool(_EQUALS.search(text)) for text in (given, wanted)]
         is_named = bool(given_name), bool(wanted_name)
-        for one in range(2):
-            side = (given, wanted)[one]
-            if has_sides[one] and is_named[1 - one] and re.search("[A-Za-z]", side):
+        for index, side in enumerate((given, wanted)):
+            if has_sides[index] and is_named[1 - index] and re.search("[A-Za-z]", side):
                 return comparison.same_expression(answer, truth)
         if all(has_sides):
             return comparison.same_expression(given, wanted)
@@ -90,14 +93,22 @@ def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
     )
 
 
+def _figure(text: str) -> str:
+    """Return a figure's name; the ends of a segment have no order."""
+    name = re.sub(r"\\angle|\s", "", text).upper()
+    return "".join(sorted(name)) if re.fullmatch("[A-Z]{2}", name) else name
+
+
 def _sides(joint: re.Pattern, text: str) -> list[str]:
-    """Return the sides of a chain; none where one is empty."""
+    """Return the sides of a chain, or none if a side is empty."""
     sides = [side.strip() for side in joint.split(text)]
+    if len(sides) > 1:
+        sides = [_DIFFERENCE.sub(r"\1 + (-\2)", side) for side in sides]
     return sides if all(sides) else []
 
 
 def _same_exact(given: str, wanted: str, comparison: Comparison, depth: int) -> bool:
-    """Compare what is joined by `=` alone: every side with every side."""
+    """Compare chains joined by `=` alone: each side with each side."""
     givens, wanteds = _sides(_EQUALS, given), _sides(_EQUALS, wanted)
     if not givens or not wanteds or len(givens) * len(wanteds) > _MAX_SIDES:
         return False
@@ -105,26 +116,26 @@ def _same_exact(given: str, wanted: str, comparison: Comparison, depth: int) -> 
 
 
 def _is_rounding(left: str, right: str, comparison: Comparison, depth: int) -> bool:
-    """Say whether one of two neighbours is the other one rounded."""
+    """Return whether one of two neighbours is a rounding of the other."""
     lefts, rights = _sides(_EQUALS, left), _sides(_EQUALS, right)
     if not lefts or not rights or max(len(lefts), len(rights)) > _MAX_SIDES:
         return False
     for chain in (lefts, rights):
         if not all(comparison.same(a, b, depth + 1) for a, b in itertools.pairwise(chain)):
             return False
-    one, other = lefts[-1], rights[0]
-    values = quantities.parse(one), quantities.parse(other)
+    exact, rounded = lefts[-1], rights[0]
+    values = quantities.parse(exact), quantities.parse(rounded)
     if values[1] is None or values[1].is_fraction:
-        # `3.33 ≈ 10/3`: the rounded one stands first, and has decimals.
-        if "." not in one:
+        # `3.33 ≈ 10/3`: the rounded side comes first, and has decimals.
+        if "." not in exact:
             return False
-        one, other, values = other, one, values[::-1]
+        exact, rounded, values = rounded, exact, values[::-1]
     if all(values):
-        return quantities.is_rounding(*values, other)
-    if values[1] is None or not expressions.is_expression(one):
+        return quantities.is_rounding(*values, rounded)
+    if values[1] is None or not expressions.is_expression(exact):
         return False
-    body, _ = expressions.split_unit(one)
-    value, half = values[1].value, quantities.half_digit(other)
+    body, _ = expressions.split_unit(exact)
+    value, half = values[1].value, quantities.half_digit(rounded)
     if 3 * half > abs(value):
         return False
     bounds = " ".join(f"{bound.numerator}/{bound.denominator}" for bound in (value, half))

@@ -1,4 +1,4 @@
-"""Decide what is mathematics, and write it as the LaTeX that math-verify reads."""
+"""Recognise mathematical expressions, and convert them to LaTeX for math-verify."""
 
 import re
 
@@ -9,7 +9,7 @@ _FUNCTION = {
     "arccos", "arctan", "sinh", "cosh", "tanh", "det", "max", "min", "lim", "mod", "gcd", "lcm",
 }  # fmt: skip
 _NAMES = "|".join(sorted(_FUNCTION - {"sqrt", "abs", "mod", "lcm"}, key=len, reverse=True))
-# `H2O` is no product, and a number with an index has another base.
+# `H2O` is not a product, and an index after a number is its base.
 _INDEX = re.compile(r"[A-Za-z]\d|\d_")
 _NO_INDEX = re.compile(rf"\\[A-Za-z]+|(?i:{_NAMES}|sqrt)(?=\d)|(?<=\d)[eE](?=[-+]?\d)")
 _SHORT_WORDS = {
@@ -22,11 +22,14 @@ _TRIGONOMETRY = re.compile(r"sin|cos|tan|cot|sec|csc")
 # The order of letters in the name of an angle or a triangle counts; in a product it does not.
 _GEOMETRY = re.compile(r"\\(?:angle|triangle) ?[A-Z]{2}|\\(?:perp|parallel|cong|sim)(?![A-Za-z])")
 _RANGE_OR_DATE = re.compile(r"\d+\s*-\s*\d+(?:\s*-\s*\d+)?")
+# math-verify drops primes, and the letter above an I, which it reads as the imaginary unit.
+_PRIMES = re.compile(r"[A-Za-z\d)}°]?'+")
+_LETTER_ABOVE = re.compile(r"I ?\^ ?\{?[A-Za-z]")
 RELATION = re.compile(r"\\(?:le|ge|ne|approx|in|notin|subset)(?![A-Za-z])|[<>]")
 
 
 def comparable(answer: str, truth: str) -> tuple[str, str] | None:
-    """Return both texts as LaTeX for one comparison; None where they cannot be equal."""
+    """Return both texts as LaTeX for a comparison, None if they cannot be equal."""
     if not is_expression(answer) or not is_expression(truth):
         return None
     if not _TRIGONOMETRY.search(answer + truth) and ("°" in answer) != ("°" in truth):
@@ -38,8 +41,10 @@ def comparable(answer: str, truth: str) -> tuple[str, str] | None:
         # Two lengths, not four letters: AB * CD is not AC * BD.
         given, wanted = (_SEGMENT.sub(r"{\1_{\2}}", text) for text in (given, wanted))
     letters = [set(re.findall("[A-Za-z]", re.sub(r"\\[A-Za-z]+", " ", t))) for t in (given, wanted)]
-    if any(letter.swapcase() in letters[1] - letters[0] for letter in letters[0] - letters[1]):
-        return None  # math-verify has no regard to case
+    if any(letter.swapcase() in letters[0] | letters[1] for letter in letters[0] ^ letters[1]):
+        return None  # math-verify ignores case
+    if sorted(_PRIMES.findall(given)) != sorted(_PRIMES.findall(wanted)):
+        return None
     related = [bool(RELATION.search(text)) for text in (given, wanted)]
     intervals = any(re.search(r"\\infty|\\cup|^[\[(].*,", text) for text in (given, wanted))
     if related[0] != related[1] and not intervals:
@@ -48,7 +53,7 @@ def comparable(answer: str, truth: str) -> tuple[str, str] | None:
 
 
 def has_prose(text: str) -> bool:
-    """Say whether words that are no functions and no LaTeX stand in an expression."""
+    """Return whether an expression contains words that are neither functions nor LaTeX."""
     words = re.findall(r"(?<!\\)\b[A-Za-z]{3,}\b", text)
     return any(word.lower() not in _FUNCTION for word in words)
 
@@ -68,13 +73,15 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def is_expression(text: str) -> bool:
-    """Say whether a text is mathematics and nothing else: no prose, no time, no date, no name."""
+    """Return whether a text is only mathematics, without prose, time, date or name."""
     if not _OPERATOR.search(text) or _RANGE_OR_DATE.fullmatch(text):
         return False
     if ":" in text or text.count("|") % 2:
         return False
     if re.search(r"\d[eE][-+]?\d{4}", text) or _GEOMETRY.search(text):
         return False
+    if _LETTER_ABOVE.search(text):
+        return False  # a genotype
     body, _ = split_unit(text)
     if "%" in body:
         return False
@@ -92,6 +99,8 @@ def is_expression(text: str) -> bool:
 def latex(text: str) -> str:
     """Write plain mathematics (`sqrt(8)`, `x**2`, `√8`, `2*pi`) as LaTeX."""
     text = text.replace("**", "^")
+    # `1/3 x`: a third of x, as the blank says; math-verify reads 1/(3x).
+    text = re.sub(r"(?<![\w./^}])(\d+)/(\d+) (?=\\?[A-Za-z(])", r"\\frac{\1}{\2} ", text)
     text = re.sub(r"(?:\\?\bsqrt|√)\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}", text)
     text = (

@@ -19,10 +19,10 @@ _POINT = re.compile(
 
 
 def same(answer: str, truth: str) -> bool | None:
-    """Compare where the truth is a relation between figures, or an angle's name."""
+    """Compare with a truth that is a relation between figures or the name of an angle."""
     angles = _ANGLE.fullmatch(answer), _ANGLE.fullmatch(truth)
     if all(angles):
-        # The vertex stands in the middle, read from either side.
+        # The vertex is in the middle; the name may be read from either side.
         return angles[0].groups() in (angles[1].groups(), angles[1].groups()[::-1])
     given, wanted = _statement(answer), _statement(truth)
     if given is None or wanted is None:
@@ -34,7 +34,7 @@ def same(answer: str, truth: str) -> bool | None:
 def _statement(text: str) -> tuple[str, str, str] | None:
     """Return the relation and the two figures."""
     text = _WORDS.sub(
-        lambda found: f" \\{_COMMANDS.get(found[1] or found[2], found[1] or found[2])} ", text
+        lambda match: f" \\{_COMMANDS.get(match[1] or match[2], match[1] or match[2])} ", text
     )
     parts = _RELATION.split(text)
     if len(parts) != 3 or not all(parts):
@@ -46,9 +46,9 @@ def _statement(text: str) -> tuple[str, str, str] | None:
 
 
 def _segment(text: str) -> str:
-    """Write a segment's ends in the order of the alphabet."""
-    found = _SEGMENT.fullmatch(text)
-    return "".join(sorted(found.groups())) if found else text
+    """Return the ends of a segment in alphabetical order."""
+    match = _SEGMENT.fullmatch(text)
+    return "".join(sorted(match.groups())) if match else text
 
 
 def without_names(answer: str, truth: str) -> tuple[str, str]:
@@ -65,7 +65,7 @@ def without_names(answer: str, truth: str) -> tuple[str, str]:
 
 
 def _without_variables(text: str) -> str:
-    """Drop the left side of `(x, y) = (3, -4)`, its letters in the order of the alphabet."""
-    found = _VARIABLES.match(text)
-    letters = re.findall("[a-z]", found.group()) if found else []
-    return text[found.end() :] if letters and letters == sorted(letters) else text
+    """Drop the left side of `(x, y) = (3, -4)`, if its letters are in alphabetical order."""
+    match = _VARIABLES.match(text)
+    letters = re.findall("[a-z]", match.group()) if match else []
+    return text[match.end() :] if letters and letters == sorted(letters) else text

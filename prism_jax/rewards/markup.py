@@ -1,7 +1,7 @@
-"""Take the decoration off an answer: markdown, HTML, code fences, LaTeX fonts and colours.
+"""Remove the decoration of an answer: markdown, HTML, code fences, LaTeX fonts and colours.
 
-What is struck out (`~~7~~`, `<s>7</s>`, `\\cancel{7}`) is left as it is, so that it equals nothing.
-Every function is linear in the text: white space arrives in runs of one character.
+Text that is struck out (`~~7~~`, `<s>7</s>`, `\\cancel{7}`) keeps its marks and so equals nothing.
+All functions are linear in the text, since runs of white space have been merged.
 """
 
 import html
@@ -34,7 +34,7 @@ _COMMANDS = {
     "mathbf": 0, "mathit": 0, "mathsf": 0, "mathtt": 0, "boldsymbol": 0, "bm": 0, "bold": 0,
     "operatorname": 0, "mbox": 0, "ce": 0, "uline": 0, "pmb": 0,
 }  # fmt: skip
-# Commands that stand before what they change, with arguments of their own.
+# Commands that change the text after them, with the number of their arguments.
 _SWITCHES = {
     "color": 1, "displaystyle": 0, "textstyle": 0, "tiny": 0, "small": 0, "normalsize": 0,
     "large": 0, "Large": 0, "LARGE": 0, "huge": 0, "Huge": 0, "bf": 0, "rm": 0, "it": 0,
@@ -44,9 +44,9 @@ _COMMAND = re.compile(r"\\([A-Za-z]{2,12})(?![A-Za-z])\*? ?")
 
 
 def merge_space(text: str) -> str:
-    """Write each run of white space as one newline if it ends a line, else as one blank."""
+    """Write each run of white space as a newline if it ends a line, else as a blank."""
     return _SPACE.sub(
-        lambda found: " " if _LINE_ENDS.isdisjoint(found.group()) else "\n", text
+        lambda match: " " if _LINE_ENDS.isdisjoint(match.group()) else "\n", text
     ).strip()
 
 
@@ -58,25 +58,25 @@ def plain(text: str) -> str:
         language, line_end, body = text[3:-3].partition("\n")
         text = (body if line_end and language.isalnum() else text[3:-3]).strip()
     if "&" in text:
-        text = _ENTITY.sub(lambda found: html.unescape(found.group()), text)
+        text = _ENTITY.sub(lambda match: html.unescape(match.group()), text)
     if "<" in text:
         text = _without_tags(text)
-    found = _BULLET.match(text)
-    text = text[found.end() :] if found else text
+    match = _BULLET.match(text)
+    text = text[match.end() :] if match else text
     if "*" in text or "_" in text:
         text = _EMPHASIS.sub(r"\2", _STRONG.sub(r"\2", text))
     return _without_commands(text) if "\\" in text else text
 
 
 def _final(text: str) -> str:
-    """Return what stands behind the last `####`, the whole text without one."""
+    """Return the text after the last `####`, or the whole text if there is none."""
     marks = list(_FINAL.finditer(text))
     return text[marks[-1].end() :].strip() or text if marks else text
 
 
 def _without_tags(text: str) -> str:
     text = _BREAK.sub("\n", text)
-    text = _SUB_SUP.sub(lambda found: "_^"[found[1] == "sup"] + "{" + found[2] + "}", text)
+    text = _SUB_SUP.sub(lambda match: "_^"[match[1] == "sup"] + "{" + match[2] + "}", text)
     for name in dict.fromkeys(_CLOSING_TAG.findall(text)):
         # Without its end, `a<b>c` is an inequality.
         text = re.sub(f"<{name}{_ATTRIBUTES}>", "", text).replace(f"</{name}>", "")
@@ -84,12 +84,14 @@ def _without_tags(text: str) -> str:
 
 
 def _without_commands(text: str) -> str:
-    """Drop the commands of fonts and colours with their braces; what they held gets blanks."""
-    found = [one for one in _COMMAND.finditer(text) if one[1] in _COMMANDS or one[1] in _SWITCHES]
-    if not found:
+    """Replace commands of fonts and colours, and the braces around their text, by blanks."""
+    commands = [
+        match for match in _COMMAND.finditer(text) if match[1] in _COMMANDS or match[1] in _SWITCHES
+    ]
+    if not commands:
         return text
     ends, pieces = _brace_ends(text), list(text)
-    for command in found:
+    for command in commands:
         num_arguments = _SWITCHES.get(command[1], _COMMANDS.get(command[1], 0))
         stop = command.end()
         for _ in range(num_arguments):
@@ -106,7 +108,7 @@ def _without_commands(text: str) -> str:
 
 
 def _brace_ends(text: str) -> dict[int, int]:
-    """Return for each opening brace the place of the one that closes it."""
+    """Return the position of the closing brace for each opening brace."""
     ends, open_braces = {}, []
     for place, character in enumerate(text):
         if character == "{":

@@ -26,7 +26,7 @@ Same = Callable[[str, str], bool]
 
 
 def same(answer: str, truth: str, compare: Same) -> bool | None:
-    """Compare where one side at least is a matrix in LaTeX; None where none is."""
+    """Compare two texts, of which at least one is a matrix in LaTeX; None if neither is."""
     given, wanted = _parse(answer), _parse(truth)
     if given is None and wanted is None:
         return None
@@ -37,8 +37,8 @@ def same(answer: str, truth: str, compare: Same) -> bool | None:
     is_determinant = [side is not None and side[1] for side in (given, wanted)]
     if any(is_determinant):
         values = [
-            _determinant(side[2]) if one else text
-            for side, one, text in zip(
+            _determinant(side[2]) if is_one else text
+            for side, is_one, text in zip(
                 (given, wanted), is_determinant, (answer, truth), strict=True
             )
         ]
@@ -57,19 +57,19 @@ def same(answer: str, truth: str, compare: Same) -> bool | None:
 
 
 def _parse(text: str) -> tuple[str, bool, Rows] | None:
-    """Return name, whether it is a determinant, and the cells."""
+    """Return the name, whether it is a determinant, and the cells."""
     if "\\begin" not in text:
         return None
     while len(text) > 2 and text[0] + text[-1] in ("()", "{}") and "\\begin" in text[1:9]:
         text = text[1:-1].strip()
-    found = _MATRIX.fullmatch(text)
-    if found is None:
+    match = _MATRIX.fullmatch(text)
+    if match is None:
         return None
-    left, right = (found["left"] or "").strip("\\"), (found["right"] or "").strip("\\")
+    left, right = (match["left"] or "").strip("\\"), (match["right"] or "").strip("\\")
     if left + right not in ("", "()", "[]", "{}", "||"):
         return None
-    cells = found["cells"]
-    if found["kind"] == "array":
+    cells = match["cells"]
+    if match["kind"] == "array":
         cells = _COLUMNS.sub("", cells, count=1)
     rows = [
         [cell.strip() for cell in row.split("&")]
@@ -78,10 +78,10 @@ def _parse(text: str) -> tuple[str, bool, Rows] | None:
     ]
     if not rows or len({len(row) for row in rows}) > 1:
         return None
-    if found["power"]:
+    if match["power"]:
         rows = [list(column) for column in zip(*rows, strict=True)]
-    is_determinant = found["kind"][0] in "vV" or left == "|"
-    return found["name"] or "", is_determinant, rows
+    is_determinant = match["kind"][0] in "vV" or left == "|"
+    return match["name"] or "", is_determinant, rows
 
 
 def _nested(text: str) -> Rows | None:
@@ -96,12 +96,12 @@ def _nested(text: str) -> Rows | None:
 
 
 def _determinant(rows: Rows) -> str | None:
-    """Return the determinant of numbers, as text; None for anything else."""
+    """Return the determinant as text, None if the cells are not numbers."""
     size = len(rows)
     if size > _MAX_DETERMINANT or any(len(row) != size for row in rows):
         return None
     numbers = [[quantities.parse(cell) for cell in row] for row in rows]
-    if any(one is None or one.unit for row in numbers for one in row):
+    if any(number is None or number.unit for row in numbers for number in row):
         return None
     total = Fraction(0)
     for order in itertools.permutations(range(size)):

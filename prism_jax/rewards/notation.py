@@ -1,7 +1,7 @@
-"""Bring an answer's spelling to one form: LaTeX layout, markdown, Unicode, delimiters.
+"""Normalise the spelling of an answer: LaTeX layout, markdown, Unicode, delimiters.
 
-Nothing here changes a value. Every function is linear in the text or nearly so, and texts are
-limited to 1024 characters before they arrive.
+No value is changed. All functions are nearly linear in the text, and callers limit texts to 1024
+characters.
 """
 
 import re
@@ -26,7 +26,7 @@ _CHARACTERS = {
     "≃": "\\approx ", "≒": "\\approx ", "‖": "\\parallel ", "∖": "\\setminus ", "ℝ": "\\mathbb{R} ",
     "∣": "|", "⩽": "\\le ", "⩾": "\\ge ", "∉": "\\notin ", "\\lt ": "<", "\\gt ": ">", "～": "~",
 } | _MULTIPLY  # fmt: skip
-# As a value of its own; `Infinity War` is a name.
+# Only as a separate value; `Infinity War` is a name.
 _INFINITY = re.compile(
     r"(?<![A-Za-z\\])(?<![A-Za-z\\] )((?:negative|minus|positive|plus) |- ?)?"
     r"(?:infinity|inf)(?![A-Za-z])(?! [A-Za-z])",
@@ -45,7 +45,7 @@ _COMMANDS = (
     (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\(leq|geq|neq|leqslant|geqslant|leqq|geqq)(?![A-Za-z])"),
-     lambda found: "\\" + found.group(1)[:2]),
+     lambda match: "\\" + match.group(1)[:2]),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\therefore(?![A-Za-z])"), ""),
     (re.compile(r"\\Delta\s*(?=[A-Z]{3})"), r"\\triangle "),
@@ -54,7 +54,7 @@ _COMMANDS = (
     (re.compile(r"\\lt(?![A-Za-z])"), "<"),
     (re.compile(r"\\gt(?![A-Za-z])"), ">"),
     (re.compile(r"\\(?:infin|infty)(?![A-Za-z]) ?"), r"\\infty "),
-    (_INFINITY, lambda found: ("-" if found[1] and found[1][0] in "nNmM-" else "") + r"\infty "),
+    (_INFINITY, lambda match: ("-" if match[1] and match[1][0] in "nNmM-" else "") + r"\infty "),
     (re.compile(r"(?:^|(?<=[(\[{,;=<>])) ?\+ ?(?=\\infty )"), ""),
     (re.compile(r"(?<![\\A-Za-z])[Aa]ngle ?(?=[A-Z]{1,3}(?![A-Za-z])|\d(?!\d))"), r"\\angle "),
     (re.compile(r"(?<![\\A-Za-z])[Tt]riangle ?(?=[A-Z]{3}(?![A-Za-z]))"), r"\\triangle "),
@@ -68,29 +68,36 @@ _COMMANDS = (
     (re.compile(r"\\(?:langle)(?![A-Za-z])"), "<"),
     (re.compile(r"\\(?:rangle)(?![A-Za-z])"), ">"),
 )  # fmt: skip
-# Some characters have long spellings; whatever is longer than this is no answer.
+# Some characters have long spellings; a text longer than this cannot be an answer.
 MAX_CLEAN_CHARS = 4096
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"), ('"', '"'),
-               ("'", "'"))  # fmt: skip
+_DELIMITERS = (
+    ("$$", "$$"),
+    ("$", "$"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("`", "`"),
+    ('"', '"'),
+    ("'", "'"),
+)
 _INNER_DOLLARS = re.compile(r"(?<!\\)\$([^$]+?)(?<!\\)\$")
 _INNER_PARENTHESES = re.compile(r"\\[()]")
 
 
 def clean(text: str) -> str:
-    """Return one spelling for texts that differ in layout only."""
+    """Return the same spelling for texts that differ only in layout."""
     text = markup.merge_space(_INVISIBLE.sub("", text))
     if text.isdecimal() and text.isascii():
         return text
-    text = _VULGAR.sub(lambda found: " " + unicodedata.normalize("NFKC", found.group()), text)
+    text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match.group()), text)
     text = _SUPERSCRIPT_RUN.sub(
-        lambda found: "^{" + found.group().translate(_SUPERSCRIPTS) + "}", text
+        lambda match: "^{" + match.group().translate(_SUPERSCRIPTS) + "}", text
     )
     text = _without_wrapping(markup.plain(text))
     for character, plain in _CHARACTERS.items():
         text = text.replace(character, plain) if character in text else text
-    text = re.sub("[₀-₉]+", lambda found: "_" + unicodedata.normalize("NFKC", found.group()), text)
-    text = re.sub("[①-⑨]", lambda found: f"({ord(found.group()) - ord('①') + 1}) ", text)
+    text = re.sub("[₀-₉]+", lambda match: "_" + unicodedata.normalize("NFKC", match.group()), text)
+    text = re.sub("[①-⑨]", lambda match: f"({ord(match.group()) - ord('①') + 1}) ", text)
     text = unicodedata.normalize("NFKC", text).replace("\u2044", "/")
     if len(text) > MAX_CLEAN_CHARS:
         return text
@@ -106,7 +113,7 @@ def clean(text: str) -> str:
 
 
 def _without_wrapping(text: str) -> str:
-    """Remove delimiters and boxes around the whole text, and the full stop behind it."""
+    """Remove delimiters and boxes around the whole text, and a full stop after it."""
     while True:
         text = text.strip()
         shorter = text.rstrip(",;") if not text.endswith("\\,") else text
@@ -131,9 +138,9 @@ def _without_wrapping(text: str) -> str:
 
 
 def closing(text: str, start: int) -> int:
-    """Return the index of the bracket that closes the one at `start`, -1 without one.
+    """Return the index of the bracket that closes the bracket at `start`, -1 if there is none.
 
-    Kinds may be mixed, as in the half-open interval [0, 1).
+    Brackets of different kinds may pair, as in the half-open interval [0, 1).
     """
     depth = 0
     for index in range(start, len(text)):
@@ -147,7 +154,7 @@ def closing(text: str, start: int) -> int:
 
 
 def is_balanced(text: str) -> bool:
-    """Say whether the braces of LaTeX groups pair up (escaped ones included)."""
+    """Return whether the braces of LaTeX groups pair up (escaped ones included)."""
     depth = 0
     for character in text:
         depth += (character == "{") - (character == "}")

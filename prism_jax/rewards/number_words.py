@@ -18,8 +18,19 @@ _TENS = {
 }
 _TIMES = {"hundred": 100, "dozen": 12}
 _GROUPS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6,
-          "seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10}  # fmt: skip
+_PARTS = {
+    "half": 2,
+    "halve": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+}
 _NUMBER = "|".join(("an?", *_ONES))
 _FRACTION = re.compile(
     rf"(?:(?P<n>{_NUMBER})[- ](?P<d>{'|'.join(_PARTS)})s?|(?P<half>half))(?![A-Za-z-])",
@@ -30,11 +41,13 @@ _SIGN = re.compile(r"(minus|negative|positive) ", re.IGNORECASE)
 
 
 def parse(text: str) -> tuple[Fraction, str] | None:
-    """Return the number that a text starts with in words, and the rest behind it."""
+    """Return the number in words at the start of a text, and the rest of the text."""
     sign = _SIGN.match(text)
     if sign:
-        found = parse(text[sign.end() :]) if not _SIGN.match(text, sign.end()) else None
-        return found and ((-found[0], found[1]) if sign[1].lower() != "positive" else found)
+        unsigned = parse(text[sign.end() :]) if not _SIGN.match(text, sign.end()) else None
+        return unsigned and (
+            (-unsigned[0], unsigned[1]) if sign[1].lower() != "positive" else unsigned
+        )
     part = _FRACTION.match(text)
     if part:
         top = 1 if part["half"] else _ONES.get(part["n"].lower(), 1)
@@ -44,7 +57,7 @@ def parse(text: str) -> tuple[Fraction, str] | None:
 
 
 def _whole(text: str) -> tuple[Fraction, str] | None:
-    """Read words as groups of at most 999, each with its thousand or million, in falling order."""
+    """Read words as groups of at most 999 with decreasing scales (million, thousand)."""
     total = group = 0
     last_scale, before, stop = 10**15, "", 0
     for kind, value, start, end in _words(text):
@@ -60,7 +73,7 @@ def _whole(text: str) -> tuple[Fraction, str] | None:
                 return None
             total, group, last_scale = total + group * value, 0, value
         elif not _fits(kind, before, group, is_first=start == 0):
-            # `one two` and `twenty twelve` are no numbers.
+            # `one two` and `twenty twelve` are not numbers.
             return None
         else:
             group = group * value if kind == "times" else group + value
@@ -71,7 +84,7 @@ def _whole(text: str) -> tuple[Fraction, str] | None:
 
 
 def _fits(kind: str, before: str, group: int, *, is_first: bool) -> bool:
-    """Say whether a word may follow the one before it inside a group."""
+    """Return whether a word may follow the word before it inside a group."""
     if kind == "times":
         return before in ("ones", "tens", "a") and 0 < group < 100
     if kind == "a":
@@ -84,11 +97,11 @@ def _fits(kind: str, before: str, group: int, *, is_first: bool) -> bool:
 def _words(text: str) -> list[tuple[str, int, int, int]]:
     """Return kind, value, start and end of the number words at the start of a text."""
     words, place = [], 0
-    while found := _WORD.match(text, place):
-        word = found[1].lower()
-        end = found.end(1)
+    while match := _WORD.match(text, place):
+        word = match[1].lower()
+        end = match.end(1)
         if word in _ONES:
-            # Behind tens only a digit may follow.
+            # Only a digit may follow tens.
             if words and words[-1][0] == "tens" and not 0 < _ONES[word] < 10:
                 words.append(("wrong", 0, place, end))
                 break
@@ -105,5 +118,5 @@ def _words(text: str) -> list[tuple[str, int, int, int]]:
             words.append(("a", 1, place, end))
         else:
             break
-        place = found.end()
+        place = match.end()
     return words

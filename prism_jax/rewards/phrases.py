@@ -1,7 +1,7 @@
-"""Compare names and phrases: without regard to layout, with regard to the case of symbols.
+"""Compare names and phrases, ignoring layout but not the case of symbols.
 
-Words of three letters and more are compared without case. One or two letters are not words but
-variables, units, chemical symbols or genotypes, where case is meaning: `CO` is not `Co`.
+Words of three letters and more are compared without case. One or two letters are variables, units,
+chemical symbols or genotypes, whose case has a meaning: `CO` is not `Co`.
 """
 
 import re
@@ -16,7 +16,7 @@ _FORMULA = re.compile(rf"(?:(?:{'|'.join(sorted(_ELEMENTS.split(), key=len, reve
 _GENOTYPE = re.compile(
     r"(?:([A-Za-z])(?i:\1)){1,6}|[Xx][A-Za-z][Xx][A-Za-z]|[Xx][A-Za-z][Yy]|[Xx][Yy]"
 )
-# Two letters that are words, capital or not, and no symbols of elements.
+# Words of two letters, capital or not, that are not symbols of elements.
 _SHORT_WORDS = frozenset("no up on go ox or of is to by do it me my we us an so if".split())
 _TOKEN = re.compile(r"[A-Za-z\d]+")
 _HYPHEN = re.compile(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})")
@@ -36,7 +36,7 @@ def same(answer: str, truth: str) -> bool:
     """Compare two cleaned texts as phrases."""
     given, wanted = _spelling(answer), _spelling(truth)
     if given.lower() != wanted.lower():
-        # `counter-clockwise` is one word as well.
+        # `counter-clockwise` may also be written as a single word.
         given, wanted = (_spelling(_HYPHEN.sub("", text)) for text in (answer, truth))
     if given == wanted:
         return bool(given) or answer == truth
@@ -51,11 +51,11 @@ def same(answer: str, truth: str) -> bool:
 
 
 def _spelling(text: str) -> str:
-    """Return the text without what is layout in a phrase.
+    """Return a phrase without its layout.
 
     Quotes, end punctuation, hyphens inside words, the points of abbreviations, the lowering of
-    indices and a leading article do not count; signs, decimal points, factorials and anything else
-    between digits or single letters do.
+    indices and a leading article are dropped; signs, decimal points, factorials and all characters
+    between digits or single letters stay.
     """
     text = re.sub(r"\"|(?<=[^\d\s])[,;:](?=\s|$)", "", text)
     text = re.sub(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|(?<=\b[A-Za-z])-(?=[A-Za-z]{3})", " ", text)
@@ -70,7 +70,7 @@ def _spelling(text: str) -> str:
 
 
 def _is_product(letters: str) -> bool:
-    """Say whether `!` behind these letters may be a factorial: `nn!`, `abc!`, not `cat!`."""
+    """Return whether `!` after these letters may be a factorial: `nn!`, `abc!`, not `cat!`."""
     lower = letters.lower()
     if lower in ("no", "yes"):
         return False
@@ -80,9 +80,9 @@ def _is_product(letters: str) -> bool:
 
 
 def _case_agrees(answer: str, truth: str, *, is_phrase: bool, is_capital: bool) -> bool:
-    """Compare two spellings of one word that differ in case at most.
+    """Compare two spellings of a word that differ at most in case.
 
-    is_phrase: there are longer words beside it. is_capital: one of the phrases is all capitals.
+    is_phrase: the phrase has longer words as well. is_capital: a phrase is all capitals.
     """
     if answer == truth:
         return True
@@ -99,14 +99,14 @@ def _case_agrees(answer: str, truth: str, *, is_phrase: bool, is_capital: bool) 
         return lower in _SHORT_WORDS and not (answer.isupper() or truth.isupper())
     if _GENOTYPE.fullmatch(answer) or (_FORMULA.fullmatch(answer) and _FORMULA.fullmatch(truth)):
         return False
-    # `xyz` and `XYZ` are symbols in the order of the alphabet.
+    # `xyz` and `XYZ` are symbols in alphabetical order.
     return not (len(lower) == 3 and lower in _LETTERS)
 
 
 def yes_no(answer: str, truth: str) -> bool | None:
-    """Compare where the truth is yes, no, true or false; None where it is not.
+    """Compare with a truth that is yes, no, true or false; None if it is not.
 
-    None as well where the answer is a sentence, which others take apart.
+    Also None if the answer is a sentence, which other rules read.
     """
     wanted, given = _YES_NO.fullmatch(truth), _YES_NO.fullmatch(answer)
     if wanted is None or given is None:
@@ -122,10 +122,10 @@ def yes_no(answer: str, truth: str) -> bool | None:
     return not _is_hedged(given)
 
 
-def _is_hedged(found: re.Match) -> bool:
-    """Say whether the opposite of a yes or no follows it, or doubt."""
-    opposite = _OPPOSITE[found[1].lower()]
+def _is_hedged(verdict: re.Match) -> bool:
+    """Return whether a yes or no is followed by its opposite or by doubt."""
+    opposite = _OPPOSITE[verdict[1].lower()]
     return bool(
-        re.search(rf"\b{opposite}\b", found["rest"], re.IGNORECASE)
-        or _TAKEN_BACK.search(found["rest"])
+        re.search(rf"\b{opposite}\b", verdict["rest"], re.IGNORECASE)
+        or _TAKEN_BACK.search(verdict["rest"])
     )

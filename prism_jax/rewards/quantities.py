@@ -1,4 +1,4 @@
-"""Read a number with or without a unit from a cleaned text, exactly, and compare two of them."""
+"""Read and compare exact numbers, with or without a unit, in cleaned texts."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from fractions import Fraction
 from prism_jax.rewards import number_words, units
 
 RELATIVE_TOLERANCE = Fraction(1, 10**6)
-# A power of ten beyond this is left as text: an exact value would need that many digits.
+# A larger power of ten is left as text: its exact value would need as many digits.
 MAX_EXPONENT = 400
 
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+"
@@ -29,6 +29,7 @@ _CURRENCY = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<symbol>\\?\$|US\$|USD|[€£¥₹]|Rs\.?)\s*(?P<rest>[-+]?[\d.].*)"
 )
 _APPROXIMATE = re.compile(r"(?:\\approx|~|about|approximately|approx\.?|around|roughly)\s*(?=\S)")
+_NEGATIVE = re.compile(r"^(?:negative|minus) (?=[\d.])", re.IGNORECASE)
 _EXTENT = re.compile(
     r"\s+(?:long|wide|tall|high|deep|thick|old|apart|away|altogether"
     r"|in (?:total|all|length|width|height|area|volume|perimeter|diameter))$"
@@ -52,9 +53,9 @@ _COMPOUND = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)(?:\s*,?\s*(?:and\s+)?|$)"
 class Quantity:
     """An exact value and its unit.
 
-    unit: None where none was written.
-    is_fraction: written as a fraction, which is never a number of per cent.
-    short_scale: the letter of `12K`, which may mean something else.
+    unit: None if the text has none.
+    is_fraction: written as a fraction, which is never a percentage.
+    short_scale: the letter of `12K`, which may have another meaning.
     """
 
     value: Fraction
@@ -64,8 +65,9 @@ class Quantity:
 
 
 def parse(text: str) -> Quantity | None:
-    """Read a whole cleaned text as one number with an optional unit; None when it is not one."""
+    """Read a whole cleaned text as a number with an optional unit; None if it is not."""
     text = _APPROXIMATE.sub("", text.strip(), count=1) if text[:1] in "\\~aAr" else text.strip()
+    text = _NEGATIVE.sub("-", text)
     currency = _CURRENCY.fullmatch(text)
     if currency:
         rest = currency["rest"]
@@ -106,19 +108,19 @@ def parse(text: str) -> Quantity | None:
 
 
 def _leading_number(text: str) -> tuple[Fraction, str] | None:
-    """Return the value of the number that a text starts with, and the rest behind it."""
+    """Return the value of the number at the start of a text, and the rest of the text."""
     text = re.sub(r"^(\d+) out of (\d+)$", r"\1/\2", text)
-    found = _POWER_OF_TEN.match(text) or _NUMBER.match(text)
+    match = _POWER_OF_TEN.match(text) or _NUMBER.match(text)
     repeating = _REPEATING.fullmatch(text)
     if repeating:
         return _repeating(*repeating.groups()), ""
-    if found is None:
+    if match is None:
         return number_words.parse(text)
-    rest = text[found.end() :]
-    # "1.2.3", "3-5", "10:30", "2/3/4", "3!" and "1,23" are no numbers with something behind.
+    rest = text[match.end() :]
+    # "1.2.3", "3-5", "10:30", "2/3/4", "3!" and "1,23" are not numbers followed by a text.
     if re.match(r"[\d.,:!^/+*=<>_\\-]", rest) and not re.match(r"-[A-Za-z]", rest):
         return None
-    value = _value({name: part for name, part in found.groupdict().items() if part})
+    value = _value({name: part for name, part in match.groupdict().items() if part})
     return None if value is None else (value, rest)
 
 
@@ -148,17 +150,17 @@ def _value(parts: dict[str, str]) -> Fraction | None:
 
 
 def _compound(text: str) -> Quantity | None:
-    """Read `1 hour 30 minutes`: several numbers with units of one dimension, added up."""
+    """Read `1 hour 30 minutes`: the sum of numbers with units of the same dimension."""
     total, dimensions, position = Fraction(0), None, 0
     while position < len(text):
-        found = _COMPOUND.match(text, position)
-        unit = units.parse(found.group(2)) if found else None
+        match = _COMPOUND.match(text, position)
+        unit = units.parse(match.group(2)) if match else None
         if unit is None or dimensions not in (None, unit.dimensions):
             return None
-        if not units.is_known(found.group(2)):
+        if not units.is_known(match.group(2)):
             return None
-        total, dimensions = total + Fraction(found.group(1)) * unit.factor, unit.dimensions
-        position = found.end()
+        total, dimensions = total + Fraction(match.group(1)) * unit.factor, unit.dimensions
+        position = match.end()
     return Quantity(total, units.Unit(Fraction(1), dimensions)) if dimensions else None
 
 
@@ -181,10 +183,10 @@ def equal(answer: Quantity, truth: Quantity) -> bool:
 
 
 def _equal_percent(answer: Quantity, truth: Quantity) -> bool:
-    """Compare where one side is a percentage: 0.5 and 50 are 50 %, 0.125 is not 0.125 %.
+    """Compare with a percentage: 0.5 and 50 are 50 %, 0.125 is not 0.125 %.
 
-    A bare number is taken for a number of per cent only where it cannot be the share itself: not
-    as a fraction, and not from 0 to 1.
+    A bare number is read as a percentage only if it cannot be the share itself: not a fraction,
+    and not from 0 to 1.
     """
     scaled = [q.value * (q.unit.factor if q.unit else 1) for q in (answer, truth)]
     if close(*scaled):
@@ -197,9 +199,9 @@ def _equal_percent(answer: Quantity, truth: Quantity) -> bool:
 
 
 def is_rounding(exact: Quantity, rounded: Quantity, text: str) -> bool:
-    """Say whether `rounded`, which `text` gives, is the other value to the digits it is written in.
+    """Return whether `rounded`, written as `text`, is `exact` rounded to the digits of the text.
 
-    A third of the value is the most that rounding may change.
+    Rounding may change at most a third of the value.
     """
     unit = exact.unit or rounded.unit
     values = [q.value * (q.unit or unit or units.ONE).factor for q in (exact, rounded)]
@@ -212,24 +214,24 @@ def is_rounding(exact: Quantity, rounded: Quantity, text: str) -> bool:
 
 def half_digit(text: str) -> Fraction:
     """Return half a unit of the last digit that a decimal number is written in."""
-    found = _DIGITS.search(text)
-    if found is None or re.search(r"/|\\frac", text):
+    match = _DIGITS.search(text)
+    if match is None or re.search(r"/|\\frac", text):
         return Fraction(0)
-    whole = found[1].replace(",", "")
-    power = -len(found[2]) if found[2] else len(whole) - len(whole.rstrip("0"))
-    power += int(found[3] or 0)
+    whole = match[1].replace(",", "")
+    power = -len(match[2]) if match[2] else len(whole) - len(whole.rstrip("0"))
+    power += int(match[3] or 0)
     return Fraction(10) ** power / 2 if abs(power) <= MAX_EXPONENT else Fraction(0)
 
 
-def _both_measure(one: units.Unit, other: units.Unit) -> bool:
-    return bool(one.dimensions) and bool(other.dimensions)
+def _both_measure(answer: units.Unit, truth: units.Unit) -> bool:
+    return bool(answer.dimensions) and bool(truth.dimensions)
 
 
 def close(answer: Fraction, truth: Fraction) -> bool:
-    """Compare exactly up to the digits that a decimal expansion must drop.
+    """Compare exactly, but for the digits that a decimal expansion must drop.
 
-    Whole numbers must be equal. Otherwise the relative error is at most 1e-6 where one side has
-    no finite decimal form (1/3 and 0.3333333), and the absolute error at most 1e-6 as well where
+    Whole numbers must be equal. Otherwise the relative error is at most 1e-6 if a side has no
+    finite decimal form (1/3 and 0.3333333), and the absolute error at most 1e-6 as well where
     both have (1234567.1 is not 1234567.2).
     Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:193 (1e-6).
     """

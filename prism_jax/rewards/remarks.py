@@ -1,8 +1,8 @@
-"""Decide whether what follows an option's letter takes it back or claims another option.
+"""Decide whether the remark after an option's letter takes it back or claims another option.
 
-`A. no, B`, `A. B is correct` and `A: 5, B: 6` claim two options and choose none. An option's own
-text may name points, groups or other options: `A. Points B and C lie on it`, `C. Both A and B`.
-Another letter is therefore allowed only in the company of words that say what it is.
+`A. no, B`, `A. B is correct` and `A: 5, B: 6` claim two options and choose none. The text
+of an option may name points, groups or other options: `A. Points B and C lie on it`, `C. Both A and
+B`. Another letter is therefore allowed only beside words that say what it names.
 """
 
 import re
@@ -73,7 +73,8 @@ _BY_ORDER = re.compile(
 _REJECTION = re.compile(
     r"(?:is |are )?(?:not (?:\(?[A-J]\b|it\b|sure|correct|right|true|the )|isn't|wrong(?! \w)"
     r"|nor\b|unsure|maybe\b|incorrect(?! \w)|(?:no,? )?wait\b(?! (?:for|until|at|in)\b)|oops"
-    r"|sorry\b|scratch that|just kidding|or not\b|on second thought)",
+    r"|sorry\b|scratch that|just kidding|or\b|on second thought|alternatively\b|i mean\b|nope\b"
+    r"|hmm+\b)",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
@@ -83,15 +84,15 @@ _HEDGE = re.compile(
 
 
 def takes_back(remark: str, named: str) -> bool:
-    """Say whether a remark behind the letter `named` takes it back or claims another one."""
+    """Return whether a remark after the letter `named` takes it back or claims another letter."""
     if not remark:
         return False
-    if _REJECTION.match(remark):
+    if _REJECTION.match(remark.lstrip("([ ")):
         return True
     rest = remark
     listing = _LISTING.match(remark)
     if listing and _is_reference(listing, named):
-        rest = remark[listing.end() :]  # `C. A and B`: an option that refers to those before it
+        rest = remark[listing.end() :]  # `C. A and B`: an option that refers to earlier options
     for pattern in _INNOCENT:
         rest = pattern.sub(" ", rest)
     if _claims(rest, named):
@@ -106,18 +107,18 @@ def takes_back(remark: str, named: str) -> bool:
 
 
 def hedges(text: str) -> bool:
-    """Say whether an option's text in a truth names another option, as an option."""
+    """Return whether an option's text in a truth names another option, as an option."""
     return bool(_HEDGE.search(text) or _AS_LABEL.search(text) or _MARKED.search(text))
 
 
 def _is_reference(listing: re.Match, named: str) -> bool:
-    """Say whether `A and B`, or `only A`, lists options before the named one."""
+    """Return whether `A and B`, or `only A`, lists options before the named option."""
     listed = set(re.findall("[A-J]", listing[1]))
     return max(listed) < named and (len(listed) > 1 or "nly" in listing.group())
 
 
 def _claims(remark: str, named: str) -> bool:
-    """Say whether another letter stands as that of an option: `(B)`, `B. cat`, `or B`."""
+    """Return whether another letter is written as an option: `(B)`, `B. cat`, `or B`."""
     labels = {(a or b).upper() for a, b in _AS_LABEL.findall(remark)}
     lone = _LONE.match(remark)
     if labels - {named} or _BY_ORDER.search(remark) or (lone and lone[1].upper() != named):
@@ -126,18 +127,18 @@ def _claims(remark: str, named: str) -> bool:
 
 
 def _others(text: str, named: str) -> bool:
-    """Say whether letters of options other than the named one are left in a text."""
-    for found in _MENTION.finditer(text):
-        before = text[: found.start()]
-        if (found[1] or found[2]).upper() == named:
+    """Return whether a text still has letters of options other than the named option."""
+    for mention in _MENTION.finditer(text):
+        before = text[: mention.start()]
+        if (mention[1] or mention[2]).upper() == named:
             continue
         starts = not before.strip() or before.rstrip()[-1] in ".!?;"
-        if found[1] == "A" and starts and _ARTICLE.match(text, found.start()):
+        if mention[1] == "A" and starts and _ARTICLE.match(text, mention.start()):
             continue
         is_unit = (
-            found[1] in _UNITS
+            mention[1] in _UNITS
             and re.search(r"(?:\d|°) ?$", before)
-            and not re.match(r"[.):] ?\S", text[found.end() :])
+            and not re.match(r"[.):] ?\S", text[mention.end() :])
         )
         if not is_unit:
             return True

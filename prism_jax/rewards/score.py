@@ -1,7 +1,7 @@
 """Turn a response and its ground truth into a reward: 0.8 accuracy + 0.2 format.
 
-A response whose format is invalid earns nothing. Every reward says why it is what it is, so that a
-run whose judge fails can be told from a run whose policy fails.
+A response with an invalid format earns nothing. Each reward has a reason, which distinguishes a
+run whose judge fails from a run whose policy fails.
 
 Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:354-378.
 """
@@ -25,7 +25,7 @@ _GEOMETRY_FORMAT_WEIGHT = 0.1
 
 
 class Reason(enum.StrEnum):
-    """Name what decided a reward."""
+    """The reasons of a reward."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -38,13 +38,13 @@ class Reason(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """Choose how responses are rewarded.
+    """The rule by which responses are rewarded.
 
-    judge: `strict` compares by `answer.py` behind the strict format gate; a response that never
+    judge: `strict` compares by `answer.py` after the strict format gate; a response that never
     ended is invalid. `official` reproduces the released rewards: the released gate and judge, for
     `math-77k` and `visual_logic-26k` math-verify on the answer and its equivalents, for
-    `hiyouga/geometry3k` 0.9 accuracy + 0.1 of the loose format, each counting without the other.
-    (There the released code judges by `mathruler`; the released rules stand in for it here.)
+    `hiyouga/geometry3k` 0.9 accuracy + 0.1 of the loose format, each paid without the other.
+    (For it the released code judges by `mathruler`; here the released rules do.)
     """
 
     judge: Judge
@@ -60,7 +60,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """Hold one response (text without its end token) and what it is judged against."""
+    """A response (its text without the end token) and the truth to judge it against."""
 
     response: str
     ended: bool
@@ -71,7 +71,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
-    """Hold a reward and its parts; accuracy and format are 0 or 1."""
+    """A reward and its parts; accuracy and format are 0 or 1."""
 
     total: float
     accuracy: float
@@ -81,7 +81,7 @@ class Reward:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """Hold what the accuracy of a response depends on; equal questions have equal verdicts."""
+    """All that the accuracy of a response depends on; equal questions have equal verdicts."""
 
     answer: str
     ground_truth: str
@@ -98,7 +98,7 @@ def gate_of(task: Task, rule: Rule) -> tags.Gate:
 
 
 def screen(task: Task, rule: Rule) -> Reason | Question:
-    """Return why a response needs no judge, else the question for the judge."""
+    """Return the question for the judge, or the reason if no judge is needed."""
     given = tags.answer_text(task.response)
     pays_apart = rule.judge == "official" and task.data_source == GEOMETRY_SOURCE
     if not pays_apart and not _format_ok(task, rule):
@@ -117,7 +117,7 @@ def screen(task: Task, rule: Rule) -> Reason | Question:
 
 
 def judge(question: Question, mathematics: answer_official.Mathematics) -> Reason:
-    """Return whether an answer is right. Exceptions of `mathematics` pass through."""
+    """Return the judge's verdict. Exceptions of `mathematics` pass through."""
     if question.judge == "strict":
         equivalents = _accepted(question.equivalent_answers)
         right = any(
@@ -134,18 +134,17 @@ def judge(question: Question, mathematics: answer_official.Mathematics) -> Reaso
 
 
 def grade(task: Task, rule: Rule, mathematics: answer_official.Mathematics) -> Reward:
-    """Reward one response in this process, without a deadline."""
-    found = screen(task, rule)
-    if isinstance(found, Question):
-        found = judge(found, mathematics)
-    return reward(task, rule, found)
+    """Reward a response in this process, without a deadline."""
+    screened = screen(task, rule)
+    reason = judge(screened, mathematics) if isinstance(screened, Question) else screened
+    return reward(task, rule, reason)
 
 
 def reward(task: Task, rule: Rule, reason: Reason) -> Reward:
     """Return the reward of a task whose verdict is `reason`.
 
-    A judge that timed out or failed says nothing about the answer, which is then worth 0; the
-    released judge still pays for the format of such a response.
+    If the judge timed out or failed, the reward is 0; the released judge still pays for the format
+    of such a response.
     """
     accuracy = float(reason is Reason.CORRECT)
     form = float(_format_ok(task, rule))
@@ -159,8 +158,8 @@ def reward(task: Task, rule: Rule, reason: Reason) -> Reward:
 
 
 def count_reasons(rewards: Iterable[Reward]) -> dict[str, int]:
-    """Count the rewards of each reason; every reason has an entry."""
-    counts = collections.Counter(one.reason for one in rewards)
+    """Count rewards by reason; all reasons have an entry."""
+    counts = collections.Counter(reward.reason for reward in rewards)
     return {reason.value: counts[reason] for reason in Reason}
 
 
@@ -170,8 +169,8 @@ def _format_ok(task: Task, rule: Rule) -> bool:
 
 
 def _accepted(equivalent_answers: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the equivalent answers that count: none when the list holds the empty marker.
+    """Return the equivalent answers that count: none if the list has the empty marker.
 
     Source: PRISM verl/verl/utils/reward_score/math_verify_with_format.py:89.
     """
-    return () if "__EMPTY__" in equivalent_answers else equivalent_answers
+    return () if answer_official.NO_EQUIVALENT in equivalent_answers else equivalent_answers

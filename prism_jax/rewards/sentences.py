@@ -1,7 +1,7 @@
 """Find the value that a sentence states: `The answer is 12`, `So x = 7`, `The area is 5 cm`.
 
-The same is done to answers and truths. Where a sentence names its subject (`The dog is black`),
-the subject is returned: two sentences about different things do not say the same.
+Answers and truths are treated alike. If a sentence names its subject (`The dog is black`), the
+subject is returned: two sentences about different things do not mean the same.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DOUBT = re.compile(
     r"\b(?:or|not|no|none|never|neither|nor|if|unless|wrong|either|could|might|may|maybe|perhaps"
     r"|except|than|cannot|without|false|incorrect|nobody|nothing|hardly|other|another|opposite"
-    r"|instead|rather)\b|n't\b",
+    r"|instead|rather|doubt|deny|disagree|reject|refuse|wonder|guess|suspect|whether)\b|n't\b",
     re.IGNORECASE,
 )
 _ROUNDED = re.compile(r"approx(?:\.|imate(?:ly)?)?|rounded|exact(?:ly)?", re.IGNORECASE)
@@ -60,7 +60,7 @@ class Stated:
 
 
 def stated(text: str) -> Stated | None:
-    """Return what a cleaned sentence states; None for a text that is no such sentence."""
+    """Return the value that a cleaned sentence states, None if the text is not such a sentence."""
     boxed = _boxed(text)
     if boxed is not None:
         return boxed
@@ -70,15 +70,15 @@ def stated(text: str) -> Stated | None:
         if _DOUBT.search(text[: closing[-1].start()]):
             return None
         rest = notation.clean(text[closing[-1].end() :])
-    found = _LEAD_IN.match(rest)
-    if found and not _DOUBT.search(found.group()):
-        rest = notation.clean(rest[found.end() :])
-    found = _TURNED.fullmatch(rest)
-    if found and not _DOUBT.search(found[1]):
-        rest = notation.clean(found[1])
-    found = _LABEL.match(rest) or _COPULA.match(rest)
-    if found and found.end() < len(rest) and not _DOUBT.search(found["subject"]):
-        subject, rest = found["subject"].strip(), notation.clean(rest[found.end() :])
+    match = _LEAD_IN.match(rest)
+    if match and not _DOUBT.search(match.group()):
+        rest = notation.clean(rest[match.end() :])
+    match = _TURNED.fullmatch(rest)
+    if match and not _DOUBT.search(match[1]):
+        rest = notation.clean(match[1])
+    match = _LABEL.match(rest) or _COPULA.match(rest)
+    if match and match.end() < len(rest) and not _DOUBT.search(match["subject"]):
+        subject, rest = match["subject"].strip(), notation.clean(rest[match.end() :])
         named = _NAMED.fullmatch(subject)
         if named and rest:
             # `The value of y is 5` is `y = 5`.
@@ -87,7 +87,7 @@ def stated(text: str) -> Stated | None:
 
 
 def _boxed(text: str) -> Stated | None:
-    """Read the only box of a text, behind words that do not put it in doubt."""
+    """Read the only box of a text, if the words before it do not put it in doubt."""
     boxes = list(_BOX.finditer(text))
     if len(boxes) != 1:
         return None
@@ -101,14 +101,14 @@ def _boxed(text: str) -> Stated | None:
 
 
 def said_twice(text: str) -> tuple[str, str] | None:
-    """Split `1/2 (0.5)`, `0.5 or 50%` in two that must both be right; None for another text.
+    """Split `1/2 (0.5)` or `0.5 or 50%` into two values that must both be right; None otherwise.
 
-    A remark on rounding counts as the same value again.
+    A remark on rounding counts as a repetition of the value.
     """
     once = again = ""
     if text.endswith(")") and text.count("(") == 1 and not text.startswith("("):
         once, _, again = text[:-1].partition("(")
-        again = again[found.end() :] if (found := _REPETITION.match(again)) else again
+        again = again[match.end() :] if (match := _REPETITION.match(again)) else again
     elif len(parts := re.split(r",? or ", text, flags=re.IGNORECASE)) == 2:
         once, again = parts
     once, again = once.strip(), again.strip()

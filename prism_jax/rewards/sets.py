@@ -2,8 +2,8 @@
 
     x < 1 or x > 2     (-\\infty,1)\\cup(2,\\infty)     \\{x \\mid x < 1\\} \\cup ...     x \\ne 3
 
-A bare `(1,2)` is a point or an interval: it is read as an interval only where the other side leaves
-no choice.
+A bare `(1,2)` is a point or an interval: it is read as an interval only if the other side can be
+nothing else.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ _BUILDER = re.compile(
 )
 _BUILT = re.compile(rf"\\?\{{ ?(?:{_NAME})[^{{}}|]{{0,40}}(?:\\mid(?![A-Za-z])|\|)")
 _REALS = re.compile(r"\\mathbb ?\{?R\}?|\\R|(?:the set of )?(?:all )?real numbers|all reals")
+_EMPTY = re.compile(r"\\(?:emptyset|varnothing)(?![A-Za-z])|\\?\{ ?\\?\}|(?:the )?empty set")
 _EXCEPT = re.compile(
     rf"(?:{_REALS.pattern})(?: ?\\(?:setminus|backslash) ?|,? (?:except|but|other than)(?: for)? )"
     rf"(?:(?:{_NAME}) ?= ?)?(?P<points>.+)"
@@ -52,9 +53,9 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class RealSet:
-    """A union of pieces, "" as the variable's name where none is given.
+    """A union of pieces; the variable's name is "" if the text has none.
 
-    is_explicit: it can be read as nothing else.
+    is_explicit: the text cannot be read as something else.
     """
 
     name: str
@@ -63,10 +64,10 @@ class RealSet:
 
 
 def same(answer: str, truth: str, compare: Same) -> bool | None:
-    """Compare two texts as sets of numbers; None where that is not what both are."""
+    """Compare two texts as sets of numbers; None if they are not both sets."""
     given, wanted = _parse(answer), _parse(truth)
     if given is None or wanted is None:
-        # A set builder is no list of what stands between its commas.
+        # A set builder must not be read as a list separated by its commas.
         is_builder = any(_BUILT.match(text) for text in (answer, truth))
         return False if is_builder else None
     if not (given.is_explicit or wanted.is_explicit):
@@ -78,40 +79,43 @@ def same(answer: str, truth: str, compare: Same) -> bool | None:
 
 def _same_pieces(given: Sequence[Piece], wanted: Sequence[Piece], compare: Same) -> bool:
     """Compare in any order; ends need not be numbers."""
-    left = list(given)
+    unused = list(given)
     for piece in wanted:
-        found = next(
+        partner = next(
             (
-                one
-                for one in left
-                if (one.low_closed, one.high_closed) == (piece.low_closed, piece.high_closed)
-                and compare(one.low, piece.low)
-                and compare(one.high, piece.high)
+                candidate
+                for candidate in unused
+                if (candidate.low_closed, candidate.high_closed)
+                == (piece.low_closed, piece.high_closed)
+                and compare(candidate.low, piece.low)
+                and compare(candidate.high, piece.high)
             ),
             None,
         )
-        if found is None:
+        if partner is None:
             return False
-        left.remove(found)
-    return not left
+        unused.remove(partner)
+    return not unused
 
 
 def _parse(text: str) -> RealSet | None:
+    if _EMPTY.fullmatch(text):
+        return RealSet("", (), is_explicit=True)
     if not re.search(r"[<>\[(]|\\(?:le|ge|ne|in|cup|mathbb|R)(?![A-Za-z])|real", text):
         return None
     if _REALS.fullmatch(text):
         return RealSet("", (Piece(_LEAST, _MOST, False, False),), is_explicit=True)
     name = ""
-    found = _MEMBER.match(text)
-    if found:
-        inside = _parse(text[found.end() :])
-        return inside and RealSet(found[1], inside.pieces, is_explicit=True)
-    found = _BUILDER.fullmatch(text)
-    if found:
-        # Here a comma is an "and".
-        is_plain = not re.search(r"[(\[]", found[2])
-        inside = _parse(found[2].replace(",", " and") if is_plain else found[2])
-        if inside is None or inside.name not in ("", found[1]):
+    match = _MEMBER.match(text)
+    if match:
+        inside = _parse(text[match.end() :])
+        return inside and RealSet(match[1], inside.pieces, is_explicit=True)
+    match = _BUILDER.fullmatch(text)
+    if match:
+        # In a builder, a comma means "and".
+        is_plain = not re.search(r"[(\[]", match[2])
+        inside = _parse(match[2].replace(",", " and") if is_plain else match[2])
+        if inside is None or inside.name not in ("", match[1]):
             return None
         return RealSet("", inside.pieces, is_explicit=True)
     parts = _UNION.split(text)
@@ -119,11 +123,11 @@ def _parse(text: str) -> RealSet | None:
         return None
     pieces, names, explicit = [], set(), len(parts) > 1
     for part in parts:
-        found = _piece(part.strip())
-        if found is None:
+        parsed = _piece(part.strip())
+        if parsed is None:
             return None
-        name, some, is_explicit = found
-        pieces += some
+        name, part_pieces, is_explicit = parsed
+        pieces += part_pieces
         names |= {name} - {""}
         explicit |= is_explicit
     if len(names) > 1:
@@ -132,33 +136,33 @@ def _parse(text: str) -> RealSet | None:
 
 
 def _piece(text: str) -> tuple[str, list[Piece], bool] | None:
-    """Return name, pieces and whether the reading is the only one."""
-    found = _MEMBER.match(text)
-    if found:
-        inside = _piece(text[found.end() :])
-        return inside and (found[1], inside[1], True)
-    found = _INTERVAL.fullmatch(text)
-    if found:
-        ends = [end.strip() for end in re.split("[,;]", found[2])]
+    """Return name, pieces and whether no other reading is possible."""
+    match = _MEMBER.match(text)
+    if match:
+        inside = _piece(text[match.end() :])
+        return inside and (match[1], inside[1], True)
+    match = _INTERVAL.fullmatch(text)
+    if match:
+        ends = [end.strip() for end in re.split("[,;]", match[2])]
         if len(ends) != 2 or not all(ends):
             return None
-        piece = Piece(*ends, found[1] == "[", found[3] == "]")
-        # A half-open bracket and an infinite end are never those of a point.
-        sure = found[1] + found[3] in ("[)", "(]") or "\\infty" in found[2]
-        return "", [piece], sure
-    found = _EXCEPT.fullmatch(text)
-    if found:
-        pieces = _all_but(found["points"])
+        piece = Piece(*ends, match[1] == "[", match[3] == "]")
+        # A point has neither a half-open bracket nor an infinite end.
+        is_interval = match[1] + match[3] in ("[)", "(]") or "\\infty" in match[2]
+        return "", [piece], is_interval
+    match = _EXCEPT.fullmatch(text)
+    if match:
+        pieces = _all_but(match["points"])
         return pieces and ("", pieces, True)
-    found = _NOT_EQUAL.fullmatch(text)
-    if found:
-        pieces = _all_but(found[2])
-        return pieces and (found[1], pieces, True)
+    match = _NOT_EQUAL.fullmatch(text)
+    if match:
+        pieces = _all_but(match[2])
+        return pieces and (match[1], pieces, True)
     return _inequalities(text)
 
 
 def _all_but(points: str) -> list[Piece] | None:
-    """Return the real numbers without one to three numbers."""
+    """Return the real numbers except for one to three numbers."""
     points = re.sub(r"^\\?\{(.*?)\\?\}$", r"\1", points.strip())
     ends = [end.strip() for end in re.split(r",? and |[,;]", points)]
     values = [_number(end) for end in ends]
@@ -172,10 +176,10 @@ def _all_but(points: str) -> list[Piece] | None:
 def _inequalities(text: str) -> tuple[str, list[Piece], bool] | None:
     """Read `1 < x < 5`, or inequalities that hold together: `x > 1, x < 3`.
 
-    Of `x < 1, x > 3`, which nothing fulfils, the comma is an "or"; an "and" is not.
+    No number fulfils `x < 1, x > 3`, so its comma is read as "or"; the word "and" is not.
     """
     whole = _inequality(text)
-    read = [whole] if whole else [_inequality(one.strip()) for one in _BOTH.split(text)]
+    read = [whole] if whole else [_inequality(part.strip()) for part in _BOTH.split(text)]
     if None in read or len(read) > 2 or len({name for name, _ in read}) > 1:
         return None
     name, first = read[0]
@@ -185,7 +189,9 @@ def _inequalities(text: str) -> tuple[str, list[Piece], bool] | None:
     if both:
         return name, [both], True
     is_and = " and " in text or "\\land" in text or "\\wedge" in text
-    return None if both is None or is_and else (name, [first, read[1][1]], True)
+    if both is None:
+        return None
+    return name, [] if is_and else [first, read[1][1]], True
 
 
 def _inequality(text: str) -> tuple[str, Piece] | None:
@@ -212,13 +218,13 @@ def _inequality(text: str) -> tuple[str, Piece] | None:
     return name, Piece(low or _LEAST, high or _MOST, low_closed, high_closed)
 
 
-def _intersection(one: Piece, other: Piece) -> Piece | bool | None:
-    """Return what two pieces share, False for nothing, None where the ends are no numbers."""
-    keys = [_key(piece) for piece in (one, other)]
+def _intersection(first: Piece, second: Piece) -> Piece | bool | None:
+    """Return the intersection of two pieces, False if empty, None if an end is not a number."""
+    keys = [_key(piece) for piece in (first, second)]
     if None in keys:
         return None
-    by_low = max((one, other), key=lambda p: (_number(p.low), not p.low_closed))
-    by_high = min((one, other), key=lambda p: (_number(p.high), p.high_closed))
+    by_low = max((first, second), key=lambda p: (_number(p.low), not p.low_closed))
+    by_high = min((first, second), key=lambda p: (_number(p.high), p.high_closed))
     low, high = _number(by_low.low), _number(by_high.high)
     if low > high or (low == high and not (by_low.low_closed and by_high.high_closed)):
         return False
@@ -226,7 +232,7 @@ def _intersection(one: Piece, other: Piece) -> Piece | bool | None:
 
 
 def _merged(pieces: tuple[Piece, ...]) -> list[Piece]:
-    """Join pieces that overlap or touch, where all ends are numbers."""
+    """Join pieces that overlap or touch, if all ends are numbers."""
     if len(pieces) < 2 or any(_key(piece) is None for piece in pieces):
         return list(pieces)
     ordered = sorted(pieces, key=_key)
@@ -250,5 +256,5 @@ def _number(text: str) -> Fraction | float | None:
     text = text.strip()
     if text in ("\\infty", "+\\infty", "-\\infty", "- \\infty"):
         return float("-inf" if text.startswith("-") else "inf")
-    found = quantities.parse(text)
-    return found.value if found and found.unit is None else None
+    quantity = quantities.parse(text)
+    return quantity.value if quantity and quantity.unit is None else None

@@ -29,25 +29,25 @@ class Parts:
 
 
 def readings(text: str) -> list[Parts]:
-    """Return the ways to read a text as parts; none when it is a single value.
+    """Return the ways to read a text as parts; none if it is a single value.
 
-    There are two where a comma may part thousands (`1,234`) or numbers (1 and 234); the reading as
-    a single number is the caller's.
+    There are two if a comma may separate thousands (`1,234`) or numbers (1 and 234); the caller
+    handles the reading as a single number.
     """
-    found = []
-    for one in (_numbered(text), _bracketed(text), _plus_minus(text)):
-        if one is not None:
-            return [one]
+    bare_lists = []
+    for parts in (_numbered(text), _bracketed(text), _plus_minus(text)):
+        if parts is not None:
+            return [parts]
     for protect in (True, False):
         bare = _bare_list(text, protect_thousands=protect)
-        if bare is not None and bare not in found:
-            found.append(bare)
-    return found
+        if bare is not None and bare not in bare_lists:
+            bare_lists.append(bare)
+    return bare_lists
 
 
 def is_single(text: str) -> bool:
-    """Say whether a text may be one value: no list, once its commas may part thousands."""
-    if any(one(text) is not None for one in (_numbered, _bracketed, _plus_minus)):
+    """Return whether a text may be a single value, if its commas may separate thousands."""
+    if any(read(text) is not None for read in (_numbered, _bracketed, _plus_minus)):
         return False
     return _bare_list(text, protect_thousands=True) is None
 
@@ -57,7 +57,7 @@ def _numbered(text: str) -> Parts | None:
     if len(marks) < 2 or marks[0].start() > 0:
         return None
     if [mark.group()[:2] for mark in marks][:2] != ["(1", "(2"]:
-        # Not in a row: `2(3)` is a product.
+        # These marks are not a numbering: `2(3)` is a product.
         marks = [mark for mark in marks if not text[: mark.start()][-1:].isdigit()]
     stops = [mark.start() for mark in marks[1:]] + [len(text)]
     items = tuple(
@@ -80,7 +80,7 @@ def _bracketed(text: str) -> Parts | None:
 
 
 def unwrap(text: str) -> tuple[str, str]:
-    """Return the inside and the two outer brackets; the text and "" without any."""
+    """Return the inside and the two outer brackets; the text and "" if there are none."""
     if text.startswith("\\{") and text.endswith("\\}"):
         text = text[1:-2] + "}"
     if len(text) < 2 or text[0] not in "([{<":
@@ -103,7 +103,7 @@ def _plus_minus(text: str) -> Parts | None:
 def _bare_list(text: str, *, protect_thousands: bool) -> Parts | None:
     masked = text.replace(" ", ";") if _SPACED.fullmatch(text) else text
     if protect_thousands:
-        masked = _THOUSANDS.sub(lambda found: found.group().replace(",", "\0"), masked)
+        masked = _THOUSANDS.sub(lambda match: match.group().replace(",", "\0"), masked)
     alternative = bool(_ALTERNATIVE.search(masked))
     masked = _CONJUNCTION.sub(";", _ALTERNATIVE.sub(";", masked))
     items = _split(masked, {",", ";"})

@@ -1,4 +1,4 @@
-"""Compare two mathematical expressions with math-verify. Slow and without bound: workers only.
+"""Compare two mathematical expressions with math-verify: unbounded cost, for workers only.
 
 math-verify's own time limits raise SIGALRM, which works in a main thread only and never interrupts
 big-integer arithmetic. They are switched off here; `workers.py` kills the process instead.
@@ -10,12 +10,12 @@ import math_verify
 import sympy
 from math_verify import parser
 
-# It warns once a process that its time limits are off; ours are outside.
+# math-verify warns that its time limits are off; the workers' parent keeps the deadline.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _RELATIVE_TOLERANCE = 1e-6
 _LATEX = (
-    # Units are compared before an expression arrives here, so none may be dropped.
+    # Callers compare units before, so none may be dropped here.
     parser.LatexExtractionConfig(
         normalization_config=parser.NormalizationConfig(
             basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all"
@@ -23,9 +23,17 @@ _LATEX = (
     ),
 )
 _FAILURES = (
-    ArithmeticError, AttributeError, LookupError, NotImplementedError, RecursionError, TypeError,
-    ValueError, sympy.SympifyError, sympy.polys.polyerrors.BasePolynomialError, AssertionError,
-)  # fmt: skip
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    sympy.SympifyError,
+    sympy.polys.polyerrors.BasePolynomialError,
+    AssertionError,
+)
 _TRUTH_TARGETS = (
     parser.LatexExtractionConfig(),
     parser.ExprExtractionConfig(),
@@ -41,8 +49,8 @@ _ANSWER_TARGETS = (
 def verify(method: str, answer: str, truth: str) -> bool:
     """Compare answer and truth by the named method.
 
-    expression: both are one LaTeX expression each. rounding: the answer is one, and the truth is a
-    value and the most that the expression may differ from it. official_expression and
+    expression: both are LaTeX expressions. rounding: the answer is an expression, and the truth is
+    a value and the largest difference from it. official_expression and
     official_extraction: the two calls of the released judge.
     """
     if method in ("expression", "rounding"):
@@ -50,7 +58,7 @@ def verify(method: str, answer: str, truth: str) -> bool:
         try:
             return compare(answer, truth)
         except _FAILURES:
-            # What cannot be compared was not shown to be equal.
+            # Equality was not shown, so it is not paid.
             return False
     if method == "official_expression":
         return _official_expressions_equal(answer, truth)

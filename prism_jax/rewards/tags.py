@@ -6,13 +6,13 @@ A response is `<caption>…</caption><think>…</think><answer>…</answer>` and
              └───────── caption ───────┘  └────────────── cot ──────────────┘
     scored                          ^                                 ^
 
-The caption is every token up to and including the one with which `</caption>` completes; the cot
-is the rest, the end token included. A discriminator reads each segment at its last token. Teacher
-and student pass through the same function here, so for both sides that is the token that completes
+The caption is all tokens up to and including the token that completes `</caption>`; the cot is the
+rest, the end token included. A discriminator scores each segment at its last token. Responses of
+teacher and student are cut by the same function, so for both these are the token that completes
 `</caption>` and the end token. A response that was cut by the length limit has no end token: its
 format is invalid and it has no cot.
 
-Everything is one pass over the response: O(length).
+All is done in a single pass over the response: O(length).
 Source: PRISM verl/verl/workers/critic/dp_critic.py:489,513 (segments), :389 (format).
 """
 
@@ -33,18 +33,18 @@ CAPTION_END = "</caption>"
 _OFFICIAL_OPEN = re.compile(r"\s*<caption>")
 _OFFICIAL_THINK = re.compile(r"</caption>\s*<think>")
 _OFFICIAL_ANSWER = re.compile(r"</think>\s*<answer>")
-# What a vocabulary row without text decodes to: visible, and never part of a tag.
+# The text of vocabulary rows without a token: visible, and never part of a tag.
 _NO_TEXT = "\ufffd".encode()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segments:
-    """Hold where the segments of one response lie.
+    """The positions of the segments of a response.
 
     `tokens[:caption_tokens]` is the caption, `tokens[caption_tokens:response_tokens]` the cot;
     `text[:caption_chars]` and `text[caption_chars:]` the same in characters. The end token has no
-    characters. When `format_ok` is False all three counts of segments are 0: there is nothing to
-    score, and nobody can score half a response by accident.
+    characters. When `format_ok` is False all three counts of segments are 0, so that no part of the
+    response can be scored by accident.
     """
 
     text: str
@@ -65,12 +65,12 @@ class Segments:
 
 
 def format_ok(text: str, *, gate: Gate) -> bool:
-    """Say whether a response's text has the required format.
+    """Return whether a response's text has the required format.
 
-    strict: each of the six tags exactly once and in order, some non-blank text in each segment,
-    nothing but white space between and around the segments (so no tag lies inside a segment).
-    official: what the released regular expression accepts: tags may repeat or nest, and segments
-    may be empty. geo3k: the six tags occur in this order somewhere, as in the released validation.
+    strict: each of the six tags exactly once and in order, non-blank text in each segment, only
+    white space between and around the segments (so no tag lies inside a segment). official: as
+    the released regular expression: tags may repeat or nest, and segments may be empty. geo3k: the
+    six tags occur in this order, as in the released validation.
 
     The official expression backtracks: a response of repeated tags takes it cubic time. Its three
     lazy gaps are matched here leftmost, which accepts the same texts in linear time.
@@ -123,10 +123,10 @@ def _in_order(text: str) -> bool:
 
 
 def answer_text(text: str) -> str:
-    """Return the stripped text of the first `<answer>…</answer>`, "" when there is none.
+    """Return the stripped text of the first `<answer>…</answer>`, "" if there is none.
 
-    The strict gate allows one pair only. The released code takes the first pair too, even when it
-    lies inside `<think>`.
+    The strict gate allows only a single pair. The released code also takes the first pair, even if
+    it lies inside `<think>`.
     Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:69.
     """
     start = text.find("<answer>")
@@ -138,7 +138,7 @@ def answer_text(text: str) -> str:
 
 
 def split_text(text: str) -> tuple[str, str]:
-    """Cut a text behind its first `</caption>` into caption and cot; ("", "") without one."""
+    """Cut a text after its first `</caption>` into caption and cot; ("", "") if there is none."""
     at = text.find(CAPTION_END)
     if at < 0:
         return "", ""
@@ -152,19 +152,19 @@ def segment(
     end_tokens: Collection[int],
     gate: Gate,
 ) -> Segments:
-    """Cut one response into caption and cot.
+    """Cut a response into caption and cot.
 
-    Tokens behind the first end token are padding and are ignored. Tags may straddle tokens and a
+    Tokens after the first end token are padding and are ignored. Tags may straddle tokens and a
     character may be spread over several: the search runs on bytes, and the byte offset is turned
     into a token index by bisection over the running lengths. A token that completes `</caption>`
-    and carries on (`"><"`) belongs to the caption as a whole.
+    and continues (`"><"`) belongs wholly to the caption.
 
     Args:
         tokens: the response without its prompt, as plain integers.
         bytes_of_token: the table of `token_bytes`.
         end_tokens: ids that end a turn.
-        gate: the format rule; see `format_ok`. Whatever the rule, a response without an end token
-            has an invalid format.
+        gate: the format rule; see `format_ok`. Under any rule, a response without an end token has
+            an invalid format.
     """
     length = next((i for i, token in enumerate(tokens) if token in end_tokens), len(tokens))
     ended = length < len(tokens)
@@ -204,12 +204,12 @@ def byte_of_symbol() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Any, *, vocab_tokens: int | None) -> list[bytes]:
-    """Tabulate the bytes of every token of a byte-level BPE tokenizer.
+    """Return the bytes of each token of a byte-level BPE tokenizer.
 
     Args:
         tokenizer: a `transformers` fast tokenizer.
         vocab_tokens: rows of the model's vocabulary, which may be padded beyond the tokenizer's.
-            Rows without a token get U+FFFD: should one be sampled, it shows. None: no padding.
+            Rows without a token get U+FFFD, which is visible if sampled. None: no padding.
 
     Raises:
         InputError: the vocabulary is not byte-level, or has more tokens than the model has rows.

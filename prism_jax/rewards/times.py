@@ -13,8 +13,12 @@ _TIME = re.compile(
 _HOUR = re.compile(rf"(?P<h>\d{{1,2}})(?P<m>)(?P<s>)\s*{_HALF}", re.IGNORECASE)
 # Hours that a clock of 12 hours does not have.
 _ONLY_OF_24 = frozenset((0, *range(13, 25)))
-_NAMED = {"noon": "12:00 pm", "12 noon": "12:00 pm", "midnight": "12:00 am",
-          "12 midnight": "12:00 am"}  # fmt: skip
+_NAMED = {
+    "noon": "12:00 pm",
+    "12 noon": "12:00 pm",
+    "midnight": "12:00 am",
+    "12 midnight": "12:00 am",
+}
 _NUMBER = r"\d+(?:\.\d+)?"
 _RATIO = re.compile(rf"{_NUMBER}(?:\s*:\s*{_NUMBER})+|{_NUMBER} to {_NUMBER}")
 _SPAN = re.compile(r"(?:from )?(\d{4})\s*(?:-|to)\s*(\d{4})")
@@ -39,9 +43,9 @@ _DATES = (
 
 
 def same(answer: str, truth: str) -> bool | None:
-    """Compare two texts where one is a time of day, a span of years or a ratio.
+    """Compare two texts, if one is a time of day, a span of years or a ratio.
 
-    None: neither is, or a colon or a hyphen stands in something else.
+    None: neither is, or a colon or a hyphen has another meaning.
     """
     answer, truth = (_NAMED.get(text.lower(), text) for text in (answer, truth))
     if not any(character.isdigit() for character in truth):
@@ -61,18 +65,18 @@ def same(answer: str, truth: str) -> bool | None:
         return len(a) == len(t) and all(
             a[0] * other == t[0] * one for one, other in zip(a, t, strict=True)
         )
-    # A time or a ratio beside something else; a colon in a phrase is no business of this rule.
+    # A time or a ratio equals no other kind; a colon in a phrase is left to other rules.
     return False if any(times) or any(ratios) else None
 
 
 def date(text: str) -> tuple[int, int, int] | None:
-    """Read year, month and day; 0 for a year or a day that is not written."""
+    """Read year, month and day; 0 for a missing year or day."""
     for pattern in _DATES:
-        found = pattern.fullmatch(text)
-        if not found:
+        match = pattern.fullmatch(text)
+        if not match:
             continue
-        month = _MONTHS.get(found["month"].lower()) or int(found["month"])
-        year, day = int(found["year"] or 0), int(found["day"] or 0)
+        month = _MONTHS.get(match["month"].lower()) or int(match["month"])
+        year, day = int(match["year"] or 0), int(match["day"] or 0)
         try:
             datetime.date(year or 2000, month, day or 1)
         except ValueError:
@@ -83,12 +87,12 @@ def date(text: str) -> tuple[int, int, int] | None:
 
 def _same_time(answer: re.Match, truth: re.Match) -> bool:
     clock = [
-        (int(one["h"]), int(one["m"] or 0), int(one["s"] or 0), (one["half"] or "")[:1].lower())
-        for one in (answer, truth)
+        (int(time["h"]), int(time["m"] or 0), int(time["s"] or 0), (time["half"] or "")[:1].lower())
+        for time in (answer, truth)
     ]
     halves = [half for *_, half in clock]
-    if not any(halves) or not any(one[0] in _ONLY_OF_24 for one in clock):
-        # Where one side does not say am or pm, that is forgiven as a missing unit is.
+    if not any(halves) or not any(hours in _ONLY_OF_24 for hours, *_ in clock):
+        # A missing am or pm is forgiven, like a missing unit.
         return clock[0][:3] == clock[1][:3] and halves[0] in ("", halves[1] or halves[0])
     if any(half == "a" and hours > 12 for hours, *_, half in clock):
         return False

@@ -1,6 +1,6 @@
 """Units of measure as a factor and powers of base dimensions, so that 10 cm is not 10 m.
 
-A unit that is not in the tables is kept as a word (`5 apples`): equal to itself only.
+A unit that is not in the tables is a word (`5 apples`), equal only to itself.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ Dimensions = tuple[tuple[str, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """Hold the value of one unit in base units, and the powers of these, sorted by name."""
+    """A unit: its value in base units, and the powers of these, sorted by name."""
 
     factor: Fraction
     dimensions: Dimensions
@@ -28,7 +28,7 @@ _PREFIXES = {
     "T": ("tera", 12),
 }  # fmt: skip
 _NEWTON = {"kg": 1, "m": 1, "s": -2}
-# symbol, names, unit. Every prefix is allowed.
+# symbol, names, unit. All prefixes are allowed.
 _METRIC = (
     ("m", "meter metre", _make(1, m=1)),
     ("g", "gram gramme", _make("1/1000", kg=1)),
@@ -51,7 +51,7 @@ _METRIC = (
     ("cal", "calorie", _make("4.184", kg=1, m=2, s=-2)),
     ("s", "second", _make(1, s=1)),
 )
-# symbols that are taken by their exact case, and names in any case.
+# symbols in their exact case, names in any case, unit.
 _OTHER = (
     ("sec secs", "sec secs", _make(1, s=1)),
     ("min mins", "minute min mins", _make(60, s=1)),
@@ -145,13 +145,13 @@ _NAMES = _name_table()
 _BY_LOWER_CASE: dict[str, set[Unit]] = {}
 for _symbol, _unit in _SYMBOLS.items():
     _BY_LOWER_CASE.setdefault(_symbol.lower(), set()).add(_unit)
-# What can be one unit only, in whatever case; `pc` is rather a piece or a parsec than pC.
+# Symbols that mean the same unit in any case; `pc` is a piece or a parsec rather than pC.
 _ANY_CASE = {
     symbol: next(iter(units))
     for symbol, units in _BY_LOWER_CASE.items()
     if len(units) == 1 and symbol[0] != "p"
 }
-# A unit that says only that there is one.
+# Units that say only that there is a unit.
 _GENERIC = {
     "unit",
     "units",
@@ -175,7 +175,7 @@ _POWER_WORDS = (
 _PER = re.compile(r"\s*/\s*|\s+per\s+")
 _TIMES = re.compile(r"\s*\*\s*|\s+")
 _FACTOR = re.compile(r"([^\d^{}\s]+)(?:\^?\{?\s*(-?\d)\s*\}?)?")
-# Words that make a phrase something other than the thing counted.
+# Words that do not name a counted thing.
 _NOT_A_UNIT = {
     "or", "and", "not", "no", "is", "are", "than", "more", "less", "at", "least", "most", "but",
     "maybe", "perhaps", "possibly", "if", "wrong", "incorrect", "plus", "minus", "times", "x",
@@ -183,15 +183,24 @@ _NOT_A_UNIT = {
     "others", "because", "since", "remainder", "through",
     "dozen", "probably", "likely", "think", "guess", "nearly", "almost", "around", "roughly",
     "surely",
+    # What is done to the number: `7 squared` is 49, `7 halves` are 3.5.
+    "factorial", "squared", "cubed", "doubled", "tripled", "halved", "divided", "multiplied",
+    "choose", "over", "mod", "modulo", "except", "reciprocal", "inverse", "percentile", "halves",
+    "thirds", "fourths", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",
+    "hundredths", "thousandths", "millionths",
+    # Another answer, or none.
+    "unknown", "undefined", "undecided", "unsure", "unclear", "none", "nothing", "neither", "never",
+    "nope", "hmm", "sorry", "wait", "nil", "null", "nan", "infinite", "like", "zero", "one", "two",
+    "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty",
 }  # fmt: skip
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]{2,}|[\u4e00-\u9fff]{1,3}")
 
 
 def parse(text: str) -> Unit | None:
-    """Read a whole text as a unit; None when it is not one.
+    """Read a whole text as a unit; None if it is not.
 
-    Names are taken in any case, symbols as written (`mW` is not `MW`) and in lower case only
-    where nothing is written that way (`KG`). A generic `units` is the number one.
+    Names are read in any case, symbols as written (`mW` is not `MW`), and in lower case only if no
+    symbol is written so (`KG`). A generic `units` has no dimension.
     """
     text = text.strip().rstrip(".").strip()
     if is_generic(text.replace("{2}", "2")):
@@ -200,12 +209,12 @@ def parse(text: str) -> Unit | None:
 
 
 def is_known(text: str) -> bool:
-    """Say whether a text is a unit of measure from the tables."""
+    """Return whether a text is a unit of measure from the tables."""
     return _known(text.strip()) is not None
 
 
 def is_generic(text: str) -> bool:
-    """Say whether a text says only that there is a unit."""
+    """Return whether a text says only that there is a unit."""
     return text.strip().lower() in _GENERIC
 
 
@@ -215,11 +224,11 @@ def _known(text: str) -> Unit | None:
     total, powers = Fraction(1), {}
     for place, group in enumerate(_PER.split(text)):
         for written in _TIMES.split(group.strip("() ")):
-            found = _FACTOR.fullmatch(written)
-            unit = _look_up(found.group(1)) if found else None
-            if unit is None or (found.group(2) and unit.dimensions == (("percent", 1),)):
+            match = _FACTOR.fullmatch(written)
+            unit = _look_up(match.group(1)) if match else None
+            if unit is None or (match.group(2) and unit.dimensions == (("percent", 1),)):
                 return None
-            power = int(found.group(2) or 1) * (1 if place == 0 else -1)
+            power = int(match.group(2) or 1) * (1 if place == 0 else -1)
             total *= unit.factor**power
             for name, exponent in unit.dimensions:
                 powers[name] = powers.get(name, 0) + exponent * power
@@ -227,17 +236,17 @@ def _known(text: str) -> Unit | None:
 
 
 def _look_up(symbol: str) -> Unit | None:
-    found = _SYMBOLS.get(symbol) or _NAMES.get(symbol.lower())
-    if found is None and len(symbol) > 1:
-        # `KG` and `KW` can mean one thing, `mhz` could be MHz or mHz.
-        found = _SYMBOLS.get(symbol.lower()) or _ANY_CASE.get(symbol.lower())
-    return found
+    unit = _SYMBOLS.get(symbol) or _NAMES.get(symbol.lower())
+    if unit is None and len(symbol) > 1:
+        # `KG` and `KW` have a single meaning, `mhz` could be MHz or mHz.
+        unit = _SYMBOLS.get(symbol.lower()) or _ANY_CASE.get(symbol.lower())
+    return unit
 
 
 def _counted_thing(text: str) -> Unit | None:
     names = text.lower().replace("(s)", "s").split()
     if len(names) == 3 and names[1] == "of":
-        # `lines of symmetry`; what is counted is the first word.
+        # `lines of symmetry`: the first word is counted.
         names = [f"{names[0]}-of-{names[2]}"] if _WORD.fullmatch(names[2]) else names
     if not 1 <= len(names) <= 3 or any(
         name in _NOT_A_UNIT or not _WORD.fullmatch(name) for name in names

@@ -1,9 +1,9 @@
 """Reward batches of responses: fast rules here, mathematics in processes that can be killed.
 
-Most answers are decided in this process by rules whose cost is bounded. Only what needs
-math-verify goes to a worker. A worker that passes the deadline (`9^{9^9}`) is killed, one that
-dies is replaced, and its task earns nothing and is counted; the batch always comes back, in order.
-No signal is used in this process, so a trainer may call it from any thread (one at a time).
+Most answers are decided in this process by rules of bounded cost. Only expressions that need
+math-verify go to a worker. A worker that exceeds the deadline (`9^{9^9}`) is killed, a worker that
+dies is replaced, and its task earns nothing and is counted; the rewards of the batch are always
+returned, in order. No signal is used, so a trainer may call this from any thread (one at a time).
 """
 
 import collections
@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from prism_jax import errors
 from prism_jax.rewards import score
 
-# Interpreter and sympy; the machine may be busy.
+# For starting Python and sympy on a busy machine.
 _START_SECONDS = 120.0
 
 
 class _NeedsMathematicsError(Exception):
-    """Say that the fast rules cannot decide a task."""
+    """A task that the fast rules cannot decide."""
 
 
 def _defer(method: str, answer: str, truth: str) -> bool:
@@ -36,18 +36,18 @@ def _judge_here(question: score.Question) -> score.Reason | None:
     try:
         return score.judge(question, _defer)
     except Exception:
-        # Mathematics is needed; or a rule failed, which the worker will meet again and report.
+        # Mathematics is needed, or a rule failed: then the worker fails again and reports it.
         return None
 
 
 class _Worker:
-    """Own one judging process and the request it is busy with.
+    """A judging process and its current request.
 
-    Until it is ready the process writes its errors where this one does.
+    Until it is ready, the process writes its errors to this process's standard error.
     """
 
     def __init__(self, command: list[str], environment: dict[str, str]):
-        # A session of its own: Ctrl-C in a terminal is the parent's to handle.
+        # In a new session, so that only the parent handles Ctrl-C in a terminal.
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -62,7 +62,7 @@ class _Worker:
         self._received = b""
 
     def send(self, index: int, line: bytes, deadline: float) -> bool:
-        """Hand over a request; False when the process is gone."""
+        """Send a request; return False if the process has ended."""
         try:
             self.process.stdin.write(line)
             self.process.stdin.flush()
@@ -89,12 +89,12 @@ class _Worker:
 
 
 class JudgePool:
-    """Reward responses with a fixed number of judging processes.
+    """A judge of responses with a fixed number of judging processes.
 
     Args:
-        rule: how to reward.
+        rule: of the rewards.
         num_workers: judging processes; they start at once, in the background.
-        deadline_seconds: wall time for one task in a worker.
+        deadline_seconds: wall time for a task in a worker.
         memory_bytes: address space of a worker (`RLIMIT_AS`); beyond it a task is an error.
         module: the program of a worker.
     """
@@ -141,18 +141,20 @@ class JudgePool:
         if not self._workers:
             raise RuntimeError("JudgePool.grade was called after close")
         screened = [score.screen(task, self._rule) for task in tasks]
-        questions = dict.fromkeys(one for one in screened if isinstance(one, score.Question))
+        questions = dict.fromkeys(item for item in screened if isinstance(item, score.Question))
         verdicts = {question: _judge_here(question) for question in questions}
         waiting = [question for question, reason in verdicts.items() if reason is None]
         verdicts |= zip(waiting, self._judge_elsewhere(waiting), strict=True)
-        reasons = [one if isinstance(one, score.Reason) else verdicts[one] for one in screened]
+        reasons = [item if isinstance(item, score.Reason) else verdicts[item] for item in screened]
         return [
             score.reward(task, self._rule, reason)
             for task, reason in zip(tasks, reasons, strict=True)
         ]
 
     def _judge_elsewhere(self, questions: list[score.Question]) -> list[score.Reason]:
-        lines = [json.dumps(dataclasses.asdict(one)).encode() + b"\n" for one in questions]
+        lines = [
+            json.dumps(dataclasses.asdict(question)).encode() + b"\n" for question in questions
+        ]
         todo = collections.deque(range(len(lines)))
         reasons: dict[int, score.Reason] = {}
         try:
@@ -178,7 +180,7 @@ class JudgePool:
                 self._replace(worker)
 
     def _wait(self) -> list[_Worker]:
-        """Return the workers with news, at the latest when the next deadline passes."""
+        """Return the workers with messages, at the latest when the next deadline passes."""
         busy = [w.deadline for w in self._workers if w.request is not None or not w.is_ready]
         seconds = max(0.0, min(busy) - time.monotonic()) if busy else 0.0
         return [key.data for key, _ in self._selector.select(seconds)]
@@ -218,7 +220,7 @@ class JudgePool:
             self.close()
             raise RuntimeError(
                 f"a judging process could not start within {_START_SECONDS} s; "
-                "what it wrote to standard error says why"
+                "see its messages on standard error"
             )
         self.num_restarts += 1
         self._start()

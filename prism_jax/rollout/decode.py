@@ -1,4 +1,10 @@
-"""Prefill and token-by-token decoding under jit."""
+"""The device's side of decoding: the state of all slots, and a chunk of steps under jit.
+
+A slot draws one response at a time. What the host decides is in `Control`, passed with each chunk;
+what it learns is in `Chunk`. A slot that the host opens afresh begins behind its prompt, whose keys
+and values `prefill` has stored; its old contents need not be erased, as nothing reads beyond a
+slot's length.
+"""
 
 import dataclasses
 import functools
@@ -7,121 +13,211 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
-from models import attention
-from models.inputs import TextInput, VisionInput
+from models import decode_attention, sharding
+from models.cache import Cache, Prompts
+from models.config import TextConfig
 from prism_jax.rollout import sampling as sampling_lib
-from prism_jax.rollout.sampling import Sampling
+from prism_jax.rollout.memory import Plan
+
+_PROGRAMS: dict[tuple, Any] = {}
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeState:
-    """Hold the responses so far; every buffer is donated from chunk to chunk."""
+class State:
+    """What stays on the device; every buffer is donated from call to call."""
 
-    cache: Any  # models.text.Cache
-    hidden: Any  # [B, D]  from which the next token is drawn
-    tokens: Any  # int32[B, max_tokens]
-    logprobs: Any  # float32[B, max_tokens]
-    lengths: Any  # int32[B]  tokens drawn, the end token included
+    keys: Any  # L of C of [B_c, K, S_c, H]
+    values: Any  # L of C of [B_c, K, S_c, H]
+    prompt_keys: Any  # L of [E, K, P, H]
+    prompt_values: Any  # L of [E, K, P, H]
+    prompt_hidden: Any  # [E, D]  of the last token of each prompt
+    hidden: Any  # [B, D]  from which a slot's next token is drawn
+    counts: Any  # int32[B]  tokens of the response so far
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Control:
+    """What the host decides before a chunk. Numbers of slots and prompts are those of a part."""
+
+    is_open: Any  # bool[B]  the slot draws
+    is_fresh: Any  # bool[B]  it begins a response
+    prompt: Any  # int32[B]
+    place: Any  # int32[B]  among the prompt's readers
+    starts: Any  # int32[B]  M-RoPE position of the response's first token
+    limits: Any  # int32[B]  tokens at which it pauses or ends
+    ends: Any  # int32[B, X]  tokens that end it, -1 for none
+    keys: Any  # uint32[B, …]  data of the key
+    numbers: Any  # uint32[B]  of the response, folded into the key
+    settings: Any  # sampling.Settings
+    prompt_lengths: Any  # int32[E]
+    readers: Any  # int32[E, W]  slots of each prompt, -1 for none
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """What a chunk of steps gave, the same on every device."""
+
+    tokens: Any  # int32[B, C]
+    logprobs: Any  # float32[B, C]
+    counts: Any  # int32[B]  tokens of the response behind the chunk
     is_ended: Any  # bool[B]  an end token was drawn
-    keys: Any  # key[B]
-    step: Any  # int32[]
+    num_steps: Any  # int32[]
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("graphdef", "sampling", "num_responses", "implementation", "cache_tokens"),
-)
-def start(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    text: TextInput,
-    vision: VisionInput | None,
-    keys: jax.Array,
-    *,
-    sampling: Sampling,
-    num_responses: int,
-    implementation: attention.Implementation,
-    cache_tokens: int,
-) -> DecodeState:
-    """Read each prompt once and make room for `num_responses` responses to it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a chunk is compiled for."""
 
-    Args:
-      keys: one for each response, those of a prompt side by side.
-    """
-    model = nnx.merge(graphdef, params)
-    images = None
-    if vision is not None:
-        images = model.encode_images(vision, implementation=implementation, remat=False)
-    hidden, cache = model.prefill(
-        text, images, implementation=implementation, cache_length=cache_tokens
-    )
-    hidden, cache = jax.tree.map(lambda x: jnp.repeat(x, num_responses, axis=0), (hidden, cache))
-    rows = hidden.shape[0]
-    return DecodeState(
-        cache=cache,
-        hidden=hidden,
-        tokens=jnp.zeros((rows, sampling.max_tokens), jnp.int32),
-        logprobs=jnp.zeros((rows, sampling.max_tokens), jnp.float32),
-        lengths=jnp.zeros(rows, jnp.int32),
-        is_ended=jnp.zeros(rows, bool),
-        keys=keys,
-        step=jnp.int32(0),
+    mode: sampling_lib.Mode
+    implementation: decode_attention.Implementation
+    chunk_tokens: int
+    key_impl: str
+    rules: sharding.Rules
+
+
+def specs(rules: sharding.Rules, num_layers: int, num_classes: int) -> State:
+    """Return how the state lies on the mesh."""
+    rows = sharding.spec(rules, "batch")
+    places = sharding.spec(rules, "batch", "act_kv_heads", None, None)
+    layers = [(places,) * num_classes] * num_layers
+    return State(
+        keys=layers,
+        values=layers,
+        prompt_keys=[places] * num_layers,
+        prompt_values=[places] * num_layers,
+        prompt_hidden=rows,
+        hidden=rows,
+        counts=rows,
     )
 
 
-def step(
-    model: nnx.Module,
-    state: DecodeState,
-    *,
-    sampling: Sampling,
-    implementation: attention.Implementation,
-) -> DecodeState:
-    """Draw one more token of each response that has not ended, and read it."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.step)
-    tokens, logprobs = sampling_lib.draw(model.logits(state.hidden), keys, sampling)
-    is_open = ~state.is_ended
+def abstract_state(config: TextConfig, plan: Plan, dtype: Any) -> State:
+    """Return the shapes of the state, over all parts."""
 
-    def written(buffer: jax.Array, new: jax.Array) -> jax.Array:
-        # Places behind an ended response keep token 0 and log-probability 0.
-        column = jnp.where(is_open, new, 0)[:, None]
-        return jax.lax.dynamic_update_slice_in_dim(buffer, column, state.step, axis=1)
+    def places(rows: int, length: int) -> jax.ShapeDtypeStruct:
+        shape = (plan.num_parts * rows, config.num_kv_heads, length, config.head_dim)
+        return jax.ShapeDtypeStruct(shape, dtype)
 
-    hidden, cache = model.decode_step(tokens, state.cache, implementation=implementation)
-    # An ended row stays where it is: its cache must not grow.
-    lengths = jnp.where(is_open, cache.lengths, state.cache.lengths)
-    ends = jnp.asarray(sampling.end_token_ids, jnp.int32)
-    return DecodeState(
-        cache=dataclasses.replace(cache, lengths=lengths),
-        hidden=hidden,
-        tokens=written(state.tokens, tokens),
-        logprobs=written(state.logprobs, logprobs),
-        lengths=state.lengths + is_open,
-        is_ended=state.is_ended | jnp.isin(tokens, ends),
+    def hidden(rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((plan.num_parts * rows, config.hidden_size), dtype)
+
+    layers = range(config.num_layers)
+    prompts = places(plan.num_prompts, plan.prompt_places)
+    return State(
+        keys=[tuple(places(*one) for one in plan.classes) for _ in layers],
+        values=[tuple(places(*one) for one in plan.classes) for _ in layers],
+        prompt_keys=[prompts for _ in layers],
+        prompt_values=[prompts for _ in layers],
+        prompt_hidden=hidden(plan.num_prompts),
+        hidden=hidden(plan.num_slots),
+        counts=jax.ShapeDtypeStruct((plan.num_parts * plan.num_slots,), jnp.int32),
+    )
+
+
+def per_part(run: Any, in_specs: Any, out_specs: Any) -> Any:
+    """Return the function that runs on each device's slots and heads by themselves."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return run
+    return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _begin(state: State, control: Control, rules: sharding.Rules) -> tuple[jax.Array, jax.Array]:
+    """Return hidden states and counts with those of fresh slots at the end of their prompts."""
+
+    def begin(hidden, prompt_hidden, counts, prompt, is_fresh):
+        hidden = jnp.where(is_fresh[:, None], prompt_hidden[prompt], hidden)
+        return hidden, jnp.where(is_fresh, 0, counts)
+
+    rows = sharding.spec(rules, "batch")
+    return per_part(begin, (rows,) * 5, (rows, rows))(
+        state.hidden, state.prompt_hidden, state.counts, control.prompt, control.is_fresh
+    )
+
+
+def _cache(state: State, control: Control, is_running: jax.Array) -> Cache:
+    return Cache(
         keys=state.keys,
-        step=state.step + 1,
+        values=state.values,
+        lengths=state.counts,
+        next_positions=control.starts + state.counts,
+        is_running=is_running,
+        prompts=Prompts(
+            keys=state.prompt_keys,
+            values=state.prompt_values,
+            lengths=control.prompt_lengths,
+            readers=control.readers,
+            number=control.prompt,
+            place=control.place,
+        ),
     )
 
 
-def _advance(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    state: DecodeState,
-    *,
-    sampling: Sampling,
-    implementation: attention.Implementation,
-    chunk_tokens: int,
-) -> DecodeState:
-    """Decode up to `chunk_tokens` more tokens, or until every response has ended."""
+def run_chunk(
+    graphdef: nnx.GraphDef, params: nnx.State, state: State, control: Control, *, program: Program
+) -> tuple[State, Chunk]:
+    """Draw up to `chunk_tokens` tokens of each open slot, until none is running any more."""
     model = nnx.merge(graphdef, params)
-    one = functools.partial(step, model, sampling=sampling, implementation=implementation)
-    stop = jnp.minimum(state.step + chunk_tokens, sampling.max_tokens)
+    hidden, counts = _begin(state, control, program.rules)
+    state = dataclasses.replace(state, hidden=hidden, counts=counts)
+    keys = jax.random.wrap_key_data(control.keys, impl=program.key_impl)
+    keys = jax.vmap(jax.random.fold_in)(keys, control.numbers)
 
-    def is_running(state: DecodeState) -> jax.Array:
-        return (state.step < stop) & ~state.is_ended.all()
+    def step(loop: tuple) -> tuple:
+        state, chunk, is_running = loop
+        token_keys = jax.vmap(jax.random.fold_in)(keys, state.counts)
+        tokens, logprobs = sampling_lib.draw(
+            model.logits(state.hidden), token_keys, control.settings, program.mode
+        )
 
-    return jax.lax.while_loop(is_running, one, state)
+        def written(buffer: jax.Array, new: jax.Array) -> jax.Array:
+            column = jnp.where(is_running, new, 0)[:, None]
+            return jax.lax.dynamic_update_slice_in_dim(buffer, column, chunk.num_steps, axis=1)
+
+        hidden, cache = model.decode_step(
+            tokens, _cache(state, control, is_running), implementation=program.implementation
+        )
+        counts = state.counts + is_running
+        state = dataclasses.replace(
+            state,
+            keys=cache.keys,
+            values=cache.values,
+            # A slot that pauses goes on from here.
+            hidden=jnp.where(is_running[:, None], hidden, state.hidden),
+            counts=counts,
+        )
+        is_end = is_running & (tokens[:, None] == control.ends).any(-1)
+        chunk = Chunk(
+            tokens=written(chunk.tokens, tokens),
+            logprobs=written(chunk.logprobs, logprobs),
+            counts=counts,
+            is_ended=chunk.is_ended | is_end,
+            num_steps=chunk.num_steps + 1,
+        )
+        return state, chunk, is_running & ~is_end & (counts < control.limits)
+
+    def goes_on(loop: tuple) -> jax.Array:
+        _, chunk, is_running = loop
+        return (chunk.num_steps < program.chunk_tokens) & is_running.any()
+
+    shape = (counts.shape[0], program.chunk_tokens)
+    empty = Chunk(
+        tokens=jnp.zeros(shape, jnp.int32),
+        logprobs=jnp.zeros(shape, jnp.float32),
+        counts=counts,
+        is_ended=jnp.zeros(shape[:1], bool),
+        num_steps=jnp.int32(0),
+    )
+    is_running = control.is_open & (counts < control.limits)
+    state, chunk, _ = jax.lax.while_loop(goes_on, step, (state, empty, is_running))
+    if not jax.sharding.get_abstract_mesh().empty:
+        chunk = jax.lax.with_sharding_constraint(chunk, PartitionSpec())
+    return state, chunk
 
 
 def compiler_options(platform: str) -> dict[str, bool]:
@@ -132,12 +228,71 @@ def compiler_options(platform: str) -> dict[str, bool]:
     return {"xla_gpu_enable_triton_gemm": False} if platform == "gpu" else {}
 
 
-@functools.cache
-def advance(platform: str):
-    """Return the jitted decoding of one chunk for a platform; it consumes its state."""
-    return jax.jit(
-        _advance,
-        static_argnames=("graphdef", "sampling", "implementation", "chunk_tokens"),
-        donate_argnames="state",
-        compiler_options=compiler_options(platform),
-    )
+def advance(graphdef: nnx.GraphDef, program: Program, platform: str) -> Any:
+    """Return the jitted `run_chunk` of a model, (params, state, control); it consumes its state.
+
+    Ask once a session: to find it takes milliseconds, in which the device would wait.
+    """
+    key = (graphdef, program, platform)
+    if key not in _PROGRAMS:
+        _PROGRAMS[key] = jax.jit(
+            functools.partial(run_chunk, graphdef, program=program),
+            donate_argnums=1,
+            compiler_options=compiler_options(platform),
+        )
+    return _PROGRAMS[key]
+
+
+def num_programs() -> int:
+    """Return how many programs `advance` has compiled."""
+    return sum(program._cache_size() for program in _PROGRAMS.values())
+
+
+@functools.partial(
+    jax.jit, static_argnames=("source_class", "target_class", "rules"), donate_argnames="state"
+)
+def move(
+    state: State,
+    sources: jax.Array,
+    targets: jax.Array,
+    *,
+    source_class: int,
+    target_class: int,
+    rules: sharding.Rules,
+) -> State:
+    """Move one response of each part to a slot with room for more places.
+
+    Args:
+      sources, targets: int32[parts], slots of each part; source -1 moves none.
+    """
+
+    def one(state: State, source: jax.Array, target: jax.Array) -> State:
+        source, target = source[0], target[0]
+        is_moved, source = source >= 0, jnp.maximum(source, 0)
+        sizes = [one.shape[0] for one in state.keys[0]]
+        first = [sum(sizes[:number]) for number in range(len(sizes))]
+        from_row = source - first[source_class]
+        to_row = target - first[target_class]
+
+        def copied(classes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            old, new = classes[source_class], classes[target_class]
+            corner = (to_row, 0, 0, 0)
+            part = jax.lax.dynamic_slice_in_dim(old, from_row, 1)
+            kept = jax.lax.dynamic_slice(new, corner, part.shape)
+            part = jax.lax.dynamic_update_slice(new, jnp.where(is_moved, part, kept), corner)
+            return tuple(part if n == target_class else x for n, x in enumerate(classes))
+
+        def row(x: jax.Array) -> jax.Array:
+            return x.at[target].set(jnp.where(is_moved, x[source], x[target]))
+
+        return dataclasses.replace(
+            state,
+            keys=[copied(layer) for layer in state.keys],
+            values=[copied(layer) for layer in state.values],
+            hidden=row(state.hidden),
+            counts=row(state.counts),
+        )
+
+    of_state = specs(rules, len(state.keys), len(state.keys[0]))
+    rows = sharding.spec(rules, "batch")
+    return per_part(one, (of_state, rows, rows), of_state)(state, sources, targets)

@@ -1,32 +1,36 @@
 """The sampler: prompts in, responses out. Parameters are passed with every call, never kept."""
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from models import attention, inputs, positions, sharding
+from models import attention, decode_attention, sharding
 from models.config import Qwen3VLConfig
 from models.inputs import Example
-from prism_jax.rollout import decode
+from prism_jax.rollout import memory, prefill
+from prism_jax.rollout.device import Device
 from prism_jax.rollout.sampling import Sampling
+from prism_jax.rollout.session import Look, Session, Stream
+from prism_jax.rollout.slots import Ticket
 
-_SPLASH_ROW = 128  # of which splash attention reads multiples, see `models.attention`
+# Places that the kernels of decoding read multiples of.
+_MULTIPLES = {"xla": 1, "cudnn": 64, "pallas": 128}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Hold the responses on the host; those of one prompt side by side, N = prompts x responses."""
+    """The responses on the host; those of one prompt side by side, N = prompts x responses."""
 
     tokens: np.ndarray  # int32[N, max_tokens]  0 behind the response
     logprobs: np.ndarray  # float32[N, max_tokens]  of each token when it was drawn
     lengths: np.ndarray  # int32[N]  tokens of the response, its end token included
-    ended: np.ndarray  # bool[N]  False where `max_tokens` cut the response
+    ended: np.ndarray  # bool[N]  False where the limit cut the response
 
     def is_finite(self) -> bool:
         """Return whether every token came from finite logits; others mean nothing."""
@@ -35,14 +39,15 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Round the sizes of a batch up, so that few shapes are compiled.
+    """Sizes of one prompt are rounded up to multiples of these, so that few shapes are compiled.
 
-    Give the largest sizes that can come to compile one shape only. Splash attention rounds further.
+    Give the largest sizes that can come to compile the same shapes for every call. Attention
+    kernels round further.
     """
 
-    prompt_tokens: int  # the longest prompt is rounded up to a multiple
-    row_patches: int  # so are the patches of the fullest vision row
-    row_images: int  # and its images, one frame of a video counting as one
+    prompt_tokens: int
+    prompt_patches: int
+    prompt_images: int  # one frame of a video counting as one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,19 +55,25 @@ class Engine:
     """Sample from a model whose layers were laid out by `serving.prepare`.
 
     Args:
-      prefill_implementation, decode_implementation: see `models.attention`.
-      chunk_tokens: tokens decoded between two looks of the host; hardly matters for speed.
-      mesh, rules: rows are spread over the mesh axes of the logical axis "batch"; None without.
+      prefill_implementation, decode_implementation: see `models.attention`, `decode_attention`.
+      chunk_tokens: tokens decoded between two looks of the host.
+      num_slots: most responses in flight, over all devices; None: as many as memory holds.
+      mesh, rules: slots are spread over the mesh axes of the logical axis "batch"; None without.
+      say: is told how many slots there are.
+      plans: of earlier sessions, see `Session`.
     """
 
     graphdef: nnx.GraphDef
     config: Qwen3VLConfig
     shapes: Shapes
     prefill_implementation: attention.Implementation
-    decode_implementation: attention.Implementation
+    decode_implementation: decode_attention.Implementation
     chunk_tokens: int
+    num_slots: int | None
     mesh: Mesh | None
     rules: sharding.Rules
+    say: Callable[[str], None]
+    plans: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def generate(
         self,
@@ -73,123 +84,201 @@ class Engine:
         *,
         num_responses: int,
         first_prompt: int = 0,
-        on_chunk: Callable[[int, int], None] | None = None,
+        limits: Sequence[int] | None = None,
+        on_chunk: Callable[[Look], None] | None = None,
+        on_finished: Callable[[int, list[Ticket]], None] | None = None,
     ) -> Rollout:
-        """Draw `num_responses` responses to each prompt, read once each.
+        """Draw `num_responses` responses to each prompt.
 
         Args:
           key: the same key gives a prompt at the same place among the prompts the same responses,
             whatever the other prompts are.
           first_prompt: the place of the first of these prompts among all that the key is for: drawn
             in parts, prompts get the responses that they get together.
-          on_chunk: told after each chunk how many tokens a response may have and how many
-            responses have ended.
+          limits: most tokens of each response, at most `sampling.max_tokens`; None: that.
+          on_chunk: is called after each chunk, while the device decodes the next.
+          on_finished: is called with the number of a prompt and the responses to it when all are
+            done, while the device decodes others.
         """
-        num_rows = len(prompts)
-        if num_rows == 0 or num_responses < 1:
+        if not prompts or num_responses < 1:
             raise ValueError(
-                f"generate needs prompts and responses, got {num_rows}, {num_responses}"
+                f"generate needs prompts and responses, got {len(prompts)}, {num_responses}"
             )
-        text, vision = self._pack(prompts)
-        rows = text.tokens.shape[0]
-        first = first_prompt * num_responses
-        numbers = np.arange(first, first + rows * num_responses, dtype=np.uint32)
-        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-        text, vision, keys = self._to_devices(text, vision, keys)
-        with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
-            state = decode.start(
-                self.graphdef,
-                params,
-                text,
-                vision,
-                keys,
-                sampling=sampling,
-                num_responses=num_responses,
-                implementation=self.prefill_implementation,
-                cache_tokens=text.tokens.shape[1] + sampling.max_tokens,
+        count = len(prompts) * num_responses
+        if limits is None:
+            limits = [sampling.max_tokens] * count
+        if len(limits) != count or not 1 <= min(limits) <= max(limits) <= sampling.max_tokens:
+            raise ValueError(
+                f"limits must be {count} numbers between 1 and max_tokens = {sampling.max_tokens}"
             )
-            advance = decode.advance(jax.default_backend())
-            while True:
-                state = advance(
-                    self.graphdef,
-                    params,
-                    state,
-                    sampling=sampling,
-                    implementation=self.decode_implementation,
-                    chunk_tokens=self.chunk_tokens,
+        largest = np.max([prefill.measure(prompt) for prompt in prompts], axis=0)
+        work = self.work(
+            num_prompts=len(prompts),
+            num_responses=num_responses,
+            largest=tuple(int(size) for size in largest),
+            max_tokens=sampling.max_tokens,
+        )
+        each = work.group_responses
+        session = self.open(
+            params,
+            work,
+            num_ends=len(sampling.end_token_ids),
+            key_impl=str(jax.random.key_impl(key)),
+            on_look=on_chunk,
+        )
+        streams: list[Stream] = []
+        for number, prompt in enumerate(prompts):
+            for first in range(0, num_responses, each):
+                own = range(first, min(first + each, num_responses))
+                places = [number * num_responses + one for one in own]
+                streams += session.submit(
+                    prompt,
+                    [dataclasses.replace(sampling, max_tokens=int(limits[n])) for n in places],
+                    key,
+                    numbers=[first_prompt * num_responses + n for n in places],
                 )
-                step, num_ended = int(state.step), int(state.is_ended.sum())
-                if on_chunk is not None:
-                    on_chunk(step, num_ended)
-                if step >= sampling.max_tokens or num_ended == rows * num_responses:
-                    break
-        wanted = num_rows * num_responses
-        tokens, logprobs, lengths, ended = jax.device_get(
-            (state.tokens, state.logprobs, state.lengths, state.is_ended)
-        )
-        return Rollout(
-            tokens=tokens[:wanted],
-            logprobs=logprobs[:wanted],
-            lengths=lengths[:wanted],
-            ended=ended[:wanted],
-        )
+        tickets = [stream.ticket for stream in streams]
+        _run(session, tickets, num_responses, on_finished)
+        session.close()
+        return _rollout(tickets, sampling.max_tokens)
 
-    def _pack(
-        self, prompts: Sequence[Example]
-    ) -> tuple[inputs.TextInput, inputs.VisionInput | None]:
-        """Lay one prompt a row; the last is repeated until the rows divide over the mesh."""
-        parts = self._row_parts()
-        padding = -len(prompts) % parts
-        rows = [[prompt] for prompt in [*prompts, *[prompts[-1]] * padding]]
-        each = len(rows) // parts
-        groups = [rows[i : i + each] for i in range(0, len(rows), each)]
-        patches = [sum(positions.num_patches(g) for [e] in row for g in e.grids) for row in groups]
-        frames = [sum(grid[0] for [e] in row for grid in e.grids) for row in groups]
-        text = inputs.pack_text(
-            rows,
+    def open(
+        self,
+        params: nnx.State,
+        work: memory.Work,
+        *,
+        num_ends: int,
+        key_impl: str,
+        on_look: Callable[[Look], None] | None = None,
+    ) -> Session:
+        """Return a session with as many slots as the work needs and memory holds.
+
+        Args:
+          num_ends: most end tokens of a request.
+          key_impl: of all keys, as `jax.random.key_impl` names it.
+        """
+        if nnx.merge(self.graphdef, params).rules != self.rules:
+            raise ValueError("the engine's rules must be those that its model was made with")
+        embedding = params["text"]["embed"]["embedding"]
+        device = Device(
+            graphdef=self.graphdef,
             config=self.config,
-            row_tokens=self._row(max(len(e.tokens) for e in prompts), self.shapes.prompt_tokens),
-            max_segments=2,
-            num_vision_rows=parts,
+            prefill_implementation=self.prefill_implementation,
+            decode_implementation=self.decode_implementation,
+            chunk_tokens=self.chunk_tokens,
+            dtype=embedding.dtype,
+            mesh=self.mesh,
+            rules=self.rules,
         )
-        vision = inputs.pack_vision(
-            rows,
-            config=self.config,
-            row_patches=self._row(max(patches), self.shapes.row_patches),
-            max_segments=_round_up(max(frames), self.shapes.row_images) + 1,
-            num_vision_rows=parts,
+        shape = prefill.shape(
+            tokens=work.prompt_tokens,
+            patches=work.prompt_patches,
+            frames=work.prompt_images,
+            implementation=self.prefill_implementation,
         )
-        return text, vision
+        devices = jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+        limits = self.limits(free_bytes=memory.free_bytes(devices), dtype=embedding.dtype)
+        return Session(
+            device,
+            params,
+            work=work,
+            limits=limits,
+            shape=shape,
+            plans=self.plans,
+            num_ends=num_ends,
+            key_impl=key_impl,
+            say=self.say,
+            on_look=on_look,
+        )
 
-    def _row(self, size: int, multiple: int) -> int:
-        """Return the length of a row that attention in prefill can read."""
-        kernel = _SPLASH_ROW if self.prefill_implementation == "splash" else 1
-        return _round_up(_round_up(size, multiple), kernel)
+    def limits(self, *, free_bytes: int | None, dtype: Any) -> memory.Limits:
+        """Return what bounds the slots.
 
-    def _row_parts(self) -> int:
-        """Return over how many parts of the mesh rows are spread."""
+        Args:
+          free_bytes: of each device; None: unknown.
+          dtype: of keys and values.
+        """
+        cuts, heads = self._size("act_kv_heads"), self.config.text.num_kv_heads
+        if heads % cuts:
+            raise ValueError(f"the sampler's mesh cuts {heads} kv heads over {cuts} devices")
+        return memory.Limits(
+            num_parts=self.num_parts(),
+            num_cuts=cuts,
+            free_bytes=free_bytes,
+            num_slots=self.num_slots,
+            multiple=_MULTIPLES[self.decode_implementation],
+            dtype=dtype,
+        )
+
+    def num_parts(self) -> int:
+        """Return over how many parts of the mesh slots are spread."""
+        return self._size("batch")
+
+    def _size(self, axis: str) -> int:
+        """Return over how many devices a logical axis is cut."""
         if self.mesh is None:
             return 1
-        axes = self.rules.mesh_axes("batch")
-        return math.prod(
-            self.mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())
+        axes = self.rules.mesh_axes(axis)
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        return math.prod(self.mesh.shape[name] for name in names)
+
+    def work(
+        self,
+        *,
+        num_prompts: int,
+        num_responses: int,
+        largest: tuple[int, int, int],
+        max_tokens: int,
+    ) -> memory.Work:
+        """Return what is to be drawn for so many prompts.
+
+        Args:
+          num_responses: to each prompt.
+          largest: tokens, patches and images of the largest prompts.
+          max_tokens: of the longest response.
+        """
+        # Parts of a mesh that had no prompt of their own share a prompt's responses.
+        count = num_prompts * num_responses
+        each = min(num_responses, math.ceil(count / self.num_parts()))
+        shapes = self.shapes
+        return memory.Work(
+            num_groups=num_prompts * math.ceil(num_responses / each),
+            num_responses=count,
+            group_responses=each,
+            prompt_tokens=memory.round_up(largest[0], shapes.prompt_tokens),
+            prompt_patches=memory.round_up(largest[1], shapes.prompt_patches),
+            prompt_images=memory.round_up(largest[2], shapes.prompt_images),
+            response_tokens=max_tokens,
         )
 
-    def _to_devices(
-        self, text: inputs.TextInput, vision: inputs.VisionInput | None, keys: jax.Array
-    ) -> tuple[inputs.TextInput, inputs.VisionInput | None, jax.Array]:
-        """Put each row on its devices."""
-        if self.mesh is None:
-            return jax.tree.map(jax.numpy.asarray, (text, vision, keys))
-        rows = self.rules.mesh_axes("batch")
-        by_row = NamedSharding(self.mesh, PartitionSpec(rows))
-        rows_second = NamedSharding(self.mesh, PartitionSpec(None, rows))
-        places = jax.device_put(text.positions, rows_second)
-        text, vision, keys = jax.device_put(
-            (dataclasses.replace(text, positions=None), vision, keys), by_row
-        )
-        return dataclasses.replace(text, positions=places), vision, keys
+
+def _run(
+    session: Session,
+    tickets: Sequence[Ticket],
+    num_responses: int,
+    on_finished: Callable[[int, list[Ticket]], None] | None,
+) -> None:
+    """Look after the session until all responses are done; tell of each prompt that is."""
+    prompt_of = {id(ticket): place // num_responses for place, ticket in enumerate(tickets)}
+    left = [num_responses] * (len(tickets) // num_responses)
+    while any(left):
+        for ticket in session.look():
+            number = prompt_of[id(ticket)]
+            left[number] -= 1
+            if left[number] == 0 and on_finished is not None:
+                first = number * num_responses
+                on_finished(number, list(tickets[first : first + num_responses]))
 
 
-def _round_up(size: int, multiple: int) -> int:
-    return -(-max(size, 1) // multiple) * multiple
+def _rollout(tickets: Sequence[Ticket], max_tokens: int) -> Rollout:
+    tokens = np.zeros((len(tickets), max_tokens), np.int32)
+    logprobs = np.zeros((len(tickets), max_tokens), np.float32)
+    for row, ticket in enumerate(tickets):
+        tokens[row, : len(ticket.tokens)] = ticket.tokens
+        logprobs[row, : len(ticket.tokens)] = ticket.logprobs
+    return Rollout(
+        tokens=tokens,
+        logprobs=logprobs,
+        lengths=np.array([len(ticket.tokens) for ticket in tickets], np.int32),
+        ended=np.array([ticket.is_ended for ticket in tickets]),
+    )

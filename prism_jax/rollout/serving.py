@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
-from models import decoder_layer
+from models import decoder_layer, sharding
 from models.config import TextConfig
 
 _STACK = ("text", "layers")
@@ -22,12 +23,10 @@ _STACK = ("text", "layers")
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """Say from which stacked parameters one of a layer is made."""
+    """From which stacked parameters one of a layer is made."""
 
     sources: tuple[tuple[str, ...], ...]
     join: Callable[..., jax.Array] | None  # None: it is the only source
-    # Which axis of the last source, its stack left out, each axis lies on the mesh as.
-    axes: tuple[int | None, ...] | None
 
 
 def prepare(
@@ -36,47 +35,100 @@ def prepare(
     *,
     dtype: DTypeLike,
     donate: bool,
-    join: bool = True,
+    mesh: Mesh | None,
+    rules: sharding.Rules,
+    join: bool | None = None,
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """Return graph and parameters with the decoder's layers one by one, cast to `dtype`.
 
     Args:
       donate: free each parameter of `params` as soon as it is copied, so that both forms never
         lie on the device together.
-      join: join q, k, v and gate, up. Where the mesh cuts a kv head, or queries otherwise than
-        keys, q, k and v stay apart.
+      mesh: where the result lies, by its logical axes; of the devices of `params`, in their order
+        (see `layout.mesh`). None: JAX decides.
+      join: join q, k, v and gate, up; None: unless on a TPU, where a chunk would copy the joined
+        ones to another layout. Where the mesh cuts a kv head, or queries otherwise than keys, q, k
+        and v stay apart.
     """
+    if join is None:
+        join = joins_maps(jax.default_backend())
     values = {path: param[...] for path, param in nnx.to_flat_state(params)}
-    model = nnx.eval_shape(lambda: _unstack(graphdef, params, values, join=join))
-    new_graph, abstract = nnx.split(model)
-    num_layers, joined = model.text.config.num_layers, _joined(model.text.config)
+    config = nnx.merge(graphdef, params).text.config
+    heads = is_cut_between_heads(mesh, rules, config.num_kv_heads)
+    new_graph, shapes = unstacked(graphdef, params, join=join, heads=heads)
+    leaves = nnx.to_flat_state(shapes)
+    places = {path: _place(leaf, mesh, rules) for path, leaf in leaves}
     flat = {}
     for path, value in values.items():
         if path[:2] != _STACK:
-            # A cast to the same type would be the same buffer: copy, unless it may be kept.
-            flat[path] = value if donate and value.dtype == dtype else value.astype(dtype)
+            flat[path] = _cast(value, dtype, places[path], donate=donate)
             if donate and flat[path] is not value:
                 value.delete()
-    for path in [path for path, _ in nnx.to_flat_state(abstract) if path[:3] == (*_STACK, 0)]:
-        made = joined.get(path[3:], _Made((path[3:],), None, None))
+    joined = _joined(config)
+    for path in [path for path in places if path[:3] == (*_STACK, 0)]:
+        made = joined.get(path[3:], _Made((path[3:],), None))
         sources = [values[(*_STACK, *source)] for source in made.sources]
-        layers = _cut(_place(sources[-1], made.axes), made.join, num_layers, dtype)(*sources)
+        layers = _cut(places[path], made.join, config.num_layers, dtype)(*sources)
         for number, layer in enumerate(layers):
             flat[(*_STACK, number, *path[3:])] = layer
         if donate:
             for value in sources:
                 value.delete()
-    filled = [(path, leaf.replace(flat[path])) for path, leaf in nnx.to_flat_state(abstract)]
+    filled = [(path, leaf.replace(flat[path])) for path, leaf in leaves]
     return new_graph, nnx.from_flat_state(filled)
 
 
-def _unstack(graphdef: nnx.GraphDef, params: nnx.State, values: dict, *, join: bool) -> nnx.Module:
-    model = nnx.merge(graphdef, params)
-    model.text.unstack()
-    if join:
-        q, k = (values[(*_STACK, "attn", name, "kernel")] for name in ("q", "k"))
-        model.text.join(heads=is_cut_between_heads(q, k, model.text.config.num_kv_heads))
-    return model
+def joins_maps(platform: str) -> bool:
+    """Return whether maps of the same input are joined on a platform, see `prepare`."""
+    return platform != "tpu"
+
+
+def unstacked(
+    graphdef: nnx.GraphDef, params: nnx.State, *, join: bool, heads: bool
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Return graph and parameters with the layers one by one, as shapes; nothing is computed.
+
+    Args:
+      params: abstract ones are enough.
+      join, heads: join maps of the same input; also q, k and v.
+    """
+
+    def unstack(params: nnx.State) -> nnx.Module:
+        model = nnx.merge(graphdef, params)
+        model.text.unstack()
+        if join:
+            model.text.join(heads=heads)
+        return model
+
+    return nnx.split(nnx.eval_shape(unstack, params))
+
+
+def placed(shapes: nnx.State, *, dtype: DTypeLike, mesh: Mesh, rules: sharding.Rules) -> nnx.State:
+    """Return the shapes of `unstacked` with the type and the shardings that `prepare` gives."""
+    flat = []
+    for path, leaf in nnx.to_flat_state(shapes):
+        place = _place(leaf, mesh, rules)
+        shape = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place)
+        flat.append((path, leaf.replace(shape)))
+    return nnx.from_flat_state(flat)
+
+
+def _cast(
+    value: jax.Array, dtype: DTypeLike, place: NamedSharding | None, *, donate: bool
+) -> jax.Array:
+    """Return the parameter in its type and place; the same array only where it may be kept."""
+    # Not `is_equivalent_to`: a replicated array of another mesh lies on the same devices, but a
+    # program takes arrays of one mesh alone.
+    is_there = place is None or value.sharding == place
+    if donate and value.dtype == dtype and is_there:
+        return value
+    # A copy even where nothing changes: a jitted function that returns its argument would alias it.
+    return _moved(place, dtype)(value)
+
+
+@functools.cache
+def _moved(place: NamedSharding | None, dtype: DTypeLike) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda value: jnp.copy(value).astype(dtype), out_shardings=place)
 
 
 @functools.cache
@@ -91,45 +143,32 @@ def _joined(config: TextConfig) -> dict[tuple[str, ...], _Made]:
         ("attn", "qkv", "kernel"): _Made(
             of("attn", "kernel", "q", "k", "v"),
             functools.partial(decoder_layer.join_qkv, head_dim=config.head_dim),
-            (0, 1, None, None),
         ),
         ("attn", "qk_norm", "scale"): _Made(
             of("attn", "scale", "q_norm", "k_norm"),
             functools.partial(decoder_layer.join_norms, groups=groups),
-            (None, 0),
         ),
         ("mlp", "gate_up", "kernel"): _Made(
-            of("mlp", "kernel", "gate", "up"), decoder_layer.join_gate_up, (0, None, 1)
+            of("mlp", "kernel", "gate", "up"), decoder_layer.join_gate_up
         ),
     }
 
 
-def _spec(stack: jax.Array | jax.ShapeDtypeStruct) -> tuple:
-    """Return how each axis behind the stack lies on the mesh."""
-    spec = tuple(stack.sharding.spec)
-    return (spec + (None,) * (stack.ndim - len(spec)))[1:]
-
-
-def is_cut_between_heads(
-    q: jax.Array | jax.ShapeDtypeStruct, k: jax.Array | jax.ShapeDtypeStruct, num_kv_heads: int
-) -> bool:
-    """Tell whether the mesh leaves kv heads whole, each with its queries; of stacked kernels."""
-    if not isinstance(k.sharding, NamedSharding):
+def is_cut_between_heads(mesh: Mesh | None, rules: sharding.Rules, num_kv_heads: int) -> bool:
+    """Return whether the mesh leaves kv heads whole, each with its queries."""
+    if mesh is None:
         return True
-    axes = _spec(k)[-1]
+    axes = rules.mesh_axes("kv_heads")
     names = (axes,) if isinstance(axes, str) else axes or ()
-    parts = math.prod(k.sharding.mesh.shape[name] for name in names)
-    return _spec(q)[-1] == axes and num_kv_heads % parts == 0
+    parts = math.prod(mesh.shape[name] for name in names)
+    return rules.mesh_axes("heads") == axes and num_kv_heads % parts == 0
 
 
-def _place(stack: jax.Array, axes: tuple[int | None, ...] | None) -> NamedSharding | None:
-    """Return where one layer of what is made of a stack lies; None: where JAX puts it."""
-    if not isinstance(stack.sharding, NamedSharding):
+def _place(leaf: nnx.Variable, mesh: Mesh | None, rules: sharding.Rules) -> NamedSharding | None:
+    """Return where a parameter lies; None: where JAX puts it."""
+    if mesh is None:
         return None
-    spec = _spec(stack)
-    if axes is not None:
-        spec = [None if axis is None else spec[axis] for axis in axes]
-    return NamedSharding(stack.sharding.mesh, PartitionSpec(*spec))
+    return NamedSharding(mesh, sharding.spec(rules, *leaf.get_metadata("axes")))
 
 
 @functools.cache
@@ -139,7 +178,7 @@ def _cut(
     num_layers: int,
     dtype: DTypeLike,
 ):
-    """Return the jitted cut of stacks into layers; each keeps its place on the mesh."""
+    """Return the jitted cut of stacks into layers."""
 
     def cut(*stacks: jax.Array) -> list[jax.Array]:
         layers = [[stack[i].astype(dtype) for stack in stacks] for i in range(num_layers)]

@@ -10,17 +10,23 @@ import numpy as np
 from prism_jax.data import records
 from prism_jax.rewards import tags
 from prism_jax.running import metric_writers
+from prism_jax.setup import agreement
 
 Json = Any
 _FOLDER = "rollouts"
 
 
 class Dump:
-    """Write a step's responses to `rollouts/<step>.jsonl`, one line each."""
+    """The files `rollouts/<step>.jsonl`, a line for each response of a step."""
 
-    def __init__(self, workdir: pathlib.Path, every_steps: int | None):
+    def __init__(self, workdir: pathlib.Path, every_steps: int | None, *, inputs: agreement.Inputs):
+        """Open nothing yet.
+
+        Args:
+          inputs: gets what each step is made of, whether it is written or not.
+        """
         self._folder = workdir / _FOLDER
-        self._every_steps = every_steps
+        self._every_steps, self._inputs = every_steps, inputs
 
     def write(
         self,
@@ -29,31 +35,34 @@ class Dump:
         segments: Sequence[tags.Segments],
         values: Mapping[str, Sequence[Json]],
     ) -> None:
-        """Write the responses that the step of this number learns from, where one is due.
+        """Write the responses that the step of this number learns from, where a dump is due.
 
         Args:
           values: further fields, one value a response.
         """
+        texts = [response.text for response in segments]
+        columns = {name: [_plain(value) for value in column] for name, column in values.items()}
+        self._inputs.note(step - 1, [row.id for row in rows], texts, columns)
         is_due = self._every_steps is not None and step % self._every_steps == 0
         if not is_due or jax.process_index() != 0:
             return
-        each = len(segments) // max(1, len(rows))
+        num_responses = len(segments) // max(1, len(rows))
         lines = []
-        for number, one in enumerate(segments):
-            row = rows[number // each]
+        for number, response in enumerate(segments):
+            row = rows[number // num_responses]
             line = {
                 "step": step,
                 "id": row.id,
-                "response": number % each,
+                "response": number % num_responses,
                 "ground_truth": row.ground_truth,
-                "text": one.text,
-                "caption": one.caption,
-                "cot": one.cot,
-                "format_ok": one.format_ok,
-                "ended": one.ended,
-                "response_tokens": one.response_tokens,
+                "text": response.text,
+                "caption": response.caption,
+                "cot": response.cot,
+                "format_ok": response.format_ok,
+                "ended": response.ended,
+                "response_tokens": response.response_tokens,
             }
-            lines.append(line | {name: _plain(column[number]) for name, column in values.items()})
+            lines.append(line | {name: column[number] for name, column in columns.items()})
         metric_writers.write_dump(self._folder, step, lines)
 
 

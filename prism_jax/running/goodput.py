@@ -17,7 +17,7 @@ _COMPILE_EVENTS = (
 
 
 class Goodput:
-    """Add up seconds by part; the rest, "step", is what the devices were kept busy with.
+    """The seconds of a run by part; the rest, "step", is the time in which the devices are busy.
 
     Each line of the file is the account of one start so far: {"started", "step", "lost_steps",
     "num_devices", "device_kind", "init_seconds", "compile_seconds", "data_seconds", "save_seconds",

@@ -1,12 +1,13 @@
 """The one training loop: it knows steps, files and signals, and no algorithm.
 
     for step in range(first, total):
-        batch, seen = stage.experience(state, next(data), key of this step)
-        state, told = stage.update(state, batch, key of this step)
-        log, evaluate, save
+        batch, experience_metrics = stage.experience(state, next(data), key of this step)
+        stop here on SIGTERM, with the state as it is saved
+        state, update_metrics = stage.update(state, batch, key of this step)
+        log, evaluate, save; or stop here
 
-Step numbers in logs and checkpoints count finished steps: row 1 and checkpoint 1 are what the
-first step left.
+Step numbers in logs and checkpoints count finished steps: row 1 and checkpoint 1 are those of the
+first step.
 """
 
 import concurrent.futures
@@ -20,6 +21,7 @@ import jax
 from prism_jax import errors, metrics, progress
 from prism_jax.checkpoints import checkpoint
 from prism_jax.running import goodput, metric_writers, preemption
+from prism_jax.setup import agreement
 
 State = Any
 Batch = Any
@@ -27,11 +29,11 @@ Json = Any
 
 
 class DivergedError(errors.RunError):
-    """Too many updates in a row were not finite."""
+    """The error of a run in which too many updates in a row were not finite."""
 
 
 class Data(Protocol):
-    """Give batches, and say as JSON where it stands between two of them."""
+    """The batches of a run, with their position as JSON."""
 
     def __next__(self) -> Batch:
         """Return the next batch, leaves on the device or the host."""
@@ -40,35 +42,35 @@ class Data(Protocol):
         """Return the position after the last batch returned, not after the last one prefetched."""
 
     def set_state(self, state: Json) -> None:
-        """Go on after that position."""
+        """Continue after that position."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Hold what a stage does in a step; the state is whatever the stage makes it."""
+    """The functions of a stage; the state has any form that the stage gives it."""
 
     # (state, batch, key) -> (batch to learn from, metrics); `learn_from_data` for supervised stages
     experience: Callable[[State, Batch, jax.Array], tuple[Batch, metrics.Metrics]]
     # (state, batch, key) -> (state, metrics); may donate the state
     update: Callable[[State, Batch, jax.Array], tuple[State, metrics.Metrics]]
-    # (state, finished steps) -> values for the row of that step; None when there is nothing to do
+    # (state, finished steps) -> values for the row of that step; None: no evaluation
     evaluate: Callable[[State, int], Mapping[str, float]] | None
-    # metrics that count the updates skipped in a row; every step has each of them
+    # metrics that count the updates skipped in a row; each step has all of them
     skip_counters: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Hold how far a run goes."""
+    """The end of a run."""
 
     num_steps: int  # of the whole run, those of earlier starts included
     evaluate_every_steps: int | None  # None: never; otherwise also after the last step
-    max_skipped_in_row: int  # the run is given up when a skip counter reaches it
+    max_skipped_in_row: int  # the run ends with an error when a skip counter reaches it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Logs:
-    """Hold where the numbers go."""
+    """The destinations of the metrics."""
 
     writers: metric_writers.Writers
     progress: progress.Progress
@@ -129,7 +131,9 @@ def run(
     first_step: int,
     limits: Limits,
     checkpointer: checkpoint.Checkpointer,
+    save_every_minutes: float | None,
     logs: Logs,
+    inputs: agreement.Inputs,
 ) -> State:
     """Train from `first_step` finished steps to `limits.num_steps`; return the last state, saved.
 
@@ -141,51 +145,87 @@ def run(
     goes from the step's begin, or the end of the step before where that is later, to the end of
     its update: it holds its data and its experience, but no evaluation and no saving.
 
+    Args:
+      save_every_minutes: besides the steps of the checkpointer; None: never.
+      inputs: what the stage notes of each step, compared among the processes.
+
     Raises:
       DivergedError: `limits.max_skipped_in_row` updates in a row were skipped.
-      CheckpointError: saving failed; the run does not go on unsaved.
+      CheckpointError: saving failed; the run does not continue unsaved.
       Preempted: SIGTERM came; the state is saved.
       InputError: the data ended too early.
+      RunError: the processes do not agree on what a step is made of.
     """
     with (
         concurrent.futures.ThreadPoolExecutor(1) as watcher,
-        preemption.watch(checkpointer.reached_preemption) as is_preempted,
+        preemption.watch() as is_preempted,
     ):
-        pending = _Pending(stage, limits, logs, watcher)
+        pending = _Pending(stage, limits, logs, inputs, watcher)
+        clock = _SaveClock(save_every_minutes)
+
+        def save(step: int, state: State, data_position: Json, *, is_stopping: bool) -> None:
+            pending.flush()
+            with logs.goodput.spent_on("save"):
+                logs.writers.sync()
+                checkpointer.save(step, state, data_position=data_position)
+                if is_stopping:
+                    checkpointer.wait()
+            logs.goodput.write(step)
+            clock.restart()
+            pending.is_save_due = False
+            if is_stopping:
+                raise preemption.Preempted(step)
+
         for step in range(first_step, limits.num_steps):
             begun = time.monotonic()
+            position = data.get_state()
             experience_key, update_key = jax.random.split(jax.random.fold_in(key, step))
             with logs.goodput.spent_on("data"):
                 batch = _next_batch(data, step)
             data_seconds = time.monotonic() - begun
-            batch, seen = stage.experience(state, batch, experience_key)
-            state, told = stage.update(state, batch, update_key)
+            batch, experience_metrics = stage.experience(state, batch, experience_key)
+            # A rollout may take minutes, and so may the update: SIGTERM is not let wait for both.
+            if is_preempted(2 * step):
+                if step == 0:
+                    raise preemption.Preempted(step)
+                save(step, state, position, is_stopping=True)
+            state, update_metrics = stage.update(state, batch, update_key)
             del batch
             pending.flush()
-            pending.put(step + 1, seen, told, begun=begun, data_seconds=data_seconds)
+            sent = inputs.send(step, wishes_save=clock.wishes_save())
+            is_late = pending.is_save_due
+            pending.put(
+                step + 1,
+                experience_metrics,
+                update_metrics,
+                sent,
+                begun=begun,
+                data_seconds=data_seconds,
+            )
             _evaluate(stage, state, step + 1, limits, logs, pending)
-            is_stopping = is_preempted(step + 1)
-            if is_stopping or step + 1 == limits.num_steps or checkpointer.is_due(step + 1):
-                pending.flush()
-                with logs.goodput.spent_on("save"):
-                    logs.writers.sync()
-                    checkpointer.save(step + 1, state, data_position=data.get_state())
-                    if is_stopping:
-                        checkpointer.wait()
-                logs.goodput.write(step + 1)
-            if is_stopping:
-                raise preemption.Preempted(step + 1)
+            is_stopping = is_preempted(2 * step + 1)
+            is_due = checkpointer.is_due(step + 1) or is_late
+            if is_stopping or step + 1 == limits.num_steps or is_due:
+                save(step + 1, state, data.get_state(), is_stopping=is_stopping)
     with logs.goodput.spent_on("save"):
         checkpointer.wait()
     return state
 
 
 class _Pending:
-    """Hold the metrics of the last step, still on the devices, until the next one is under way."""
+    """The metrics of the last step, on the devices until the next step is under way."""
 
     def __init__(
-        self, stage: Stage, limits: Limits, logs: Logs, watcher: concurrent.futures.Executor
+        self,
+        stage: Stage,
+        limits: Limits,
+        logs: Logs,
+        inputs: agreement.Inputs,
+        watcher: concurrent.futures.Executor,
     ):
+        self.is_save_due = False  # process 0 wished so in the last step that was read
+        self._inputs = inputs
+        self._sent: agreement.Sent | None = None
         self._stage = stage
         self._limits = limits
         self._logs = logs
@@ -200,20 +240,23 @@ class _Pending:
     def put(
         self,
         step: int,
-        seen: metrics.Metrics,
-        told: metrics.Metrics,
+        experience_metrics: metrics.Metrics,
+        update_metrics: metrics.Metrics,
+        sent: agreement.Sent,
         *,
         begun: float,
         data_seconds: float,
     ) -> None:
-        """Keep what the step measured; copies to the host start and are not waited for."""
-        twice = sorted(set(seen) & set(told))
+        """Store the metrics of a step; copies to the host are started and not waited for."""
+        twice = sorted(set(experience_metrics) & set(update_metrics))
         if twice:
             raise ValueError(f"experience and update return the same metrics: {twice}")
-        for leaf in jax.tree.leaves((seen, told)):
+        for leaf in jax.tree.leaves((experience_metrics, update_metrics)):
             if isinstance(leaf, jax.Array):
                 leaf.copy_to_host_async()
-        self._step, self._metrics, self._begun = step, seen | told, begun
+        self._step, self._begun = step, begun
+        self._metrics = experience_metrics | update_metrics
+        self._sent = sent
         self._values = {"time/data_seconds": data_seconds}
         # The loop itself looks later, after an evaluation or the next step's experience.
         self._done = self._watcher.submit(_time_when_ready, self._metrics)
@@ -223,12 +266,13 @@ class _Pending:
         self._values |= values
 
     def flush(self) -> None:
-        """Read and write the row, if there is one; give the run up when it must be."""
+        """Read and write the row, if there is one; end the run where updates were skipped."""
         if self._step is None:
             return
         step, self._step = self._step, None
+        self.is_save_due = self._inputs.read(self._sent)
         values = metrics.read(jax.device_get(self._metrics)) | self._values
-        # A step is dispatched while the one before it still runs: its own time starts after that.
+        # A step is dispatched while the step before it still runs: its time starts after that.
         done = self._done.result()
         values["time/step_seconds"] = done - max(self._begun, self._last_done)
         self._last_done = done
@@ -242,6 +286,25 @@ class _Pending:
                 )
 
 
+class _SaveClock:
+    """Tell when a save by time is due; process 0 wishes it, once, and all save a step later."""
+
+    def __init__(self, every_minutes: float | None):
+        self._every_minutes = every_minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """Start again, after a save."""
+        self._last, self._has_wished = time.monotonic(), False
+
+    def wishes_save(self) -> bool:
+        """Return whether the time has come, the first time that it has."""
+        if self._every_minutes is None or self._has_wished:
+            return False
+        self._has_wished = time.monotonic() - self._last >= 60 * self._every_minutes
+        return self._has_wished
+
+
 def _time_when_ready(values: metrics.Metrics) -> float:
     jax.block_until_ready(values)
     return time.monotonic()
@@ -252,7 +315,7 @@ def _next_batch(data: Data, step: int) -> Batch:
         return next(data)
     except StopIteration:
         raise errors.InputError(
-            f"the data ended after {step} batches; the run asks for more"
+            f"the data ended after {step} batches; the run needs more"
         ) from None
 
 

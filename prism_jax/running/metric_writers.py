@@ -1,4 +1,4 @@
-"""Write one row of numbers per step: JSON lines and TensorBoard always, Weights & Biases if asked.
+"""One row of numbers per step: JSON lines and TensorBoard always, Weights & Biases if configured.
 
 A row is written by one process of a job. After a restart the files continue where the restored
 checkpoint stands: rows of later steps are cut off, so each step is there exactly once.
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import tensorboardX
 
 from prism_jax import errors, small_files
-from prism_jax.checkpoints import lock
+from prism_jax.checkpoints import lock, mirror
 
 Json = Any
 _ROW = {"step": int}
@@ -25,20 +25,20 @@ _log = logging.getLogger(__name__)
 
 
 class Writer(Protocol):
-    """Take the numbers of one step."""
+    """A destination of the numbers of each step."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row; steps come in rising order."""
 
     def sync(self) -> None:
-        """Put what was written on disk."""
+        """Put all written rows on disk."""
 
     def close(self) -> None:
-        """Sync and let go of the files."""
+        """Sync and close the files."""
 
 
 class JsonLines:
-    """Write `metrics.jsonl`: {"step": 3, "loss/total": 0.5, ...}, one line a step.
+    """The file `metrics.jsonl`: {"step": 3, "loss/total": 0.5, ...}, one line a step.
 
     Numbers that JSON does not have are the strings "NaN", "Infinity" and "-Infinity", which
     Python's `float` reads.
@@ -68,10 +68,10 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Write TensorBoard event files; finite numbers only, as its plots cannot show others."""
+    """TensorBoard event files; finite numbers only, as its plots cannot show others."""
 
     def __init__(self, folder: pathlib.Path, *, last_step: int):
-        """Open a new event file that hides what older ones hold after `last_step`."""
+        """Open a new event file that hides the steps of older files after `last_step`."""
         self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -90,7 +90,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Send rows to Weights & Biases, continuing the run whose id is kept in the run's folder."""
+    """A run of Weights & Biases, continued by the id that is kept in the run's folder."""
 
     def __init__(self, workdir: pathlib.Path, *, project: str, name: str):
         """Start or continue the run.
@@ -110,7 +110,7 @@ class WeightsAndBiases:
             small_files.replace(id_file, wandb.util.generate_id().encode())
         run_id = id_file.read_text(errors="replace").strip()
         if not re.fullmatch(r"[\w-]+", run_id):
-            raise errors.InputError(f"{id_file}: damaged, {run_id[:40]!r} is no id of a run")
+            raise errors.InputError(f"{id_file}: damaged, {run_id[:40]!r} is not the id of a run")
         self._run = wandb.init(
             project=project,
             name=name,
@@ -132,7 +132,7 @@ class WeightsAndBiases:
 
 
 class Writers:
-    """Write each row to several writers; with none it is the writer of the other processes."""
+    """Several writers of each row; without any it is the writer of the other processes."""
 
     def __init__(self, writers: Iterable[Writer]):
         self._writers = list(writers)
@@ -148,9 +148,10 @@ class Writers:
             writer.write(step, values)
 
     def sync(self) -> None:
-        """Put everything on disk."""
+        """Put everything on disk, and on gs:// where the run is."""
         for writer in self._writers:
             writer.sync()
+        mirror.upload()
 
     def close(self) -> None:
         """Close all."""
@@ -159,10 +160,10 @@ class Writers:
 
 
 def cut_after(path: pathlib.Path, last_step: int) -> int:
-    """Keep the whole lines of a JSONL file with `step` <= last_step; return how many rows went.
+    """Keep the whole lines of a JSONL file with `step` <= last_step; return the number removed.
 
-    The rest of the file is replaced atomically and not touched when nothing has to go. What stands
-    behind the row of `last_step` goes whatever it is: a power cut may leave anything there.
+    The file is replaced atomically, and not touched when no row has to go. Anything behind the row
+    of `last_step` goes: a power cut may leave garbage there.
 
     Raises:
       InputError: a line before that is damaged.
@@ -170,23 +171,23 @@ def cut_after(path: pathlib.Path, last_step: int) -> int:
     if not path.exists():
         return 0
     *lines, half = path.read_bytes().split(b"\n")
-    kept, kept_step, num_dropped = [], 0, 1 if half else 0
+    whole, newest_step, num_dropped = [], 0, 1 if half else 0
     for number, line in enumerate(lines, start=1):
         try:
             step = small_files.parse(line, _ROW, where=f"{path}: line {number}")["step"]
         except errors.InputError as error:
-            if kept_step < last_step:
+            if newest_step < last_step:
                 raise errors.InputError(
                     f"{error}; remove the line, or go back to a step before it"
                 ) from error
             step = math.inf
         if step <= last_step:
-            kept.append(line + b"\n")
-            kept_step = max(kept_step, step)
+            whole.append(line + b"\n")
+            newest_step = max(newest_step, step)
         else:
             num_dropped += 1
     if num_dropped:
-        small_files.replace(path, b"".join(kept))
+        small_files.replace(path, b"".join(whole))
         _log.info("dropped %d rows after step %d from %s", num_dropped, last_step, path)
     return num_dropped
 
@@ -203,6 +204,7 @@ def write_dump(folder: pathlib.Path, step: int, rows: Iterable[Mapping[str, Json
     folder.mkdir(parents=True, exist_ok=True)
     lines = [small_files.dumps(dict(row)) + b"\n" for row in rows]
     small_files.replace(folder / f"{step:08d}.jsonl", b"".join(lines))
+    mirror.upload()
 
 
 def _number(value: float) -> float | str:

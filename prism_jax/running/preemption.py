@@ -1,7 +1,7 @@
-"""SIGTERM: finish the step, save, leave with exit code 143.
+"""SIGTERM: stop before or after the step's update, save, leave with exit code 143.
 
-One process has its own flag. Several processes agree on the step through the coordination service,
-whose handler must not be replaced: there nothing is installed and the checkpointer is asked.
+A single process has a flag. Several processes agree on where they stop through the coordination
+service, whose handler must not be replaced: no handler is installed then.
 """
 
 import contextlib
@@ -10,33 +10,34 @@ import types
 from collections.abc import Callable, Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
-EXIT_CODE = 143  # 128 + SIGTERM, what launchers restart
+EXIT_CODE = 143  # 128 + SIGTERM; launchers start the job again
 
 
 class Preempted(SystemExit):
-    """Leave the program after everything was saved."""
+    """The end of a program that SIGTERM stopped, after everything was saved."""
 
     def __init__(self, step: int):
         super().__init__(EXIT_CODE)
         self.step = step
 
     def __str__(self) -> str:
+        if self.step == 0:
+            return "stopped by SIGTERM before the first step was done"
         return f"stopped by SIGTERM after step {self.step}, which is saved"
 
 
 @contextlib.contextmanager
-def watch(reached: Callable[[int], bool]) -> Iterator[Callable[[int], bool]]:
-    """Yield a function (step) -> "is this job to stop now?", to be called once every step.
+def watch() -> Iterator[Callable[[int], bool]]:
+    """Yield a function (number) -> "is this job to stop here?".
 
-    A second SIGTERM kills the process at once: what was saved stays as it is.
-
-    Args:
-      reached: the answer of all processes together, `Checkpointer.reached_preemption`; asked only
-        when there are several.
+    Every process calls it at the same places, with numbers that rise by one; all get True at the
+    same place, soon after a SIGTERM to any of them. A second SIGTERM kills a job of one process at
+    once; earlier checkpoints stay.
     """
     if jax.process_count() > 1:
-        yield reached
+        yield multihost_utils.reached_preemption_sync_point
         return
     is_requested = False
 
@@ -47,6 +48,6 @@ def watch(reached: Callable[[int], bool]) -> Iterator[Callable[[int], bool]]:
 
     before = signal.signal(signal.SIGTERM, note)
     try:
-        yield lambda step: is_requested
+        yield lambda number: is_requested
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -21,24 +21,26 @@ from typing import Any, Generic, Literal, TypeVar
 
 import jax
 import ml_collections
+from etils import epath
 
-from prism_jax import batches, configuration, errors, progress, version
-from prism_jax.checkpoints import checkpoint, lock, model_files
+from prism_jax import configuration, errors, progress, version
+from prism_jax.checkpoints import checkpoint, lock, mirror, model_files
 from prism_jax.checkpoints import files as checkpoint_files
 from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.running import goodput, loop, metric_writers, preemption
+from prism_jax.setup import agreement, distributed
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 
 Tree = Any
 Options = TypeVar("Options", bound=configuration.TrainingRun)
 _BEAT_SECONDS = 15.0
-_FINISHED = "finished.json"  # what `Checkpointer.finish` writes
+_FINISHED = "finished.json"  # written by `Checkpointer.finish`
 
-# What a folder is for: a training run, the answers of `evaluate` or `pairs`, both steps of `curate`
+# The purpose of a folder: a training run, answers of `evaluate` or `pairs`, the steps of `curate`.
 Kind = Literal["training", "answers", "curate"]
 
-# What each kind is called, and what its folders have from early on that those of no other have.
+# The name of each kind, and the files that mark its folders from early on, and no others.
 _KINDS: dict[Kind, tuple[str, tuple[str, ...]]] = {
     "training": (
         "a training run",
@@ -66,50 +68,61 @@ def _keys(seed: int) -> Keys:
 
 
 @contextlib.contextmanager
-def hold(workdir: str, *, kind: Kind = "training") -> Iterator[pathlib.Path]:
+def hold(
+    workdir: str, *, kind: Kind = "training", is_distributed: bool | None = None
+) -> Iterator[pathlib.Path]:
     """Hold the run's folder for this job, made if it does not exist, and yield its path.
 
+    Every process calls this, and process 0 holds the folder for all. The path of a folder on gs://
+    is that of a local one, see `checkpoints.mirror`.
+
+    Args:
+      is_distributed: whether the processes of a job are to be joined first, see `mesh`.
+
     Raises:
-      InputError: another living job holds it, it is of another kind, or it is not a local folder.
+      InputError: another living job holds it, or it is of another kind; on all processes.
     """
-    if "://" in workdir:
-        raise errors.InputError(f"--workdir={workdir}: must be a local (or mounted) folder")
-    path = pathlib.Path(workdir)
-    if jax.process_index() == 0:
-        with lock.hold(workdir, beat_seconds=_BEAT_SECONDS):
-            _refuse_others(path, kind)
-            yield path
-    else:
-        yield path
+    if "://" in workdir and not workdir.startswith("gs://"):
+        raise errors.InputError(f"--workdir={workdir}: must be a folder or a gs:// address")
+    distributed.join(is_distributed)
+    with contextlib.ExitStack() as stack:
+
+        def take() -> None:
+            stack.enter_context(lock.hold(workdir, beat_seconds=_BEAT_SECONDS))
+            _refuse_others(epath.Path(workdir), kind)
+
+        agreement.on_first("hold", take)
+        is_first = jax.process_index() == 0
+        yield stack.enter_context(mirror.opened(workdir, has_files=is_first))
 
 
-def _refuse_others(folder: pathlib.Path, kind: Kind) -> None:
+def _refuse_others(folder: epath.Path, kind: Kind) -> None:
     """Refuse a folder that holds anything of another kind, whatever else it holds."""
-    for other, (what, marks) in _KINDS.items():
-        found = [mark for mark in marks if (folder / mark).exists()]
-        if other != kind and found:
+    for other, (name, marks) in _KINDS.items():
+        present = [mark for mark in marks if (folder / mark).exists()]
+        if other != kind and present:
             raise errors.InputError(
-                f"{folder} holds {what} ({', '.join(found)}); a folder is for one kind of job, "
+                f"{folder} holds {name} ({', '.join(present)}); a folder is for one kind of job, "
                 f"and this is {_KINDS[kind][0]}: use another workdir"
             )
 
 
 class OnDevices:
-    """Put the batches of host data on the devices; the position is the data's."""
+    """Batches of host data, moved to the devices; the resume position is delegated to `data`."""
 
-    def __init__(self, data: loop.Data, devices: devices_lib.Devices):
-        self._data = data
-        self._devices = devices
+    def __init__(self, data: loop.Data, devices: devices_lib.Devices, *, num_rows: int):
+        """Take batches of so many rows, over all processes; see `batches.to_devices`."""
+        self._data, self._devices, self._num_rows = data, devices, num_rows
 
     def __next__(self) -> Tree:
-        return batches.to_devices(next(self._data), self._devices.mesh, self._devices.rules)
+        return self._devices.put(next(self._data), num_rows=self._num_rows)
 
     def get_state(self) -> Any:
         """Return the position after the last batch."""
         return self._data.get_state()
 
     def set_state(self, state: Any) -> None:
-        """Go on after that position."""
+        """Continue after that position."""
         self._data.set_state(state)
 
 
@@ -124,6 +137,7 @@ class Run(Generic[Options]):
     keys: Keys
     folder: pathlib.Path
     begun: float  # `time.monotonic()` at the start of the program
+    inputs: agreement.Inputs
 
     def identity(self, *models: setup_models.Model) -> checkpoint_meta.RunIdentity:
         """Return the names of the run in its checkpoints; of models the policy comes first."""
@@ -138,14 +152,20 @@ class Run(Generic[Options]):
             may_differ=configuration.free_fields(type(self.options)),
         )
 
+    @property
+    def address(self) -> str:
+        """Return where the folder is for good: a path, or an address on gs://."""
+        return mirror.address(self.folder)
+
     def is_finished(self, identity: checkpoint_meta.RunIdentity) -> bool:
-        """Return whether this very run has ended, and say so; nothing needs to be opened then."""
-        marker = checkpoint.finished(str(self.folder))
+        """Return whether this very run has ended, and print it; nothing needs to be opened then."""
+        marker = agreement.on_first("finished", lambda: checkpoint.finished(self.address))
         if marker is None or marker["config_hash"] != identity.config_hash():
             return False
-        if self.options.resume.step is not None:  # it is to be run again from there
+        # Resuming at a step runs the steps after it again.
+        if self.options.resume.step is not None:
             return False
-        progress.say(f"{self.folder}: finished after {marker['step']} steps already")
+        progress.say(f"{self.address}: finished after {marker['step']} steps already")
         return True
 
     def train(
@@ -168,10 +188,10 @@ class Run(Generic[Options]):
         """
         options, num_steps = self.options, limits.num_steps
         with checkpoint.Checkpointer(
-            str(self.folder.absolute()),
+            self.address,
+            save_every_steps=options.checkpoint.save_every_steps,
             identity=identity,
             seed=options.seed,
-            save_every_steps=options.checkpoint.save_every_steps,
             num_kept=options.checkpoint.num_kept,
             allow_mismatch=options.resume.allow_mismatch,
         ) as checkpointer:
@@ -183,9 +203,9 @@ class Run(Generic[Options]):
                 step=options.resume.step,
             )
             if first_step < num_steps and jax.process_index() == 0:
-                (self.folder / _FINISHED).unlink(missing_ok=True)
+                (epath.Path(self.address) / _FINISHED).unlink(missing_ok=True)
             if first_step:
-                progress.say(f"continuing {self.folder} after step {first_step}")
+                progress.say(f"continuing {self.address} after step {first_step}")
             with _logs(self, first_step, num_steps=num_steps, watched=watched) as logs:
                 try:
                     state = loop.run(
@@ -196,7 +216,9 @@ class Run(Generic[Options]):
                         first_step=first_step,
                         limits=limits,
                         checkpointer=checkpointer,
+                        save_every_minutes=options.checkpoint.save_every_minutes,
                         logs=logs,
+                        inputs=self.inputs,
                     )
                 except preemption.Preempted as stop:
                     logs.progress.close()
@@ -220,7 +242,10 @@ def opened(argv: Sequence[str], stage: str, kind: type[Options]) -> Iterator[Run
     problems = options.problems_on(devices.layout())
     if problems:
         raise errors.InputError("; ".join(f"config.{problem}" for problem in problems))
-    with hold(workdir) as folder, jax.set_mesh(devices.mesh):
+    with (
+        hold(workdir, is_distributed=options.mesh.is_distributed) as folder,
+        jax.set_mesh(devices.mesh),
+    ):
         yield Run(
             stage=stage,
             config=config,
@@ -229,6 +254,7 @@ def opened(argv: Sequence[str], stage: str, kind: type[Options]) -> Iterator[Run
             keys=_keys(options.seed),
             folder=folder,
             begun=begun,
+            inputs=agreement.Inputs(),
         )
 
 
@@ -247,7 +273,9 @@ def _logs(
         if run.options.log.wandb_project:
             opened.append(
                 metric_writers.WeightsAndBiases(
-                    run.folder, project=run.options.log.wandb_project, name=run.folder.name
+                    run.folder,
+                    project=run.options.log.wandb_project,
+                    name=run.address.rstrip("/").rpartition("/")[2],
                 )
             )
     writers = metric_writers.Writers(opened)

@@ -1,4 +1,4 @@
-"""The data sets that a stage names: opened, validated, what was left out told and listed."""
+"""The data sets of a stage: opened and validated, with the rows that are left out listed."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ def source(text: str, *, kind: str, image_root: str) -> sources.Source:
     """Return the data set that a configuration names: PATH, or PATH#ENTRY of a dataset_info.json.
 
     Args:
-      kind: what its rows are: sft, pairs or prompts.
+      kind: of its rows: sft, pairs or prompts.
       image_root: folder of relative image paths; empty for the folder of the file.
     """
     path, _, entry = text.partition("#")
@@ -40,25 +40,28 @@ def open_all(
       dropped: JSON lines to write, one for each row that is left out; None to write none.
 
     Raises:
-      InputError: a source cannot be read, or holds more wrong rows than the rules allow; every
-        one is named then.
+      InputError: a source cannot be read, or holds more wrong rows than the rules allow; all of
+        them are named then.
     """
-    opened, lines = [], ""
-    speaks = jax.process_index() == 0
+    parts, lines = [], ""
+    # Every process reads all rows and would name the same ones.
+    is_writer = jax.process_index() == 0
     for text in texts:
-        chosen = source(text, kind=kind, image_root=image_root)
-        named = dropped_rows.named(dropped, earlier=lines) if speaks else contextlib.nullcontext()
-        with named:
-            found = sources.open_source(chosen, rules, cache_dir=cache_dir or None)
-        report = found.report
-        told = f"{text}: {report.num_kept} of {report.num_read} rows"
+        data_set = source(text, kind=kind, image_root=image_root)
+        naming = contextlib.nullcontext()
+        if is_writer:
+            naming = dropped_rows.named(dropped, earlier=lines)
+        with naming:
+            opened = sources.open_source(data_set, rules, cache_dir=cache_dir or None)
+        report = opened.report
+        summary = f"{text}: {report.num_kept} of {report.num_read} rows"
         counts = ", ".join(f"{reason} {count}" for reason, count in report.counts().items())
-        progress.say(told + (f"; left out: {counts}" if counts else ""))
+        progress.say(summary + (f"; left out: {counts}" if counts else ""))
         lines += report.lines()
-        opened.append((chosen.label(), found))
-    if dropped is not None and speaks:
+        parts.append((data_set.label(), opened))
+    if dropped is not None and is_writer:
         dropped.write_text(lines, encoding="utf-8")
-    return opened
+    return parts
 
 
 def joined(reports: Sequence[validate.Report]) -> validate.Report:
@@ -72,7 +75,7 @@ def joined(reports: Sequence[validate.Report]) -> validate.Report:
         num_kept=sum(report.num_kept for report in reports),
         num_wrong=sum(report.num_wrong for report in reports),
         dropped=[row for report in reports for row in report.dropped],
-        counted=[one for report in reports for one in report.counted],
+        counted=[count for report in reports for count in report.counted],
         digests=bytearray().join(report.digests for report in reports),
         has_scales=any(report.has_scales for report in reports),
         renamed={
@@ -87,20 +90,20 @@ def digest(reports: Sequence[validate.Report], *, max_rows: int | None = None) -
     """Return 16 hex digits that depend on the texts, the pictures and the order of the rows read.
 
     Args:
-      max_rows: of each data set, the first so many count; None: all.
+      max_rows: only the first rows of each data set count; None: all.
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for report in reports:
-        found.update(report.first_digests(max_rows))
-    return found.hexdigest()[:16]
+        hashed.update(report.first_digests(max_rows))
+    return hashed.hexdigest()[:16]
 
 
 def require_batch(num_rows: int, batch_rows: int, *, name: str, field: str) -> None:
-    """Raise `InputError` when a data set has fewer rows than one step takes.
+    """Raise `InputError` when a data set has fewer rows than a step takes.
 
     Args:
-      name: what the data set is called.
-      field: the option that says how many rows a step takes.
+      name: of the data set.
+      field: the option that sets the rows of a step.
     """
     if num_rows < batch_rows:
         raise errors.InputError(

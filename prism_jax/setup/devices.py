@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import attention, sharding
-from prism_jax import configuration, errors, progress, row_layout
+from prism_jax import batches, configuration, errors, progress, row_layout
 from prism_jax import mesh as mesh_lib
 from prism_jax.setup import distributed
 
@@ -16,8 +17,16 @@ _SPLASH_ROW = 128  # of which splash attention reads multiples, see `models.atte
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    """A machine that a plan is made for; see `commands.plan`."""
+
+    platform: str  # as JAX names it
+    memory_bytes: int  # of each device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Devices:
-    """Hold how everything of a run is computed; "auto" is decided here, once."""
+    """The devices, types and implementations of a run; "auto" is decided here, once."""
 
     mesh: Mesh
     rules: sharding.Rules
@@ -25,20 +34,34 @@ class Devices:
     param_dtype: jnp.dtype  # of the master weights
     attention: attention.Implementation
     decode_attention: attention.Implementation
+    described: Described | None = None  # the mesh describes a machine that is not there
 
     @property
     def replicated(self) -> NamedSharding:
-        """Return the sharding of what every device holds."""
+        """Return the sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    def put(self, batch: Any, *, num_rows: int) -> Any:
+        """Put this process's rows of a batch on its devices; see `batches.to_devices`."""
+        return batches.to_devices(batch, self.mesh, self.rules, num_rows=num_rows)
+
     def row_parts(self) -> int:
-        """Return over how many parts of the mesh the rows of a batch are spread."""
-        axes = self.rules.mesh_axes("batch")
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        return math.prod(self.mesh.shape[name] for name in names)
+        """Return the number of parts of the mesh over which the rows of a batch are spread."""
+        return math.prod(self.mesh.shape[name] for name in self.rules.mesh_axes("batch"))
+
+    @property
+    def platform(self) -> str:
+        """Return the platform of the devices, as JAX names it."""
+        return jax.default_backend() if self.described is None else self.described.platform
+
+    def local_rows(self, num_rows: int) -> tuple[int, ...]:
+        """Return the rows of a microbatch that this process makes; all, where none are made."""
+        if self.described is not None:
+            return tuple(range(num_rows))
+        return tuple(batches.local_rows(num_rows, self.mesh, self.rules))
 
     def layout(self) -> row_layout.RowLayout:
-        """Return what decides which rows can be computed."""
+        """Return the limits on the rows that can be computed."""
         return row_layout.RowLayout(
             row_parts=self.row_parts(),
             token_multiple=_SPLASH_ROW if self.attention == "splash" else 1,
@@ -52,11 +75,11 @@ def open_devices(
     section: str = "model",
     place: str = "config",
 ) -> Devices:
-    """Join the processes of the job, build the mesh and decide the implementations; tell them.
+    """Join the processes of the job, build the mesh, decide the implementations and print them.
 
     Args:
-      section: of the configuration that says type and attention, for messages.
-      place: what holds it and the section `mesh`, for messages.
+      section: of type and attention in the configuration, for messages.
+      place: prefix of this section and of `mesh`, for messages.
 
     Raises:
       InputError: the axes do not fit the devices, or the attention does not run on them.
@@ -64,17 +87,22 @@ def open_devices(
     distributed.join(mesh.is_distributed)
     dtype = jnp.dtype(model.dtype)
     if dtype == jnp.float32:
-        # Accelerators would multiply float32 with fewer bits.
+        # Accelerators would otherwise multiply float32 with fewer bits.
         jax.config.update("jax_default_matmul_precision", "highest")
-    found = jax.devices()
-    if mesh.num_devices is not None and mesh.num_devices > len(found):
+    available = jax.devices()
+    if mesh.num_devices is not None and mesh.num_devices > len(available):
         raise errors.InputError(
-            f"{place}.mesh.num_devices = {mesh.num_devices}, but there are {len(found)} devices"
+            f"{place}.mesh.num_devices = {mesh.num_devices}, but there are {len(available)} devices"
+        )
+    if mesh.num_devices not in (None, len(available)) and jax.process_count() > 1:
+        raise errors.InputError(
+            f"{place}.mesh.num_devices = {mesh.num_devices} must be None in a job of "
+            f"{jax.process_count()} processes, whose {len(available)} devices are all used"
         )
     prefill, decode = implementations(model.attention, dtype, place=f"{place}.{section}.attention")
     devices = Devices(
         mesh=mesh_lib.make(
-            dataclasses.asdict(mesh.axes), found[: mesh.num_devices], max_fsdp=mesh.max_fsdp
+            dataclasses.asdict(mesh.axes), available[: mesh.num_devices], max_fsdp=mesh.max_fsdp
         ),
         rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
         dtype=dtype,
@@ -84,7 +112,7 @@ def open_devices(
     )
     axes = " x ".join(f"{name} {size}" for name, size in devices.mesh.shape.items() if size > 1)
     progress.say(
-        f"{devices.mesh.size} x {found[0].device_kind}" + (f" ({axes})" if axes else "")
+        f"{devices.mesh.size} x {available[0].device_kind}" + (f" ({axes})" if axes else "")
         + f", {model.dtype} with {model.param_dtype} weights, attention {prefill}"
     )  # fmt: skip
     return devices
@@ -96,7 +124,7 @@ def implementations(
     """Return the implementations of prefill and decoding; "auto" goes by platform and type.
 
     Raises:
-      InputError: `place` names one that this platform, type or JAX cannot run.
+      InputError: `place` names an implementation that this platform, type or JAX cannot run.
     """
     platform = jax.default_backend()
     if name == "auto":
@@ -117,10 +145,4 @@ def implementations(
         needed = f"JAX 0.11 or later, this is {jax.__version__}"
     if needed is not None:
         raise errors.InputError(f"{place} = {name!r} needs {needed}")
-    return name, "xla" if name == "splash" else name
-
-
-def require_one_process(stage: str) -> None:
-    """Raise InputError in a job of several processes, which the sampler does not serve yet."""
-    if jax.process_count() > 1:
-        raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")
+    return name, "pallas" if name == "splash" else name

@@ -8,7 +8,7 @@ The first of these that is there decides:
     TPU VM    the metadata of Google Compute Engine
 
 Several slices are one job: MEGASCALE_* says how many there are. Process 0 listens on port 8476
-(PRISM_COORDINATOR_PORT names another): JAX's own choice of port, 8482, is closed by the usual
+(PRISM_COORDINATOR_PORT names another): the port that JAX would choose, 8482, is closed by the usual
 firewall of Google Cloud. PRISM_START_SECONDS limits the wait for missing workers.
 """
 
@@ -25,7 +25,8 @@ from collections.abc import Mapping, Sequence
 import jax
 
 from prism_jax import errors, version
-from prism_jax.setup import roll_call
+from prism_jax.checkpoints import lock
+from prism_jax.setup import agreement, roll_call
 
 PORT = 8476
 _NAMES = ("PRISM_COORDINATOR", "PRISM_NUM_PROCESSES", "PRISM_PROCESS_ID")
@@ -39,14 +40,14 @@ _RETRY_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The processes of a job, and which of them this one is."""
+    """The processes of a job, and the number of this process."""
 
     source: str
     host: str  # of process 0
     port: int
     num_processes: int
     process: int
-    job: str = ""  # what sets it apart from another job on the same hosts
+    job: str = ""  # its name among the jobs on the same hosts
     local_devices: tuple[int, ...] | None = None  # None: all of this host
 
     @property
@@ -102,6 +103,7 @@ def join(is_distributed: bool | None, *, notice_seconds: float = _NOTICE_SECONDS
         local_device_ids=cluster.local_devices,
         cluster_detection_method="deactivate",
     )
+    agreement.watch(lock.release_all)
 
 
 def detect(environment: Mapping[str, str]) -> Cluster | None:
@@ -127,7 +129,7 @@ def detect(environment: Mapping[str, str]) -> Cluster | None:
 def _integer(
     environment: Mapping[str, str], name: str, least: int, most: int | None, default: int | None
 ) -> int:
-    """Return the variable's number; refuse what is none or out of bounds."""
+    """Return the variable's number; refuse a text that is not a number within the bounds."""
     text = environment.get(name)
     if text is None and default is not None:
         return default
@@ -198,7 +200,7 @@ def _slurm(environment: Mapping[str, str], port: int) -> Cluster:
     local = _integer(environment, "SLURM_LOCALID", 0, None, None)
     visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
     # "4(x2)": four tasks on each of two nodes. With one task a node it takes all GPUs; with
-    # several each takes its own, unless Slurm has bound one GPU to each task already.
+    # several each takes one of them, unless Slurm has bound one GPU to each task already.
     tasks = int(re.match(r"[0-9]*", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))[0] or 1)
     return Cluster(
         source="SLURM",
@@ -264,6 +266,6 @@ def _digests(arguments: Sequence[str]) -> dict[str, str]:
             name, _, value = argument.partition("=")
             values.setdefault(name, []).append(value)
     return {
-        name: hashlib.sha256("\0".join(given).encode()).hexdigest()[:16]
-        for name, given in values.items()
+        name: hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+        for name, texts in values.items()
     }

@@ -1,4 +1,4 @@
-"""A folder for a model that is made anew: tokenizer files, and a `config.json` of chosen sizes."""
+"""A folder for a new model: tokenizer files, and a `config.json` of the configured sizes."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""How a stage opens its models and begins their states; `running.run` is the wiring around it."""
+"""The models of a stage and the beginnings of their states; `running.run` is the wiring around."""
 
 import dataclasses
 import pathlib
@@ -7,23 +7,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from models import config as config_lib
-from models import discriminator, qwen3_vl
+from models import lora as adapters
+from models import qwen3_vl
 from prism_jax import configuration, errors, progress
 from prism_jax import mesh as mesh_lib
-from prism_jax.checkpoints import checkpoint, model_files, pretrained
+from prism_jax.checkpoints import checkpoint, mirror, model_files, pretrained
+from prism_jax.setup import agreement, fresh
 from prism_jax.setup import devices as devices_lib
-from prism_jax.setup import fresh
-from prism_jax.training import optim, train_state
+from prism_jax.training import optim, optim_kinds, schedules, train_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """Hold a model that is not yet in memory."""
+    """A model that is not yet in memory."""
 
     config: config_lib.Qwen3VLConfig
     values: Mapping[str, Any]  # its config.json
@@ -47,7 +46,7 @@ class Start:
 
 
 def together(starts: Mapping[str, Start]) -> Start:
-    """Return the beginning of a state that holds one state by name for each of several models."""
+    """Return the beginning of a state that holds the states of several models by name."""
     return Start(
         abstract={name: start.abstract for name, start in starts.items()},
         make=lambda: {name: start.make() for name, start in starts.items()},
@@ -55,18 +54,37 @@ def together(starts: Mapping[str, Start]) -> Start:
     )
 
 
-def keep_files(
-    model: configuration.Model, workdir: pathlib.Path, *, name: str = model_files.FOLDER
-) -> pathlib.Path:
-    """Copy the model's small files into the run's folder and return where they are.
+def say_once() -> Callable[[str], None]:
+    """Return a `say` that leaves out a line which is the same as the one before."""
+    last = [""]
 
-    With `init="random"` its `config.json` is made of the sizes and the tokenizer.
+    def say_if_new(line: str) -> None:
+        if line != last[0]:
+            last[0] = line
+            progress.say(line)
+
+    return say_if_new
+
+
+def keep_files(
+    model: configuration.Model,
+    workdir: pathlib.Path,
+    *,
+    name: str = model_files.FOLDER,
+    is_discriminator: bool = False,
+) -> pathlib.Path:
+    """Copy the model's small files into the run's folder and return their folder.
+
+    With `init="random"` the `config.json` is made from the sizes and the tokenizer.
 
     Args:
       name: the folder, `model_files.DISCRIMINATOR_FOLDER` for the second model of a run.
+      is_discriminator: take the second model of a source that is a run of two models.
     """
     target = workdir / name
-    if jax.process_index() == 0:
+
+    def keep() -> None:
+        # A resumed run has its files already, and its source may be gone by then.
         if model.init != "random" and not (target / "config.json").exists():
             # Sizes that the weights do not have are refused before anything is built for them.
             pretrained.Source.of(model.folder)
@@ -74,10 +92,13 @@ def keep_files(
             with fresh.folder(model.folder, model.sizes) as made:
                 model_files.copy(made, target)
         else:
-            is_second = name == model_files.DISCRIMINATOR_FOLDER
-            model_files.copy(model_files.of(model.folder, is_discriminator=is_second), target)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"keep_files_{name}")
+            source = model_files.of(model.folder, is_discriminator=is_discriminator)
+            model_files.copy(source, target)
+        mirror.upload()
+
+    agreement.on_first(f"keep_files_{name}", keep)
+    if jax.process_index() != 0:
+        mirror.fetch(target)
     return target
 
 
@@ -89,10 +110,15 @@ def open_model(
     is_discriminator: bool,
 ) -> Model:
     """Return the model of `files` (from `keep_files`), nothing of it in memory yet."""
+    if is_discriminator and source.lora.rank is not None:
+        raise errors.InputError(
+            f"a discriminator is trained whole: lora.rank must be None for it, got "
+            f"{source.lora.rank}"
+        )
     values, config = pretrained.config_of(files)
     if not is_discriminator:
         pretrained.check_policy(source.folder, config)
-    build = builder(config, devices, is_discriminator=is_discriminator)
+    build = builder(config, devices, is_discriminator=is_discriminator, lora=source.lora)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     return Model(
         config=config,
@@ -106,25 +132,42 @@ def open_model(
 
 
 def builder(
-    config: config_lib.Qwen3VLConfig, devices: devices_lib.Devices, *, is_discriminator: bool
+    config: config_lib.Qwen3VLConfig,
+    devices: devices_lib.Devices,
+    *,
+    is_discriminator: bool,
+    lora: configuration.Lora | None,
 ) -> Callable[[nnx.Rngs], nnx.Module]:
-    """Return the function that makes a policy or a discriminator of these sizes."""
-    shared = {
-        "moe_implementation": pretrained.moe_implementation(config),
-        "rules": devices.rules,
-        "dtype": devices.dtype,
-        "param_dtype": devices.param_dtype,
-    }
-    if is_discriminator:
-        return lambda rngs: discriminator.Discriminator(config, rngs=rngs, **shared)
-    return lambda rngs: qwen3_vl.Qwen3VL(config, has_head=True, rngs=rngs, **shared)
+    """Return the function that makes a policy or a discriminator of these sizes.
+
+    It raises InputError for adapters of maps that the model does not have.
+    """
+    plain = pretrained.builder(
+        config,
+        is_discriminator=is_discriminator,
+        rules=devices.rules,
+        dtype=devices.dtype,
+        param_dtype=devices.param_dtype,
+    )
+    if lora is None or lora.rank is None:
+        return plain
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        model = plain(rngs)
+        try:
+            adapters.add(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, rngs=rngs)
+        except ValueError as error:
+            raise errors.InputError(f"config.model.lora.targets: {error}") from error
+        return model
+
+    return build
 
 
 def load_params(model: Model, devices: devices_lib.Devices) -> nnx.State:
-    """Read the model's parameters from where its configuration says, directly in their shards.
+    """Read the model's parameters from its configured folder, directly into their shards.
 
     Raises:
-      InputError: the folder is not whole, of another model, or holds no such parameters.
+      InputError: the folder is incomplete, of another model, or lacks parameters.
     """
     folder = model.source.folder
     places = mesh_lib.param_shardings(model.params, devices.mesh, devices.rules)
@@ -132,17 +175,28 @@ def load_params(model: Model, devices: devices_lib.Devices) -> nnx.State:
         raise errors.InputError(f"{folder}: this run has not finished; start it again first")
     role = "discriminator" if model.is_discriminator else "policy"
     source = pretrained.Source.of(folder, role=role)
-    return source.load(model.params, shardings=places, param_dtype=devices.param_dtype)
+    base, places = (adapters.split(tree)[0] for tree in (model.params, places))
+    return source.load(base, shardings=places, param_dtype=devices.param_dtype)
 
 
 def make_optimizer(
     options: configuration.Optim, params: nnx.State, *, num_steps: int
 ) -> optim.Optimizer:
-    """Return AdamW as configured: frozen groups first, then those with a factor, then the rest."""
+    """Return the optimiser as configured: frozen groups, those with a factor, then the rest."""
     frozen = tuple((pattern, None) for pattern in options.frozen)
-    return optim.adamw(
+    if adapters.split(params)[1]:
+        frozen = (*frozen, (adapters.FROZEN, None))
+    return optim.make(
         params,
-        schedule=optim.learning_rate_schedule(
+        kind=options.kind,
+        numbers=optim_kinds.Numbers(
+            b1=options.b1,
+            b2=options.b2,
+            eps=options.eps,
+            mu_dtype=options.mu_dtype,
+            nu_dtype=options.nu_dtype,
+        ),
+        schedule=schedules.learning_rate_schedule(
             options.schedule,
             peak=options.peak,
             num_steps=num_steps,
@@ -150,22 +204,19 @@ def make_optimizer(
             warmup_fraction=options.warmup_fraction,
             end_factor=options.end_factor,
         ),
-        b1=options.b1,
-        b2=options.b2,
-        eps=options.eps,
         weight_decay=options.weight_decay,
         no_decay=options.no_decay,
         groups=(*frozen, *options.factors, (".*", 1.0)),
         clip_norm=options.clip_norm,
-        mu_dtype=jnp.dtype(options.mu_dtype),
-        nu_dtype=jnp.dtype(options.nu_dtype),
+        rounding=options.rounding,
+        memory=options.memory,
     )
 
 
 def start_of(
     model: Model, optimizer: optim.Optimizer, devices: devices_lib.Devices, *, key: jax.Array
 ) -> Start:
-    """Return how the state of one model begins: from its checkpoint, or anew from the key."""
+    """Return the initial state of a model: from its checkpoint, or new from the key."""
     abstract = train_state.abstract_state(model.params, optimizer)
     shardings = train_state.shardings(
         abstract,
@@ -181,6 +232,13 @@ def start_of(
             )
         else:
             params = load_params(model, devices)
+            if model.source.lora.rank is not None:
+                places = adapters.split(shardings.params)[1]
+                new = jax.jit(
+                    lambda key: adapters.split(nnx.state(model.build(nnx.Rngs(key))))[1],
+                    out_shardings=places,
+                )
+                params = nnx.merge_state(params, new(key))
             state = train_state.from_params(params, optimizer, shardings=shardings)
         jax.block_until_ready(state)
         seconds = time.monotonic() - begun

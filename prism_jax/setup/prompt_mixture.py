@@ -1,4 +1,4 @@
-"""The prompts that alignment and RLVR learn from: data sets, and which rows each step takes."""
+"""The prompts of alignment and RLVR: data sets, and the rows of each step."""
 
 import dataclasses
 import functools
@@ -15,30 +15,30 @@ from prism_jax.setup import prompts as prompts_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts(prompts_lib.Rules):
-    """Say what is learned from: data sets in the form of `prompts.Prompts`, with mixing weights."""
+    """The data sets to train on, in the form of `prompts.Prompts`, with mixing weights."""
 
     path: tuple[str, ...]
-    # Of each data set; empty: every row once an epoch. With weights an epoch has as many prompts as
+    # Of each data set; empty: each row once an epoch. With weights an epoch has as many prompts as
     # there are rows, shared out by weight, and each data set goes round by itself: a step may take
-    # a row of a small one twice.
+    # a row of a small data set twice.
     weights: tuple[float, ...]
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.not_empty(self, "path") + super().problems()
+        problems = configuration.not_empty(self, "path") + super().problems()
         if self.weights and (len(self.weights) != len(self.path) or min(self.weights) <= 0):
-            found.append(
+            problems.append(
                 f"weights must be empty or hold one positive number for each of the "
                 f"{len(self.path)} data sets of path, got {self.weights}"
             )
-        return found
+        return problems
 
 
 def require(opened: prompts_lib.Opened, num_prompts: int, *, field: str) -> None:
     """Raise InputError when there are fewer prompts than a step takes.
 
     Args:
-      field: of the configuration, that says how many a step takes.
+      field: of the configuration, with the number of prompts that a step takes.
     """
     name = opened.report.name
     corpora.require_batch(len(opened.rows), num_prompts, name=name, field=f"config.{field}")
@@ -55,13 +55,11 @@ def index_steps(
     num_threads: int,
     microbatch_rows: int | None = None,
 ) -> steps.Steps:
-    """Return the steps' prompts, epoch after epoch; an epoch's end falls where it falls.
-
-    `require` says whether there are enough of them.
+    """Return the steps' prompts, epoch after epoch; a step may cross the end of an epoch.
 
     Args:
       microbatch_rows: where the training depends on them, see `row_shapes.Rows.num_rows`.
-      make: turns the numbers of a step's rows into what the stage reads; called in threads.
+      make: turns the numbers of a step's rows into the stage's prompts; called in threads.
       weights: see `Prompts`.
     """
     packing.check_weights(opened.lengths, weights, field="config.prompts.weights")

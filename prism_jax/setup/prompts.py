@@ -1,4 +1,4 @@
-"""Data sets of prompts: how they are read, validated and measured."""
+"""Data sets of prompts: read, validated and measured."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ _DROPPED = "dropped_prompts.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opened:
-    """Hold the rows to ask, the size of each prompt, and what was left out."""
+    """The rows of prompts, the size of each, and the report of the rows that are left out."""
 
     rows: sources.Rows
     lengths: Sequence[int]  # rows of each data set
@@ -27,16 +27,16 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules(configuration.Section):
-    """Say how data sets of prompts are read, and which of their rows are taken."""
+    """The rules by which data sets of prompts are read and their rows are taken."""
 
     # Of pictures given by path; None: the folder of the file.
     image_root: str | None = configuration.free()
     cache_dir: str | None = configuration.free()  # where a folder on gs:// is copied to
-    max_rows: int | None  # the first so many of a data set; None: all
+    max_rows: int | None  # use only the first rows of a data set; None: all
     max_prompt_tokens: int  # image tokens included
-    overlong: Literal["error", "filter"]  # what happens to longer prompts
+    overlong: Literal["error", "filter"]  # for longer prompts
     max_bad_rows: int  # of a data set
-    min_pixels: int | None  # of a picture, others are scaled; None: the checkpoint's own limits
+    min_pixels: int | None  # of a picture, others are scaled; None: those of the checkpoint
     max_pixels: int | None
     limit_image_pixels: int  # of a picture's file; a larger one is a wrong row
 
@@ -47,7 +47,7 @@ class Rules(configuration.Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts(Rules):
-    """Say what is asked: RL parquet, JSON lines, or a folder that `data build` wrote."""
+    """A data set of prompts: RL parquet, JSON lines, or a folder that `data build` wrote."""
 
     path: str = configuration.free()  # the rows themselves are compared
 
@@ -74,7 +74,7 @@ def open_prompts(
       need_teacher: rows need the teacher's caption and cot; for `need_answer` a ground truth.
       folder: gets `dropped_prompts.jsonl`, which lists them; None: standard error does.
       check: raises RowError for a row that is wrong in another way; called in threads.
-      place: what holds the section `prompts`, for messages.
+      place: prefix of the section `prompts`, for messages.
 
     Raises:
       InputError: the data cannot be read, or more rows are wrong than allowed.
@@ -86,7 +86,7 @@ def open_prompts(
         size = encode.measure(row.prompt, row.images, words, add_generation_prompt=True)
         return size.tokens, size.patches, size.images
 
-    found = corpora.open_all(
+    parts = corpora.open_all(
         texts,
         validate.Rules(
             max_bad_rows=options.max_bad_rows,
@@ -103,25 +103,25 @@ def open_prompts(
         cache_dir=options.cache_dir or "",
         dropped=None if folder is None else folder / _DROPPED,
     )
-    kept = []
-    for _, opened in found:
+    selections = []
+    for _, opened in parts:
         if folder is None and jax.process_index() == 0:
-            dropped_rows.tell(opened.report, None)
-        kept.append(range(len(opened.rows))[: options.max_rows])
+            dropped_rows.print_rows(opened.report, None)
+        selections.append(range(len(opened.rows))[: options.max_rows])
     counted = [
-        one
-        for (_, opened), taken in zip(found, kept, strict=True)
-        for one in opened.report.counted[: len(taken)]
+        counts
+        for (_, opened), selection in zip(parts, selections, strict=True)
+        for counts in opened.report.counted[: len(selection)]
     ]
-    reports = [opened.report for _, opened in found]
+    reports = [opened.report for _, opened in parts]
     return Opened(
         rows=sources.Joined(
             [
-                sources.Selection(opened.rows, taken)
-                for (_, opened), taken in zip(found, kept, strict=True)
+                sources.Selection(opened.rows, selection)
+                for (_, opened), selection in zip(parts, selections, strict=True)
             ]
         ),
-        lengths=tuple(len(taken) for taken in kept),
+        lengths=tuple(len(selection) for selection in selections),
         sizes=[
             encode.Size(tokens=tokens, patches=patches, images=images)
             for tokens, patches, images in counted

@@ -1,4 +1,4 @@
-"""Wait until every process of a job is there, before JAX's own start, which waits in silence.
+"""Wait until every process of a job is there, before the start of JAX, which waits in silence.
 
 Process 0 listens; each other process connects, says who it is, and waits for a verdict:
 
@@ -29,7 +29,7 @@ _MAGIC = "prism_jax roll call"
 
 
 class MissingWorkers(SystemExit):
-    """Leave the program because not all processes came."""
+    """The end of a program whose processes did not all come."""
 
     def __init__(self, message: str):
         super().__init__(EXIT_CODE)
@@ -51,7 +51,7 @@ _GREETING = {field.name for field in dataclasses.fields(Caller)}
 
 
 class _Patience:
-    """The clock of one wait: a notice every so often, an end at the limit."""
+    """The clock of one wait: notices at an interval, an end at the limit."""
 
     def __init__(self, *, notice_seconds: float, limit_seconds: float):
         self._begun = time.monotonic()
@@ -60,7 +60,7 @@ class _Patience:
         self._num_notices = 0
 
     def check(self, missing: str) -> None:
-        """Print who is missing when it is time to; leave the program at the limit."""
+        """Print the missing processes when a notice is due; leave the program at the limit."""
         waited = time.monotonic() - self._begun
         if waited > self._limit_seconds:
             message = f"error: gave up after {waited:.0f} s: {missing}"
@@ -93,7 +93,7 @@ def hold(
 
 
 class _Desk:
-    """The side of process 0: who has come, and the verdict."""
+    """The side of process 0: the processes that came, and the verdict."""
 
     def __init__(self, caller: Caller, patience: _Patience):
         self._caller = caller
@@ -117,7 +117,7 @@ class _Desk:
             raise errors.InputError(refused)
 
     def _collect(self, server: socket.socket) -> str | None:
-        """Wait until all others are there; return what does not agree."""
+        """Wait until all others are there; return the first disagreement."""
         while len(self._peers) < self._caller.of - 1:
             missing = [i for i in range(1, self._caller.of) if i not in self._peers]
             self._patience.check(_missing(missing, self._caller.of))
@@ -130,7 +130,7 @@ class _Desk:
         return None
 
     def _admit(self, peer: socket.socket, address: tuple) -> str | None:
-        """Add who connected; return what does not agree."""
+        """Add the process that connected; return a disagreement."""
         other = _read(peer, _GREETING_SECONDS)
         if other is None or not other.keys() >= _GREETING or other["job"] != self._caller.job:
             peer.close()  # some other program, or another job
@@ -193,7 +193,7 @@ def _listen(port: int, patience: _Patience) -> socket.socket:
 
 
 def _difference(caller: Caller, other: dict[str, Any]) -> str | None:
-    """Return how a process was started differently from process 0."""
+    """Return the difference between the starts of a process and of process 0."""
     name = f"process {other['process']}"
     for field, noun in (("of", "processes"), ("version", "version")):
         mine = dataclasses.asdict(caller)[field]

@@ -1,4 +1,4 @@
-"""Keep what replies cost below a limit, with many requests under way at a time."""
+"""A budget for the cost of replies, shared by concurrent requests."""
 
 import dataclasses
 import threading
@@ -10,7 +10,7 @@ _PER_PRICE_TOKENS = 1_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prices:
-    """Say what a million tokens cost, in whatever currency the budget is."""
+    """Prices of a million tokens, in the currency of the budget."""
 
     input_million: float
     output_million: float
@@ -22,16 +22,16 @@ class Prices:
 
 
 class Budget:
-    """Admit requests as long as all of them together can be paid. Safe to use from any thread.
+    """An account that admits requests only while it can pay for all of them. Thread-safe.
 
-    Before a request is sent its dearest reply is set aside: as many tokens as it may write, and as
-    many input tokens as any request had so far. So the limit is exceeded at most by what the input
-    of the requests under way is longer than that, or by replies that end in an error.
+    Before a request is sent, the price of its most expensive reply is reserved: the maximum of
+    output tokens, and the longest input seen so far. The limit can therefore be exceeded only by
+    requests with longer inputs, or by replies that end in an error.
 
     Args:
-      limit: what all replies may cost together; None: anything.
-      spent: what was paid before.
-      max_tokens: that a reply may have.
+      limit: of the total cost; None: no limit.
+      spent: the cost of earlier replies.
+      max_tokens: of a reply.
     """
 
     def __init__(self, limit: float | None, *, spent: float, prices: Prices, max_tokens: int):
@@ -46,14 +46,14 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """Return what was paid so far."""
+        """Return the cost of all replies so far."""
         with self._changed:
             return self._spent
 
     def reserve(self) -> float | None:
-        """Set a request's dearest reply aside and return its price; None: it cannot be paid.
+        """Reserve the price of a request's most expensive reply and return it; None: too much.
 
-        Waits while only the requests under way stand against it.
+        Waits while the reservations of other requests are all that stands in the way.
         """
         with self._changed:
             while True:
@@ -70,16 +70,16 @@ class Budget:
                 self._changed.wait()
 
     def pay(self, usage: reply.Usage) -> None:
-        """Enter what a reply cost, usable or not."""
+        """Add the cost of a reply, usable or not."""
         with self._changed:
             self._spent += self._prices.cost(usage)
             self._largest_input_tokens = max(self._largest_input_tokens, usage.input_tokens)
             self._changed.notify_all()
 
     def release(self, amount: float) -> None:
-        """Give back what `reserve` set aside."""
+        """Cancel a reservation of `reserve`."""
         with self._changed:
             self._num_under_way -= 1
-            # Sums of floats leave a rest, which must not stand against anybody.
+            # Rounding leaves a remainder, which must not count against later requests.
             self._reserved = self._reserved - amount if self._num_under_way else 0.0
             self._changed.notify_all()

@@ -1,7 +1,7 @@
-"""Replies on disk, each under the hash of its request: nothing that was paid is asked again.
+"""A cache of replies on disk, keyed by the hash of the request: no reply is paid for twice.
 
-An entry is a file of its own, there whole or not at all, so a process may be killed at any moment
-and several may share a folder.
+Each entry is a file that is written atomically, so a process may be killed at any moment and
+several may share a folder.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _ENTRY = {
 
 
 class Cache:
-    """Keep replies below a folder. Safe to use from any thread."""
+    """The replies in a folder. Thread-safe."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
@@ -39,7 +39,7 @@ class Cache:
         folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, key: str) -> reply.Reply | None:
-        """Return the reply to a request, None where there is none.
+        """Return the reply to a request, None if there is none.
 
         Raises:
           InputError: the entry is damaged.
@@ -48,22 +48,22 @@ class Cache:
         entry = _read(path)
         return None if entry is None else entry[1]
 
-    def put(self, key: str, *, model: str, found: reply.Reply) -> None:
-        """Write the reply to a request for a model, by the name it was asked under."""
+    def put(self, key: str, received: reply.Reply, *, model: str) -> None:
+        """Write the reply to a request; `model` is the name that the request used."""
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
-        entry = {"asked_model": model, "reply": dataclasses.asdict(found)}
+        entry = {"asked_model": model, "reply": dataclasses.asdict(received)}
         writer = f"{os.getpid()}.{threading.get_ident()}"
         small_files.replace(path, json.dumps(entry).encode(), writer=writer)
 
     def put_unusable(self, *, model: str, usage: reply.Usage) -> None:
-        """Note what a reply without a text cost."""
+        """Record the usage of a reply without text."""
         line = json.dumps({"asked_model": model, "usage": dataclasses.asdict(usage)})
         with self._lock, (self._folder / _LOST).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def usages(self, *, model: str) -> Iterator[reply.Usage]:
-        """Yield what every reply of a model counted, those without a text included."""
+        """Yield the usage of all replies of a model, those without text included."""
         for path in self._folder.glob("*/*.json"):
             entry = _read(path)
             if entry is not None and entry[0] == model and entry[1].usage is not None:
@@ -73,7 +73,7 @@ class Cache:
         for number, line in enumerate(lines, start=1):
             try:
                 json.loads(line)
-            except ValueError:  # The process was killed while it wrote the line.
+            except (ValueError, RecursionError):  # The process was killed while writing the line.
                 continue
             entry = small_files.parse(line, _LOST_LINE, where=f"{lost}: line {number}")
             if entry["asked_model"] == model:
@@ -84,7 +84,7 @@ class Cache:
 
 
 def _read(path: pathlib.Path) -> tuple[str, reply.Reply] | None:
-    entry = small_files.read(path, _ENTRY, remedy="delete it to have it asked again")
+    entry = small_files.read(path, _ENTRY, remedy="delete it to request it again")
     if entry is None:
         return None
     stored = entry["reply"]

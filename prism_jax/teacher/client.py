@@ -1,9 +1,9 @@
-"""Ask a chat endpoint over HTTP, whatever it does, and keep the key out of everything else.
+"""An HTTP client for a chat endpoint that may misbehave, and that keeps the key secret.
 
-Each request has a deadline for the whole of it. What may pass is tried again a bounded number of
-times, after a wait that doubles and is never the same for two threads; where the endpoint says how
-long to wait (`Retry-After`), all threads wait that long. Redirections are not followed, and proxies
-of the environment are not used: the key goes to the host that was named and nowhere else.
+Each attempt has a deadline. Transient failures are retried a bounded number of times, after an
+exponential and randomised wait; if the endpoint sends `Retry-After`, all threads wait that long.
+Redirections are not followed and proxies of the environment are not used: the key is sent to the
+named host and nowhere else.
 """
 
 import collections
@@ -30,16 +30,16 @@ from prism_jax.teacher import reply
 
 _LIMIT_BYTES = 64 << 20
 _SHOWN_CHARS = 200
-# Shorter ones are no secrets ("none"), and to blank them out would damage texts.
+# Shorter keys ("none") are not secrets, and hiding them would damage texts.
 _SECRET_CHARS = 8
 _HIDDEN = "[key]"
 _PASSING = frozenset({408, 409, 425, 429})
-# No request will fare better: the key, the credit, the address or the method is wrong.
+# All requests would fail: the key, the credit, the address or the method is wrong.
 _FATAL = frozenset({401, 402, 404, 405})
 
 
 class Event(enum.StrEnum):
-    """Name what became of one attempt."""
+    """The outcomes of an attempt."""
 
     REPLY = "reply"
     RATE_LIMITED = "rate_limited"
@@ -52,19 +52,19 @@ class Event(enum.StrEnum):
 
 
 class FailedError(Exception):
-    """Say that a request failed as often as it may be tried."""
+    """The failure of all attempts of a request."""
 
 
 class RefusedError(Exception):
-    """Say that the endpoint refuses this very request."""
+    """The refusal of a request by the endpoint."""
 
 
 class FatalError(Exception):
-    """Say that no request can succeed now."""
+    """A failure that all requests would meet."""
 
 
 class StoppedError(Exception):
-    """Say that the job is stopping."""
+    """The end of the job during a request."""
 
 
 class _PassingError(Exception):
@@ -76,18 +76,18 @@ class _PassingError(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Patience:
-    """Say how long and how often an endpoint is tried."""
+    """Limits on the attempts and the waits of a request."""
 
-    deadline_seconds: float  # of one attempt, from connecting to the last byte
-    max_attempts: int  # of one request
-    backoff_seconds: float  # before the second attempt; doubles from there on
-    max_wait_seconds: float  # between two attempts; one that asks for more ends the job
+    deadline_seconds: float  # of an attempt, from connecting to the last byte
+    max_attempts: int  # of a request
+    backoff_seconds: float  # before the second attempt; doubles with each further one
+    max_wait_seconds: float  # between attempts; a longer `Retry-After` ends the job
 
 
 def read_key(variable: str) -> str | None:
-    """Return the key in an environment variable, None where no variable is named.
+    """Return the key in an environment variable, None if no variable is named.
 
-    No message holds the value of either: a key may have been put in place of the name.
+    No message quotes the argument or the key: a user may pass the key in place of the name.
 
     Raises:
       InputError: no such variable, or its value cannot be a key.
@@ -109,28 +109,28 @@ def read_key(variable: str) -> str | None:
 
 
 def problem_of(base_url: str, *, has_key: bool) -> str | None:
-    """Return what is wrong with an address, which is not repeated: it may hold a secret."""
+    """Return the problem with an address, without quoting it: it may hold a secret."""
     try:
-        found = urllib.parse.urlsplit(base_url)
-        host, _ = found.hostname, found.port
+        parts = urllib.parse.urlsplit(base_url)
+        host, _ = parts.hostname, parts.port
     except ValueError:
         return "must be http[s]://HOST[:PORT]/PATH"
-    if found.scheme not in ("http", "https") or not host or not base_url.isascii():
+    if parts.scheme not in ("http", "https") or not host or not base_url.isascii():
         return "must be http[s]://HOST[:PORT]/PATH"
-    if found.username is not None or found.query or found.fragment:
+    if parts.username is not None or parts.query or parts.fragment:
         return "must hold no user, query or fragment: a key comes from the environment alone"
-    if has_key and found.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1"):
+    if has_key and parts.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1"):
         return "must begin with https:// where a key is sent to another machine"
     return None
 
 
 class Client:
-    """Ask one endpoint. Safe to use from any thread.
+    """A client of an endpoint. Thread-safe.
 
     Args:
-      base_url: to which `/chat/completions` is added.
-      key: sent as a bearer token; None: none is.
-      stop: set from outside, it ends every wait.
+      base_url: the address without `/chat/completions`.
+      key: sent as a bearer token; None: no token.
+      stop: ends all waits when it is set.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Client:
         self._random = random.Random()
 
     def counts(self) -> dict[str, int]:
-        """Return how many attempts ended in which way."""
+        """Return the number of attempts by outcome."""
         with self._lock:
             return {event.value: self._counts[event] for event in Event}
 
@@ -158,60 +158,60 @@ class Client:
 
         Args:
           body: JSON.
-          unusable: is told what an attempt cost that brought no text.
+          unusable: called with the usage of each reply without text.
 
         Raises:
-          FailedError: every attempt failed.
+          FailedError: all attempts failed.
           RefusedError: the endpoint refuses this request.
-          FatalError: it would refuse any.
+          FatalError: it would refuse any request.
           StoppedError: the job stops.
         """
-        told = ""
+        failure = ""
         for attempt in range(1, self._patience.max_attempts + 1):
             self._wait_for_turn()
             try:
-                found = self._attempt(body, unusable)
+                received = self._attempt(body, unusable)
             except _PassingError as error:
                 self._hold_all(error.wait_seconds)
                 self._count(error.event)
-                told = f"{error.event.value}: {error}"
+                failure = f"{error.event.value}: {error}"
                 self._wait_before(attempt + 1, error.wait_seconds)
                 continue
             except RefusedError:
                 self._count(Event.REFUSED)
                 raise
             self._count(Event.REPLY)
-            return found
-        raise FailedError(f"{told} (attempt {self._patience.max_attempts})")
+            return received
+        raise FailedError(f"{failure} (attempt {self._patience.max_attempts})")
 
     def _attempt(self, body: bytes, unusable: Callable[[reply.Usage], None]) -> reply.Reply:
         status, retry_after, data = self._exchange(body)
         if status == 200:
             try:
-                found = reply.parse(data)
+                received = reply.parse(data)
             except reply.UnusableError as error:
                 if error.usage is not None:
                     unusable(error.usage)
                 event = Event.NO_CHOICES if error.is_json else Event.MALFORMED
                 raise _PassingError(event, self._clean(str(error))) from None
-            model = None if found.model is None else self._clean(found.model)
-            return dataclasses.replace(found, text=self._hide(found.text), model=model)
-        # What is said about a wrong key may hold pieces of it.
-        told = f"HTTP {status}" + ("" if status in (401, 403) else self._words_of(data))
+            model = None if received.model is None else self._clean(received.model)
+            return dataclasses.replace(received, text=self._hide(received.text), model=model)
+        # The message about a wrong key may quote pieces of it.
+        message = f"HTTP {status}" + ("" if status in (401, 403) else self._error_suffix(data))
         if status in _PASSING or status >= 500:
             event = Event.RATE_LIMITED if status == 429 else Event.SERVER_ERROR
             seconds = retry_after_seconds(retry_after, datetime.datetime.now(datetime.UTC))
             if seconds is not None and seconds > self._patience.max_wait_seconds:
                 self._count(event)
                 raise FatalError(
-                    f"{told}: the endpoint asks to wait {seconds:.0f} s, "
+                    f"{message}: the endpoint asks to wait {seconds:.0f} s, "
                     f"max_wait_seconds is {self._patience.max_wait_seconds:g}"
                 )
-            raise _PassingError(event, told, wait_seconds=seconds)
+            raise _PassingError(event, message, wait_seconds=seconds)
         if status in _FATAL or status < 400:
             self._count(Event.REFUSED)
-            raise FatalError(told)
-        raise RefusedError(told)
+            raise FatalError(message)
+        raise RefusedError(message)
 
     def _exchange(self, body: bytes) -> tuple[int, str | None, bytes]:
         """Send a request once and return status, `Retry-After` and body."""
@@ -222,9 +222,9 @@ class Client:
         timer = None
         try:
             connection.connect()
-            left = max(0.0, begun + seconds - time.monotonic())
-            # A socket's own timeout begins anew with every byte; this one does not.
-            timer = threading.Timer(left, _expire, (connection.sock, expired))
+            left_seconds = max(0.0, begun + seconds - time.monotonic())
+            # The socket's timeout starts again with each byte received; this timer does not.
+            timer = threading.Timer(left_seconds, _expire, (connection.sock, expired))
             timer.daemon = True
             timer.start()
             connection.request("POST", self._path, body=body, headers=self._headers())
@@ -234,12 +234,12 @@ class Client:
             raise FatalError(self._clean(f"the endpoint's address: {error}")) from None
         except ssl.SSLCertVerificationError as error:
             raise FatalError(self._clean(f"the endpoint's certificate: {error}")) from None
-        # The original is dropped: only what was cleaned goes on.
+        # `from None`: the original exception may hold the key.
         except (OSError, http.client.HTTPException) as error:
             if expired.is_set() or isinstance(error, TimeoutError):
                 raise _PassingError(Event.TIMEOUT, f"no reply within {seconds:g} s") from None
-            told = self._clean(f"{type(error).__name__}: {error}")
-            raise _PassingError(Event.CONNECTION, told) from None
+            message = self._clean(f"{type(error).__name__}: {error}")
+            raise _PassingError(Event.CONNECTION, message) from None
         finally:
             if timer is not None:
                 timer.cancel()
@@ -260,33 +260,33 @@ class Client:
         )
 
     def _headers(self) -> dict[str, str]:
-        found = {"Content-Type": "application/json", "Accept": "application/json"}
-        return found if self._key is None else found | {"Authorization": f"Bearer {self._key}"}
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        return headers if self._key is None else headers | {"Authorization": f"Bearer {self._key}"}
 
     def _wait_for_turn(self) -> None:
-        """Wait as long as the endpoint asked all of us to."""
+        """Wait until the pause that `_hold_all` set for all threads is over."""
         while True:
             with self._lock:
-                left = self._resume_at - time.monotonic()
-            if self._stop.wait(max(0.0, left)):
+                left_seconds = self._resume_at - time.monotonic()
+            if self._stop.wait(max(0.0, left_seconds)):
                 raise StoppedError
-            if left <= 0:
+            if left_seconds <= 0:
                 return
 
     def _hold_all(self, seconds: float | None) -> None:
-        """Have no thread begin an attempt for so long."""
+        """Keep all threads from starting an attempt for some time."""
         if seconds is not None:
             with self._lock:
                 self._resume_at = max(self._resume_at, time.monotonic() + seconds)
 
-    def _wait_before(self, attempt: int, asked_seconds: float | None) -> None:
-        """Wait before an attempt, if it is one that may be made."""
+    def _wait_before(self, attempt: int, retry_after: float | None) -> None:
+        """Wait before an attempt, unless it is beyond the last."""
         patience = self._patience
         if attempt > patience.max_attempts:
             return
-        if asked_seconds is not None:
-            # All threads wait for the same moment: spread them behind it.
-            seconds = asked_seconds + patience.backoff_seconds * self._random.random()
+        if retry_after is not None:
+            # All threads wait for the same moment: spread them after it.
+            seconds = retry_after + patience.backoff_seconds * self._random.random()
         else:
             doubled = patience.backoff_seconds * 2.0 ** (attempt - 2)
             seconds = min(patience.max_wait_seconds, doubled) * self._random.uniform(0.5, 1.0)
@@ -297,8 +297,8 @@ class Client:
         with self._lock:
             self._counts[event] += 1
 
-    def _words_of(self, data: bytes) -> str:
-        """Return the endpoint's own words about an error, to be put behind the status."""
+    def _error_suffix(self, data: bytes) -> str:
+        """Return the endpoint's error message as a suffix to the status."""
         try:
             message = reply.message_of(json.loads(data))
         except (ValueError, RecursionError):
@@ -306,7 +306,7 @@ class Client:
         return "" if message is None else f": {self._clean(message)}"
 
     def _clean(self, text: str) -> str:
-        """Return one short line without the key."""
+        """Return a short line without the key."""
         return self._hide(" ".join(self._hide(text).split()))[:_SHOWN_CHARS]
 
     def _hide(self, text: str) -> str:
@@ -317,13 +317,13 @@ class Client:
 
 def _expire(sock: socket.socket, expired: threading.Event) -> None:
     expired.set()
-    # Of the plain socket: TLS must not be taken from under the thread that reads.
+    # Shut down the plain socket: closing TLS here would race with the reading thread.
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def retry_after_seconds(value: str | None, now: datetime.datetime) -> float | None:
-    """Return the wait that a `Retry-After` header asks for; None where it asks for nothing.
+    """Return the wait in a `Retry-After` header; None if there is none or it is not valid.
 
     Source: RFC 9110 section 10.2.3: a number of seconds or a date.
     """
@@ -337,7 +337,7 @@ def retry_after_seconds(value: str | None, now: datetime.datetime) -> float | No
             if date.tzinfo is None:
                 date = date.replace(tzinfo=datetime.UTC)
             seconds = (date - now).total_seconds()
-        # Whatever the parser makes of text that is no date, or of one that no clock shows.
+        # The parser raises various errors for text that is not a date.
         except (ValueError, OverflowError, TypeError, LookupError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None

@@ -1,4 +1,4 @@
-"""Read the reply of a chat endpoint: its text, why it ended, and what was counted."""
+"""The reply of a chat endpoint: its text, the reason it ended, and its token counts."""
 
 import dataclasses
 import json
@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 Json = Any
-# Why a reply ended: by itself, at the limit of tokens, or because the endpoint withheld it.
+# Why a reply ended: by itself, at the token limit, or withheld by the endpoint.
 Finish = Literal["stop", "length", "filter"]
 
-_MAX_TOKENS = 10**12  # more is no count
+_MAX_TOKENS = 10**12  # a larger number cannot be a count
 _LENGTH = ("length", "max_tokens")
 _FILTER = ("content_filter", "safety", "refusal")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Usage:
-    """Hold the tokens of one reply as the endpoint counted them."""
+    """The token counts of a reply, as the endpoint states them."""
 
     input_tokens: int
     output_tokens: int
@@ -24,7 +24,7 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
-    """Hold one reply. `usage` is None where the endpoint does not tell it."""
+    """A reply; `usage` is None if the endpoint does not state it."""
 
     text: str
     finish: Finish
@@ -33,7 +33,7 @@ class Reply:
 
 
 class UnusableError(ValueError):
-    """Say why a reply holds no text to use; `usage` is what it cost all the same."""
+    """A reply without usable text; `usage` is what it cost nevertheless."""
 
     def __init__(self, message: str, *, is_json: bool, usage: Usage | None):
         super().__init__(message)
@@ -50,18 +50,18 @@ def parse(data: bytes) -> Reply:
     Source: OpenAI API reference, "The chat completion object".
     """
     try:
-        found = json.loads(data)
+        body = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UnusableError(
             f"{len(data)} bytes are not JSON: {error}", is_json=False, usage=None
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(body, dict):
         raise UnusableError("JSON, but no object", is_json=False, usage=None)
-    usage = _usage(found.get("usage"))
-    choices = found.get("choices")
+    usage = _usage(body.get("usage"))
+    choices = body.get("choices")
     if not isinstance(choices, list) or not choices:
-        told = message_of(found) or "no choices"
-        raise UnusableError(told, is_json=True, usage=usage)
+        error_message = message_of(body) or "no choices"
+        raise UnusableError(error_message, is_json=True, usage=usage)
     choice = choices[0]
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
@@ -72,7 +72,7 @@ def parse(data: bytes) -> Reply:
         if finish == "stop":
             raise UnusableError("the first choice has no content", is_json=True, usage=usage)
         text = ""
-    model = found.get("model")
+    model = body.get("model")
     return Reply(
         text=text,
         finish=finish,
@@ -82,21 +82,21 @@ def parse(data: bytes) -> Reply:
 
 
 def _whole(text: str) -> str:
-    """Return text with a mark for halves of character pairs, which no file can hold."""
+    """Return text with lone surrogates replaced: UTF-8 cannot encode them."""
     return text.encode("utf-8", "replace").decode()
 
 
-def message_of(found: Json) -> str | None:
-    """Return the endpoint's own words about an error, where a body has them."""
-    if isinstance(found, list) and found:
-        found = found[0]
-    error = found.get("error") if isinstance(found, dict) else None
+def message_of(body: Json) -> str | None:
+    """Return the error message in a body, None if there is none."""
+    if isinstance(body, list) and body:
+        body = body[0]
+    error = body.get("error") if isinstance(body, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     return _whole(message) if isinstance(message, str) else None
 
 
 def _text(content: Json) -> str | None:
-    """Return the text of a content, which some endpoints give in parts; None when there is none."""
+    """Return the text of a content, which may be in parts; None if there is none."""
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         content = "".join(part for part in parts if isinstance(part, str))
@@ -110,18 +110,18 @@ def _finish(reason: Json, message: Mapping[str, Json]) -> Finish:
     return "filter" if name in _FILTER or message.get("refusal") else "stop"
 
 
-def _usage(found: Json) -> Usage | None:
-    """Return the counts; tokens of hidden reasoning are part of the output.
+def _usage(stated: Json) -> Usage | None:
+    """Return the token counts; tokens of hidden reasoning count as output.
 
-    Some endpoints leave those out of `completion_tokens` and count them in `total_tokens` alone.
+    Some endpoints count them in `total_tokens` but not in `completion_tokens`.
     """
-    if not isinstance(found, dict):
+    if not isinstance(stated, dict):
         return None
-    counts = [found.get(f"{name}_tokens") for name in ("prompt", "completion", "total")]
-    given, written, total = (
+    counts = [stated.get(f"{name}_tokens") for name in ("prompt", "completion", "total")]
+    input_tokens, output_tokens, total_tokens = (
         c if type(c) is int and 0 <= c <= _MAX_TOKENS else None for c in counts
     )
-    if given is None or written is None:
+    if input_tokens is None or output_tokens is None:
         return None
-    hidden = 0 if total is None else total - given - written
-    return Usage(input_tokens=given, output_tokens=written + max(0, hidden))
+    hidden = 0 if total_tokens is None else total_tokens - input_tokens - output_tokens
+    return Usage(input_tokens=input_tokens, output_tokens=output_tokens + max(0, hidden))

@@ -55,7 +55,7 @@ def abstract_params(
 
 
 def abstract_state(params: nnx.State, optimizer: optim.Optimizer) -> TrainState:
-    """Return the whole state as shapes; Param metadata (`axes`) is kept, moments included."""
+    """Return the whole state as shapes; the metadata of the parameters (`axes`) is kept."""
     return jax.eval_shape(lambda p: _state_of(p, optimizer), params)
 
 
@@ -67,20 +67,42 @@ def shardings(
 ) -> TrainState:
     """Return the sharding of every leaf: moments lie as their parameters, counts everywhere.
 
+    States of one layer are in the pinned memory of the host, see `training.optimizer_step`.
+
     Args:
       abstract: from `abstract_state`.
-      of_params: parameters with `axes` -> the same with a sharding as each value; also called for
-        the moments, which have the axes of their parameters.
-      replicated: of the counts.
+      of_params: parameters with `axes` -> the same with a sharding as each value.
+      replicated: of the counts, and of states that are smaller than their parameter.
     """
-    adam = abstract.opt_state.adam
-    counts = jax.tree.map(lambda _: replicated, abstract.opt_state)
-    moments = adam._replace(count=replicated, mu=of_params(adam.mu), nu=of_params(adam.nu))
-    return TrainState(
-        step=replicated,
-        params=of_params(abstract.params),
-        opt_state=dataclasses.replace(counts, adam=moments),
+    placed = of_params(abstract.params)
+    params, places = (
+        {name: variable.get_value() for name, variable in tree_paths.variables(tree).items()}
+        for tree in (abstract.params, placed)
     )
+
+    def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+        is_layer = isinstance(abstract.opt_state.inner[path[0].key], list)
+        name = next((n for n in _endings(path) if n in params), None)
+        place = replicated
+        if name is not None and params[name].shape[is_layer:] == leaf.shape:
+            place = places[name]
+            if is_layer and isinstance(place, jax.sharding.NamedSharding):
+                spec = jax.sharding.PartitionSpec(*place.spec[1:])
+                place = jax.sharding.NamedSharding(place.mesh, spec)
+        return place.with_memory_kind("pinned_host") if is_layer else place
+
+    opt_state = abstract.opt_state
+    counts = jax.tree.map(lambda _: replicated, dataclasses.replace(opt_state, inner={}))
+    inner = jax.tree_util.tree_map_with_path(one, opt_state.inner)
+    return TrainState(
+        step=replicated, params=placed, opt_state=dataclasses.replace(counts, inner=inner)
+    )
+
+
+def _endings(path: tuple) -> list[str]:
+    """Return the names that the end of a path may be, the longest first."""
+    parts = tree_paths.path_name(path).split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def with_shardings(abstract: Tree, shardings: Tree) -> Tree:
@@ -111,17 +133,21 @@ def init(
         everything on the default device.
     """
 
-    def make(key: jax.Array) -> TrainState:
-        _, params = split_model(make_model(nnx.Rngs(key)))
-        return _state_of(_cast_floating(params, param_dtype), optimizer)
+    def make(key: jax.Array) -> nnx.State:
+        return _cast_floating(split_model(make_model(nnx.Rngs(key)))[1], param_dtype)
 
-    return jax.jit(make, out_shardings=shardings)(key)
+    if optimizer.memory == "host":
+        params = jax.jit(make, out_shardings=None if shardings is None else shardings.params)(key)
+        return _with_host_states(params, optimizer, shardings)
+    return jax.jit(lambda key: _state_of(make(key), optimizer), out_shardings=shardings)(key)
 
 
 def from_params(
     params: nnx.State, optimizer: optim.Optimizer, *, shardings: Tree | None
 ) -> TrainState:
     """Make a state at step 0 around loaded parameters, which are donated: not to be used again."""
+    if optimizer.memory == "host":
+        return _with_host_states(params, optimizer, shardings)
     make = jax.jit(
         lambda p: _state_of(p, optimizer), out_shardings=shardings, donate_argnames=("p",)
     )
@@ -135,9 +161,52 @@ def _state_of(params: nnx.State, optimizer: optim.Optimizer) -> TrainState:
     )
 
 
+def _with_host_states(
+    params: nnx.State, optimizer: optim.Optimizer, shardings: TrainState | None
+) -> TrainState:
+    """Make the states of one layer after the other, so that the device never holds them all."""
+    trainable = optimizer.split(params)[0]
+    arrays = optim.arrays_of(trainable)
+    inner = {}
+    for stack, names in optimizer.stacks.items():
+        own = {name: arrays[name] for name in names}
+        if stack == optim.PLAIN:
+            places = None if shardings is None else shardings.opt_state.inner[stack]
+            inner[stack] = jax.jit(optimizer.first_state, out_shardings=places)(own)
+            continue
+        first = jax.jit(lambda own: optimizer.first_state(jax.tree.map(lambda x: x[0], own)))
+        states = []
+        for number in range(optimizer.num_layers[stack]):
+            one = first(own)
+            places = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), one)
+            if shardings is not None:
+                places = shardings.opt_state.inner[stack][number]
+            states.append(jax.device_put(one, places))
+        inner[stack] = states
+    zero = jnp.zeros((), jnp.int32)
+    if shardings is not None:
+        zero = jax.device_put(zero, shardings.step)
+    return TrainState(
+        step=zero,
+        params=params,
+        # Arrays of their own, because a step donates each.
+        opt_state=optim.OptState(
+            inner=inner, num_skipped=jnp.copy(zero), num_skipped_in_row=jnp.copy(zero)
+        ),
+    )
+
+
 def _cast_floating(params: nnx.State, dtype: jnp.dtype | None) -> nnx.State:
     if dtype is None:
         return params
-    return jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, params
-    )
+
+    def one(variable: nnx.Variable) -> nnx.Variable:
+        value = variable[...]
+        # Adapters are small, and learn too slowly for few bits.
+        if variable.get_metadata().get("is_adapter") or not jnp.issubdtype(
+            value.dtype, jnp.floating
+        ):
+            return variable
+        return variable.replace(value.astype(dtype))
+
+    return jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, nnx.Variable))

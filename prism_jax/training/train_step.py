@@ -6,6 +6,7 @@ before the first microbatch runs, so each microbatch adds its exact share of the
   loss = sum over terms k of  coefficient_k * total_k(whole batch) / weight_k(whole batch)
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from flax import nnx
 
 from prism_jax import metrics
 from prism_jax.losses import reduce
-from prism_jax.training import optim, train_state
+from prism_jax.training import optim, optimizer_step, train_state
 
 Tree = Any
 Terms = dict[str, reduce.Sum]
@@ -25,6 +26,8 @@ WeightsFn = Callable[[Tree], dict[str, jax.Array]]
 TrainStep = Callable[
     [train_state.TrainState, Tree, jax.Array], tuple[train_state.TrainState, metrics.Metrics]
 ]
+
+_OWN_METRICS = {"loss/total", *optimizer_step.METRICS}
 
 
 def make_train_step(
@@ -38,7 +41,7 @@ def make_train_step(
     shardings: Tree | None,
     compiler_options: Mapping[str, bool | int | str] | None = None,
 ) -> TrainStep:
-    """Return the jitted `(state, batch, key) -> (state, metrics)`; it donates the state.
+    """Return the compiled `(state, batch, key) -> (state, metrics)`; it donates the state.
 
     A step whose loss or gradient is not finite changes nothing but `step` and the counts of
     skipped updates, which the metrics `optim/skipped_updates` and `optim/skipped_in_row` show. Nor
@@ -56,48 +59,70 @@ def make_train_step(
       shardings: of the state, so that it never changes its layout; None for one device.
       compiler_options: of XLA, by their names without `--`; None leaves its own.
     """
-
-    def step(state, batch, key):
-        _check_leading_size(batch, num_microbatches)
-        weights = weights_fn(batch)
-        _check_names("weights_fn", weights, coefficients)
-        trainable, frozen = optimizer.split(state.params)
-        layout = None if shardings is None else optimizer.split(shardings.params)[0]
-
-        def loss_of(trainable, microbatch, key):
-            model = nnx.merge(graphdef, trainable, frozen)
-            terms, told = loss_fn(model, microbatch, key)
-            _check_names("loss_fn", terms, coefficients)
-            loss = sum(
-                (
-                    coefficients[name] * _share(terms[name].total, weights[name])
-                    for name in sorted(coefficients)
-                ),
-                start=jnp.zeros((), jnp.float32),
-            )
-            return loss, (loss, told)
-
-        grads, loss, told = _accumulate(loss_of, trainable, batch, key, num_microbatches, layout)
-        trainable, opt_state, update = optimizer.update(
-            grads,
-            state.opt_state,
-            trainable,
-            step=state.step,
-            is_finite=jnp.isfinite(loss),
-            is_empty=_is_empty(weights, coefficients),
-        )
-        state = train_state.TrainState(
-            step=state.step + 1,
-            params=nnx.merge_state(trainable, frozen),
-            opt_state=opt_state,
-        )
-        return state, _join(told, _own_metrics(loss, update, opt_state))
-
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        out_shardings=(shardings, None),
+    gradients = functools.partial(
+        _gradients,
+        graphdef,
+        loss_fn,
+        optimizer,
+        weights_fn=weights_fn,
+        coefficients=coefficients,
+        num_microbatches=num_microbatches,
+    )
+    make = optimizer_step.in_one_program
+    if optimizer.memory == "host":
+        make = optimizer_step.Streamed
+    return make(
+        gradients,
+        optimizer,
+        shardings=shardings,
         compiler_options=None if compiler_options is None else dict(compiler_options),
+    )
+
+
+def _gradients(
+    graphdef: nnx.GraphDef,
+    loss_fn: LossFn,
+    optimizer: optim.Optimizer,
+    trainable: nnx.State,
+    frozen: nnx.State,
+    batch: Tree,
+    key: jax.Array,
+    layout: Tree | None,
+    *,
+    weights_fn: WeightsFn,
+    coefficients: Mapping[str, float],
+    num_microbatches: int,
+) -> optimizer_step.Gradients:
+    """Return the gradients of a whole batch, see `make_train_step`.
+
+    Args:
+      layout: shardings of the gradients; None for one device.
+    """
+    _check_leading_size(batch, num_microbatches)
+    weights = weights_fn(batch)
+    _check_names("weights_fn", weights, coefficients)
+
+    def loss_of(trainable, microbatch, key):
+        model = nnx.merge(graphdef, trainable, frozen)
+        terms, told = loss_fn(model, microbatch, key)
+        _check_names("loss_fn", terms, coefficients)
+        _check_metrics(told)
+        loss = sum(
+            (
+                coefficients[name] * _share(terms[name].total, weights[name])
+                for name in sorted(coefficients)
+            ),
+            start=jnp.zeros((), jnp.float32),
+        )
+        return loss, told
+
+    grads, loss, told = _accumulate(loss_of, trainable, batch, key, num_microbatches, layout)
+    total = metrics.Mean(total=loss.astype(jnp.float32), weight=jnp.ones(()))
+    return optimizer_step.Gradients(
+        values=grads,
+        is_finite=jnp.isfinite(loss),
+        is_empty=_is_empty(weights, coefficients),
+        metrics=told | {"loss/total": total},
     )
 
 
@@ -119,25 +144,47 @@ def split_rows(batch: Tree, num_microbatches: int) -> Tree:
 
 
 def _accumulate(loss_of, trainable, batch, key, num_microbatches, layout):
-    """Sum gradients (float32) and loss over the microbatches, and merge their metrics."""
-    grad_of = jax.grad(loss_of, has_aux=True)
+    """Sum gradients and loss over the microbatches, and merge their metrics.
 
-    def one(index, microbatch):
-        grads, (loss, told) = grad_of(trainable, microbatch, jax.random.fold_in(key, index))
-        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), loss, told
-
+    The sum is float32 and is changed in place: the backward pass adds to it layer by layer, so
+    that no second set of gradients exists.
+    """
     if num_microbatches == 1:
-        return one(0, jax.tree.map(lambda x: x[0], batch))
-
-    def body(summed, xs):
-        grads, loss, told = one(*xs)
-        return jax.tree.map(jnp.add, summed, grads), (loss, told)
-
+        only = jax.tree.map(lambda x: x[0], batch)
+        grad_of = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, told), grads = grad_of(trainable, only, jax.random.fold_in(key, 0))
+        return grads, loss, told
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
     if layout is not None:
         zeros = jax.lax.with_sharding_constraint(zeros, layout)
-    grads, (losses, told) = jax.lax.scan(body, zeros, (jnp.arange(num_microbatches), batch))
-    return grads, jnp.sum(losses), _fold(told)
+    xs = (jnp.arange(num_microbatches), batch)
+    if any(p.dtype != jnp.float32 for p in jax.tree.leaves(trainable)):
+        # A backward pass adds in the parameters' own dtype alone.
+        grads, (losses, told) = jax.lax.scan(
+            functools.partial(_add_microbatch, loss_of, trainable, key), zeros, xs
+        )
+        return grads, jnp.sum(losses), _fold(told)
+    sums = jax.tree.map(jax.new_ref, zeros)
+
+    def body(_, xs):
+        index, microbatch = xs
+        own_key = jax.random.fold_in(key, index)
+        loss, backward, told = jax.vjp(
+            lambda trainable: loss_of(trainable, microbatch, own_key), trainable, has_aux=True
+        )
+        backward.with_refs(sums)(jnp.ones_like(loss))
+        return None, (loss, told)
+
+    _, (losses, told) = jax.lax.scan(body, None, xs)
+    return jax.tree.map(jax.freeze, sums), jnp.sum(losses), _fold(told)
+
+
+def _add_microbatch(loss_of, trainable, key, summed, xs):
+    """Add the gradients of one microbatch to the sum."""
+    index, microbatch = xs
+    grad_of = jax.value_and_grad(loss_of, has_aux=True)
+    (loss, told), grads = grad_of(trainable, microbatch, jax.random.fold_in(key, index))
+    return jax.tree.map(lambda s, g: s + g.astype(s.dtype), summed, grads), (loss, told)
 
 
 def _fold(stacked: metrics.Metrics) -> metrics.Metrics:
@@ -165,28 +212,10 @@ def _is_empty(weights: Mapping[str, jax.Array], coefficients: Mapping[str, float
     return jnp.stack(counted).all() if counted else jnp.ones((), bool)
 
 
-def _own_metrics(
-    loss: jax.Array, update: optim.Update, opt_state: optim.OptState
-) -> metrics.Metrics:
-    def mean(value: jax.Array) -> metrics.Mean:
-        return metrics.Mean(total=value.astype(jnp.float32), weight=jnp.ones(()))
-
-    return {
-        "loss/total": mean(loss),
-        "optim/learning_rate": mean(update.learning_rate),
-        "optim/grad_norm": mean(update.grad_norm),
-        "optim/clipped_fraction": mean(update.is_clipped),
-        "optim/skipped_updates": mean(opt_state.num_skipped),
-        "optim/skipped_in_row": mean(opt_state.num_skipped_in_row),
-        "optim/empty_updates": metrics.Sum(value=update.is_empty.astype(jnp.float32)),
-    }
-
-
-def _join(told: metrics.Metrics, own: metrics.Metrics) -> metrics.Metrics:
-    twice = sorted(set(told) & set(own))
+def _check_metrics(told: metrics.Metrics) -> None:
+    twice = sorted(set(told) & _OWN_METRICS)
     if twice:
         raise ValueError(f"loss_fn returns metrics that the train step makes itself: {twice}")
-    return told | own
 
 
 def _check_names(source: str, got: Mapping[str, Any], coefficients: Mapping[str, float]) -> None:

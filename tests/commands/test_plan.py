@@ -6,12 +6,29 @@ import json
 import pathlib
 import types
 
+import jax
 import pytest
 
 from benchmarks import scale_model, tpu_compile
 from prism_jax import configuration, errors, main
-from prism_jax.commands.plan import compiling, jobs, machines, memory, opening, planning, table
+from prism_jax.commands.plan import (
+    compiling,
+    jobs,
+    machines,
+    memory,
+    opening,
+    page,
+    planning,
+    table,
+)
+from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.rollout import decode, prefill
+from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import programs
+from prism_jax.stages.align import main as align_main
+from prism_jax.stages.align import programs as align_programs
+from prism_jax.stages.align import updates as align_updates
+from tests.stages import rl_run
 from tests.test_tpu_compile import needs_libtpu
 
 _RECORDS = pathlib.Path(tpu_compile.__file__).parent / "results/tpu_compile.json"
@@ -66,13 +83,117 @@ def test_each_device_holds_its_share_of_the_weights_in_every_phase(stage):
     whole = planning.make(_job(stage, "4b", "v5p:2x2x1", **{"mesh.num_devices": 1}), None)
     parts = planning.make(_job(stage, "4b", "v5p:2x2x1"), None)
     assert [phase.name for phase in parts.phases] == [phase.name for phase in whole.phases]
-    share = 1 if stage in ("evaluate", "pairs") else 4
     for one, all_ in zip(parts.phases, whole.phases, strict=True):
         held = {**one.parts, **one.beside}
         for name, size in {**all_.parts, **all_.beside}.items():
-            if name.endswith(("parameters", "states", "weights")):
-                assert held[name] == pytest.approx(size / share, rel=1e-3), name
+            if name.endswith(("parameters", "states")):
+                assert held[name] == pytest.approx(size / 4, rel=1e-3), name
+            elif name.endswith("weights"):
+                # A copy for decoding on each device: 4B leaves room for responses beside it.
+                assert held[name] == pytest.approx(size, rel=1e-3), name
         assert any(size > 1 for size in held.values())
+
+
+def test_the_sampler_takes_the_memory_that_training_leaves():
+    plans = {
+        number: planning.make(_job("rlvr", "8b", "v5p:2x2x4", **{"mesh.num_devices": number}), None)
+        for number in (2, 16)
+    }
+    few, many = (plan.phases[1] for plan in plans.values())
+    # Sixteen devices give every response a slot, two are filled: states, two devices to a copy of
+    # the weights, and keys and values up to 0.94 of the rest.
+    assert many.total < 0.8 * plans[16].opened.machine.generation.hbm_gib
+    hbm = plans[2].opened.machine.generation.hbm_gib
+    assert 0.9 * hbm < few.total <= hbm
+    assert few.fits(hbm)
+    slots = {n: plan.opened.programs[0].note.partition(" x ")[0] for n, plan in plans.items()}
+    assert slots[16].endswith(" 512"), slots
+
+
+@pytest.mark.parametrize("memory_kind", ["device", "host"])
+def test_moments_in_the_hosts_memory_take_none_of_the_device(memory_kind):
+    plan = planning.make(_job("sft", "4b", "v5p:2x2x1", **{"optim.memory": memory_kind}), None)
+    (update,) = plan.phases
+    # The states of what is no stack of layers, the embedding, stay: 0.39 of 4.02 billion.
+    share = update.parts["states"] / (2 * update.parts["parameters"])
+    assert share < 0.11 if memory_kind == "host" else share > 0.8
+    assert ("for the optimizer's states" in "".join(page.lines(plan))) == (memory_kind == "host")
+
+
+def test_adapters_alone_have_gradients_and_states():
+    whole, adapters = (
+        planning.make(_job("sft", "8b", "v5e:4x4", **{"model.lora.rank": rank}), None).phases[0]
+        for rank in (None, 16)
+    )
+    assert adapters.parts["states"] < 0.1 * whole.parts["states"]
+    assert adapters.temporary < whole.temporary - 0.9 * whole.parts["parameters"]
+
+
+def _shape(tree):
+    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
+
+
+@pytest.mark.slow
+def test_the_programs_of_a_plan_are_those_that_a_run_calls(tmp_path, monkeypatch):
+    """Compare the shapes of the arguments of every program of a step of alignment."""
+    called, opened = {}, {}
+
+    def recorded(phase, function, first):
+        def call(*arguments, **static):
+            called.setdefault(phase, []).append(_shape(arguments[first:]))
+            return function(*arguments, **static)
+
+        return call
+
+    def open_updates(*arguments, **options):
+        starts, updates = make_updates(*arguments, **options)
+        return starts, dataclasses.replace(
+            updates,
+            policy=recorded("policy's update", updates.policy, 0),
+            discriminator=recorded("discriminator's update", updates.discriminator, 0),
+        )
+
+    def open_experience(run, policy, discriminator, *, feed, shapes, judge):
+        opened.update(run=run, models=(policy, discriminator), feed=feed, shapes=shapes)
+        return make_experience(run, policy, discriminator, feed=feed, shapes=shapes, judge=judge)
+
+    make_updates, make_experience = align_updates.open_updates, align_main.open_experience
+    make_scorer, make_advance = discriminator_loss.make_scorer, decode.advance
+    with monkeypatch.context() as patch:
+        patch.setattr(align_updates, "open_updates", open_updates)
+        patch.setattr(align_main, "open_experience", open_experience)
+        patch.setattr(
+            discriminator_loss, "make_scorer", lambda *a: recorded("scores", make_scorer(*a), 0)
+        )
+        patch.setattr(decode, "advance", lambda *a: recorded("decode", make_advance(*a), 0))
+        patch.setattr(prefill, "fill", recorded("prefill", prefill.fill, 1))
+        done = rl_run.run(
+            *("align", rl_run.write(tmp_path / "files"), tmp_path / "run"),
+            *("--config.mesh.num_devices=2", "--config.train.num_steps=1"),
+            *("--config.rows.num_rows=-1", "--config.discriminator.rows.num_rows=-1"),
+            *("--config.rows.has_shared_prompts=True", "--config.optim.memory=host"),
+            *("--config.discriminator.rows.has_shared_prompts=True", "--config.seed=1"),
+            "--config.honesty.every_steps=None",
+        )
+    assert done == 0
+    sizes, run = opened["feed"].sizes, opened["run"]
+    described = devices_lib.Described(platform="cpu", memory_bytes=1 << 40)
+    monkeypatch.setattr(align_programs, "_shapes", lambda *_: opened["shapes"])
+    listed = align_programs.programs_of(
+        run.options,
+        dataclasses.replace(run.devices, described=described),
+        dict(zip(("policy", "discriminator"), opened["models"], strict=True)),
+        programs.Bounds(
+            prompt_tokens=max(size.tokens for size in sizes),
+            prompt_patches=max(size.patches for size in sizes),
+            prompt_images=max(size.images for size in sizes),
+            teacher_tokens=1,
+        ),
+    )
+    assert {program.phase for program in listed} == set(called)
+    for program in listed:
+        planned = _shape(program.arguments[program.phase == "prefill" :])
+        assert planned in called[program.phase], program.phase
 
 
 def test_estimates_of_temporaries_are_near_what_was_compiled():
@@ -86,6 +207,7 @@ def test_estimates_of_temporaries_are_near_what_was_compiled():
         work = programs.Work(
             model=opening.MODELS[record["model"]],
             tokens=parts * record["row_tokens"],
+            attended_tokens=parts * record["row_tokens"],
             sequence_tokens=record["row_tokens"],
             patches=parts * record["row_patches"],
             head_tokens=parts * record["row_tokens"] * is_policy,
@@ -98,11 +220,10 @@ def test_estimates_of_temporaries_are_near_what_was_compiled():
         mesh = types.SimpleNamespace(shape={"data": 1, "fsdp": parts, "tensor": 1, "expert": 1})
         devices = types.SimpleNamespace(mesh=mesh, row_parts=lambda parts=parts: parts)
         # The gradients are outputs of the one program, and of the state's size in the other.
-        params = types.SimpleNamespace(params=())
         program = types.SimpleNamespace(
-            work=work, arguments=(params,), parts={}, beside={}, phase="", made=None
+            work=work, devices=devices, gradients=(), parts={}, beside={}, phase="", is_fitted=False
         )
-        found = memory.estimated(program, devices).temporary / memory.ESTIMATE_FACTOR
+        found = memory.estimated(program).temporary / memory.ESTIMATE_FACTOR
         found += record["arguments_gib"] / 3 if record["program"] == "train" else 0
         ratios.append(found / record["temporary_gib"])
     assert len(ratios) == 10

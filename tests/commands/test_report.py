@@ -58,18 +58,18 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_the_summary_holds_the_rates_of_every_stage_with_their_intervals(chain, tmp_path):
-    _, told = _report(chain, tmp_path)
+    _, summary = _report(chain, tmp_path)
     for stage, count in made_up_chain.RIGHT.items():
         values = [float(n < count) for n in range(made_up_chain.NUM_ROWS)]
         expected = intervals.rate(values, num_responses=1)
-        assert intervals.Rate(**told["accuracy"][stage]) == expected
-    valid = {stage: rate["mean"] for stage, rate in told["format_valid"].items()}
+        assert intervals.Rate(**summary["accuracy"][stage]) == expected
+    valid = {stage: rate["mean"] for stage, rate in summary["format_valid"].items()}
     assert valid == {"base": 0, "sft": 11 / 12, "align": 1, "rlvr": 1}
 
 
 def test_pair_accuracy_is_that_of_the_first_and_the_last_ten_steps(chain, tmp_path):
-    _, told = _report(chain, tmp_path)
-    assert told["discriminator_pair_accuracy"] == {
+    _, summary = _report(chain, tmp_path)
+    assert summary["discriminator_pair_accuracy"] == {
         "before": {"caption": pytest.approx(0.8), "cot": pytest.approx(0.9)},
         "after": {"caption": pytest.approx(0.5), "cot": pytest.approx(0.625)},
         "warmup_held_out": {"caption": 0.75, "cot": 0.9},
@@ -80,15 +80,15 @@ def test_pair_accuracy_is_that_of_the_first_and_the_last_ten_steps(chain, tmp_pa
 def test_both_ends_of_a_short_alignment_share_no_step(tmp_path):
     rows = [{"step": n, "discriminator/cot_pair_accuracy": n / 8} for n in (1, 2, 3)]
     made_up_chain.write_metrics(tmp_path / "align", rows)
-    told = results.pair_accuracy(results.read(tmp_path))
-    assert (told["before"]["cot"], told["after"]["cot"]) == (1 / 8, 3 / 8)
-    assert told["before"]["caption"] is None
+    accuracies = results.pair_accuracy(results.read(tmp_path))
+    assert (accuracies["before"]["cot"], accuracies["after"]["cot"]) == (1 / 8, 3 / 8)
+    assert accuracies["before"]["caption"] is None
     made_up_chain.write_metrics(tmp_path / "align", rows[:1])
     assert results.pair_accuracy(results.read(tmp_path))["before"]["cot"] is None
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "shown"),
     [
         (("response",), ("whole response",)),
         (
@@ -97,7 +97,7 @@ def test_both_ends_of_a_short_alignment_share_no_step(tmp_path):
         ),
     ],
 )
-def test_the_segments_are_those_that_the_discriminator_read(tmp_path, names, told):
+def test_the_segments_are_those_that_the_discriminator_read(tmp_path, names, shown):
     rows = [
         {"step": n}
         | {f"discriminator/{name}_pair_accuracy": n / 8 for name in names}
@@ -112,7 +112,7 @@ def test_the_segments_are_those_that_the_discriminator_read(tmp_path, names, tol
     assert accuracy["before"] == dict.fromkeys(names, 1 / 8)
     assert accuracy["after"] == dict.fromkeys(names, 4 / 8)
     assert accuracy["warmup_held_out"] == dict.fromkeys(names, 0.75)
-    assert all(name in text for name in told)
+    assert all(name in text for name in shown)
     assert ("caption (perception)" in text) == ("caption" in names)
     assert "Gap in alignment: not" not in text
 
@@ -126,22 +126,22 @@ def test_captions_against_cots_are_shown_without_pictures_or_a_swap(tmp_path):
     made_up_chain.write_metrics(tmp_path / "align", [row])
     text, _ = _report(tmp_path, tmp_path)
     line = "{}</small></th><td>–</td><td>{}</td><td>50.0 %</td>"
-    for told, share in (
+    for pair, share in (
         ("caption against student's cot", "87.5 %"),
         ("cot against student's caption", "12.5 %"),
     ):
-        assert line.format(f"teacher's {told}", share) in text.replace("\u00a0", " ")
+        assert line.format(f"teacher's {pair}", share) in text.replace("\u00a0", " ")
     assert "Standard deviation" not in text
 
 
 def test_the_summary_names_times_commands_and_seeds(chain, tmp_path):
-    _, told = _report(chain, tmp_path)
-    assert told["wall_seconds"]["sft"] == round(3.7 * 2**1.7, 1)
-    assert told["num_starts"]["align"] == 2
-    assert told["commands"]["align"] == (
+    _, summary = _report(chain, tmp_path)
+    assert summary["wall_seconds"]["sft"] == round(3.7 * 2**1.7, 1)
+    assert summary["num_starts"]["align"] == 2
+    assert summary["commands"]["align"] == (
         "python -m prism_jax align --workdir=$WORKDIR/align --config.seed=7"
     )
-    assert set(told["seeds"].values()) == {7}
+    assert set(summary["seeds"].values()) == {7}
 
 
 def test_commands_are_those_that_a_shell_reads_as_the_steps_arguments():
@@ -151,23 +151,23 @@ def test_commands_are_those_that_a_shell_reads_as_the_steps_arguments():
     )
     assert "--a=$WORKDIR/x.json#y" in step.command
     script = step.command.replace("python -m prism_jax", "printf '%s\\n'")
-    told = subprocess.run(
+    printed = subprocess.run(
         ["bash", "-c", f"WORKDIR=/w; {script}"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout
     expected = ("sft", "--a=/w/x.json#y", "--b=('c d', 1)", "--to=/w/e f", "--g=$HOME")
-    assert tuple(told.splitlines()) == expected
+    assert tuple(printed.splitlines()) == expected
 
 
 def test_what_was_not_run_is_null_in_the_summary_and_said_on_the_page(partial, tmp_path):
-    text, told = _report(partial, tmp_path)
+    text, summary = _report(partial, tmp_path)
     for name in ("accuracy", "format_valid", "evaluated"):
-        assert told[name]["align"] is None
-        assert told[name]["rlvr"] is None
-        assert told[name]["sft"] is not None
-    assert set(told["discriminator_pair_accuracy"]["after"].values()) == {None}
+        assert summary[name]["align"] is None
+        assert summary[name]["rlvr"] is None
+        assert summary[name]["sft"] is not None
+    assert set(summary["discriminator_pair_accuracy"]["after"].values()) == {None}
     labels = [values["aria-label"] for tag, values in _Page(text).tags if "aria-label" in values]
     assert "Gap in alignment: not run." in labels
     assert "Reward in RLVR: not run." in labels
@@ -180,29 +180,29 @@ def test_what_was_not_run_is_null_in_the_summary_and_said_on_the_page(partial, t
 def test_what_a_stage_that_ran_could_not_measure_is_not_said_to_be_not_run(tmp_path):
     rows = [{"step": n, "rollout/format_fraction": 0.0} for n in (1, 2)]
     made_up_chain.write_metrics(tmp_path / "align", rows)
-    text, told = _report(tmp_path, tmp_path)
+    text, summary = _report(tmp_path, tmp_path)
     assert 'aria-label="Gap in alignment: not measured."' in text
     assert 'aria-label="Reward in RLVR: not run."' in text
     # Both ends of alignment, both segments.
     assert text.count('<td><span class="absent-value">not measured</span></td>') == 4
-    assert told["discriminator_pair_accuracy"]["after"]["cot"] is None
+    assert summary["discriminator_pair_accuracy"]["after"]["cot"] is None
 
 
 def test_the_honesty_panel_is_shown_with_a_warning_where_a_probe_explains_a_segment(
     chain, tmp_path
 ):
-    text, told = _report(chain, tmp_path)
-    whens = [panel["when"] for panel in told["honesty"]]
+    text, summary = _report(chain, tmp_path)
+    whens = [panel["when"] for panel in summary["honesty"]]
     assert whens == ["after warm-up", "alignment, step 1", "alignment, step 40"]
     # The made-up length of a cot: 0.875 of 0.9 is too far, 0.8 of 0.897 too, 0.8 of 0.775 is not.
-    lines = [panel["warnings"] for panel in told["honesty"]]
+    lines = [panel["warnings"] for panel in summary["honesty"]]
     expected = (
         "alignment, step 40: cot: length alone tells teacher from student in 80.0\u00a0% of pairs, "
         "the discriminator in 77.5\u00a0%. It may look at nothing else."
     )
     assert lines == [[], [], [expected]]
     assert text.count('<p class="warning">') == 1 and expected in text
-    assert told["honesty"][2]["values"]["router_information_bits_mean"] == 0.25
+    assert summary["honesty"][2]["values"]["router_information_bits_mean"] == 0.25
     labels = [values["aria-label"] for tag, values in _Page(text).tags if "aria-label" in values]
     (cot,) = (label for label in labels if label.startswith("Told apart: cot"))
     assert "discriminator from 0.897 at step 1 to 0.775 at step 40" in cot
@@ -214,8 +214,8 @@ def test_the_honesty_panel_is_shown_with_a_warning_where_a_probe_explains_a_segm
 
 
 def test_a_chain_without_the_panel_says_so_and_has_no_plot_of_it(partial, tmp_path):
-    text, told = _report(partial, tmp_path)
-    assert told["honesty"] == []
+    text, summary = _report(partial, tmp_path)
+    assert summary["honesty"] == []
     assert "The honesty panel was not measured." in text
     plotted = [values for _, values in _Page(text).tags if values.get("role") == "img"]
     assert len(plotted) == 5
@@ -255,14 +255,14 @@ def test_responses_are_shown_as_text_with_segments_and_verdicts(chain, tmp_path)
 
 def test_a_response_cannot_add_markup_or_characters_that_html_forbids():
     hostile = "<caption>\x00<img src=x onerror=alert(1)>\ud800</caption> \"'<script>"
-    told = examples.coloured(hostile)
-    assert told == (
+    coloured = examples.coloured(hostile)
+    assert coloured == (
         '<span class="caption">&lt;caption&gt;\ufffd&lt;img src=x onerror=alert(1)&gt;\ufffd'
         "&lt;/caption&gt;</span> &quot;&#x27;&lt;script&gt;"
     )
 
 
-def test_a_test_split_that_is_gone_is_said(chain, tmp_path):
+def test_a_missing_test_split_is_reported(chain, tmp_path):
     moved = made_up_chain.write(tmp_path / "chain", stages=("sft",))
     (moved / "corpus" / "rl" / "test.parquet").unlink()
     text, _ = _report(moved, tmp_path)
@@ -286,8 +286,8 @@ def test_the_account_leaves_out_the_report_and_names_steps_that_did_not_finish(t
         made_up_chain.write_step(tmp_path, name, number=number, seconds=60.0)
     path = tmp_path / "steps" / "rlvr.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"is_finished": False}))
-    text, told = _report(tmp_path, tmp_path)
-    assert told["wall_seconds"] == {"sft": 60.0}
+    text, summary = _report(tmp_path, tmp_path)
+    assert summary["wall_seconds"] == {"sft": 60.0}
     assert "rlvr <small>not finished</small>" in text
     assert "2m00s in all" in text
 
@@ -333,17 +333,17 @@ def test_a_long_curve_is_smoothed_with_fewer_points_at_its_ends():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--workdir={}/nowhere"], "nowhere: no such folder"),
         (["--workdir={}"], "holds no stage of a chain"),
         (["--workdir={}", "--num_examples=-1"], "--num_examples must be >= 0, got -1"),
     ],
 )
-def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, told):
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
     given = [argument.format(tmp_path) for argument in arguments]
     assert main.main(["report", f"--out={tmp_path}/out.html", *given]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out.html").exists()
 
 

@@ -65,7 +65,7 @@ def test_a_line_of_attempts_that_a_kill_cut_off_is_removed(tmp_path):
     attempts.write_text("[]\n")
     with (
         fake_teacher.serve(fake_teacher.right) as server,
-        pytest.raises(errors.InputError, match=r"attempts\.jsonl: must be lines"),
+        pytest.raises(errors.InputError, match=r"attempts\.jsonl: line 1: damaged"),
     ):
         test_teacher._run(server, path, tmp_path)
 

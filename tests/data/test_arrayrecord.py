@@ -203,7 +203,7 @@ def test_a_cut_or_missing_shard_is_named_before_training(tmp_path):
         open_prompts(out)
 
 
-def test_a_flipped_bit_is_found_by_verify_and_by_reading(tmp_path):
+def test_verify_and_reading_detect_a_flipped_bit(tmp_path):
     out = build_prompts(tmp_path, ROWS)
     path = shard(out)
     content = bytearray(path.read_bytes())
@@ -279,7 +279,9 @@ def test_no_name_in_a_folder_chooses_a_class(tmp_path, monkeypatch):
         content["featuresDict"]["features"]["id"]["pythonClassName"] = name
         features.write_text(json.dumps(content))
         list_again(out)
-        with pytest.raises(errors.InputError, match=r"features\.json: must be what `data build`"):
+        with pytest.raises(
+            errors.InputError, match=r"features\.json: must be the file that `data build`"
+        ):
             open_prompts(out)
     # What else TFDS would read is not read at all.
     features.write_text(known)

@@ -143,6 +143,24 @@ def test_few_sizes_of_vision_rows_and_the_smallest_that_fits():
     assert none.limits().images == none.limits().patches == 0
 
 
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((1, 0), (8, 8)),
+        ((8, 8), (8, 8)),
+        ((9, 3), (16, 16)),
+        ((3, 17), (24, 32)),
+        ((24, 0), (24, 32)),
+    ],
+)
+def test_slots_for_segments_are_few_and_of_few_sizes(counts, expected):
+    shapes = collate.Shapes(row_tokens=8, row_examples=24, row_patches=(8,), row_images=100)
+    assert shapes.segments_for(*counts) == expected
+    # One slot would be an unpacked row to cuDNN.
+    single = collate.Shapes(row_tokens=8, row_examples=1, row_patches=(), row_images=1)
+    assert single.segments_for(1, 0) == (2, 2)
+
+
 def test_rows_with_few_or_no_images_have_the_shapes_of_full_ones(words, config):
     def packed(rows):
         return collate.collate(
@@ -150,6 +168,7 @@ def test_rows_with_few_or_no_images_have_the_shapes_of_full_ones(words, config):
             config=config,
             shapes=SHAPES,
             row_patches=64,
+            segments=SHAPES.segments_for(2, 3),
             dtype=collate.pixels_dtype(words),
         )
 
@@ -227,7 +246,7 @@ def test_rows_that_were_counted_are_not_read_to_be_measured(words, config):
         demonstrations.Demonstrations([("a", rows)], words, sizes=sizes[:1], **options)
 
 
-def test_encoded_rows_are_kept_up_to_the_limit(words, config):
+def test_encoded_rows_are_cached_up_to_the_limit(words, config):
     kept, read = _Rows(), _Rows()
     for rows, num_bytes in ((kept, 1 << 20), (read, 0)):
         packed = _packed(words, config, cache_bytes=num_bytes, rows=rows)

@@ -16,18 +16,51 @@ def _sizes(*tokens: int, patches: int = 0, images: int = 0) -> np.ndarray:
     return np.array([(n, patches, images) for n in tokens], np.int64)
 
 
-def test_an_example_goes_into_the_first_open_row_that_has_place():
-    rows = packing.first_fit(_sizes(6, 7, 3, 2, 4), np.arange(5), _limits(), num_open_rows=4)
-    # 6 and 3 fill nine of the first row's ten places, 7 and 2 nine of the second's; 4 fits neither.
-    assert rows == [(0, 2), (1, 3), (4,)]
+def test_the_largest_examples_choose_first_the_row_with_least_place_left():
+    rows = packing.best_fit(_sizes(6, 7, 3, 2, 4), np.arange(5), _limits(), num_open_rows=4)
+    # 7 and 6 open rows; 4 fits beside 6 alone, 3 beside 7; 2 has a row of its own.
+    assert rows == [(0, 4), (1, 2), (3,)]
+    rows = packing.best_fit(_sizes(5, 6, 2, 4), np.arange(4), _limits(), num_open_rows=4)
+    # 4 goes beside 6, where it leaves nothing, not beside 5.
+    assert rows == [(0, 2), (1, 3)]
 
 
-def test_the_oldest_open_row_is_closed_for_a_new_one():
-    # With one open row the 4 of number 2 can no longer join number 0.
-    rows = packing.first_fit(_sizes(6, 7, 4), np.arange(3), _limits(), num_open_rows=1)
-    assert rows == [(0,), (1,), (2,)]
-    rows = packing.first_fit(_sizes(6, 7, 4), np.arange(3), _limits(), num_open_rows=2)
-    assert rows == [(0, 2), (1,)]
+def test_rows_that_are_not_full_are_filled_once_more_with_what_follows():
+    # One row at a time: 6 alone is given up, and 4 joins it; 7 waits once and then stands alone.
+    rows = packing.best_fit(_sizes(6, 4, 7, 8), np.arange(4), _limits(), num_open_rows=1)
+    assert rows == [(0, 1), (2,), (3,)]
+
+
+@pytest.mark.parametrize("num_open_rows", [1, 3, 50])
+def test_every_example_stands_in_one_row_whatever_is_filled_at_a_time(num_open_rows):
+    rng = np.random.default_rng(1)
+    sizes = np.stack([rng.integers(1, 11, 300), rng.integers(0, 60, 300), rng.integers(0, 4, 300)])
+    limits = _limits(images=6, examples=3)
+    order = np.concatenate([rng.permutation(300), rng.permutation(300)[:40]])
+    rows = packing.best_fit(sizes.T, order, limits, num_open_rows=num_open_rows)
+    assert sorted(n for row in rows for n in row) == sorted(order.tolist())
+    for row in rows:
+        assert (sizes.T[list(row)].sum(0) <= [10, 100, 6]).all()
+        assert len(row) <= 3
+
+
+# Tokens of demonstrations (median, spread of the logarithm), patches a token of the prompt.
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("median", "spread"), [(700, 0.5), (1400, 0.6), (2200, 0.8)], ids=["short", "usual", "long"]
+)
+def test_rows_of_demonstrations_are_filled_to_97_percent(median, spread, seed):
+    rng = np.random.default_rng(seed)
+    tokens = np.clip(rng.lognormal(np.log(median), spread, 3000), 64, 8192).astype(int)
+    patches = np.where(rng.random(3000) < 0.8, np.minimum(4 * (tokens // 3), 2304), 0)
+    sizes = np.stack([tokens, patches, (patches > 0).astype(int)], -1)
+    limits = packing.Limits(tokens=8192, patches=16_384, images=32, examples=32)
+    rows = packing.best_fit(sizes, rng.permutation(3000), limits, num_open_rows=64)
+    assert tokens.sum() / (len(rows) * 8192) >= 0.97
+    # The order of lengths is not the order of training: early rows are no longer than late ones.
+    longest = np.array([tokens[list(row)].max() for row in rows])
+    half = len(rows) // 2
+    assert abs(longest[:half].mean() / longest[half:].mean() - 1) < 0.2
 
 
 @pytest.mark.parametrize(
@@ -37,7 +70,7 @@ def test_the_oldest_open_row_is_closed_for_a_new_one():
 )
 def test_every_kind_of_place_is_counted(limits):
     sizes = _sizes(1, 1, 1, patches=4, images=1)
-    assert packing.first_fit(sizes, np.arange(3), limits, num_open_rows=4) == [(0, 1), (2,)]
+    assert packing.best_fit(sizes, np.arange(3), limits, num_open_rows=4) == [(0, 1), (2,)]
 
 
 def test_what_fits_no_row_says_by_how_much():

@@ -58,9 +58,9 @@ def test_a_damaged_page_is_named(tmp_path):
 def read(table, path, **options) -> list:
     """Write a table and return what is read of it, by the scan and by number."""
     pq.write_table(table, path, **options)
-    found = parquet_tables.ParquetTable(str(path))
-    rows = [row for _, row in found.scan()]
-    again = [found.read(i)[1] for i in range(len(found))]
+    opened = parquet_tables.ParquetTable(str(path))
+    rows = [row for _, row in opened.scan()]
+    again = [opened.read(i)[1] for i in range(len(opened))]
     assert list(map(str, again)) == list(map(str, rows))
     return rows
 
@@ -160,7 +160,7 @@ def test_a_small_file_takes_little_memory_however_much_it_says_it_holds(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("table", "options", "told"),
+    ("table", "options", "message"),
     [
         (pa.table({"a": [b"x" * 999] * 9}), {"use_dictionary": False}, None),
         (
@@ -174,16 +174,16 @@ def test_a_small_file_takes_little_memory_however_much_it_says_it_holds(tmp_path
     ],
 )
 def test_values_beyond_a_limit_are_refused_before_they_are_unpacked(
-    tmp_path, monkeypatch, table, options, told
+    tmp_path, monkeypatch, table, options, message
 ):
     monkeypatch.setattr(parquet_pages, "DENSE_BYTES", 2000)
     monkeypatch.setattr(parquet_pages, "_LARGEST_FIXED_BYTES", 2000)
     monkeypatch.setattr(parquet_pages, "_MOST_VALUES", 50)
     path = tmp_path / "rows.parquet"
-    if told is None:
+    if message is None:
         assert read(table, path, **options) == table.to_pylist()
         return
-    with pytest.raises(errors.InputError, match=rf"rows\.parquet: .*{told}"):
+    with pytest.raises(errors.InputError, match=rf"rows\.parquet: .*{message}"):
         read(table, path, **options)
 
 

@@ -79,6 +79,7 @@ def test_a_bound_that_is_not_given_moves_out_of_the_way_of_the_one_that_is(words
             records.Image(path="./a.png", data=None),
         ),
         ({"path": "a.png", "bytes": b""}, records.Image(path="a.png", data=None)),
+        ({"path": "a.png", "bytes": ""}, records.Image(path="a.png", data=None)),
         (
             {"path": "", "bytes": b"x", "max_pixels": float("nan")},
             records.Image(path=None, data=b"x"),
@@ -90,7 +91,7 @@ def test_a_dict_of_a_picture_is_read_whole(value, image):
 
 
 @pytest.mark.parametrize(
-    ("value", "reason", "told"),
+    ("value", "reason", "message"),
     [
         ({"path": ""}, "bad_type", "one of bytes, path"),
         ({"path": "", "bytes": None}, "bad_type", "one of bytes, path"),
@@ -110,8 +111,8 @@ def test_a_dict_of_a_picture_is_read_whole(value, image):
         ({"path": "a.png", "max_pixels": True}, "bad_type", "max_pixels"),
     ],
 )  # fmt: skip
-def test_a_wrong_dict_of_a_picture_is_named(value, reason, told):
-    with pytest.raises(records.RowError, match=told) as caught:
+def test_a_wrong_dict_of_a_picture_is_named(value, reason, message):
+    with pytest.raises(records.RowError, match=message) as caught:
         pictures.read(value, "images[0]")
     assert caught.value.reason == reason
 

@@ -65,9 +65,9 @@ def test_a_token_in_front_of_every_text_is_added_as_a_call_of_the_tokenizer_does
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
     )
     for text in _TEXTS:
-        found = made.token_ids(text, add_special_tokens=add_special_tokens)
+        ids = made.token_ids(text, add_special_tokens=add_special_tokens)
         called = made.tokenizer(text, add_special_tokens=add_special_tokens)
-        assert found == called["input_ids"], text[:40]
+        assert ids == called["input_ids"], text[:40]
     assert (made.token_ids("", add_special_tokens=add_special_tokens) == [start]) == (
         add_special_tokens
     )
@@ -302,7 +302,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(change, message, folder, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("model_max_length", "a", "model_max_length must be a number, got 'a'"),
         ("chat_template", "\ud800", "half a surrogate pair"),
@@ -310,15 +310,15 @@ def test_a_tokenizer_that_does_not_fit_is_refused(change, message, folder, tmp_p
     ],
 )
 def test_settings_of_the_tokenizer_are_one_line_and_choose_no_code(
-    name, value, told, folder, tmp_path
+    name, value, message, folder, tmp_path
 ):
     copy_folder(folder, tmp_path, "tokenizer_config.json", lambda v: v.update({name: value}))
     (tmp_path / "chat_template.json").unlink()
     (tmp_path / "stranger.py").write_text("raise SystemExit('ran')")
-    if told is None:
+    if message is None:
         processor.Processor.from_folder(tmp_path)
         return
-    with pytest.raises(errors.InputError, match=told):
+    with pytest.raises(errors.InputError, match=message):
         processor.Processor.from_folder(tmp_path)
 
 

@@ -89,15 +89,15 @@ def test_an_image_may_be_bytes_or_a_path_in_any_wrapping(image, path, data, is_l
     ],
 )
 def test_the_answer_may_stand_in_the_reward_model_or_in_a_column(row):
-    found = parse({"prompt": "Q"} | row)
-    assert (found.ground_truth, found.equivalent_answers) == ("5", ("5.0",))
+    parsed = parse({"prompt": "Q"} | row)
+    assert (parsed.ground_truth, parsed.equivalent_answers) == ("5", ("5.0",))
 
 
 @pytest.mark.parametrize("values", [["__EMPTY__"], ["5.0", "__EMPTY__"], ["__EMPTY__", "5.0"]])
 def test_the_marker_anywhere_in_the_equivalent_answers_voids_them_all(values):
     row = {"prompt": "Q", "reward_model": {"ground_truth": "5", "equivalent_answers": values}}
-    found = parse(row)
-    assert (found.ground_truth, found.equivalent_answers) == ("5", ())
+    parsed = parse(row)
+    assert (parsed.ground_truth, parsed.equivalent_answers) == ("5", ())
 
 
 def test_what_is_not_given_is_none():
@@ -119,7 +119,7 @@ def test_what_is_not_given_is_none():
         ),
     ],
 )
-def test_extra_info_is_kept_whatever_it_is(given, kept):
+def test_extra_info_of_any_form_is_stored(given, kept):
     assert parse({"prompt": "Q", "extra_info": given}).extra_info == kept
 
 
@@ -147,8 +147,8 @@ def test_a_number_is_an_answer_wherever_an_answer_may_stand(value, text):
         {"reward_model": {"ground_truth": "x", "equivalent_answers": [value]}},
         {"answer": "x", "equivalent_answers": [value]},
     ):
-        found = parse({"prompt": "Q"} | row)
-        assert text in (found.ground_truth, *found.equivalent_answers)
+        parsed = parse({"prompt": "Q"} | row)
+        assert text in (parsed.ground_truth, *parsed.equivalent_answers)
     assert parse({"prompt": "Q", "answer": float("nan")}).ground_truth is None
 
 

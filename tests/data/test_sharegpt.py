@@ -53,6 +53,7 @@ def test_unused_optional_columns_may_be_empty():
     row = {"messages": MESSAGES, "images": ["a.png"]}
     extra = {"videos": [], "audios": None, "tools": "[]", "system": "", "conversations": None}
     assert parse(row | extra) == parse(row)
+    assert parse(row | {"tools": "[ ]\n", "functions": " null "}) == parse(row)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +160,8 @@ def test_the_column_that_an_entry_names_is_the_only_one_that_holds_pictures(tmp_
     columns = {"messages": "conversations", "images": "pics"}
     entry = {"file_name": "rows.jsonl", "formatting": "sharegpt", "columns": columns, "split": None}
     source = sources.Source(kind="sft", path=write_info(tmp_path, entry), entry="mine")
-    (found,), _ = data_files.read_all(source)
-    assert found.images[0].path == "0.png"
+    (row_read,), _ = data_files.read_all(source)
+    assert row_read.images[0].path == "0.png"
 
 
 def test_an_unknown_entry_is_refused_with_the_known_ones(tmp_path):

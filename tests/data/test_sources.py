@@ -1,6 +1,7 @@
 """Files and the folder built from them give the same rows in the same order."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -65,7 +66,7 @@ def test_rows_of_several_files_come_in_the_order_of_names(tmp_path):
     assert [row.id for row in rows] == ["a.jsonl:1", "b.jsonl:1", "c.json:1"]
 
 
-def test_a_built_folder_may_be_asked_for_length_and_answers(tmp_path):
+def test_a_built_folder_is_checked_for_length_and_answers(tmp_path):
     rows = [{"prompt": "one"}, {"prompt": "one", "answer": "5"}, {"prompt": "o n e", "answer": "5"}]
     path = data_files.write_lines(tmp_path / "rows.jsonl", rows)
     out = str(tmp_path / "built")
@@ -115,6 +116,23 @@ def test_a_source_that_names_nothing_readable_is_refused(tmp_path, arguments, na
     arguments["path"] = arguments["path"].format(tmp=tmp_path)
     with pytest.raises(errors.InputError, match=named):
         data_files.read_all(sources.Source(**arguments))
+
+
+@pytest.mark.parametrize(
+    "address", ["https://x/rows.json", "s3://b/rows.json", "file:///rows.json"]
+)
+def test_an_address_that_is_not_of_gs_is_refused(address):
+    with pytest.raises(errors.InputError, match="must be a local path or begin with gs://"):
+        data_files.read_all(sources.Source(kind="sft", path=address))
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["rows.json", "rows.parquet", "build_manifest.json"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    path = tmp_path if name == manifest.FILE else tmp_path / name
+    with pytest.raises(errors.InputError, match=f"{name}: must be a regular file"):
+        data_files.read_all(sources.Source(kind="sft", path=str(path)))
 
 
 def test_a_gs_path_without_gcsfs_names_the_extra(monkeypatch):

@@ -36,7 +36,7 @@ TWO = [USER, ANSWER, {"role": "user", "content": "more"}, ANSWER]
 
 @pytest.mark.parametrize("flag", ["weight", "loss", "trainable", "train", "loss_mask"])
 @pytest.mark.parametrize("value", [0, 0.0, False])
-def test_a_turn_that_is_not_to_be_learned_is_kept_and_marked(flag, value):
+def test_a_turn_that_is_not_learned_stays_and_is_marked(flag, value):
     messages = [USER | {flag: value}, ANSWER | {flag: value}, *TWO[2:]]
     assert learned(parse(messages, images=["a.png"])) == [False, True]
     assert learned(parse([USER, ANSWER | {flag: 1}, *TWO[2:]])) == [True, True]
@@ -84,7 +84,7 @@ def test_the_picture_that_is_named_is_the_picture_of_the_row(messages, column, n
 
 
 @pytest.mark.parametrize(
-    ("messages", "row", "reason", "told"),
+    ("messages", "row", "reason", "message"),
     [
         ([USER, ANSWER | {"reasoning_content": "r"}], {}, "unsupported", "<think>"),
         ([USER, ANSWER | {"thinking": "r"}], {}, "unsupported", "thinking"),
@@ -115,8 +115,8 @@ def test_the_picture_that_is_named_is_the_picture_of_the_row(messages, column, n
         ([USER | {"image": "b.png"}, ANSWER], {"image": "a.png"}, "image_mismatch", r"b\.png"),
     ],
 )
-def test_what_is_not_honoured_is_refused_by_name(messages, row, reason, told):
-    with pytest.raises(records.RowError, match=told) as caught:
+def test_what_is_not_honoured_is_refused_by_name(messages, row, reason, message):
+    with pytest.raises(records.RowError, match=message) as caught:
         parse(messages, **row)
     assert caught.value.reason == reason
 
@@ -140,7 +140,9 @@ def test_content_as_json_text_of_parts_is_parts():
 
 
 def test_turns_as_python_writes_them_are_refused_and_other_brackets_are_a_question():
-    for value in (str(TURNS), json.dumps(TURNS)[:-3] + "]"):
+    written = json.dumps(TURNS)
+    # A table that limits its cells cuts the text anywhere.
+    for value in (str(TURNS), written[:-3] + "]", written[:-1], written[:-8], written[:20]):
         with pytest.raises(records.RowError, match="looks like turns, but is not JSON"):
             prompt(value)
     for value in (
@@ -148,6 +150,7 @@ def test_turns_as_python_writes_them_are_refused_and_other_brackets_are_a_questi
         '{"a": 1}',
         "[[1, 2], [3, 4]]",
         '{"role": what is it?',
+        f"{written} is a chat. How many turns has it?",
     ):
         assert prompt(value).prompt[0].content == value
     with pytest.raises(records.RowError, match="one turn of the user"):

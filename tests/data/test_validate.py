@@ -68,6 +68,7 @@ def turns(*roles: str) -> list[dict]:
         ({"messages": [{"role": "user", "content": " "}, ASSISTANT]}, "empty_prompt"),
         ({"messages": [{"role": "user", "content": "<image><video>Q"}, ASSISTANT]}, "unsupported"),
         ({"messages": [{"role": "user", "content": "<image><audio>"}, ASSISTANT]}, "unsupported"),
+        ({"system": "Look at the <video> first."}, "unsupported"),
         ({"messages": turns("a", "u")}, "role_order"),
         ({"messages": turns("u", "v", "a")}, "role_order"),
         ({"messages": turns("u", "a", "a")}, "role_order"),
@@ -95,7 +96,7 @@ def test_a_wrong_demonstration_is_named_with_its_line(tmp_path, change, reason):
         [{"role": "user", "content": "<image>\n"}, ASSISTANT],
     ],
 )
-def test_a_right_conversation_is_kept(tmp_path, messages):
+def test_a_valid_conversation_is_accepted(tmp_path, messages):
     assert reasons(tmp_path, [data_files.sft_row(2, messages=messages)]) == []
 
 
@@ -206,7 +207,7 @@ ODD_IMAGES = {
 
 
 @pytest.mark.parametrize("name", ODD_IMAGES)
-def test_an_unusual_image_is_kept_as_its_own_bytes(tmp_path, name):
+def test_the_bytes_of_an_unusual_image_are_unchanged(tmp_path, name):
     tmp_path.joinpath("odd").write_bytes(ODD_IMAGES[name])
     source = source_of(tmp_path, [data_files.sft_row(2, images=["odd"])])
     (row,), _ = data_files.read_all(source)
@@ -312,7 +313,7 @@ def test_a_wrong_line_is_named(tmp_path, line, reason):
     assert reasons(tmp_path, [line]) == [(1, reason)]
 
 
-def test_rows_of_one_id_are_kept_under_ids_of_their_own_and_equal_ones_once(tmp_path):
+def test_rows_with_the_same_id_get_unique_ids_and_equal_rows_are_dropped(tmp_path):
     ids = ((0, "a"), (1, 7), (2, "a"), (3, "7"), (0, "a"), (0, "a#2"), (1, "a"))
     rows = [data_files.sft_row(i, id=name) for i, name in ids]
     # The same words about another picture are another row.
@@ -391,7 +392,7 @@ LENGTHS = {"count_tokens": words, "max_tokens": 4}
 
 
 @pytest.mark.parametrize("overlong", ["error", "filter"])
-def test_an_overlong_row_is_wrong_or_filtered_as_asked_and_always_reported(tmp_path, overlong):
+def test_an_overlong_row_is_wrong_or_filtered_and_always_reported(tmp_path, overlong):
     rows = [{"prompt": "one two three four"}, {"prompt": "one two three four five"}]
     source = source_of(tmp_path, rows, "prompts")
     if overlong == "error":
@@ -405,7 +406,7 @@ def test_an_overlong_row_is_wrong_or_filtered_as_asked_and_always_reported(tmp_p
 
 
 @pytest.mark.parametrize("num_threads", [1, 4])
-def test_the_report_holds_what_was_counted_of_each_row_that_is_kept(tmp_path, num_threads):
+def test_the_report_has_the_counts_of_accepted_rows(tmp_path, num_threads):
     rows = [{"prompt": text} for text in ("a b", "1 2 3 4 5", "a", "")]
     rows += [{"id": "x", "prompt": "a b c"}, {"id": "x", "prompt": "a b c"}]
 

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from models import config as config_lib
@@ -74,7 +75,7 @@ def _segments():
     }
 
 
-def _shape(num_units, unit_sequences, row_tokens=96, microbatch_rows=2):
+def _shape(num_units, unit_sequences, row_tokens=96, microbatch_rows=2, shared_units=None):
     return packed_rows.row_shape(
         packed_rows.Largest(
             num_units=num_units,
@@ -88,6 +89,7 @@ def _shape(num_units, unit_sequences, row_tokens=96, microbatch_rows=2):
         row_sequences=6,
         microbatch_rows=microbatch_rows,
         patch_multiple=1,
+        shared_units=shared_units,
         place="rows",
     )
 
@@ -99,7 +101,7 @@ def _singles(**layout):
 
 
 def _pack(units, names, shape, positions="mrope"):
-    return discriminator_batch.pack(
+    return discriminator_batch.segment_rows(
         _PROMPTS, units, names, _KINDS, shape, _CONFIG, positions=positions
     )
 
@@ -138,6 +140,39 @@ def test_scores_of_packed_segments_equal_one_by_one():
     found = packed.read(_scorer()(_model()[1], packed.batch))
     np.testing.assert_allclose(found, _one_by_one(), atol=1e-4)
     assert np.ptp(found) > 0.1
+
+
+def test_prompts_computed_once_give_the_scores_of_one_segment_at_a_time():
+    packed = _singles(shared_units=6)
+    text = packed.batch.text
+    assert (text.segments.ids > 0).sum() < (text.shared.segments.ids > 0).sum() - 100
+    found = packed.read(_scorer()(_model()[1], packed.batch))
+    np.testing.assert_allclose(found, _one_by_one(), atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["mrope", "text_1d"])
+def test_an_update_with_prompts_computed_once_is_that_of_repeated_prompts(positions):
+    # One microbatch, because the router's balance is asked for within each.
+    rule = dataclasses.replace(_RULE, router=0.5)
+    found = {}
+    for shared_units in (None, 2):
+        keys = [(p, name) for p in range(len(_PROMPTS)) for name in range(len(_NAMES))]
+        units = [[_segments()[p, name, 0], _segments()[p, name, 1]] for p, name in keys]
+        shape = _shape(len(units), 2, microbatch_rows=6, shared_units=shared_units)
+        packed = _pack(units, [name for _, name in keys], shape, positions=positions)
+        assert packed.batch.last.shape[0] == 1
+        found[shared_units] = _whole_gradient(
+            lambda model, part, key: discriminator_loss.pair_loss(
+                model, part, _NAMES, rule, _SETTINGS, key
+            ),
+            lambda batch: discriminator_loss.pair_weights(batch, _NAMES, rule),
+            packed.batch,
+            rule.coefficients(_NAMES, of_segment=1.0),
+        )
+    _same(found[2][0], found[None][0])
+    balance = [found[n][1][0][1]["discriminator/router_balance"] for n in (2, None)]
+    np.testing.assert_allclose(balance[0].weight, balance[1].weight)
+    np.testing.assert_allclose(balance[0].total, balance[1].total, rtol=1e-4)
 
 
 def test_a_segment_is_scored_the_same_whoever_wrote_it_and_whatever_stands_beside_it():

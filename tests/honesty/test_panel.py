@@ -48,7 +48,7 @@ def _pairs(num_prompts=12, num_responses=2, *, longer=0, teacher_last=7, student
     )
 
 
-def _judge(score, *, count=None, sees_images=True, keeps_apart=False):
+def _discriminator(score, *, count=None, sees_images=True, keeps_apart=False):
     """Return a discriminator that gives each side of each pair `score(prompt, tokens, kind)`."""
 
     def scores(pairs: honesty_panel.Pairs) -> np.ndarray:
@@ -60,7 +60,7 @@ def _judge(score, *, count=None, sees_images=True, keeps_apart=False):
             np.float32,
         )
 
-    return honesty_panel.Judge(
+    return honesty_panel.Discriminator(
         score=scores,
         count=count,
         sees_images=sees_images,
@@ -69,9 +69,9 @@ def _judge(score, *, count=None, sees_images=True, keeps_apart=False):
     )
 
 
-def _measure(pairs, judge, **changes):
+def _measure(pairs, discriminator, **changes):
     options = {"known": None, "fitted": None, "num_pairs": 100}
-    return honesty_panel.measure(pairs, judge, **(options | changes))
+    return honesty_panel.measure(pairs, discriminator, **(options | changes))
 
 
 def _length(prompt, tokens, kind):
@@ -85,7 +85,7 @@ def _brightness(prompt, tokens, kind):
 
 def test_a_discriminator_that_looks_at_lengths_alone_is_exposed():
     pairs = _pairs(longer=1)
-    told = _measure(pairs, _judge(_length))
+    told = _measure(pairs, _discriminator(_length))
     for name in _SEGMENTS:
         assert told[f"honesty/{name}_pair_accuracy"] == 1
         assert told[f"honesty/{name}_length_probe_accuracy"] == 1
@@ -101,14 +101,14 @@ def test_a_discriminator_that_looks_at_lengths_alone_is_exposed():
 
 def test_a_discriminator_that_looks_at_the_last_token_alone_is_exposed():
     pairs = _pairs(teacher_last=3, student_last=4)
-    told = _measure(pairs, _judge(lambda prompt, tokens, kind: float(tokens[-1] == 3)))
+    told = _measure(pairs, _discriminator(lambda prompt, tokens, kind: float(tokens[-1] == 3)))
     assert told["honesty/cot_last_token_probe_accuracy"] == 1
     assert told["honesty/cot_length_probe_accuracy"] == 0.5
     assert "the last token alone" in honesty_panel.warnings(told, _SEGMENTS)[0]
 
 
 def test_what_no_probe_explains_is_not_warned_of():
-    told = _measure(_pairs(), _judge(lambda prompt, tokens, kind: float(tokens[0])))
+    told = _measure(_pairs(), _discriminator(lambda prompt, tokens, kind: float(tokens[0])))
     assert told["honesty/caption_probe_explains"] == told["honesty/cot_probe_explains"] == 0
     assert honesty_panel.warnings(told, _SEGMENTS) == []
 
@@ -130,7 +130,7 @@ def test_a_probe_explains_what_is_hardly_better_and_better_than_a_coin(probe, ac
 
 def test_other_pictures_change_nothing_for_a_discriminator_that_reads_text_alone():
     for sees_images in (True, False):
-        told = _measure(_pairs(longer=1), _judge(_length, sees_images=sees_images))
+        told = _measure(_pairs(longer=1), _discriminator(_length, sees_images=sees_images))
         for change in other_pictures.CHANGES:
             assert told[f"honesty/caption_{change}_image_change"] == 0
             assert told[f"honesty/caption_{change}_image_pair_accuracy"] == 1
@@ -138,7 +138,7 @@ def test_other_pictures_change_nothing_for_a_discriminator_that_reads_text_alone
 
 def test_other_pictures_change_the_scores_of_a_discriminator_that_looks():
     pairs = _pairs()
-    told = _measure(pairs, _judge(_brightness))
+    told = _measure(pairs, _discriminator(_brightness))
     for change in other_pictures.CHANGES:
         assert told[f"honesty/caption_{change}_image_change"] > 0.001
     # Blank: the mean becomes 0, and the score minus the first token's share.
@@ -156,7 +156,7 @@ def test_a_segment_scored_as_the_other_shows_whether_kinds_are_kept_apart():
         return float(len(tokens)) * (1 if kind == kinds.CAPTION else -1)
 
     pairs = _pairs(longer=1)
-    told = _measure(pairs, _judge(apart, keeps_apart=True))
+    told = _measure(pairs, _discriminator(apart, keeps_apart=True))
     assert told["honesty/caption_pair_accuracy"] == 1
     assert told["honesty/caption_swapped_pair_accuracy"] == 0
     assert told["honesty/cot_pair_accuracy"] == 0
@@ -176,10 +176,10 @@ def test_segments_against_the_others_show_whether_kinds_are_scored_at_different_
         written = [u for u in pairs.units if u[0].tokens is tokens]
         return float(len(written) > 0)
 
-    heights = _measure(pairs, _judge(by_kind, keeps_apart=True))
+    heights = _measure(pairs, _discriminator(by_kind, keeps_apart=True))
     assert heights["honesty/caption_against_cot_pair_accuracy"] == 1
     assert heights["honesty/cot_against_caption_pair_accuracy"] == 0
-    writers = _measure(pairs, _judge(by_writer))
+    writers = _measure(pairs, _discriminator(by_writer))
     assert writers["honesty/caption_against_cot_pair_accuracy"] == 1
     assert writers["honesty/cot_against_caption_pair_accuracy"] == 1
 
@@ -188,18 +188,22 @@ def test_segments_of_one_response_are_compared_and_those_of_no_other():
     pairs = _pairs(num_prompts=2, num_responses=1)
     # [teacher's, student's] of caption and cot to one prompt, then to the other.
     known = np.array([[3, 5], [6, 2], [1, 0], [9, 1]], np.float32)
-    told = honesty_panel.measure(pairs, _judge(_length), known=known, fitted=None, num_pairs=2)
+    told = honesty_panel.measure(
+        pairs, _discriminator(_length), known=known, fitted=None, num_pairs=2
+    )
     assert told["honesty/caption_against_cot_pair_accuracy"] == 0.75  # 3 > 2, 1 = 1
     assert told["honesty/cot_against_caption_pair_accuracy"] == 1  # 6 > 5, 9 > 0
     captions = pairs.at(pairs.of("caption"))
     whole = dataclasses.replace(captions, segments=("response",), kinds=(kinds.WHOLE,))
-    told = honesty_panel.measure(whole, _judge(_length), known=None, fitted=None, num_pairs=2)
+    told = honesty_panel.measure(
+        whole, _discriminator(_length), known=None, fitted=None, num_pairs=2
+    )
     assert "honesty/response_pair_accuracy" in told
     assert not [name for name in told if "_against_" in name]
 
 
 def test_a_discriminator_that_is_not_told_the_kind_has_no_such_number():
-    told = _measure(_pairs(longer=1), _judge(_length, keeps_apart=False))
+    told = _measure(_pairs(longer=1), _discriminator(_length, keeps_apart=False))
     assert "honesty/caption_pair_accuracy" in told
     assert not [name for name in told if "_swapped_" in name]
 
@@ -211,12 +215,12 @@ def test_scores_that_are_known_are_not_asked_for_again():
         asked.append(len(pairs.units))
         return np.zeros((len(pairs.units), 2))
 
-    judge = honesty_panel.Judge(
+    discriminator = honesty_panel.Discriminator(
         score=score, count=None, sees_images=True, keeps_apart=False, spatial_merge_size=2
     )
     pairs = _pairs(longer=1)
     known = np.array([[len(s.tokens) for s in unit] for unit in pairs.units], np.float32)
-    told = _measure(pairs, judge, known=known, num_pairs=3)
+    told = _measure(pairs, discriminator, known=known, num_pairs=3)
     # Three captions with each of three other pictures.
     assert asked == [3, 3, 3]
     assert told["honesty/num_pairs"] == 24 and told["honesty/cot_pair_accuracy"] == 1
@@ -296,7 +300,7 @@ def test_the_routers_use_is_told_by_expert_and_segment():
     choices = np.zeros((2, 3, 4))
     choices[:, kinds.CAPTION, :2] = [[1, 3], [2, 2]]
     choices[:, kinds.COT, 2:] = 5
-    told = _measure(_pairs(), _judge(_length, count=lambda pairs: choices))
+    told = _measure(_pairs(), _discriminator(_length, count=lambda pairs: choices))
     assert told["honesty/caption_expert_0_load"] == pytest.approx((0.25 + 0.5) / 2)
     assert told["honesty/cot_expert_0_load"] == 0
     assert told["honesty/router_information_bits_mean"] == pytest.approx(1)
@@ -374,23 +378,23 @@ class _Feed:
         self.asked.append(("held out", num_rows))
         return _pairs(longer=1)
 
-    def learnt_for_probes(self, num_rows):
+    def probe_pairs(self, num_rows):
         self.asked.append(("learnt from", num_rows))
         pairs = _pairs(longer=1)
         return {name: pairs.at(pairs.of(name)).probed() for name in _SEGMENTS}
 
 
-class _Asker:
-    def judge(self, params):
+class _Scoring:
+    def discriminator(self, params):
         assert params == "params"
-        return _judge(_length)
+        return _discriminator(_length)
 
 
 def _beside(feed, *, evaluate_every_steps, every_steps, evaluate=lambda state, step: {"eval/x": 1}):
     return warmup_honesty.beside(
         evaluate,
         feed,
-        _Asker(),
+        _Scoring(),
         honesty_panel.Options(every_steps=every_steps, num_pairs=5),
         evaluate_every_steps=evaluate_every_steps,
         num_steps=10,

@@ -41,7 +41,7 @@ def _model(router: str):
     return config, graphdef, nnx.from_flat_state(filled)
 
 
-def _packed(config, sizes: dict[tuple[int, int], int]):
+def _packed(config, sizes: dict[tuple[int, int], int], shared_units=None):
     """Pack segments of these sizes by (prompt, name); some microbatches stay empty."""
     rng = np.random.default_rng(0)
     units = [
@@ -61,10 +61,11 @@ def _packed(config, sizes: dict[tuple[int, int], int]):
         row_sequences=4,
         microbatch_rows=1,
         patch_multiple=1,
+        shared_units=shared_units,
         place="rows",
     )
     names = [name for _, name in sizes]
-    return discriminator_batch.pack(
+    return discriminator_batch.segment_rows(
         _PROMPTS, units, names, _KINDS, shape, config, positions="mrope"
     ).batch
 
@@ -84,5 +85,9 @@ def test_a_token_router_is_counted_on_the_segments_own_tokens_a_segment_router_o
         # Two experts a token.
         np.testing.assert_array_equal(choices[:, kind].sum(-1), 2 * tokens)
     assert not choices[:, kinds.WHOLE].any()
+    if router == "token":
+        shared = _packed(config, sizes, shared_units=2)
+        again = honesty_router.make_counter(graphdef, _SETTINGS)(params, shared)
+        np.testing.assert_allclose(again, choices)
     if router == "segment":
         assert not choices[:, kinds.CAPTION, 2:].any() and not choices[:, kinds.COT, :2].any()

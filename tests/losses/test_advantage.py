@@ -150,7 +150,7 @@ def test_advantages_follow_their_rows_when_the_batch_is_shuffled():
     np.testing.assert_allclose(shuffled, straight[order], rtol=1e-6)
 
 
-def test_reinforce_plus_plus_whitens_over_all_kept_tokens():
+def test_reinforce_plus_plus_whitens_over_all_unmasked_tokens():
     token_rewards = jnp.array([[0.0, 1.0, jnp.nan], [0.0, 0.0, 3.0]])
     mask = jnp.array([[1, 1, 0], [1, 1, 1]], bool)
     returns = np.array([0.5, 1.0, 0.75, 1.5, 3.0])

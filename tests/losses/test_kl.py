@@ -42,8 +42,8 @@ def test_expected_gradients_are_those_of_the_divergence_that_the_docstring_names
     of_divergence = {"k1": 0.0 * logits, "k2": jax.grad(forward)(logits)}
     of_divergence |= {"k3": jax.grad(reverse)(logits), "k3+": jax.grad(forward)(logits)}
     for estimator, wanted in of_divergence.items():
-        found = jax.grad(expected)(logits, estimator)
-        np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=estimator)
+        gradient = jax.grad(expected)(logits, estimator)
+        np.testing.assert_allclose(gradient, wanted, atol=1e-6, err_msg=estimator)
     assert np.abs(of_divergence["k2"] - of_divergence["k3"]).max() > 0.05
     for estimator in ("k1", "k3", "k3+"):
         np.testing.assert_allclose(expected(logits, estimator), forward(logits), rtol=1e-5)

@@ -34,15 +34,16 @@ def test_ratios_carry_no_gradient():
 
 
 def test_metrics_by_hand_and_zero_for_equal_logprobs():
-    told = metrics.read(mismatch.measure(TRAINER, SAMPLER, MASK, None))
+    logged = metrics.read(mismatch.measure(TRAINER, SAMPLER, MASK, None))
     distances = np.log([4, 2, 2, 1, 2])
     ratios = np.array([4, 0.5, 0.5, 1, 2])
     np.testing.assert_allclose(
-        told["policy/sampler_logprob_difference_mean"], distances.mean(), rtol=1e-5
+        logged["policy/sampler_logprob_difference_mean"], distances.mean(), rtol=1e-5
     )
-    np.testing.assert_allclose(told["policy/sampler_logprob_difference_max"], np.log(4), rtol=1e-5)
+    largest = logged["policy/sampler_logprob_difference_max"]
+    np.testing.assert_allclose(largest, np.log(4), rtol=1e-5)
     np.testing.assert_allclose(
-        told["policy/sampler_kl"], (ratios - 1 - np.log(ratios)).mean(), rtol=1e-5
+        logged["policy/sampler_kl"], (ratios - 1 - np.log(ratios)).mean(), rtol=1e-5
     )
     same = metrics.read(mismatch.measure(TRAINER, TRAINER, MASK, None))
     assert set(same.values()) == {0.0}
@@ -50,9 +51,9 @@ def test_metrics_by_hand_and_zero_for_equal_logprobs():
 
 def test_metrics_tell_what_the_weights_did():
     weights = jnp.array([[0.0, 1.0, 9.0], [2.0, 1.0, 1.0]])
-    told = metrics.read(mismatch.measure(TRAINER, SAMPLER, MASK, weights))
-    assert told["policy/sampler_weight_mean"] == 1.0
-    np.testing.assert_allclose(told["policy/sampler_weight_zero_fraction"], 0.2, rtol=1e-6)
+    logged = metrics.read(mismatch.measure(TRAINER, SAMPLER, MASK, weights))
+    assert logged["policy/sampler_weight_mean"] == 1.0
+    np.testing.assert_allclose(logged["policy/sampler_weight_zero_fraction"], 0.2, rtol=1e-6)
 
 
 def test_an_unknown_level_is_refused():

@@ -92,7 +92,7 @@ def test_every_oracle_case_gives_the_loss_of_both_segments_and_the_regulariser(o
             name: segment(pad(case[f"teacher_{name}"]), pad(case[f"student_{name}"]), is_pair)
             for name in ("caption", "cot")
         }
-        terms, told = pairwise.loss(
+        terms, logged = pairwise.loss(
             segments,
             jnp.arange(num_rows) < len(case["format_ok"]),
             score_clip=case["score_clip"],
@@ -110,28 +110,29 @@ def test_every_oracle_case_gives_the_loss_of_both_segments_and_the_regulariser(o
         loss = got["caption"] + got["cot"] + case["score_reg"] * got["regulariser"]
         np.testing.assert_allclose(loss, case["loss"], **close)
         has_pair = any(case["format_ok"])
-        assert ("discriminator/cot_pair_accuracy" in metrics.read(told)) == has_pair
+        assert ("discriminator/cot_pair_accuracy" in metrics.read(logged)) == has_pair
 
 
 def test_whole_response_is_one_segment_with_the_bradley_terry_loss():
-    terms, told = pairwise.loss(
+    terms, logged = pairwise.loss(
         {"response": segment([1.0, 0.0], [0.0, 2.0], [1, 1])}, jnp.ones(2, bool), **DEFAULT
     )
     expected = (np.log1p(np.exp(-1.0)) + np.log1p(np.exp(2.0))) / 2
     np.testing.assert_allclose(terms["response"].value, expected, rtol=1e-6)
     np.testing.assert_allclose(terms["regulariser"].value, (1 + 0 + 0 + 4) / 4)
-    assert metrics.read(told)["discriminator/response_pair_accuracy"] == 0.5
+    assert metrics.read(logged)["discriminator/response_pair_accuracy"] == 0.5
 
 
 def test_a_tie_is_half_right():
-    _, told = pairwise.loss(
+    _, logged = pairwise.loss(
         {"response": segment([1.0, 0.0, 3.0, 5.0], [1.0, 2.0, 3.0, 4.0], [1, 1, 1, 1])},
         jnp.ones(4, bool),
         **DEFAULT,
     )
-    assert metrics.read(told)["discriminator/response_pair_accuracy"] == 0.5
-    _, told = pairwise.loss({"response": segment([1.0], [1.0], [1])}, jnp.ones(1, bool), **DEFAULT)
-    assert metrics.read(told)["discriminator/response_pair_accuracy"] == 0.5
+    assert metrics.read(logged)["discriminator/response_pair_accuracy"] == 0.5
+    tie = {"response": segment([1.0], [1.0], [1])}
+    _, logged = pairwise.loss(tie, jnp.ones(1, bool), **DEFAULT)
+    assert metrics.read(logged)["discriminator/response_pair_accuracy"] == 0.5
 
 
 @pytest.mark.parametrize("is_pair", [[1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]])
@@ -191,8 +192,8 @@ def test_microbatch_normalisation_averages_the_means_of_the_microbatches(share):
 
 def test_without_a_valid_pair_accuracy_and_scores_are_absent():
     segments = random_segments([0, 0])
-    terms, told = pairwise.loss(segments, jnp.ones(2, bool), **DEFAULT)
-    assert set(metrics.read(told)) == {
+    terms, logged = pairwise.loss(segments, jnp.ones(2, bool), **DEFAULT)
+    assert set(metrics.read(logged)) == {
         "discriminator/caption_valid_fraction",
         "discriminator/cot_valid_fraction",
         "discriminator/regulariser_loss",
@@ -238,11 +239,12 @@ def test_length_correction_acts_on_its_segment_alone_and_before_the_clip():
 
 def test_padding_rows_count_nowhere():
     segments = random_segments([1, 1, 0])
-    terms, told = pairwise.loss(segments, jnp.array([1, 1, 0], bool), **DEFAULT)
-    alone, told_alone = pairwise.loss(rows_of(segments, slice(0, 2)), jnp.ones(2, bool), **DEFAULT)
+    terms, logged = pairwise.loss(segments, jnp.array([1, 1, 0], bool), **DEFAULT)
+    first_rows = rows_of(segments, slice(0, 2))
+    alone, logged_alone = pairwise.loss(first_rows, jnp.ones(2, bool), **DEFAULT)
     for name in terms:
         np.testing.assert_allclose(terms[name].value, alone[name].value, rtol=1e-6)
-    assert metrics.read(told) == pytest.approx(metrics.read(told_alone))
+    assert metrics.read(logged) == pytest.approx(metrics.read(logged_alone))
 
 
 def test_options_that_contradict_each_other_are_refused():

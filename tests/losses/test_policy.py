@@ -34,12 +34,12 @@ def batch(shape=(3, 5)):
 
 def loss_and_gradient(function, logprobs, *args, **options):
     def loss(logprobs):
-        term, told = function(logprobs, *args, **options)
-        return term.value, told
+        term, logged = function(logprobs, *args, **options)
+        return term.value, logged
 
     # Not jitted: the options differ from case to case, the shapes do not.
-    (value, told), gradient = jax.value_and_grad(loss, has_aux=True)(logprobs)
-    return float(value), np.asarray(gradient), metrics.read(told)
+    (value, logged), gradient = jax.value_and_grad(loss, has_aux=True)(logprobs)
+    return float(value), np.asarray(gradient), metrics.read(logged)
 
 
 def test_every_oracle_case_and_aggregation_gives_loss_gradient_and_metrics(oracle):
@@ -68,7 +68,7 @@ def test_every_oracle_case_and_aggregation_gives_loss_gradient_and_metrics(oracl
             else:
                 assert ratio == "clip_sequence" and expected["dual_clip_fraction"] == 0
                 function = policy.gspo
-            loss, gradient, told = loss_and_gradient(
+            loss, gradient, logged = loss_and_gradient(
                 function, logprobs, old, advantages, mask > 0, **options
             )
             close = {"rtol": 1e-5, "atol": 1e-5, "err_msg": name}
@@ -78,13 +78,13 @@ def test_every_oracle_case_and_aggregation_gives_loss_gradient_and_metrics(oracl
             )
             assert not gradient[num_rows:].any() and not gradient[:, num_tokens:].any()
             for quantity in ("clip_fraction", "approx_kl", "dual_clip_fraction"):
-                # Of no token nothing is told, where the released code says 0.
+                # Without a token there is no metric, where the released code logs 0.
                 is_absent = function is policy.gspo and quantity == "dual_clip_fraction"
                 if is_absent or not mask.any():
-                    assert f"policy/{quantity}" not in told and expected[quantity] == 0
+                    assert f"policy/{quantity}" not in logged and expected[quantity] == 0
                 else:
                     np.testing.assert_allclose(
-                        told[f"policy/{quantity}"], expected[quantity], **close
+                        logged[f"policy/{quantity}"], expected[quantity], **close
                     )
 
 
@@ -108,29 +108,29 @@ def test_on_policy_all_algorithms_have_the_gradient_of_reinforce():
         (policy.gspo, {}),
         (policy.cispo, {}),
     ):
-        _, gradient, told = loss_and_gradient(
+        _, gradient, logged = loss_and_gradient(
             function, logprobs, logprobs, advantages, mask, **PLAIN, **CLIP, **options
         )
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
-        assert told["policy/clip_fraction"] == 0
+        assert logged["policy/clip_fraction"] == 0
 
 
 def test_cispo_keeps_the_gradient_of_a_clipped_token():
     # r = e, bound 1.28: gradient −1.28 · A; PPO's is 0 there.
     logprobs, old, advantages = jnp.array([[-1.0]]), jnp.array([[-2.0]]), jnp.array([[2.0]])
     mask = jnp.ones((1, 1), bool)
-    _, gradient, told = loss_and_gradient(
+    _, gradient, logged = loss_and_gradient(
         policy.cispo, logprobs, old, advantages, mask, clip_low=None, clip_high=0.28, **PLAIN
     )
     np.testing.assert_allclose(gradient, [[-2.56]], rtol=1e-6)
-    assert told["policy/clip_fraction"] == 1
+    assert logged["policy/clip_fraction"] == 1
     _, gradient, _ = loss_and_gradient(
         policy.ppo, logprobs, old, advantages, mask, dual_clip=None, **PLAIN, **CLIP
     )
     assert gradient == 0
 
 
-def test_cispo_has_a_lower_bound_only_when_asked():
+def test_cispo_has_a_lower_bound_only_when_given():
     logprobs, old, advantages = jnp.array([[-2.0]]), jnp.array([[-1.0]]), jnp.array([[1.0]])
     mask = jnp.ones((1, 1), bool)
     for clip_low, factor in ((None, np.exp(-1.0)), (0.2, 0.8)):
@@ -144,12 +144,12 @@ def test_the_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely():
     logprobs, old, advantages = jnp.array([[-1.0]]), jnp.array([[-4.0]]), jnp.array([[-1.0]])
     mask = jnp.ones((1, 1), bool)
     for dual_clip, loss in ((None, np.exp(3.0)), (10.0, 10.0)):
-        value, gradient, told = loss_and_gradient(
+        value, gradient, logged = loss_and_gradient(
             policy.ppo, logprobs, old, advantages, mask, dual_clip=dual_clip, **PLAIN, **CLIP
         )
         np.testing.assert_allclose(value, loss, rtol=1e-5)
         assert (gradient == 0).all() == (dual_clip is not None)
-        assert ("policy/dual_clip_fraction" in told) == (dual_clip is not None)
+        assert ("policy/dual_clip_fraction" in logged) == (dual_clip is not None)
 
 
 def test_an_advantage_for_each_token_and_one_for_the_response_agree():

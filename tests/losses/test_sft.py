@@ -33,13 +33,15 @@ def inputs():
 
 
 @pytest.mark.parametrize("implementation", ["recompute", "fused"])
-def test_the_loss_is_the_mean_over_kept_targets(implementation):
+def test_the_loss_is_the_mean_over_unmasked_targets(implementation):
     hidden, head, targets, mask = inputs()
     log_p = jax.nn.log_softmax(hidden @ head.T)
     picked = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-    term, told = sft.nll(hidden, head, targets, mask, chunk_tokens=5, implementation=implementation)
+    term, logged = sft.nll(
+        hidden, head, targets, mask, chunk_tokens=5, implementation=implementation
+    )
     np.testing.assert_allclose(term.value, -np.asarray(picked)[np.asarray(mask)].mean(), rtol=1e-5)
-    assert metrics.read(told) == {"loss/nll": float(term.value), "data/target_tokens": 11.0}
+    assert metrics.read(logged) == {"loss/nll": float(term.value), "data/target_tokens": 11.0}
 
 
 @pytest.mark.parametrize("implementation", ["recompute", "fused"])

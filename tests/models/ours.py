@@ -13,7 +13,9 @@ from tests.models import cases, weights
 
 
 @functools.cache
-def model(case: str, moe_implementation: str = "dense") -> tuple[nnx.GraphDef, nnx.State]:
+def model(
+    case: str, moe_implementation: str = "dense", rules: sharding.Rules = sharding.REPLICATED
+) -> tuple[nnx.GraphDef, nnx.State]:
     """Build the model of `cases.CONFIGS` with the weights that its names decide."""
     config_json = cases.CONFIGS[case]
     config = config_lib.from_hf(config_json)
@@ -22,7 +24,7 @@ def model(case: str, moe_implementation: str = "dense") -> tuple[nnx.GraphDef, n
             config,
             has_head=True,
             moe_implementation=moe_implementation if config.text.moe else None,
-            rules=sharding.REPLICATED,
+            rules=rules,
             dtype=jnp.float32,
             param_dtype=jnp.float32,
             rngs=nnx.Rngs(0),

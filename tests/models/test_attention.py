@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import attention, inputs, sharding
+from models import attention, cudnn_attention, inputs, sharding
 
 # rows of 256 places: lengths of the segments; query heads, kv heads, head size; causal.
 _CASES = {
@@ -17,13 +17,13 @@ _CASES = {
 
 
 def _reference(q, k, v, ids, *, causal):
-    """Attend in float64, one query at a time."""
+    """Attend in float64, one query at a time; padding gets zeros."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros_like(q)
     group = q.shape[2] // k.shape[2]
     for b in range(q.shape[0]):
         for n in range(q.shape[2]):
-            for t in range(q.shape[1]):
+            for t in np.flatnonzero(ids[b]):
                 seen = ids[b] == ids[b, t]
                 if causal:
                     seen &= np.arange(len(seen)) <= t
@@ -72,9 +72,52 @@ def test_splash_equals_xla_with_gradients(name):
         return out, *back(cotangent)
 
     expected = gradients(lambda *a: _xla(*a, segments, causal))
-    found = gradients(lambda *a: attention.splash(*a, segments, causal=causal, interpret=True))
+    is_token = (segments.ids > 0)[..., None, None]
+
+    def splash(*qkv):
+        out = attention.splash(*qkv, segments, causal=causal, interpret=True)
+        return jnp.where(is_token, out, 0)
+
+    found = gradients(splash)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_places_that_cudnn_leaves_unwritten_spoil_neither_results_nor_gradients(name, monkeypatch):
+    qkv, cotangent, segments, causal = _arrays(name)
+    is_padding = (segments.ids == 0)[..., None, None]
+
+    @jax.custom_vjp
+    def unwritten(x):
+        return jnp.where(is_padding, jnp.nan, x)
+
+    def backward(_, cotangent):
+        return (jnp.where(is_padding, jnp.nan, cotangent),)
+
+    unwritten.defvjp(lambda x: (unwritten(x), None), backward)
+
+    def packed(q, k, v, segments, *, causal):
+        q, k, v = (unwritten(x) for x in (q, k, v))
+        clean = [jnp.where(is_padding, 0, x) for x in (q, k, v)]
+        return jnp.where(is_padding, jnp.nan, attention._xla(*clean, segments.ids, causal=causal))
+
+    monkeypatch.setattr(cudnn_attention, "packed", packed)
+    monkeypatch.setattr(cudnn_attention, "check", lambda q: None)
+
+    def run(implementation):
+        def attend(q, k, v):
+            return attention.attend(
+                q, k, v, segments,
+                causal=causal, implementation=implementation,
+                rules=sharding.REPLICATED, row_axis="batch",
+            )  # fmt: skip
+
+        out, back = jax.vjp(attend, *qkv)
+        return out, *back(cotangent)
+
+    for ours, theirs in zip(run("cudnn"), run("xla"), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_blocks_of_queries_equal_one_block(monkeypatch):
@@ -94,19 +137,6 @@ def test_long_rows_of_any_size_need_memory_for_a_block_of_queries_only(places):
     memory = run.lower(shape, shape, shape, segments).compile().memory_analysis()
     whole = 4 * places * places * 4  # float32 logits of every pair of places, 4 heads
     assert memory.temp_size_in_bytes < 0.3 * whole
-
-
-def test_decoding_reads_only_the_places_in_use():
-    (q, k, v), _, _, _ = _arrays("text_grouped_queries")
-    lengths = jnp.array([3, 250])
-    found = attention.attend_decode(q[:, :1], k, v, lengths, implementation="xla")
-    for row, length in enumerate([3, 250]):
-        ids = np.zeros((1, 256), int)
-        ids[0, :length] = 1
-        one = [x[row : row + 1] for x in (q, k, v)]
-        rolled = np.roll(np.asarray(one[0]), length - 1, 1)  # the first query at the last place
-        expected = _reference(rolled, one[1], one[2], ids, causal=True)[:, length - 1]
-        np.testing.assert_allclose(found[row], expected, atol=1e-5)
 
 
 def test_combinations_that_are_not_supported_raise():
@@ -130,6 +160,4 @@ def test_combinations_that_are_not_supported_raise():
     if jax.__version_info__ < (0, 11):
         with pytest.raises(NotImplementedError, match=r"JAX 0\.11"):
             attend("cudnn", jnp.bfloat16)
-    with pytest.raises(NotImplementedError, match="cannot decode"):
-        attention.attend_decode(q[:, :1], k, v, jnp.array([3, 4]), implementation="splash")
     assert segments.ids.shape == (2, 256)

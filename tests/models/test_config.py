@@ -81,6 +81,10 @@ def test_what_says_nothing_about_the_model_is_passed_over(part, key, value):
         ("image_token_id", -1),
         ("quantization_config", {"quant_method": "bitsandbytes"}),
         ("text_config", [1]),
+        ("text_config/mlp_only_layers", ["x" * 9000]),
+        ("vision_config/patch_size", [["x"] * 9000]),
+        ("tie_word_embeddings", ["x" * 9000]),
+        ("text_config/hidden_size", "9" * 9000),
     ],
 )
 def test_a_value_that_is_none_is_refused_by_its_place(place, value):

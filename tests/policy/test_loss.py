@@ -23,7 +23,7 @@ _SETTINGS = policy_loss.Settings(
     temperature=_TEMPERATURE,
     max_response_tokens=_MAX_TOKENS,
     chunk_tokens=16,
-    with_entropy=True,
+    has_entropy=True,
     implementation="xla",
     remat="none",
 )
@@ -45,16 +45,25 @@ def _model():
 @functools.cache
 def _rollout():
     graphdef, params, config = _model()
-    graphdef, params = serving.prepare(graphdef, params, dtype=jnp.float32, donate=False)
+    graphdef, params = serving.prepare(
+        graphdef,
+        params,
+        dtype=jnp.float32,
+        donate=False,
+        mesh=None,
+        rules=sharding.REPLICATED,
+    )
     sampler = engine.Engine(
         graphdef=graphdef,
         config=config,
-        shapes=engine.Shapes(prompt_tokens=32, row_patches=96, row_images=4),
+        shapes=engine.Shapes(prompt_tokens=32, prompt_patches=96, prompt_images=4),
         prefill_implementation="xla",
         decode_implementation="xla",
         chunk_tokens=64,
+        num_slots=None,
         mesh=None,
         rules=sharding.REPLICATED,
+        say=print,
     )
     sampling = Sampling(
         temperature=_TEMPERATURE,
@@ -76,12 +85,12 @@ def _responses():
     ]
 
 
-def _advantages():
-    return np.random.default_rng(0).normal(size=len(_responses())).astype(np.float32)
+def _advantages(seed=0):
+    return np.random.default_rng(seed).normal(size=len(_responses())).astype(np.float32)
 
 
 @functools.cache
-def _batch(row_tokens=128, microbatch_rows=2, row_sequences=8):
+def _batch(row_tokens=128, microbatch_rows=2, row_sequences=8, shared_units=None, seed=0):
     shape = packed_rows.row_shape(
         packed_rows.Largest(
             num_units=len(_responses()),
@@ -95,10 +104,13 @@ def _batch(row_tokens=128, microbatch_rows=2, row_sequences=8):
         row_sequences=row_sequences,
         microbatch_rows=microbatch_rows,
         patch_multiple=1,
+        shared_units=shared_units,
         place="rows",
     )
     logprobs = [_rollout().logprobs[n, : len(r.tokens)] for n, r in enumerate(_responses())]
-    return policy_batch.pack(_PROMPTS, _responses(), logprobs, _advantages(), shape, _model()[2])
+    return policy_batch.on_policy_batch(
+        _PROMPTS, _responses(), logprobs, _advantages(seed), shape, _model()[2]
+    )
 
 
 @functools.cache
@@ -210,7 +222,12 @@ def test_a_packed_update_equals_one_response_at_a_time(changes, weight):
 def test_any_split_into_rows_and_microbatches_gives_the_same_update():
     algorithm = _algorithm()
     loss, told, gradient = _update(_batch(), algorithm)
-    for layout in ({"microbatch_rows": 1}, {"row_tokens": 70}):
+    for layout in (
+        {"microbatch_rows": 1},
+        {"row_tokens": 70},
+        {"shared_units": _NUM_RESPONSES},
+        {"shared_units": _NUM_RESPONSES, "row_tokens": 70},
+    ):
         batch = _batch(**layout)
         other_loss, other_told, other = _update(batch, algorithm)
         np.testing.assert_allclose(other_loss, loss, rtol=1e-4, err_msg=str(layout))
@@ -218,6 +235,18 @@ def test_any_split_into_rows_and_microbatches_gives_the_same_update():
             other_told["policy/entropy"].value, told["policy/entropy"].value, rtol=1e-4
         )
         _same(other, gradient)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_prompts_computed_once_give_the_update_of_one_response_at_a_time(seed):
+    batch = _batch(shared_units=_NUM_RESPONSES, seed=seed)
+    # Fewer tokens than the sequences have, because prompts stand once.
+    assert (batch.text.segments.ids > 0).sum() < (batch.text.shared.segments.ids > 0).sum() - 20
+    lengths = _rollout().lengths
+    mask = np.arange(_MAX_TOKENS) < lengths[:, None]
+    weights = np.where(mask, -_advantages(seed)[:, None] / lengths.sum(), 0.0).astype(np.float32)
+    _, _, gradient = _update(batch, _algorithm())
+    _same(gradient, _one_by_one()(weights))
 
 
 def test_a_microbatch_without_responses_adds_nothing():

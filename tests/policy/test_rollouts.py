@@ -1,4 +1,4 @@
-"""Responses drawn in batches: those that one call gives, at any size of a batch."""
+"""Responses drawn in slots: the same whatever their number, and compiled once."""
 
 import importlib
 
@@ -9,7 +9,7 @@ import pytest
 from prism_jax import configuration, errors
 from prism_jax.data import encode
 from prism_jax.policy import rollouts
-from prism_jax.rollout import decode, engine
+from prism_jax.rollout import decode, engine, prefill
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.rlvr import config as rlvr_config
@@ -70,48 +70,29 @@ def _draw(opened, changes) -> tuple[engine.Rollout, list[int]]:
     words, asked = rlvr_feed.open_prompts(options, files, folder=None)
     sampler = rlvr_main.open_sampler(options, model, devices, words, asked)
     prompts = encode.encode_prompts([asked.rows[n] for n in range(_NUM_PROMPTS)], words)
-    compiled = (decode.start, decode.advance("cpu"))
-    before = [one._cache_size() for one in compiled]
+    before = prefill.fill._cache_size(), decode.num_programs()
     with jax.set_mesh(devices.mesh):
         drawn = sampler(params, prompts, jax.random.key(3))
     assert drawn.num_prompts == _NUM_PROMPTS
     assert len(drawn.segments) == _NUM_PROMPTS * _NUM_RESPONSES
-    after = [one._cache_size() for one in compiled]
+    after = prefill.fill._cache_size(), decode.num_programs()
     return drawn.rollout, [new - old for new, old in zip(after, before, strict=True)]
 
 
-def test_batches_give_what_one_call_gives_and_compile_one_program(opened):
+def test_few_slots_give_what_many_give_and_compile_one_program(opened):
     whole, _ = _draw(opened, {})
-    # Two, two and one prompt: the last batch is filled up.
-    batches, compiled = _draw(opened, {"rollout.batch_responses": 2 * _NUM_RESPONSES})
-    assert compiled == [1, 1]
+    few, compiled = _draw(opened, {"rollout.batch_responses": 3})
+    # Prompts are read two at a time or alone, with images or without.
+    assert compiled[1] == 1
+    assert compiled[0] <= 4
     for name in ("tokens", "lengths", "ended"):
-        np.testing.assert_array_equal(getattr(batches, name), getattr(whole, name), err_msg=name)
-    np.testing.assert_allclose(batches.logprobs, whole.logprobs, atol=1e-5)
+        np.testing.assert_array_equal(getattr(few, name), getattr(whole, name), err_msg=name)
+    np.testing.assert_allclose(few.logprobs, whole.logprobs, atol=1e-5)
     assert len({row.tobytes() for row in whole.tokens}) == _NUM_PROMPTS * _NUM_RESPONSES
 
 
-def test_more_than_a_step_draws_is_one_call(opened):
-    options = _options(opened[0], {"rollout.batch_responses": 64})
-    assert options.rollout.batch_prompts(opened[2]) == _NUM_PROMPTS
-
-
-def test_a_batch_that_holds_no_prompt_or_does_not_divide_is_refused(opened):
-    with pytest.raises(errors.InputError, match="batch_responses must be >= num_responses = 2, -1"):
-        _options(opened[0], {"rollout.batch_responses": 1})
-    options = _options(
-        opened[0],
-        {"rollout.batch_responses": 6, "mesh.num_devices": 2, "prompts.max_rows": 1},
-    )
-    devices = devices_lib.open_devices(options.mesh, options.model)
-    with pytest.raises(errors.InputError, match=r"2 responses x 2 parts of the mesh.*got 6"):
-        options.rollout.batch_prompts(devices)
-
-
-def test_the_published_sizes_draw_one_prompt_a_part_at_a_time(opened):
-    _, _, devices = opened[:3]
-    for size in ("4b", "8b"):
-        for algorithm in ("grpo", "dapo"):
-            config = importlib.import_module("configs.rlvr").get_config(f"{size},{algorithm}")
-            options = _options(opened[0], {"rollout": config.rollout.to_dict()})
-            assert options.rollout.batch_prompts(devices) == devices.row_parts()
+def test_copies_of_the_weights_that_do_not_divide_are_refused(opened):
+    with pytest.raises(errors.InputError, match="tensor must be >= 1"):
+        _options(opened[0], {"rollout.tensor": 0})
+    with pytest.raises(errors.InputError, match=r"divide 2 kv heads and 1 devices, got 2"):
+        _draw(opened, {"rollout.tensor": 2})

@@ -31,18 +31,18 @@ def grade(one, rule=STRICT):
 
 def test_oracle_formats_are_rewarded_as_released_by_the_official_preset():
     for case in oracle_files.read("formats.json"):
-        found = grade(task(case["text"], case["ground_truth"]), OFFICIAL)
+        reward = grade(task(case["text"], case["ground_truth"]), OFFICIAL)
         wanted = case["official"]
-        assert found.total == pytest.approx(wanted["score"]), case
-        assert (found.accuracy, found.format) == (wanted["acc_reward"], wanted["format_reward"])
+        assert reward.total == pytest.approx(wanted["score"]), case
+        assert (reward.accuracy, reward.format) == (wanted["acc_reward"], wanted["format_reward"])
 
 
 def test_oracle_formats_earn_nothing_by_default_when_they_are_invalid():
     for case in oracle_files.read("formats.json"):
-        found = grade(task(case["text"], case["ground_truth"]))
-        assert found.format == float(case["format_ok"]), case
+        reward = grade(task(case["text"], case["ground_truth"]))
+        assert reward.format == float(case["format_ok"]), case
         if not case["format_ok"]:
-            assert (found.total, found.accuracy, found.reason) == (0, 0, score.Reason.FORMAT)
+            assert (reward.total, reward.accuracy, reward.reason) == (0, 0, score.Reason.FORMAT)
 
 
 @pytest.mark.parametrize("rule", [STRICT, OFFICIAL])
@@ -57,14 +57,14 @@ def test_oracle_formats_earn_nothing_by_default_when_they_are_invalid():
     ],
 )
 def test_reward_is_four_fifths_accuracy_and_one_fifth_format(rule, answer, total, reason):
-    found = grade(task(respond(answer)), rule)
-    assert found.total == pytest.approx(total) and found.reason is reason
+    reward = grade(task(respond(answer)), rule)
+    assert reward.total == pytest.approx(total) and reward.reason is reason
 
 
 def test_an_empty_answer_is_invalid_by_default_and_well_formed_officially():
     assert grade(task(respond(" "))).reason is score.Reason.FORMAT
-    found = grade(task(respond(" ")), OFFICIAL)
-    assert (found.total, found.reason) == (0.2, score.Reason.NO_ANSWER)
+    reward = grade(task(respond(" ")), OFFICIAL)
+    assert (reward.total, reward.reason) == (0.2, score.Reason.NO_ANSWER)
 
 
 def test_a_response_without_an_end_token_earns_nothing_by_default():
@@ -97,14 +97,14 @@ def test_official_math_sources_use_extraction_and_equivalents(source):
 
 
 def test_official_geometry_pays_format_and_accuracy_apart():
-    def found(response):
+    def reward(response):
         return grade(task(response, source=GEOMETRY), OFFICIAL)
 
     loose = "so <caption></caption> and <think></think> and <answer>3</answer> done"
-    assert found(loose).total == pytest.approx(1.0)
-    assert found("<answer>3</answer>").total == pytest.approx(0.9)
-    assert found(respond("4")).total == pytest.approx(0.1)
-    assert found("nothing").total == 0
+    assert reward(loose).total == pytest.approx(1.0)
+    assert reward("<answer>3</answer>").total == pytest.approx(0.9)
+    assert reward(respond("4")).total == pytest.approx(0.1)
+    assert reward("nothing").total == 0
 
 
 def test_a_failed_judge_earns_nothing_by_default_and_the_format_officially():

@@ -126,16 +126,17 @@ def test_an_unknown_gate_is_refused():
 def test_segments_partition_the_response_at_the_token_that_completes_the_tag(tokenizer, text):
     tokens = encode(tokenizer, text)
     end = tokenizer.convert_tokens_to_ids(END)
-    found = cut(tokenizer, [*tokens, end])
+    segments = cut(tokenizer, [*tokens, end])
     # The definition, at quadratic cost: the shortest prefix whose bytes hold the tag.
     table = tags.token_bytes(tokenizer, vocab_tokens=None)
     wanted = next(
         n for n in range(len(tokens)) if b"</caption>" in b"".join(table[t] for t in tokens[:n])
     )
-    assert found.format_ok and found.ended and found.text == text
-    assert found.caption_tokens == wanted
-    assert found.caption_tokens + found.cot_tokens == found.response_tokens == len(tokens) + 1
-    assert found.caption.endswith("</caption>") and found.caption + found.cot == text
+    assert segments.format_ok and segments.ended and segments.text == text
+    assert segments.caption_tokens == wanted
+    assert segments.response_tokens == len(tokens) + 1
+    assert segments.caption_tokens + segments.cot_tokens == segments.response_tokens
+    assert segments.caption.endswith("</caption>") and segments.caption + segments.cot == text
 
 
 def test_some_tag_straddles_tokens_and_some_character_is_split():
@@ -149,16 +150,16 @@ def test_some_tag_straddles_tokens_and_some_character_is_split():
 
 def test_a_token_that_completes_the_tag_and_goes_on_belongs_to_the_caption():
     table = [b"<caption>a</cap", b"tion", b"><thi", b"nk>b</think><answer>3</answer>", b"<end>"]
-    found = tags.segment([0, 1, 2, 3, 4], bytes_of_token=table, end_tokens={4}, gate="strict")
-    assert (found.caption_tokens, found.cot_tokens, found.response_tokens) == (3, 2, 5)
-    assert found.caption == "<caption>a</caption>"
+    segments = tags.segment([0, 1, 2, 3, 4], bytes_of_token=table, end_tokens={4}, gate="strict")
+    assert (segments.caption_tokens, segments.cot_tokens, segments.response_tokens) == (3, 2, 5)
+    assert segments.caption == "<caption>a</caption>"
 
 
 def test_tokens_behind_the_end_token_are_padding():
     table = [b"<caption>a</caption>", b"<think>b</think>", b"<answer>3</answer>", b"", b"junk"]
-    found = tags.segment([0, 1, 2, 3, 4, 3], bytes_of_token=table, end_tokens={3}, gate="strict")
-    assert found.format_ok
-    assert (found.caption_tokens, found.cot_tokens, found.response_tokens) == (1, 3, 4)
+    segments = tags.segment([0, 1, 2, 3, 4, 3], bytes_of_token=table, end_tokens={3}, gate="strict")
+    assert segments.format_ok
+    assert (segments.caption_tokens, segments.cot_tokens, segments.response_tokens) == (1, 3, 4)
 
 
 def test_teacher_and_student_of_one_text_are_scored_at_the_same_tokens(tokenizer):
@@ -174,10 +175,11 @@ def test_a_response_cut_at_any_length_is_invalid_and_has_no_segments(tokenizer, 
     tokens = encode(tokenizer, text)
     for length in range(len(tokens) + 1):
         for gate in ("strict", "official"):
-            found = cut(tokenizer, tokens[:length], gate)
-            assert not found.ended and not found.format_ok
-            assert (found.caption_tokens, found.cot_tokens) == (0, 0)
-            assert found.response_tokens == length and found.cot == "" and found.caption == ""
+            segments = cut(tokenizer, tokens[:length], gate)
+            assert not segments.ended and not segments.format_ok
+            assert (segments.caption_tokens, segments.cot_tokens) == (0, 0)
+            assert segments.response_tokens == length
+            assert segments.cot == "" and segments.caption == ""
 
 
 def test_segmenting_looks_at_each_token_once():
@@ -190,8 +192,8 @@ def test_segmenting_looks_at_each_token_once():
 
     table = Counted([b"<caption>", b"a", b"</caption><think>b</think><answer>3</answer>", b""])
     tokens = [0, *[1] * 5000, 2, 3]
-    found = tags.segment(tokens, bytes_of_token=table, end_tokens={3}, gate="strict")
-    assert found.caption_tokens == 5002
+    segments = tags.segment(tokens, bytes_of_token=table, end_tokens={3}, gate="strict")
+    assert segments.caption_tokens == 5002
     assert Counted.reads == len(tokens) - 1
 
 

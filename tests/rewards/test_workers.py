@@ -61,8 +61,8 @@ def test_equal_answers_are_judged_once_whatever_was_thought_before(faulty):
     ask(faulty, "x+1")
     responses = [respond("hng+1").replace("b</think>", f"{n}</think>") for n in range(4)]
     start = time.monotonic()
-    found = faulty.grade([task(response, "1+x") for response in responses])
-    assert [one.reason for one in found] == [score.Reason.TIMEOUT] * 4
+    rewards = faulty.grade([task(response, "1+x") for response in responses])
+    assert [one.reason for one in rewards] == [score.Reason.TIMEOUT] * 4
     assert time.monotonic() - start < 2 * DEADLINE_SECONDS
 
 
@@ -81,8 +81,8 @@ def test_equal_answers_are_judged_once_whatever_was_thought_before(faulty):
 )
 def test_a_hostile_answer_earns_no_accuracy_within_the_deadline(pool, answer):
     start = time.monotonic()
-    (found,) = ask(pool, answer)
-    assert found.accuracy == 0
+    (rewards,) = ask(pool, answer)
+    assert rewards.accuracy == 0
     # The start of a process may lie in between.
     assert time.monotonic() - start < DEADLINE_SECONDS + 15
     assert ask(pool, "x+1")[0].total == 1.0
@@ -92,9 +92,9 @@ def test_a_sum_of_3000_terms_as_truth_costs_the_deadline_at_most():
     truth = "$" + "+".join(f"x^{{{n}}}" for n in range(3000)) + "$"
     with make_pool(rule=OFFICIAL, deadline=1.0) as pool:
         start = time.monotonic()
-        found = ask(pool, "$x+2$", "$x^1+1$", truth=truth)
-        assert [one.total for one in found] == [0.2, 0.2]
-        assert found[0].reason in (score.Reason.TIMEOUT, score.Reason.WRONG, score.Reason.ERROR)
+        rewards = ask(pool, "$x+2$", "$x^1+1$", truth=truth)
+        assert [one.total for one in rewards] == [0.2, 0.2]
+        assert rewards[0].reason in (score.Reason.TIMEOUT, score.Reason.WRONG, score.Reason.ERROR)
         assert time.monotonic() - start < 2.0 + 30
 
 
@@ -110,12 +110,12 @@ def test_a_sum_of_3000_terms_as_truth_costs_the_deadline_at_most():
         ("out+1", score.Reason.WRONG, 0),
     ],
 )
-def test_a_worker_that_fails_costs_its_own_task_only(faulty, answer, reason, restarts):
+def test_a_worker_that_fails_costs_only_its_task(faulty, answer, reason, restarts):
     before = faulty.num_restarts
-    found = ask(faulty, "x+1", answer, "2+x", "1+x")
-    assert [one.total for one in found[:1] + found[2:]] == [1.0, 0.2, 1.0]
-    assert found[1].reason is reason
-    assert found[1].total == (0.2 if reason is score.Reason.WRONG else 0.0)
+    rewards = ask(faulty, "x+1", answer, "2+x", "1+x")
+    assert [one.total for one in rewards[:1] + rewards[2:]] == [1.0, 0.2, 1.0]
+    assert rewards[1].reason is reason
+    assert rewards[1].total == (0.2 if reason is score.Reason.WRONG else 0.0)
     assert faulty.num_restarts - before == restarts
 
 
@@ -129,11 +129,11 @@ def test_a_worker_killed_from_outside_between_batches_is_replaced():
 
 
 def test_a_pool_works_outside_the_main_thread(pool):
-    found = []
-    thread = threading.Thread(target=lambda: found.extend(ask(pool, "x+1", "x+3")))
+    rewards = []
+    thread = threading.Thread(target=lambda: rewards.extend(ask(pool, "x+1", "x+3")))
     thread.start()
     thread.join()
-    assert [one.total for one in found] == [1.0, 0.2]
+    assert [one.total for one in rewards] == [1.0, 0.2]
 
 
 def test_close_ends_the_processes_and_is_idempotent():
@@ -209,11 +209,11 @@ def test_512_easy_answers_take_well_under_a_second(pool):
     ]  # fmt: skip
     tasks = [task(respond(answer), truth) for answer, truth in pairs * 32]
     start = time.perf_counter()
-    found = pool.grade(tasks)
+    rewards = pool.grade(tasks)
     seconds = time.perf_counter() - start
-    assert sum(one.accuracy for one in found) == 32 * 11
+    assert sum(one.accuracy for one in rewards) == 32 * 11
     # About a twentieth of this when the machine is free.
-    assert len(found) == 512 and seconds < 1.0
+    assert len(rewards) == 512 and seconds < 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Drawing tokens: the filters and the distribution."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,8 @@ def _draw(logits, num_draws=1, seed=0, **changes):
     settings = sampling.Sampling(**(usual | changes), max_tokens=1, end_token_ids=())
     rows = jnp.tile(jnp.asarray(logits, jnp.float32)[None], (num_draws, 1))
     keys = jax.random.split(jax.random.key(seed), num_draws)
-    tokens, logprobs = sampling.draw(rows, keys, settings)
+    many = [settings] * num_draws
+    tokens, logprobs = sampling.draw(rows, keys, sampling.Settings.of(many), sampling.Mode.of(many))
     return np.asarray(tokens), np.asarray(logprobs)
 
 
@@ -49,6 +52,41 @@ def test_temperature_0_takes_the_most_likely_and_tells_its_probability():
     tokens, logprobs = _draw([0.0, 3.0, 1.0], temperature=0.0)
     assert tokens.tolist() == [1]
     assert np.isclose(logprobs[0], 3 - np.log(1 + np.e**3 + np.e))
+
+
+def test_rows_with_different_settings_draw_what_they_draw_alone():
+    logits = jax.random.normal(jax.random.key(1), (5, 40)) * 2
+    keys = jax.random.split(jax.random.key(2), 5)
+    usual = {"max_tokens": 1, "end_token_ids": ()}
+    rows = [
+        sampling.Sampling(temperature=0.0, top_k=3, top_p=0.1, **usual),
+        sampling.Sampling(temperature=0.7, top_k=None, top_p=None, **usual),
+        sampling.Sampling(temperature=1.3, top_k=5, top_p=None, **usual),
+        sampling.Sampling(temperature=1.0, top_k=None, top_p=0.6, **usual),
+        sampling.Sampling(temperature=1.0, top_k=2, top_p=0.9, **usual),
+    ]
+    together = sampling.draw(logits, keys, sampling.Settings.of(rows), sampling.Mode.of(rows))
+    for row, settings in enumerate(rows):
+        one = slice(row, row + 1)
+        alone = sampling.draw(
+            logits[one], keys[one], sampling.Settings.of([settings]), sampling.Mode.of([settings])
+        )
+        assert int(alone[0][0]) == int(together[0][row])
+        np.testing.assert_allclose(alone[1][0], together[1][row], atol=1e-6)
+
+
+def test_only_top_p_below_1_sorts():
+    def primitives(**changes):
+        usual = {"temperature": 1.0, "top_k": None, "top_p": None}
+        one = sampling.Sampling(**(usual | changes), max_tokens=1, end_token_ids=())
+        run = functools.partial(sampling.draw, mode=sampling.Mode.of([one]))
+        keys = jax.random.split(jax.random.key(0), 1)
+        return str(jax.make_jaxpr(run)(jnp.zeros((1, 9)), keys, sampling.Settings.of([one])))
+
+    assert " sort[" not in primitives(top_p=1.0)
+    assert " sort[" not in primitives(top_k=3)
+    assert "random_bits" not in primitives(temperature=0.0, top_p=0.5)
+    assert " sort[" in primitives(top_p=0.5)
 
 
 @pytest.mark.parametrize(

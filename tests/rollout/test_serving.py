@@ -9,16 +9,18 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from models import sharding
 from prism_jax import mesh as mesh_lib
-from prism_jax.rollout import serving
+from prism_jax.rollout import layout, serving
 from tests.models import cases, ours
 
 _DENSE, _MOE = "dense_untied_3_levels_head72", "moe_untied"
+_ALONE = {"mesh": None, "rules": sharding.REPLICATED}
 
 
 def _prepared(case: str, *, join: bool = True) -> tuple[nnx.GraphDef, nnx.State]:
     graphdef, params = ours.model(case)
-    return serving.prepare(graphdef, params, dtype=jnp.float32, donate=False, join=join)
+    return serving.prepare(graphdef, params, dtype=jnp.float32, donate=False, join=join, **_ALONE)
 
 
 def _layer(params: nnx.State, number: int) -> dict[str, nnx.Variable]:
@@ -84,7 +86,7 @@ def test_experts_stay_apart():
 def test_donating_frees_the_stack_and_casts():
     graphdef, params = ours.model(_MOE)
     copied = jax.tree.map(jnp.copy, params)
-    _, prepared = serving.prepare(graphdef, copied, dtype=jnp.bfloat16, donate=True)
+    _, prepared = serving.prepare(graphdef, copied, dtype=jnp.bfloat16, donate=True, **_ALONE)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(copied))
     assert {leaf.dtype for leaf in jax.tree.leaves(prepared)} == {jnp.dtype(jnp.bfloat16)}
     out = params["text"]["layers"]["attn"]["o"]["kernel"][...][1]
@@ -93,19 +95,47 @@ def test_donating_frees_the_stack_and_casts():
     )
 
 
-@pytest.mark.parametrize("tensor", [2, 4])
-def test_a_mesh_cuts_joined_maps_between_kv_heads_or_they_stay_apart(tensor):
-    mesh = mesh_lib.make({"data": 1, "fsdp": 8 // tensor, "tensor": tensor, "expert": 1})
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_weights_of_any_mesh_come_to_the_sampler_s_own(tensor):
+    trained = mesh_lib.make({"data": 1, "fsdp": 4, "tensor": 2, "expert": 1})
     rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
     graphdef, params = ours.model(_DENSE)
-    spread = jax.device_put(params, mesh_lib.param_shardings(params, mesh, rules))
-    _, prepared = serving.prepare(graphdef, spread, dtype=jnp.float32, donate=False)
+    spread = jax.device_put(params, mesh_lib.param_shardings(params, trained, rules))
+    mesh = layout.mesh(trained, tensor=tensor)
+    assert mesh.shape == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor, "expert": 1}
+    _, prepared = serving.prepare(
+        graphdef, spread, dtype=jnp.float32, donate=False, mesh=mesh, rules=rules
+    )
     layer = _layer(prepared, 2)
-    assert layer["mlp/gate_up/kernel"][...].sharding.spec == PartitionSpec("fsdp", None, "tensor")
-    if tensor == 2:  # of 2 kv heads
-        assert layer["attn/qkv/kernel"][...].sharding.spec[:2] == ("fsdp", "tensor")
-    else:
-        assert layer["attn/q/kernel"][...].sharding.spec == PartitionSpec("fsdp", "tensor")
+    gate_up = layer["mlp/gate_up/kernel"][...]
+    assert gate_up.sharding.spec == PartitionSpec("fsdp", None, "tensor")
+    # Whole on each device, or cut over `tensor` alone: nothing is gathered for a token.
+    assert gate_up.addressable_shards[0].data.shape == (48, 2, 80 // tensor)
+    # The mesh cuts queries as it cuts keys, unless there are fewer kv heads than devices.
+    assert ("attn/qkv/kernel" in layer) == (tensor <= 2)
+    expected = _prepared(_DENSE, join=tensor <= 2)[1]
+    if tensor <= 2:
+        jax.tree.map(np.testing.assert_array_equal, prepared, expected)
+
+
+def test_replicated_weights_that_are_kept_come_to_the_sampler_s_mesh_too():
+    trained = mesh_lib.make({"data": 1, "fsdp": 2, "tensor": 1, "expert": 1}, jax.devices()[:2])
+    rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
+    graphdef, params = ours.model(_DENSE)
+    whole = jax.sharding.NamedSharding(trained, PartitionSpec())
+    params = jax.device_put(jax.tree.map(jnp.copy, params), whole)
+    mesh = layout.mesh(trained, tensor=1)
+    # Nothing is cast, so that every parameter might be kept as it is.
+    _, prepared = serving.prepare(
+        graphdef, params, dtype=jnp.float32, donate=True, mesh=mesh, rules=rules
+    )
+    assert {leaf.sharding.mesh for leaf in jax.tree.leaves(prepared)} == {mesh}
+
+
+def test_a_copy_of_the_weights_must_divide_the_devices():
+    trained = mesh_lib.make({"data": 8, "fsdp": 1, "tensor": 1, "expert": 1})
+    with pytest.raises(ValueError, match=r"rollout\.tensor must divide 8 devices, got 3"):
+        layout.mesh(trained, tensor=3)
 
 
 def test_only_layers_one_by_one_are_joined():

@@ -206,10 +206,10 @@ def test_experience_and_update_may_not_measure_under_one_name(tmp_path):
     def update(state, batch, key):
         return state, {"loss/total": metrics.Sum(value=1.0)}
 
-    pending = loop._Pending(None, None, None, None)
+    pending = loop._Pending(None, None, None, None, None)
     told = update(None, None, None)[1]
     with pytest.raises(ValueError, match=r"\['loss/total'\]"):
-        pending.put(1, told, told, begun=0.0, data_seconds=0.0)
+        pending.put(1, told, told, None, begun=0.0, data_seconds=0.0)
 
 
 def test_a_finished_run_started_again_takes_no_step(tmp_path):
@@ -221,7 +221,7 @@ def test_a_finished_run_started_again_takes_no_step(tmp_path):
 
 def test_one_process_sees_sigterm_and_puts_the_handler_back():
     before = signal.getsignal(signal.SIGTERM)
-    with preemption.watch(lambda step: False) as is_preempted:
+    with preemption.watch() as is_preempted:
         assert not is_preempted(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert is_preempted(2)

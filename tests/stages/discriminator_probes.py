@@ -9,13 +9,13 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from configs import align, warmup
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.policy import responses, rollouts
 from prism_jax.rewards import score
 from prism_jax.rollout import engine
+from prism_jax.setup import agreement
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
@@ -112,12 +112,7 @@ def settings(options, folder):
     devices = devices_lib.open_devices(options.mesh, options.model)
     if isinstance(options, align_config.Config):
         return align_updates.score_settings(options, devices)
-    model = types.SimpleNamespace(config=types.SimpleNamespace(text=types.SimpleNamespace(moe=1)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warmup_step, "make_update", lambda rule, names, settings, *_: settings)
-        patch.setattr(warmup_step, "make_evaluation", lambda *_, **__: None)
-        stage = warmup_step.make_stage(options, devices, model, None, None, None, None, num_steps=1)
-    return stage.update
+    return warmup_step.score_settings(options, devices)
 
 
 def verified(options, folder):
@@ -192,7 +187,9 @@ def _open_align(options, folder, workdir):
     devices = devices_lib.open_devices(options.mesh, options.model)
     source = options.discriminator.model(options.model)
     files = setup_models.keep_files(options.model, workdir)
-    discriminator_files = setup_models.keep_files(source, workdir, name="discriminator")
+    discriminator_files = setup_models.keep_files(
+        source, workdir, name="discriminator", is_discriminator=True
+    )
     policy = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
     discriminator = setup_models.open_model(
         source, devices, files=discriminator_files, is_discriminator=True
@@ -239,7 +236,9 @@ def packed_segments(options, folder, workdir, texts):
     drawn = rollouts.Responses(
         rollout=rollout, segments=reader.read(rollout), num_prompts=len(prompts.rows), seconds=0.0
     )
-    packed, places = align_scores.pack(prompts, drawn, feed, shapes.discriminator, discriminator)
+    packed, places = align_scores.packed_segments(
+        prompts, drawn, feed, shapes.discriminator, discriminator
+    )
     return prompts, feed, shapes, packed, places
 
 
@@ -265,7 +264,7 @@ def read_pairs(options, folder, workdir):
         seed=options.seed,
         folder=workdir,
     )
-    shape = options.rows.shape(feed.largest(), devices, place="config.rows")
+    shape = options.rows.shape(feed.largest(), devices, shared_units=1, place="config.rows")
     scored = []
 
     def scorer(params, batch):
@@ -277,7 +276,12 @@ def read_pairs(options, folder, workdir):
         if evaluate is not None:
             evaluate(types.SimpleNamespace(params=None), 1)
     num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
-    return shape, next(feed.train(shape, num_steps=num_steps)), num_steps, len(scored)
+    return (
+        shape,
+        next(feed.train(shape, num_steps=num_steps, inputs=agreement.Inputs())),
+        num_steps,
+        len(scored),
+    )
 
 
 def threads(options, folder, workdir):

@@ -50,6 +50,9 @@ _OPTIM = {
     "clip_norm": {"clip_norm": 0.1},
     "mu_dtype": {"mu_dtype": "bfloat16"},
     "nu_dtype": {"nu_dtype": "bfloat16"},
+    "kind": {"kind": "lion", "eps": None, "nu_dtype": None},
+    "rounding": ({"mu_dtype": "bfloat16"}, {"rounding": "stochastic"}),
+    "memory": {"memory": "host"},
 }
 # An optimiser in which each of these shows on the parameters of `moved`.
 _GENTLE = {"no_decay": (".*/scale",), "peak": 0.01, "weight_decay": 0.1, "schedule": "constant"}
@@ -140,8 +143,9 @@ def moved(options: configuration.Optim) -> Any:
             step=jnp.int32(step),
             is_finite=jnp.array(True),
             is_empty=jnp.array(False),
+            key=jax.random.key(step),
         )
-    return trainable, state.adam, len(nnx.to_flat_state(frozen))
+    return trainable, state.inner, len(nnx.to_flat_state(frozen)), optimizer.memory
 
 
 def placed(devices: devices_lib.Devices) -> Any:
@@ -150,9 +154,18 @@ def placed(devices: devices_lib.Devices) -> Any:
     return shape, devices.mesh.size, devices.dtype, devices.param_dtype, devices.rules
 
 
+def lora() -> Fields:
+    """Return the fields of adapters, for `shapes`."""
+    changes = {"model.lora.alpha": 1.0, "model.lora.targets": (".*text/layers/attn/q",)}
+    found = each(changes, before={"model.lora.rank": 2})
+    return found | each({"model.lora.rank": 2})
+
+
 def shapes(model: setup_models.Model) -> Any:
-    """Return the configuration and the shapes of a model."""
-    return model.config, jax.tree.map(lambda x: (x.shape, str(x.dtype)), model.params)
+    """Return the configuration and the shapes of a model, and how its adapters are scaled."""
+    lora = model.source.lora
+    scale = None if lora.rank is None else lora.alpha / lora.rank
+    return model.config, scale, jax.tree.map(lambda x: (x.shape, str(x.dtype)), model.params)
 
 
 def parsed(
@@ -263,7 +276,9 @@ def asked_of_the_loop(main: Callable[[list[str]], None], given: Given) -> list[A
         patch.setattr(
             loop,
             "run",
-            lambda *_, key, limits, **__: asked.append((limits, jax.random.key_data(key))),
+            lambda *_, key, limits, save_every_minutes, **__: asked.append(
+                (limits, save_every_minutes, jax.random.key_data(key))
+            ),
         )
         main([])
     return asked
@@ -277,6 +292,7 @@ OF_THE_LOOP = each(
         "train.num_steps": 3,
         "train.max_skipped_in_row": 7,
         "checkpoint.save_every_steps": 5,
+        "checkpoint.save_every_minutes": 3.0,
         "checkpoint.num_kept": 9,
         "resume.step": 1,
         "resume.allow_mismatch": True,
@@ -294,19 +310,24 @@ def a_store(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
+_TWO_DEVICES = {"mesh.num_devices": 2}
+ROLLOUT_MESH = {"rollout.tensor": (_TWO_DEVICES, _TWO_DEVICES | {"rollout.tensor": 2})}
+
+
 def asked_of_the_engine(sampler: rollouts.Sampler, num_prompts: int) -> Any:
     """Return what a step of a sampler asks of the engine."""
     found = []
 
-    def generate(self, params, prompts, sampling, key, *, num_responses, first_prompt):
-        found.append((self.chunk_tokens, sampling, num_responses, len(prompts), first_prompt))
+    def generate(self, params, prompts, sampling, key, *, num_responses):
+        found.append((self.chunk_tokens, self.num_slots, dict(self.mesh.shape)))
+        found.append((sampling, num_responses, len(prompts)))
         empty = np.zeros((0, 1))
         return engine.Rollout(tokens=empty, logprobs=empty, lengths=empty[:, 0], ended=empty[:, 0])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine.Engine, "generate", generate)
         patch.setattr(serving, "prepare", lambda graphdef, params, **_: (graphdef, params))
-        sampler(None, [None] * num_prompts, jax.random.key(0))
+        sampler(nnx.State({}), [None] * num_prompts, jax.random.key(0))
     return found
 
 

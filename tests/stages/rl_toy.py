@@ -24,11 +24,14 @@ from prism_jax.policy import rollouts
 from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
 from prism_jax.running import dump
+from prism_jax.setup import agreement
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
+from prism_jax.stages.rlvr import carry as rlvr_carry
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import groups as rlvr_groups
+from prism_jax.stages.rlvr import main as rlvr_main
 from prism_jax.stages.rlvr import step as rlvr_step
 from prism_jax.stages.rlvr import updates as rlvr_updates
 from prism_jax.training import train_state
@@ -217,7 +220,7 @@ def decode(saved) -> rlvr_groups.Group:
         index=index,
         row=row_of(index),
         prompt=prompt_of(index),
-        responses=rlvr_feed.responses_of(saved, read),
+        responses=rlvr_carry.responses_of(saved, read),
         step=saved["step"],
     )
 
@@ -225,13 +228,12 @@ def decode(saved) -> rlvr_groups.Group:
 def feed_of(options: rlvr_config.Config) -> rlvr_feed.Feed:
     """Return the prompts of a run."""
     is_refilled = options.groups.keep != "all"
-    is_adapted = options.reference.reward_target is not None
-    drawn = options.groups.generation_prompts or options.rollout.num_prompts
     return rlvr_feed.Feed(
-        Prompts(drawn),
+        Prompts(options.generation_prompts),
         num_prompts=options.rollout.num_prompts,
         is_refilled=is_refilled,
-        coefficient=options.reference.reward_coefficient if is_adapted else None,
+        coefficient=options.reference.reward_coefficient,
+        is_adapted=options.reference.reward_target is not None,
         reference=None,
         decode=decode,
     )
@@ -282,17 +284,18 @@ class Run:
             optim=options.optim,
         )
         self.optimizer, self.update = _update_of(deciding, self.shape)
-        self.experience = rlvr_step.Experience(
+        self.feed = feed_of(options)
+        self.experience = rlvr_main.open_experience(
             options,
             devices(),
             self.model,
+            feed=self.feed,
             sampler=Sampler(num_responses=options.rollout.num_responses, noise=noise),
             judge=Judge(),
             shape=self.shape,
             reference=None if reference is None else _params_of(reference),
-            dump=dump.Dump(pathlib.Path(), None),
+            dump=dump.Dump(pathlib.Path(), None, inputs=agreement.Inputs()),
         )
-        self.feed = feed_of(options)
         state = train_state.from_params(_params_of(values), self.optimizer, shardings=None)
         # Where an update leaves it: a step is compiled once.
         self.state = jax.device_put(state, devices().replicated)
@@ -308,9 +311,9 @@ class Run:
         for _ in range(num_steps):
             key = jax.random.fold_in(jax.random.key(0), len(self.rows))
             experience_key, update_key = jax.random.split(key)
-            learned, seen = self.experience(self.state, next(self.feed), experience_key)
-            self.state, told = self.update(self.state, learned, update_key)
-            self.rows.append(metrics.read(jax.device_get(seen | told)))
+            batches, sampled = self.experience(self.state, next(self.feed), experience_key)
+            self.state, updated = self.update(self.state, batches, update_key)
+            self.rows.append(metrics.read(jax.device_get(sampled | updated)))
         return self
 
 
@@ -320,7 +323,10 @@ def _update_of(options: rlvr_config.Config, shape: packed_rows.RowShape):
     model = _model(options)
     num_steps = options.train.num_steps * options.train.num_updates
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
-    return optimizer, rlvr_updates.make(options, devices(), model, optimizer, START, shape)
+    update = rlvr_updates.make_update(options, devices(), model, optimizer, START, shape)
+    return optimizer, functools.partial(
+        rlvr_step.update, update, num_epochs=options.train.num_epochs
+    )
 
 
 def _model(options: rlvr_config.Config) -> setup_models.Model:

@@ -141,7 +141,9 @@ def _opened(root, folder, workdir):
     options = configuration.parse(align_config.Config, config)
     devices = devices_lib.open_devices(options.mesh, options.model)
     source = options.discriminator.model(options.model)
-    files = setup_models.keep_files(source, workdir, name=model_files.DISCRIMINATOR_FOLDER)
+    files = setup_models.keep_files(
+        source, workdir, name=model_files.DISCRIMINATOR_FOLDER, is_discriminator=True
+    )
     model = setup_models.open_model(source, devices, files=files, is_discriminator=True)
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1)
     key = jax.random.key(0)

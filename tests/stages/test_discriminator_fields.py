@@ -91,9 +91,11 @@ _ALIGN = {
             "discriminator.rows.row_tokens": 512,
             "discriminator.rows.row_sequences": 1,
             "discriminator.rows.num_rows": 4,
+            "discriminator.rows.has_shared_prompts": True,
             "rows.row_tokens": 512,
             "rows.row_sequences": 1,
             "rows.num_rows": 4,
+            "rows.has_shared_prompts": True,
             "rollout.num_prompts": 3,
             "prompts.path": ("broken.parquet",),
             "prompts.max_rows": 2,
@@ -135,7 +137,8 @@ _ALIGN = {
             "rollout.batch_responses": 4,
         }
     )
-    | field_tables.cuts(),
+    | field_tables.cuts()
+    | field_tables.ROLLOUT_MESH,
     probes.policy_optimizer: field_tables.optim("optim."),
     probes.discriminator_optimizer: field_tables.optim("discriminator.optim."),
     probes.policy_model: field_tables.sizes("model.sizes."),
@@ -170,6 +173,7 @@ _WARMUP = {
             "rows.row_tokens": 1024,
             "rows.row_sequences": 2,
             "rows.num_rows": 4,
+            "rows.has_shared_prompts": True,
             "train.num_pairs": 1,
             "evaluate.num_batches": 1,
         }
@@ -221,8 +225,10 @@ _ELSEWHERE = {
     "tests/policy/test_loss.py": (
         *("algorithm.aggregation", "algorithm.norm_tokens", "algorithm.sampler_weights"),
         *("algorithm.sampler_level", "algorithm.sampler_low", "algorithm.sampler_high"),
-        *("train.has_entropy",),
+        "train.has_entropy",
     ),
+    # Refused of a discriminator, by `setup.models.open_model`.
+    "tests/models/test_lora.py": ("model.lora.rank", "model.lora.alpha", "model.lora.targets"),
     "tests/data/test_sources.py": (
         *("prompts.image_root", "prompts.cache_dir", "data.image_root", "data.cache_dir"),
     ),

@@ -29,6 +29,7 @@ _STRUCTS = {
     "warmup": warmup_config.Config,
 }
 _SIZES = ("tiny", "tiny,new", "demo", "demo,new", "small", "small,new", "4b", "8b")
+_ONE_GPU = ("2b_one_gpu", "4b_one_gpu")
 _POLICIES = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
 
 
@@ -44,7 +45,7 @@ def _options(stage: str, arg: str):
     return configuration.parse(_STRUCTS[stage], config)
 
 
-@pytest.mark.parametrize("arg", _SIZES)
+@pytest.mark.parametrize("arg", [*_SIZES, *_ONE_GPU])
 @pytest.mark.parametrize("stage", _STRUCTS)
 def test_every_configuration_is_whole(stage, arg):
     assert (_options(stage, arg).model.sizes is not None) == ("new" in arg)
@@ -112,6 +113,7 @@ def test_the_longest_published_responses_fit_the_rows(size):
             row_sequences=options.rows.row_sequences,
             microbatch_rows=8,
             patch_multiple=128,
+            shared_units=None,
             place="config.rows",
         )
         assert shape.num_rows == drawn.num_prompts * drawn.num_responses
@@ -131,7 +133,9 @@ def _devices() -> devices_lib.Devices:
 
 def _state(model_config, options, *, is_discriminator: bool):
     devices = _devices()
-    build = setup_models.builder(model_config, devices, is_discriminator=is_discriminator)
+    build = setup_models.builder(
+        model_config, devices, is_discriminator=is_discriminator, lora=None
+    )
     _, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     optimizer = setup_models.make_optimizer(options, params, num_steps=1000)
     return train_state.abstract_state(params, optimizer)
@@ -177,9 +181,10 @@ def test_the_policys_gradient_at_real_sizes_has_the_shapes_of_its_parameters(sta
         row_sequences=options.rows.row_sequences,
         microbatch_rows=1,
         patch_multiple=128,
+        shared_units=None,
         place="config.rows",
     )
-    batch = policy_batch.pack(
+    batch = policy_batch.on_policy_batch(
         [prompt],
         [packed_rows.Continuation(prompt=0, tokens=np.arange(5))],
         [np.zeros(5, np.float32)],
@@ -190,7 +195,7 @@ def test_the_policys_gradient_at_real_sizes_has_the_shapes_of_its_parameters(sta
     microbatch = jax.tree.map(lambda x: x[0], batch)
     algorithm = options.algorithm.loss() if stage == "align" else options.algorithm
     settings = policy_update.settings(options.train, options.rollout, options.model, devices)
-    build = setup_models.builder(config, devices, is_discriminator=False)
+    build = setup_models.builder(config, devices, is_discriminator=False, lora=None)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
 
     def loss(params, microbatch):
@@ -210,7 +215,7 @@ def test_the_policy_that_is_asked_decodes_a_batch_of_the_real_size(stage, size):
     config = importlib.import_module(f"configs.{stage}").get_config(size)
     options = config.difficulty if stage == "curate" else config
     sizes, devices = _POLICIES[size], _devices()
-    build = setup_models.builder(sizes, devices, is_discriminator=False)
+    build = setup_models.builder(sizes, devices, is_discriminator=False, lora=None)
     dtype = jnp.dtype(options.policy.dtype)
     graphdef, params = train_state.abstract_params(build, param_dtype=dtype)
     length = options.prompts.max_prompt_tokens + options.max_tokens

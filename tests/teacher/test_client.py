@@ -75,14 +75,14 @@ _PASSING = {
 
 
 @pytest.mark.parametrize("name", _PASSING)
-def test_what_may_pass_is_asked_again_and_counted(name):
+def test_a_transient_failure_is_retried_and_counted(name):
     action, event = _PASSING[name]
     with fake_teacher.serve(_then_right(action)) as server:
         asking = _client(server)
-        found = _ask(asking)
+        received = _ask(asking)
         assert len(server.asked) == 2
-    assert found.text == fake_teacher.response(7)
-    assert found.usage == reply.Usage(input_tokens=100, output_tokens=50)
+    assert received.text == fake_teacher.response(7)
+    assert received.usage == reply.Usage(input_tokens=100, output_tokens=50)
     assert {k: v for k, v in asking.counts().items() if v} == {event: 1, "reply": 1}
 
 
@@ -134,11 +134,11 @@ def test_waits_double_up_to_the_longest_and_are_spread():
         )
         with pytest.raises(client.FailedError):
             _ask(asking)
-    found = [seconds for seconds in waits.seconds if seconds > 0]
-    assert len(found) == 5  # none after the last attempt
-    for seconds, longest in zip(found, (1, 2, 4, 6, 6), strict=True):
+    received = [seconds for seconds in waits.seconds if seconds > 0]
+    assert len(received) == 5  # none after the last attempt
+    for seconds, longest in zip(received, (1, 2, 4, 6, 6), strict=True):
         assert longest / 2 <= seconds <= longest
-    assert found[3] != found[4]
+    assert received[3] != received[4]
 
 
 def test_every_thread_waits_as_long_as_the_endpoint_asks():
@@ -211,10 +211,10 @@ def test_an_address_that_is_no_hosts_is_fatal():
         _ask(asked)
 
 
-def test_halves_of_character_pairs_are_marked_and_counts_that_are_none_left_out():
+def test_lone_surrogates_are_marked_and_invalid_counts_left_out():
     usage = {"prompt_tokens": 10**400, "completion_tokens": 2}
-    found = _parse(fake_teacher.completion("x", model="m\ud800", usage=False) | {"usage": usage})
-    assert (found.model, found.usage) == ("m?", None)
+    received = _parse(fake_teacher.completion("x", model="m\ud800", usage=False) | {"usage": usage})
+    assert (received.model, received.usage) == ("m?", None)
     assert reply.message_of({"error": {"message": "no \udfff"}}) == "no ?"
 
 
@@ -245,27 +245,27 @@ def test_no_error_repeats_the_key_that_an_endpoint_echoes(status):
         with pytest.raises(Exception, match=str(status)) as caught:
             _ask(_client(server))
         assert server.asked[0].headers["Authorization"] == f"Bearer {_KEY}"
-    told = "".join(map(str, (caught.value, caught.value.__cause__)))
-    assert _KEY not in told
-    assert "sk-secret" not in told
+    texts = "".join(map(str, (caught.value, caught.value.__cause__)))
+    assert _KEY not in texts
+    assert "sk-secret" not in texts
 
 
 def test_a_reply_that_repeats_the_key_is_blanked_out():
     text = fake_teacher.response(7, think=f"The key is {_KEY}.")
     with fake_teacher.serve(_always(fake_teacher.say(text, model=_KEY))) as server:
-        found = _ask(_client(server))
-    assert found.text == fake_teacher.response(7, think="The key is [key].")
-    assert found.model == "[key]"
+        received = _ask(_client(server))
+    assert received.text == fake_teacher.response(7, think="The key is [key].")
+    assert received.model == "[key]"
 
 
-def test_what_a_reply_without_text_cost_is_told():
+def test_the_usage_of_a_reply_without_text_is_reported():
     paid = []
     with fake_teacher.serve(_then_right(fake_teacher.send(200, _EMPTY))) as server:
         _client(server).ask(_BODY, unusable=paid.append)
     assert paid == [reply.Usage(input_tokens=100, output_tokens=50)]
 
 
-def test_the_key_is_read_from_the_environment_and_told_nowhere(monkeypatch):
+def test_the_key_is_read_from_the_environment_and_is_in_no_message(monkeypatch):
     monkeypatch.setenv("TEACHER_KEY", f" {_KEY}\n")
     assert client.read_key("TEACHER_KEY") == _KEY
     assert client.read_key("") is None
@@ -279,7 +279,7 @@ def test_the_key_is_read_from_the_environment_and_told_nowhere(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("base_url", "told"),
+    ("base_url", "message"),
     [
         ("api.example.com/v1", "http"),
         ("file:///etc/passwd", "http"),
@@ -289,9 +289,9 @@ def test_the_key_is_read_from_the_environment_and_told_nowhere(monkeypatch):
         ("https://api.example.com:99999/v1", "PORT"),
     ],
 )
-def test_addresses_that_would_leak_a_key_are_refused_without_repeating_them(base_url, told):
+def test_addresses_that_would_leak_a_key_are_refused_without_repeating_them(base_url, message):
     problem = client.problem_of(base_url, has_key=True)
-    assert told in problem
+    assert message in problem
     assert "sk-secret" not in problem
 
 
@@ -315,11 +315,11 @@ def test_plain_http_is_for_this_machine_or_without_a_key():
 )
 def test_hidden_reasoning_is_part_of_the_output(usage, expected):
     body = fake_teacher.completion("text") | {"usage": usage}
-    found = _parse(body).usage
-    assert (None if found is None else (found.input_tokens, found.output_tokens)) == expected
+    counted = _parse(body).usage
+    assert (None if counted is None else (counted.input_tokens, counted.output_tokens)) == expected
 
 
-def test_text_in_parts_is_joined_and_withheld_replies_are_told_apart():
+def test_text_in_parts_is_joined_and_withheld_replies_are_recognised():
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert _parse(fake_teacher.completion(parts)).text == "ab"
     assert _parse(fake_teacher.completion(None, finish="content_filter")).finish == "filter"

@@ -12,7 +12,7 @@ from prism_jax.data import data_urls, images, prompts, records
 from prism_jax.teacher import request
 from tests import data_files
 
-_ASKING = request.Asking(model="teacher", instruction="", options={"max_tokens": 5})
+_ASKING = request.Settings(model="teacher", instruction="", options={"max_tokens": 5})
 
 
 def _image(data: bytes) -> records.Image:
@@ -51,7 +51,7 @@ def test_pictures_and_texts_of_many_turns_keep_their_places():
     assert (body["model"], body["max_tokens"]) == ("teacher", 5)
 
 
-def test_the_rows_own_system_turn_gives_way_to_the_published_prompt():
+def test_the_published_prompt_replaces_a_rows_system_turn():
     other = records.Message(role="system", content="Answer.")
     row = _row(prompt=(other, *_row().prompt))
     assert request.student_prompt(row) == request.student_prompt(_row())

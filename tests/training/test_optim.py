@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from prism_jax import errors, tree_paths
-from prism_jax.training import optim, train_state
+from prism_jax.training import optim, optim_kinds, schedules, train_state
 from tests import toy_run
 
 
@@ -26,13 +26,13 @@ def _schedule(kind="cosine", **changes):
         "warmup_fraction": None,
         "end_factor": 1.0 if kind == "constant" else 0.0,
     }
-    return optim.learning_rate_schedule(kind, **(arguments | changes))
+    return schedules.learning_rate_schedule(kind, **(arguments | changes))
 
 
 def _jitted(optimizer):
     @jax.jit
     def update(grads, opt_state, trainable, step, flags):
-        told = optimizer.update(grads, opt_state, trainable, step=step, **flags)
+        told = optimizer.update(grads, opt_state, trainable, step=step, key=None, **flags)
         return told[0], told[1], dataclasses.asdict(told[2])
 
     def run(grads, opt_state, trainable, *, step=5, is_finite=True, is_empty=False):
@@ -95,7 +95,7 @@ def test_frozen_parameters_have_no_optimiser_state():
     trainable, frozen = optimizer.split(params)
     assert sorted(_leaves(frozen)) == ["head"]
     assert sorted(_leaves(trainable)) == ["bias", "kernel"]
-    moments = optimizer.init(trainable).adam
+    moments = optimizer.init(trainable).inner["plain"]
     assert sorted(_leaves(moments.mu)) == sorted(_leaves(moments.nu)) == ["bias", "kernel"]
 
 
@@ -129,12 +129,12 @@ def test_steps_that_are_not_finite_change_nothing_but_the_counts(kind):
     bad = good if kind == "loss" else jax.tree.map(lambda p: np.full_like(p, np.nan), good)
     params, opt_state, told = update(good, optimizer.init(params), params)
     assert bool(told.is_taken)
-    before = _leaves((params, opt_state.adam))
+    before = _leaves((params, opt_state.inner))
     for count in range(1, 6):
         params, opt_state, told = update(bad, opt_state, params, is_finite=kind == "gradient")
         assert not bool(told.is_taken)
         assert int(opt_state.num_skipped_in_row) == count
-    after = _leaves((params, opt_state.adam))
+    after = _leaves((params, opt_state.inner))
     for name, leaf in before.items():
         np.testing.assert_array_equal(leaf, after[name])
     # An empty step in between moves nothing either, and neither counts nor forgives a skip.
@@ -142,7 +142,7 @@ def test_steps_that_are_not_finite_change_nothing_but_the_counts(kind):
     params, opt_state, told = update(zeros, opt_state, params, is_empty=True)
     assert bool(told.is_empty) and not bool(told.is_taken)
     assert int(opt_state.num_skipped_in_row) == int(opt_state.num_skipped) == 5
-    after = _leaves((params, opt_state.adam))
+    after = _leaves((params, opt_state.inner))
     for name, leaf in before.items():
         np.testing.assert_array_equal(leaf, after[name])
     params, opt_state, told = update(bad, opt_state, params, is_finite=False, is_empty=True)
@@ -155,13 +155,16 @@ def test_steps_that_are_not_finite_change_nothing_but_the_counts(kind):
 
 def test_storage_dtypes_are_kept_through_updates():
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), _params())
-    optimizer = toy_run.make_optimizer(params, mu_dtype=jnp.bfloat16, nu_dtype=jnp.float32)
+    numbers = optim_kinds.Numbers(
+        b1=0.9, b2=0.95, eps=1e-8, mu_dtype="bfloat16", nu_dtype="float32"
+    )
+    optimizer = toy_run.make_optimizer(params, numbers=numbers)
     update = _jitted(optimizer)
     grads = jax.tree.map(np.ones_like, params)
     params, opt_state, _ = update(grads, optimizer.init(params), params)
     assert {x.dtype.name for x in jax.tree.leaves(params)} == {"bfloat16"}
-    assert {x.dtype.name for x in jax.tree.leaves(opt_state.adam.mu)} == {"bfloat16"}
-    assert {x.dtype.name for x in jax.tree.leaves(opt_state.adam.nu)} == {"float32"}
+    assert {x.dtype.name for x in jax.tree.leaves(opt_state.inner["plain"].mu)} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(opt_state.inner["plain"].nu)} == {"float32"}
 
 
 def test_gradient_norm_is_reported_before_clipping():
@@ -172,7 +175,7 @@ def test_gradient_norm_is_reported_before_clipping():
     _, opt_state, told = update(grads, optimizer.init(params), params)
     np.testing.assert_allclose(told.grad_norm, 48**0.5, rtol=1e-6)
     assert bool(told.is_clipped)
-    first = _leaves(opt_state.adam.mu)["bias"]
+    first = _leaves(opt_state.inner["plain"].mu)["bias"]
     np.testing.assert_allclose(first, 0.1 * 0.5 / 48**0.5, rtol=1e-6)
 
 

@@ -53,7 +53,7 @@ def test_any_split_gives_the_gradient_of_the_whole_batch_with_unequal_lengths(nu
     loss, grads = _mean_gradient()
     np.testing.assert_allclose(told["loss/total"], loss, rtol=1e-6)
     # After one step Adam's first moment is (1 - b1) times the gradient.
-    for name, moment in tree_paths.named_leaves(state.opt_state.adam.mu).items():
+    for name, moment in tree_paths.named_leaves(state.opt_state.inner["plain"].mu).items():
         expected = np.asarray(tree_paths.named_leaves(grads)[name])
         error = np.linalg.norm(np.asarray(moment) / np.float32(0.1) - expected)
         assert error <= 1e-6 * np.linalg.norm(expected), name
@@ -198,8 +198,8 @@ def test_eight_devices_give_the_step_of_one():
     np.testing.assert_allclose(
         metrics.read(told)["loss/total"], told_alone["loss/total"], rtol=1e-6
     )
-    moments = tree_paths.named_leaves(state.opt_state.adam.mu)
-    for name, expected in tree_paths.named_leaves(alone.opt_state.adam.mu).items():
+    moments = tree_paths.named_leaves(state.opt_state.inner["plain"].mu)
+    for name, expected in tree_paths.named_leaves(alone.opt_state.inner["plain"].mu).items():
         np.testing.assert_allclose(moments[name], expected, rtol=1e-5, atol=1e-7)
     assert state.params["kernel"][...].sharding.spec == PartitionSpec("fsdp")
 

@@ -1,1 +1,1 @@
-"""Asking a policy many prompts, in parts that survive a kill."""
+"""Many prompts put to one policy, in parts that survive a kill."""

@@ -1,13 +1,12 @@
-"""What the stages share that ask a policy a list of prompts: how both are opened.
+"""Shared by the commands that sample from a policy: opening the policy and the prompts.
 
-`begin` finds everything and claims the workdir, `commands.ask.parts.ask` does the work in parts.
+`begin` opens both and claims the workdir; `commands.ask.parts.ask` samples in parts.
 """
 
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import ml_collections
@@ -19,8 +18,9 @@ from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.checkpoints import model_files, pretrained
 from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import processor
-from prism_jax.rollout import engine, serving
+from prism_jax.rollout import engine, layout, serving
 from prism_jax.rollout import sampling as sampling_lib
+from prism_jax.setup import agreement
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import prompts as prompts_lib
 
@@ -29,13 +29,14 @@ _CHUNK_TOKENS = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy(configuration.Section):
-    """Say which policy is asked and how it is computed."""
+    """The policy that is sampled from, and how it is computed."""
 
-    # Hugging Face folder, converted folder, or workdir of a stage; its parameters are compared.
+    # Hugging Face folder, converted folder, or workdir of a stage. It may move: its parameters are
+    # compared, not its name.
     folder: str = configuration.free()
     step: int | None  # of a workdir; None: the newest complete one
     dtype: configuration.Dtype
-    attention: Literal["auto", "xla", "splash", "cudnn"]
+    attention: configuration.Attention
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -44,7 +45,7 @@ class Policy(configuration.Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(configuration.Section):
-    """Say how responses are drawn."""
+    """How responses are sampled."""
 
     temperature: float
     top_k: int | None
@@ -59,7 +60,7 @@ class Sampling(configuration.Section):
         return []
 
     def with_limit(self, max_tokens: int, *, ends: tuple[int, ...]) -> sampling_lib.Sampling:
-        """Return the sampler's own form."""
+        """Return these settings in the form that the sampler reads."""
         return sampling_lib.Sampling(
             temperature=self.temperature,
             top_k=self.top_k,
@@ -69,14 +70,14 @@ class Sampling(configuration.Section):
         )
 
 
-# Called once, and only when there is something left to ask.
+# Called once, and only when a prompt is left without responses.
 OpenSampler = Callable[[pretrained.Source, Policy, devices_lib.Devices], ask_parts.Sampler]
 
 
 def open_sampler(
     source: pretrained.Source, policy: Policy, devices: devices_lib.Devices
 ) -> ask_parts.Sampler:
-    """Load a policy into the form that decoding reads, and return its sampler."""
+    """Load a policy in the form for decoding and return its sampler."""
     _, config = pretrained.config_of(source.files)
     model = pretrained.load(
         source.folder,
@@ -86,34 +87,43 @@ def open_sampler(
         param_dtype=devices.dtype,
         step=source.step if model_files.is_run(source.folder) else None,
     )
+    tensor = layout.choose_tensor(model.params, config, devices=devices.mesh, dtype=devices.dtype)
+    mesh = layout.mesh(devices.mesh, tensor=tensor)
     graphdef, params = serving.prepare(
-        model.graphdef, model.params, dtype=devices.dtype, donate=True
+        model.graphdef,
+        model.params,
+        dtype=devices.dtype,
+        donate=True,
+        mesh=mesh,
+        rules=devices.rules,
     )
-    progress.say(f"policy read from {policy.folder}" + _told(source.step))
-    built = engine.Engine(
+    progress.say(f"policy read from {policy.folder}" + _at_step(source.step))
+    sampler = engine.Engine(
         graphdef=graphdef,
         config=config,
-        shapes=engine.Shapes(prompt_tokens=1, row_patches=1, row_images=1),
+        shapes=engine.Shapes(prompt_tokens=1, prompt_patches=1, prompt_images=1),
         prefill_implementation=devices.attention,
         decode_implementation=devices.decode_attention,
         chunk_tokens=_CHUNK_TOKENS,
-        mesh=devices.mesh,
+        num_slots=None,
+        mesh=mesh,
         rules=devices.rules,
+        say=progress.say,
     )
-    return EngineSampler(engine=built, params=params, folder=policy.folder)
+    return EngineSampler(engine=sampler, params=params, folder=policy.folder)
 
 
-def _told(step: int | None) -> str:
+def _at_step(step: int | None) -> str:
     return "" if not step else f", step {step}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineSampler:
-    """Ask the engine, with the static shapes of the caller."""
+    """A sampler that runs the engine with the static shapes of the caller."""
 
     engine: engine.Engine
     params: nnx.State
-    folder: str  # where the parameters are from, for messages
+    folder: str  # origin of the parameters, for messages
 
     def __call__(
         self,
@@ -134,7 +144,7 @@ class EngineSampler:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """Hold what is asked of whom."""
+    """A sampling job: the policy, the prompts and the workdir of the answers."""
 
     workdir: pathlib.Path
     identity: checkpoint_meta.RunIdentity
@@ -142,7 +152,7 @@ class Job:
     words: processor.Processor
     vocab_tokens: int  # rows of the model's vocabulary
     opened: prompts_lib.Opened
-    row_parts: int  # over which the rows of a batch are spread
+    row_parts: int  # parts of the mesh over which the rows of a batch are spread
     sampler: Callable[[], ask_parts.Sampler]  # loads the policy at the first call
 
 
@@ -160,14 +170,14 @@ def begin(
     may_differ: Sequence[str],
     place: str = "config",
 ) -> Job:
-    """Open the prompts, find the policy, and claim the folder; nothing is loaded yet.
+    """Open the prompts, locate the policy, and claim the folder; no weights are loaded yet.
 
-    A job that is continued asks the step of a training run that it began with, however far that
-    run has come since.
+    A resumed job keeps the checkpoint step it started with, however far the training run has come
+    since.
 
     Args:
       may_differ: the fields of `config` that may change when a killed job is started again.
-      place: what holds the sections `policy`, `prompts` and `mesh`, for messages.
+      place: the section that holds `policy`, `prompts` and `mesh`, for messages.
 
     Raises:
       InputError: policy or data cannot be read, or the folder is of another job.
@@ -178,17 +188,22 @@ def begin(
         )
     step = policy.step
     if step is None and model_files.is_run(policy.folder):
-        step = ask_parts.recorded_step(workdir)
+        step = agreement.on_first("step", lambda: ask_parts.recorded_step(workdir))
     source = pretrained.Source.of(policy.folder, role="policy", step=step)
     _, sizes = pretrained.config_of(source.files)
-    words = _with_limits(processor.Processor.from_folder(source.files), prompts, place=place)
+    words = processor.Processor.from_folder(
+        source.files,
+        min_pixels=prompts.min_pixels,
+        max_pixels=prompts.max_pixels,
+        place=f"{place}.prompts.",
+    )
     opened = prompts_lib.open_prompts(
         [prompts.path],
         prompts,
         words,
         need_teacher=need_teacher,
         need_answer=need_answer,
-        # The list in a folder that may be of another job stays as it is.
+        # A folder that another job may have claimed keeps its list of dropped rows.
         folder=None if ask_parts.is_claimed(workdir) else workdir,
         place=place,
     )
@@ -200,10 +215,9 @@ def begin(
         param_dtype=policy.dtype,
         attention=policy.attention,
         remat="none",
+        lora=configuration.NO_LORA,
     )
     devices = devices_lib.open_devices(mesh, model, section="policy", place=place)
-    if jax.process_count() > 1:
-        raise errors.InputError(f"{stage} runs in one process, got {jax.process_count()}")
     facts = {
         "step": source.step,
         "fingerprint": source.fingerprint(),
@@ -216,7 +230,8 @@ def begin(
         model_config=facts,
         may_differ=tuple(may_differ),
     )
-    ask_parts.claim(workdir, identity)
+    agreement.require_same("policy and prompts", facts)
+    agreement.on_first("claim", lambda: ask_parts.claim(workdir, identity))
     return Job(
         workdir=workdir,
         identity=identity,
@@ -227,19 +242,3 @@ def begin(
         row_parts=devices.row_parts(),
         sampler=functools.cache(lambda: open_sampler(source, policy, devices)),
     )
-
-
-def _with_limits(
-    words: processor.Processor, prompts: prompts_lib.Prompts, *, place: str
-) -> processor.Processor:
-    """Return the processor with the limits on the size of a picture."""
-    own = words.image_settings
-    least = own.min_pixels if prompts.min_pixels is None else prompts.min_pixels
-    most = own.max_pixels if prompts.max_pixels is None else prompts.max_pixels
-    if least > most:
-        raise errors.InputError(
-            f"{place}.prompts.min_pixels must be <= max_pixels, got {least} and {most} with those "
-            "of the checkpoint's image settings"
-        )
-    settings = dataclasses.replace(own, min_pixels=least, max_pixels=most)
-    return dataclasses.replace(words, image_settings=settings)

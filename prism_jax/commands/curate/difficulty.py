@@ -1,14 +1,14 @@
-"""How hard is each prompt for a policy: the first step of `curate`.
+"""The difficulty of each prompt for a policy: the first step of `curate`.
 
-Every prompt is asked `num_samples` times with the sampler and the judge of training. Its pass rate,
+Each prompt gets `num_samples` responses from the sampler and the judge of training. Its pass rate,
 the share of right responses, decides which sets it belongs to:
 
     rl.parquet     rl_above < rate < rl_below: a group of responses that are all right or all wrong
-                   teaches RL nothing
-    hard.parquet   rate <= hard_at_most: what a teacher is to answer
+                   gives RL no gradient
+    hard.parquet   rate <= hard_at_most: the prompts for a teacher
 
-Source: the paper, section on data: RL prompts are filtered by difficulty (pass rate), the teacher
-answers what current models do not solve. It gives no thresholds; k is ours too.
+Source: the paper, section on data: RL prompts are filtered by difficulty (pass rate), and
+the teacher answers prompts that current models do not solve. It gives no thresholds; k is ours too.
 """
 
 import collections
@@ -25,9 +25,9 @@ from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.data import prompt_files, records
 from prism_jax.policy import responses
-from prism_jax.rewards import score, tags, workers
+from prism_jax.rewards import score
 from prism_jax.rollout import engine
-from prism_jax.setup import judging
+from prism_jax.setup import agreement, judging
 from prism_jax.setup import prompts as prompts_lib
 
 Json = Any
@@ -36,7 +36,7 @@ RL_FILE = "rl.parquet"
 HARD_FILE = "hard.parquet"
 _SUMMARY_FILE = "summary.json"  # as `commands.ask.parts` calls it
 _THRESHOLDS = ("rl_above", "rl_below", "hard_at_most")
-# What is needed of a line of the rates, and of the summary.
+# The fields that are read from a line of the rates, and from the summary.
 _RATE = {"pass_rate": float, "num_samples": int, "reasons": {str: int}}
 _SUMMARY = {
     "thresholds": {str: float},
@@ -46,12 +46,11 @@ _SUMMARY = {
     "num_rl": int,
     "num_hard": int,
 }
-_GATES: dict[str, tags.Gate] = {"strict": "strict", "official": "official"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difficulty(configuration.Section):
-    """Hold the configuration of this step."""
+    """The configuration of this step."""
 
     seed: int
     policy: ask_job.Policy
@@ -60,7 +59,7 @@ class Difficulty(configuration.Section):
     sampling: ask_job.Sampling
     num_samples: int  # of each prompt
     max_tokens: int  # of a response
-    batch_responses: int  # drawn at a time
+    batch_responses: int  # sampled at a time
     judge: judging.Judge
     rl_above: float = configuration.free()
     rl_below: float = configuration.free()
@@ -71,14 +70,16 @@ class Difficulty(configuration.Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         names = ("num_samples", "max_tokens", "batch_responses", "line_every_steps")
-        found = configuration.at_least(self, 0, "seed") + configuration.at_least(self, 1, *names)
+        problems = configuration.at_least(self, 0, "seed") + configuration.at_least(self, 1, *names)
         if self.sampling.temperature == 0 and self.num_samples > 1:
-            found.append("num_samples must be 1 when sampling.temperature is 0: all are the same")
+            problems.append(
+                "num_samples must be 1 when sampling.temperature is 0: all are the same"
+            )
         if self.rl_above >= self.rl_below:
-            found.append(
+            problems.append(
                 f"rl_above must be < rl_below, got {self.rl_above:g} and {self.rl_below:g}"
             )
-        return found
+        return problems
 
 
 def run(
@@ -88,12 +89,12 @@ def run(
     *,
     open_sampler: ask_job.OpenSampler,
 ) -> dict[str, Json]:
-    """Measure every prompt, write both sets and return the summary.
+    """Measure each prompt, write both sets and return the summary.
 
-    What was sampled is kept: with other thresholds the sets are written anew, nothing is asked.
+    The rates stay on disk: other thresholds select new sets without sampling again.
 
     Args:
-      config: what `options` was read from.
+      config: the configuration that `options` was parsed from.
       folder: of this step, inside the workdir.
     """
     folder.mkdir(exist_ok=True)
@@ -113,12 +114,13 @@ def run(
     thresholds = {name: dataclasses.asdict(options)[name] for name in _THRESHOLDS}
     summary = ask_parts.finished(folder, _SUMMARY)
     if summary is None or summary["thresholds"] != thresholds:
-        (folder / _SUMMARY_FILE).unlink(missing_ok=True)  # it tells of other sets
+        (folder / _SUMMARY_FILE).unlink(missing_ok=True)  # it describes other sets
         path = folder / RATES_FILE
-        if not path.exists():
+        if not agreement.on_first("rates", path.exists):
             with options.judge.open() as judge:
                 ask_parts.write_lines(path, _measure(options, job, judge))
-        summary = _select(options, job) | {"thresholds": thresholds}
+        selected = agreement.on_first("select", lambda: _select(options, job))
+        summary = selected | {"thresholds": thresholds}
         ask_parts.finish(folder, summary)
     progress.say(
         f"of {summary['num_prompts']} prompts {summary['never_right']} are never right and "
@@ -129,12 +131,12 @@ def run(
 
 
 def _measure(
-    options: Difficulty, job: ask_job.Job, judge: workers.JudgePool
+    options: Difficulty, job: ask_job.Job, judge: judging.SharedJudge
 ) -> Iterator[dict[str, Json]]:
-    """Yield a line a prompt, in the order of the rows."""
+    """Yield a line per prompt, in the order of the rows."""
     each = options.num_samples
-    gate = _GATES[options.judge.rule]
-    reader = responses.Reader.of(job.words, vocab_tokens=job.vocab_tokens, gate=gate)
+    # The gate has the name of the judge's rule.
+    reader = responses.Reader.of(job.words, vocab_tokens=job.vocab_tokens, gate=options.judge.rule)
 
     def describe(
         rows: Sequence[records.PromptRow], rollout: engine.Rollout
@@ -149,7 +151,7 @@ def _measure(
             for row, group in zip(rows, groups, strict=True)
         ]
 
-    asked = ask_parts.Pass(
+    sampling_pass = ask_parts.Pass(
         name="samples",
         sampling=options.sampling.with_limit(options.max_tokens, ends=job.words.ids.ends),
         num_responses=each,
@@ -158,11 +160,10 @@ def _measure(
         ),
     )
     yield from ask_parts.ask(
-        asked,
+        sampling_pass,
         job.opened,
         job.words,
         workdir=job.workdir,
-        row_parts=job.row_parts,
         key=jax.random.key(options.seed),
         sampler=job.sampler,
         describe=describe,
@@ -188,24 +189,24 @@ def _line(
 
 
 def _select(options: Difficulty, job: ask_job.Job) -> dict[str, Json]:
-    """Write the sets that the rates on disk ask for and return the counts."""
+    """Write the sets that follow from the rates on disk and return the counts."""
     lines = small_files.read_lines(job.workdir / RATES_FILE, _RATE)
     if len(lines) != len(job.opened.rows):
         raise errors.InputError(
             f"{job.workdir / RATES_FILE}: damaged: {len(lines)} lines for {len(job.opened.rows)} "
-            "prompts; delete it to have them asked again"
+            "prompts; delete it to sample them again"
         )
     rates = [one["pass_rate"] for one in lines]
     rl = [i for i, rate in enumerate(rates) if options.rl_above < rate < options.rl_below]
     hard = [i for i, rate in enumerate(rates) if rate <= options.hard_at_most]
-    for name, chosen in ((RL_FILE, rl), (HARD_FILE, hard)):
-        infos = [_info(job.opened.rows[i], lines[i]) for i in chosen]
-        rows = (job.opened.rows[i] for i in chosen)
+    for name, indices in ((RL_FILE, rl), (HARD_FILE, hard)):
+        infos = [_info(job.opened.rows[i], lines[i]) for i in indices]
+        rows = (job.opened.rows[i] for i in indices)
         has_scales = job.opened.report.has_scales
         prompt_files.write(job.workdir / name, rows, infos=infos, has_scales=has_scales)
     reasons: collections.Counter[str] = collections.Counter()
-    for one in lines:
-        reasons.update(one["reasons"])
+    for line in lines:
+        reasons.update(line["reasons"])
     steps = [n / options.num_samples for n in range(options.num_samples + 1)]
     return {
         "policy": {"folder": options.policy.folder, **job.identity.model_config},
@@ -224,5 +225,5 @@ def _select(options: Difficulty, job: ask_job.Job) -> dict[str, Json]:
 
 
 def _info(row: records.PromptRow, line: Mapping[str, Json]) -> dict[str, Json]:
-    told = {"pass_rate": line["pass_rate"], "pass_rate_samples": line["num_samples"]}
-    return dict(row.extra_info) | told
+    rate = {"pass_rate": line["pass_rate"], "pass_rate_samples": line["num_samples"]}
+    return dict(row.extra_info) | rate

@@ -5,12 +5,13 @@
     --config.teacher.endpoint.base_url=…   of any OpenAI-compatible chat endpoint
     --config.teacher.endpoint.model=…      its key comes from the environment, see docs/curate.md
 
-Two steps, each usable alone (`:4b,difficulty`, `:4b,teacher`), each going on where it was killed:
+Two steps, each usable alone (`:4b,difficulty`, `:4b,teacher`); a killed step resumes where it
+stopped:
 
-1. `DIR/difficulty`: how often a policy is right on each prompt decides which prompts RL gets and
-   which the teacher (`stages.difficulty`).
-2. `DIR/teacher`: the teacher answers those; what verifies becomes demonstrations and prompts for
-   alignment (`stages.teacher`).
+1. `DIR/difficulty`: the policy's pass rate on each prompt decides which prompts go to RL and which
+   to the teacher (`difficulty.py`).
+2. `DIR/teacher`: the teacher answers those, and its verified answers become demonstrations and
+   prompts for alignment (`teacher.py`).
 """
 
 import dataclasses
@@ -18,20 +19,23 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import ml_collections
 
 from prism_jax import configuration, errors, progress
+from prism_jax.checkpoints import mirror
 from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.curate import difficulty, teacher, teacher_config
 from prism_jax.data import sources
 from prism_jax.running import run as run_lib
+from prism_jax.setup import agreement
 
 Json = Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(configuration.Section):
-    """Hold the configuration of `curate`; a step that is None is left out."""
+    """The configuration of `curate`; a step that is None is skipped."""
 
     difficulty: difficulty.Difficulty | None
     teacher: teacher_config.Teacher | None
@@ -52,29 +56,40 @@ def run(
         raise errors.InputError("config.difficulty and config.teacher: one must be given")
     if options.teacher is not None:
         teacher_config.check_rows(options.teacher, has_difficulty=options.difficulty is not None)
-        options.teacher.endpoint.key()  # a missing key must not be found out after hours
-    found: dict[str, Json] = {}
-    with run_lib.hold(workdir, kind="curate") as folder:
+        options.teacher.endpoint.key()  # a missing key must fail now, not after hours of sampling
+    summaries: dict[str, Json] = {}
+    mesh = None if options.difficulty is None else options.difficulty.mesh
+    is_distributed = None if mesh is None else mesh.is_distributed
+    with run_lib.hold(workdir, kind="curate", is_distributed=is_distributed) as folder:
         if options.difficulty is not None:
             first = folder / "difficulty"
-            found["difficulty"] = difficulty.run(
+            summaries["difficulty"] = difficulty.run(
                 options.difficulty, config.difficulty, first, open_sampler=open_sampler
             )
-            print(first / difficulty.RL_FILE)
+            _print(first / difficulty.RL_FILE)
         if options.teacher is not None:
-            if options.difficulty is not None and found["difficulty"]["num_hard"] == 0:
+            if options.difficulty is not None and summaries["difficulty"]["num_hard"] == 0:
                 progress.say("no prompt is hard enough for the teacher")
-                return found
+                return summaries
             second = folder / "teacher"
-            found["teacher"] = teacher.run(options.teacher, _rows(options.teacher, folder), second)
-            _say(found["teacher"])
-            print(second / teacher.SFT_FILE)
-            print(second / teacher.ALIGN_FILE)
-    return found
+            # The teacher is behind an address, and one process is enough to ask it.
+            summaries["teacher"] = agreement.on_first(
+                "teacher",
+                lambda: teacher.run(options.teacher, _rows(options.teacher, folder), second),
+            )
+            _say(summaries["teacher"])
+            _print(second / teacher.SFT_FILE)
+            _print(second / teacher.ALIGN_FILE)
+    return summaries
+
+
+def _print(path: pathlib.Path) -> None:
+    if jax.process_index() == 0:
+        print(mirror.address(path))
 
 
 def _rows(options: teacher_config.Teacher, folder: pathlib.Path) -> sources.Source:
-    """Return the prompts to ask: those that were named, else those of the first step."""
+    """Return the prompts for the teacher: those of the configuration, else the hard ones."""
     if options.prompts is None:
         path = folder / "difficulty" / difficulty.HARD_FILE
         return sources.Source(kind="prompts", path=str(path))
@@ -93,4 +108,4 @@ def _say(report: dict[str, Json]) -> None:
     )
     if not report["complete"]:
         why = "" if report["stopped"] is None else f" ({report['stopped']})"
-        progress.say(f"not complete{why}: the same command asks what is missing")
+        progress.say(f"not complete{why}: the same command sends the missing requests")

@@ -1,11 +1,11 @@
-"""Have a teacher answer prompts and keep what verifies: the second step of `curate`.
+"""Have a teacher answer prompts and keep verified replies: the second step of `curate`.
 
 Any OpenAI-compatible chat endpoint can be the teacher. A reply is kept when its format passes the
-strict gate and the strict judge finds its answer right. Nothing here needs JAX or an accelerator.
+strict gate and the strict judge accepts its answer. Nothing here needs JAX or an accelerator.
 
-Every reply is in the cache under the hash of its request before it is looked at. So what this step
-writes follows from rows, configuration and cache; started again, after a kill too, it asks only
-what is not there.
+Each reply enters the cache under the hash of its request before it is examined. The files of this
+step therefore follow from rows, configuration and cache; a restart, after a kill too, sends only
+the requests that the cache lacks.
 """
 
 import concurrent.futures
@@ -30,9 +30,9 @@ REPORT_FILE = "report.json"
 def run(
     options: teacher_config.Teacher, rows_source: sources.Source, folder: pathlib.Path
 ) -> dict[str, Json]:
-    """Ask every prompt, write both data sets and return the report.
+    """Send every prompt to the teacher, write both data sets and return the report.
 
-    The files are written as well when the job stops early, of what there is then.
+    A job that stops early also writes the files, from the replies so far.
 
     Args:
       folder: of this step, inside the workdir.
@@ -49,17 +49,17 @@ def run(
     )
     with dropped_rows.named(None):
         opened = sources.open_source(rows_source, rules, cache_dir=options.rows_cache_dir)
-    dropped_rows.tell(opened.report, None)
+    dropped_rows.print_rows(opened.report, None)
     count = len(opened.rows) if options.max_rows is None else options.max_rows
     rows = sources.Selection(opened.rows, range(min(count, len(opened.rows))))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / REPORT_FILE).unlink(missing_ok=True)  # it tells of other files
+    (folder / REPORT_FILE).unlink(missing_ok=True)  # it describes other files
     with options.judge.start_for_accuracy("strict") as judge:
         answers = teacher_answers.Answers(options, folder, key=key, judge=judge)
-        told = _ask_all(options, rows, answers)
+        outcomes = _ask_all(options, rows, answers)
     lock.check()
-    _write(rows, told, answers, options, folder, has_scales=opened.report.has_scales)
-    report = answers.report(told) | {"prompts_read": opened.report.summary()}
+    _write(rows, outcomes, answers, options, folder, has_scales=opened.report.has_scales)
+    report = answers.report(outcomes) | {"prompts_read": opened.report.summary()}
     small_files.write(folder / REPORT_FILE, report)
     if answers.fatal is not None:
         raise errors.InputError(f"{options.endpoint.model}: {answers.fatal}")
@@ -68,7 +68,7 @@ def run(
 
 def _ask_all(
     options: teacher_config.Teacher, rows: sources.Rows, answers: teacher_answers.Answers
-) -> list[teacher_answers.Told]:
+) -> list[teacher_answers.PromptOutcome]:
     shown = progress.Progress(
         sys.stderr,
         title="teacher",
@@ -77,29 +77,29 @@ def _ask_all(
         watched=("kept", "cost"),
         line_every_steps=options.line_every_steps,
     )
-    told: list[teacher_answers.Told] = []
-    kept = 0
+    outcomes: list[teacher_answers.PromptOutcome] = []
+    num_kept = 0
     with concurrent.futures.ThreadPoolExecutor(options.endpoint.num_concurrent) as pool:
         waiting = [pool.submit(lambda i: answers.answer(rows[i]), i) for i in range(len(rows))]
         try:
             for number, future in enumerate(waiting, start=1):
-                told.append(future.result())
+                outcomes.append(future.result())
                 lock.check()
-                kept += told[-1].outcome is teacher_answers.Outcome.KEPT
-                shown.show(number, {"kept": float(kept), "cost": answers.budget.spent})
+                num_kept += outcomes[-1].outcome is teacher_answers.Outcome.KEPT
+                shown.show(number, {"kept": float(num_kept), "cost": answers.budget.spent})
         except BaseException:
-            # Replies under way are paid: they are waited for and kept, but none is asked any more.
+            # Requests under way are paid for, so keep their replies, but send no more.
             answers.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
         finally:
             shown.close()
-    return told
+    return outcomes
 
 
 def _write(
     rows: sources.Rows,
-    told: Sequence[teacher_answers.Told],
+    outcomes: Sequence[teacher_answers.PromptOutcome],
     answers: teacher_answers.Answers,
     options: teacher_config.Teacher,
     folder: pathlib.Path,
@@ -107,22 +107,27 @@ def _write(
     has_scales: bool,
 ) -> None:
     """Write both data sets and the outcomes, in the order of the rows."""
-    kept = [i for i, one in enumerate(told) if one.key is not None]
+    indices = [i for i, outcome in enumerate(outcomes) if outcome.key is not None]
 
-    def each() -> Iterator[records.PromptRow]:
-        for i in kept:
-            yield teacher_answers.answered(rows[i], answers.cache.get(told[i].key).text.strip())
+    def answered_rows() -> Iterator[records.PromptRow]:
+        for i in indices:
+            yield teacher_answers.answered(rows[i], answers.cache.get(outcomes[i].key).text.strip())
 
-    sharegpt_files.write(folder / SFT_FILE, map(_demonstration, each()))
+    sharegpt_files.write(folder / SFT_FILE, map(_demonstration, answered_rows()))
     infos = [
-        dict(told[i].info)
-        | {"teacher_model": options.endpoint.model, "teacher_tries": len(told[i].tries)}
-        for i in kept
+        dict(outcomes[i].info)
+        | {"teacher_model": options.endpoint.model, "teacher_tries": len(outcomes[i].tries)}
+        for i in indices
     ]
-    prompt_files.write(folder / ALIGN_FILE, each(), infos=infos, has_scales=has_scales)
+    prompt_files.write(folder / ALIGN_FILE, answered_rows(), infos=infos, has_scales=has_scales)
     lines = (
-        {"id": one.id, "outcome": one.outcome.value, "tries": one.tries, "detail": one.detail}
-        for one in told
+        {
+            "id": outcome.id,
+            "outcome": outcome.outcome.value,
+            "tries": outcome.tries,
+            "detail": outcome.detail,
+        }
+        for outcome in outcomes
     )
     small_files.replace(
         folder / OUTCOMES_FILE, b"".join(small_files.dumps(line) + b"\n" for line in lines)

@@ -1,6 +1,6 @@
-"""A teacher's answer to one row after the other, from many threads: asked, paid, judged, counted.
+"""The teacher's answers, row by row from many threads: requested, paid, judged and counted.
 
-Every reply is in the cache under the hash of its request before it is looked at.
+Each reply enters the cache under the hash of its request before it is examined.
 """
 
 import collections
@@ -24,7 +24,7 @@ ATTEMPTS_FILE = "attempts.jsonl"
 
 
 class Outcome(enum.StrEnum):
-    """Name what became of a reply, or of a prompt: that is its last try's."""
+    """The outcome of a reply; that of a prompt is the outcome of its last try."""
 
     KEPT = "kept"
     WRONG = "wrong"
@@ -34,7 +34,7 @@ class Outcome(enum.StrEnum):
     UNREADABLE = "unreadable"  # a special token's name, `<image>` or half a character in it
     TOO_LONG = "too_long"  # an answer beyond the judge's limit
     UNJUDGED = "unjudged"  # the judge passed its deadline or failed
-    FAILED = "failed"  # no reply in as many attempts as there may be
+    FAILED = "failed"  # no reply within the allowed attempts
     REFUSED = "refused"  # the endpoint refuses this request
     NOT_ASKED = "not_asked"  # the job stopped before
 
@@ -53,14 +53,14 @@ _FINAL = (Outcome.KEPT, Outcome.FAILED, Outcome.REFUSED, Outcome.NOT_ASKED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Told:
-    """Hold what became of a prompt."""
+class PromptOutcome:
+    """The outcome of a prompt, with that of each try."""
 
     id: str
     info: Mapping[str, Json]  # the row's extra_info
-    has_other_system: bool  # its own system turn is not the published prompt
+    has_other_system: bool  # the row's system turn is not the published prompt
     tries: tuple[Outcome, ...]
-    detail: str | None  # why the last one failed
+    detail: str | None  # reason why the last try failed
     key: str | None  # of the reply that is kept
 
     @property
@@ -69,10 +69,10 @@ class Told:
 
 
 class Answers:
-    """Get the teacher's answer to one row after the other, from any thread.
+    """The teacher's answers to rows, requested from any thread.
 
-    `stop` is set when the job is to end. `stopped` then names why, and `fatal` says what is wrong
-    where something is.
+    `stop` is set when the job is to end. `stopped` then holds the reason, and `fatal` the message
+    when the reason is an error.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Answers:
         self._paid: list[reply.Usage] = []  # by this start
         self._counts: collections.Counter[str] = collections.Counter()
 
-    def answer(self, row: records.PromptRow) -> Told:
+    def answer(self, row: records.PromptRow) -> PromptOutcome:
         """Try a row until a reply is kept or the tries are used up."""
         tries: list[Outcome] = []
         detail = None
@@ -123,7 +123,7 @@ class Answers:
             tries.append(outcome)
             if outcome in _FINAL:
                 break
-        return Told(
+        return PromptOutcome(
             id=row.id,
             info=row.extra_info,
             has_other_system=row.prompt[0] != request.student_prompt(row)[0],
@@ -133,22 +133,22 @@ class Answers:
         )
 
     def keep_attempts(self) -> None:
-        """Append to the file how the attempts since the last call ended.
+        """Append the counts of the attempts since the last call to the file.
 
-        It is called after every request, so a killed job loses the count of those under way alone.
+        Called after every request, so a killed job loses only the counts of requests under way.
         """
         with self._attempts_lock:
             new = collections.Counter(self._client.counts()) - self._attempts_kept
             if new:
-                # In one write: lines of a job that takes the folder over are not mixed with it.
+                # One write, so that lines of a job that takes the folder over do not mix with it.
                 with self._attempts_file.open("ab", buffering=0) as file:
                     file.write(json.dumps(new).encode() + b"\n")
                 self._attempts_kept += new
 
-    def report(self, told: Sequence[Told]) -> dict[str, Json]:
-        """Return the counts of everything."""
-        prompts = collections.Counter(one.outcome for one in told)
-        tries = collections.Counter(outcome for one in told for outcome in one.tries)
+    def report(self, outcomes: Sequence[PromptOutcome]) -> dict[str, Json]:
+        """Return the report: counts of prompts, tries, attempts and costs."""
+        prompts = collections.Counter(one.outcome for one in outcomes)
+        tries = collections.Counter(outcome for one in outcomes for outcome in one.tries)
         attempts = self._client.counts()
         open_ends = prompts[Outcome.NOT_ASKED] + prompts[Outcome.FAILED]
         return {
@@ -156,9 +156,9 @@ class Answers:
             "base_url": self._options.endpoint.base_url,
             "complete": open_ends == 0,
             "stopped": self.stopped,
-            "num_prompts": len(told),
+            "num_prompts": len(outcomes),
             "num_kept": prompts[Outcome.KEPT],
-            "prompts_under_another_system_turn": sum(one.has_other_system for one in told),
+            "prompts_under_another_system_turn": sum(one.has_other_system for one in outcomes),
             "prompts": {outcome.value: prompts[outcome] for outcome in Outcome},
             "tries": {outcome.value: tries[outcome] for outcome in Outcome},
             "attempts": {
@@ -180,20 +180,20 @@ class Answers:
         }
 
     def _try(self, row: records.PromptRow, key: str) -> tuple[Outcome, str | None]:
-        found = self.cache.get(key)
-        if found is not None:
+        teacher_reply = self.cache.get(key)
+        if teacher_reply is not None:
             self._count("cached")
         else:
-            found, outcome, detail = self._ask(row, key)
-            if found is None:
+            teacher_reply, outcome, detail = self._ask(row, key)
+            if teacher_reply is None:
                 return outcome, detail
-        self._count(f"model:{found.model}")
-        return self._judged(row, found), None
+        self._count(f"model:{teacher_reply.model}")
+        return self._judged(row, teacher_reply), None
 
     def _ask(
         self, row: records.PromptRow, key: str
     ) -> tuple[reply.Reply | None, Outcome, str | None]:
-        """Return the reply, which is in the cache then, or what became of the request."""
+        """Request a reply and put it in the cache; return it, or the reason why there is none."""
         not_asked = None, Outcome.NOT_ASKED, None
         if self.stop.is_set():
             return not_asked
@@ -202,9 +202,11 @@ class Answers:
             self._end("budget")
             return not_asked
         try:
-            found = self._client.ask(request.body(row, self._asking), unusable=self._pay_unusable)
-            self.cache.put(key, model=self._asking.model, found=found)
-            self._pay(found.usage)
+            teacher_reply = self._client.ask(
+                request.body(row, self._asking), unusable=self._pay_unusable
+            )
+            self.cache.put(key, teacher_reply, model=self._asking.model)
+            self._pay(teacher_reply.usage)
         except client.StoppedError:
             return not_asked
         except client.FatalError as error:
@@ -219,14 +221,14 @@ class Answers:
             self.keep_attempts()
         with self._lock:
             self._failed_in_row = 0
-        return found, Outcome.KEPT, None
+        return teacher_reply, Outcome.KEPT, None
 
-    def _judged(self, row: records.PromptRow, found: reply.Reply) -> Outcome:
-        if found.finish == "filter":
+    def _judged(self, row: records.PromptRow, teacher_reply: reply.Reply) -> Outcome:
+        if teacher_reply.finish == "filter":
             return Outcome.FILTERED
-        if found.finish == "length":
+        if teacher_reply.finish == "length":
             return Outcome.CUT
-        text = found.text.strip()
+        text = teacher_reply.text.strip()
         if not tags.format_ok(text, gate="strict"):
             return Outcome.FORMAT
         if not _is_readable(answered(row, text)):
@@ -256,12 +258,12 @@ class Answers:
         self.cache.put_unusable(model=self._asking.model, usage=usage)
         self._pay(usage)
 
-    def _note_failure(self, told: str) -> None:
+    def _note_failure(self, message: str) -> None:
         with self._lock:
             self._failed_in_row += 1
             is_enough = self._failed_in_row >= self._options.max_failed_in_row
         if is_enough:
-            self._end("failing", fatal=f"{self._failed_in_row} requests failed in a row: {told}")
+            self._end("failing", fatal=f"{self._failed_in_row} requests failed in a row: {message}")
 
     def _end(self, why: str, *, fatal: str | None = None) -> None:
         with self._lock:
@@ -283,7 +285,7 @@ class Answers:
 
 
 def _read_counts(path: pathlib.Path) -> collections.Counter[str]:
-    """Return the sums over the file's lines; a last one that a kill has cut off is removed."""
+    """Return the sums over the file's lines; remove a last line that a kill has cut off."""
     total: collections.Counter[str] = collections.Counter()
     if not path.exists():
         return total
@@ -297,7 +299,7 @@ def _read_counts(path: pathlib.Path) -> collections.Counter[str]:
 
 
 def answered(row: records.PromptRow, text: str) -> records.PromptRow:
-    """Return a row with the teacher's response, under the system prompt that asks for its form."""
+    """Return a row with the teacher's response, under the student's system prompt."""
     caption, cot = tags.split_text(text)
     return dataclasses.replace(
         row,
@@ -309,7 +311,7 @@ def answered(row: records.PromptRow, text: str) -> records.PromptRow:
 
 
 def _is_readable(row: records.PromptRow) -> bool:
-    """Tell whether the training stages will read the row."""
+    """Return whether the training stages will read the row."""
     try:
         validate.check_row(row, validate.Rules(need_teacher=True, need_answer=True))
         row.teacher_response.encode()

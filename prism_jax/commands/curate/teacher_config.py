@@ -1,4 +1,4 @@
-"""The configuration of a teacher: who is asked, how, how patiently, and what it may cost."""
+"""The configuration of a teacher: endpoint, sampling, patience and cost."""
 
 import dataclasses
 from typing import Any, Literal
@@ -12,7 +12,7 @@ Json = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows(configuration.Section):
-    """Say what is asked: RL parquet, JSON lines, or a folder that `data build` wrote."""
+    """The prompts for the teacher: RL parquet, JSON lines, or a folder of `data build`."""
 
     path: str
     image_root: str | None  # of pictures given by path; None: the folder of the file
@@ -24,11 +24,11 @@ class Rows(configuration.Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Endpoint(configuration.Section):
-    """Say who is asked and how patiently; see `teacher.client`."""
+    """The endpoint, and the patience with it; see `teacher.client`."""
 
     base_url: str  # to which /chat/completions is added
     model: str
-    api_key_env: str  # the environment variable that holds the key; empty: no key is sent
+    api_key_env: str  # the environment variable that holds the key; empty: send no key
     num_concurrent: int
     deadline_seconds: float
     max_attempts: int
@@ -37,31 +37,31 @@ class Endpoint(configuration.Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.not_empty(self, "base_url", "model")
-        found += configuration.at_least(self, 1, "num_concurrent", "max_attempts")
-        found += configuration.at_least(self, 0, "backoff_seconds", "max_wait_seconds")
+        problems = configuration.not_empty(self, "base_url", "model")
+        problems += configuration.at_least(self, 1, "num_concurrent", "max_attempts")
+        problems += configuration.at_least(self, 0, "backoff_seconds", "max_wait_seconds")
         if self.max_attempts > 100:
-            found.append(f"max_attempts must be <= 100, got {self.max_attempts}")
+            problems.append(f"max_attempts must be <= 100, got {self.max_attempts}")
         if self.deadline_seconds <= 0:
-            found.append(f"deadline_seconds must be > 0, got {self.deadline_seconds:g}")
+            problems.append(f"deadline_seconds must be > 0, got {self.deadline_seconds:g}")
         problem = client.problem_of(self.base_url, has_key=bool(self.api_key_env))
         if self.base_url and problem is not None:
-            found.append(f"base_url {problem}")
-        return found
+            problems.append(f"base_url {problem}")
+        return problems
 
     def key(self) -> str | None:
-        """Return the key from the environment; None: none is sent.
+        """Return the key from the environment; None sends no key.
 
         Raises:
-          InputError: it is not there, or it also stands in the configuration.
+          InputError: the key is missing, or the configuration holds it too.
         """
-        found = client.read_key(self.api_key_env)
-        if found is not None and (found in self.base_url or found in self.model):
+        key = client.read_key(self.api_key_env)
+        if key is not None and (key in self.base_url or key in self.model):
             raise errors.InputError("config.teacher.endpoint must not hold the key itself")
-        return found
+        return key
 
     def patience(self) -> client.Patience:
-        """Return the client's own form."""
+        """Return the limits in the form that the client reads."""
         return client.Patience(
             deadline_seconds=self.deadline_seconds,
             max_attempts=self.max_attempts,
@@ -72,7 +72,7 @@ class Endpoint(configuration.Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(configuration.Section):
-    """Say how the teacher writes; None leaves a choice to the endpoint."""
+    """Sampling by the teacher; None leaves a choice to the endpoint."""
 
     max_tokens: int  # of a reply
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"]  # endpoints differ
@@ -99,7 +99,7 @@ class Sampling(configuration.Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prices(configuration.Section):
-    """Say what a million tokens cost; see `teacher.budget`."""
+    """The prices of a million tokens; see `teacher.budget`."""
 
     input_million: float
     output_million: float
@@ -109,26 +109,26 @@ class Prices(configuration.Section):
         return configuration.at_least(self, 0, "input_million", "output_million")
 
     def of(self) -> budget.Prices:
-        """Return the budget's own form."""
+        """Return the prices in the form that the budget reads."""
         return budget.Prices(input_million=self.input_million, output_million=self.output_million)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Teacher(configuration.Section):
-    """Hold the configuration of the second step of `curate`."""
+    """The configuration of the second step of `curate`."""
 
-    prompts: Rows | None  # None: those that the first step found hard
+    prompts: Rows | None  # None: the hard ones of the first step
     rows_cache_dir: str | None  # where a folder of prompts on gs:// is copied to
-    max_rows: int | None  # the first so many; None: all
+    max_rows: int | None  # use only the first N; None: all
     max_bad_rows: int
     limit_image_pixels: int  # of a picture's file; a larger one is a wrong row
     endpoint: Endpoint
     sampling: Sampling
     instruction: str  # follows the system prompt; the student never sees it
     num_tries: int  # of a prompt, until a reply is kept
-    max_failed_in_row: int  # prompts without any reply, one after the other, that end the job
+    max_failed_in_row: int  # successive prompts without any reply that end the job
     prices: Prices
-    budget: float | None  # what all replies in the cache may cost together
+    budget: float | None  # limit on the cost of all replies in the cache together
     cache_dir: str | None  # of replies; None: in the workdir
     judge: judging.Processes  # the rule is the strict one
     line_every_steps: int  # between progress lines where standard error is no terminal
@@ -136,17 +136,17 @@ class Teacher(configuration.Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         names = ("max_rows", "num_tries", "max_failed_in_row", "line_every_steps")
-        found = configuration.at_least(self, 1, *names)
-        found += configuration.at_least(self, 0, "max_bad_rows", "budget")
+        problems = configuration.at_least(self, 1, *names)
+        problems += configuration.at_least(self, 0, "max_bad_rows", "budget")
         if self.num_tries > 1 and self.sampling.temperature == 0:
-            found.append("num_tries must be 1 when sampling.temperature is 0: all are the same")
+            problems.append("num_tries must be 1 when sampling.temperature is 0: all are the same")
         if self.budget is not None and self.prices.input_million + self.prices.output_million == 0:
-            found.append("prices must be given with a budget, got 0")
-        return found
+            problems.append("prices must be given with a budget, got 0")
+        return problems
 
-    def asking(self) -> request.Asking:
-        """Return what is the same in all requests."""
-        return request.Asking(
+    def asking(self) -> request.Settings:
+        """Return the parts that all requests share."""
+        return request.Settings(
             model=self.endpoint.model,
             instruction=self.instruction,
             options=self.sampling.options(),
@@ -154,7 +154,7 @@ class Teacher(configuration.Section):
 
 
 def check_rows(teacher: Teacher, *, has_difficulty: bool) -> None:
-    """Raise InputError when no step says which prompts are asked, or both do."""
+    """Raise InputError unless exactly one of the two steps provides the prompts."""
     if (teacher.prompts is None) != has_difficulty:
         raise errors.InputError(
             "config.teacher.prompts must be None after config.difficulty, which finds them, and "

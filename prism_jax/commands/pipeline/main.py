@@ -2,10 +2,10 @@
 
     corpus → (base) → sft → upcycle → pairs → warmup → align → rlvr → evaluate → report
 
-Every step is a command of this program with a folder of its own below `--workdir`; the steps and
-their commands are in `steps.py`. Killed at any moment and started again, it goes on where it was.
-At the end there are `summary.json` and `report.html`. Run it from the folder that holds `configs/`.
-configs/pipeline.py names sizes and hardware.
+Each step is a command of this program with a separate folder below `--workdir`; the steps and their
+commands are in `steps.py`. Killed at any moment and started again, the chain resumes where it
+stopped. At the end there are `summary.json` and `report.html`. Run it from the folder that holds
+`configs/`. configs/pipeline.py names sizes and hardware.
 """
 
 import pathlib
@@ -23,7 +23,7 @@ _PROGRAM = (sys.executable, "-m", "prism_jax")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run a chain to its end; its exit code is that of a step that failed."""
+    """Run a chain to its end, or exit with the code of the step that failed."""
     config, workdir = configuration.read(argv, command="pipeline")
     options = configuration.parse(pipeline_steps.Config, config)
     _check_files(options)
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_files(options: pipeline_steps.Config) -> None:
-    """Refuse at once what a later step would refuse."""
+    """Check at the start the files that a later step would refuse."""
     base = options.base
     wanted = {
         "base.folder": pathlib.Path(base.folder) / "config.json" if base.folder else None,

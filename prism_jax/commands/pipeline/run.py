@@ -1,13 +1,12 @@
-"""Run commands one after another, each once: killed at any moment, the next start goes on.
+"""Run commands one after another, each once: killed at any moment, the next start resumes.
 
-Each step is a process of its own, which writes to `steps/NAME.log`. `steps/NAME.json` holds its
-command, its wall seconds over all starts, and whether it has finished; a finished step is never
-started again. A step that was interrupted is started again as it is: its command goes on where it
-was.
+Each step is a separate process that writes to `steps/NAME.log`. `steps/NAME.json` holds its
+command, its wall seconds over all starts, and whether it has finished; a finished step never starts
+again. An interrupted step starts again with the same command, which resumes where it stopped.
 
-The steps' processes are in no terminal's group: a signal reaches this program, which hands SIGTERM
-on and waits, so that a stage saves. If this program is killed itself, the step it ran lives on; the
-next start finds that by a file lock which the step inherited, ends it, and goes on.
+The steps' processes belong to no terminal's group: a signal reaches this program, which passes
+SIGTERM on and waits, so that a stage saves. If this program itself is killed, its step lives on.
+The next start detects it by a file lock that the step inherited, ends it, and goes on.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ STOPPED = 143  # 128 + SIGTERM, as a stage that was preempted
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _RUNNING = "running.lock"
 _POLL_SECONDS = 0.2
-# Between two writes of the wall time: so much is lost when this program is killed.
+# Between two writes of the wall time; at most this much is lost in a kill of this program.
 _RECORD_SECONDS = 2.0
 # How long a step of an earlier start may take to save; a training step of a large model is long.
 _LEFTOVER_SECONDS = 300.0
@@ -42,7 +41,7 @@ _LINE_CHARS = 100
 
 
 class Runner:
-    """Run the steps of one chain in one folder."""
+    """The runner of one chain in one folder."""
 
     def __init__(
         self,
@@ -52,12 +51,12 @@ class Runner:
         num_steps: int,
         stream: TextIO,
     ):
-        """Take the folder, which this process holds already.
+        """Prepare the folder, whose lock this process already holds.
 
         Args:
-          program: what a step's arguments follow, as in `python -m prism_jax`.
+          program: the command in front of a step's arguments, as in `python -m prism_jax`.
           num_steps: of the whole chain, for the progress lines.
-          stream: where one line a step goes.
+          stream: receives a line per step.
         """
         self._workdir = workdir
         self._folder = workdir / results.STEPS_FOLDER
@@ -69,7 +68,7 @@ class Runner:
         self._child: subprocess.Popen | None = None
         self._is_stopping = False
         self._drawn_chars = 0
-        self._log_start = 0  # of what this start of a step writes
+        self._log_start = 0  # place in the log where this start of a step begins
 
     def run(self, steps: Sequence[pipeline_steps.Step]) -> None:
         """Run every step that has not finished.
@@ -151,7 +150,7 @@ class Runner:
         """Run the step's process; keep its record and, on a terminal, its line up to date."""
         spent, begun = record["seconds"], time.monotonic()
         written = begun
-        _note(running, "")  # the process of before is gone, its number may be another's
+        _note(running, "")  # the earlier process is gone, and its number may belong to another
         self._child = subprocess.Popen(
             [*self._program, *step.command(self._workdir)],
             stdin=subprocess.DEVNULL,
@@ -175,7 +174,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Hand signals on as SIGTERM while the context is open."""
+        """Pass signals on as SIGTERM while the context is open."""
 
         def stop(signum: int, frame: types.FrameType | None) -> None:
             del signum, frame
@@ -183,7 +182,7 @@ class Runner:
             if self._child is not None and self._child.returncode is None:
                 self._child.send_signal(signal.SIGTERM)
 
-        # Signals that were ignored when this program began stay so, as under nohup.
+        # Signals that this program ignored at its start stay ignored, as under nohup.
         before = {
             number: signal.signal(number, stop)
             for number in _SIGNALS
@@ -197,14 +196,14 @@ class Runner:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[TextIO]:
-        """Yield the lock's file when no step of an earlier start lives."""
+        """Yield the lock's file when no step of an earlier start is alive."""
         path = self._folder / _RUNNING
         with path.open("a+") as file:
             if not _lock(file):
                 pid = path.read_text(errors="replace").strip()
                 self._stream.write(f"ending process {pid}, a step of an earlier start\n")
                 self._stream.flush()
-                # A number that names one process: signals to 0 and to -1 reach many.
+                # Only the number of a single process: signals to 0 and -1 reach many.
                 if pid.isdecimal() and int(pid) > 1:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(int(pid), signal.SIGTERM)
@@ -235,32 +234,32 @@ class Runner:
             text = file.read().decode(errors="replace")
         return [line for line in text.splitlines() if line.strip()][-count:]
 
-    def _line(self, number: int, step: pipeline_steps.Step, seconds: float, told: str) -> str:
+    def _line(self, number: int, step: pipeline_steps.Step, seconds: float, status: str) -> str:
         digits = len(str(self._num_steps))
         place = f"[{number:{digits}}/{self._num_steps}]"
-        line = f"{place} {step.name:14}  {progress.duration(seconds):>7}  {told}"
+        line = f"{place} {step.name:14}  {progress.duration(seconds):>7}  {status}"
         return line.rstrip()
 
-    def _tell(self, number: int, step: pipeline_steps.Step, seconds: float, told: str) -> None:
-        line = self._line(number, step, seconds, told)
+    def _tell(self, number: int, step: pipeline_steps.Step, seconds: float, status: str) -> None:
+        line = self._line(number, step, seconds, status)
         start = "\r" if self._is_terminal else ""
         self._stream.write(f"{start}{line.ljust(self._drawn_chars)}\n")
         self._drawn_chars = 0
         self._stream.flush()
 
     def _draw(self, number: int, step: pipeline_steps.Step, seconds: float) -> None:
-        """Show on a terminal what the step wrote last."""
+        """Show the last line of the step's log on a terminal."""
         if not self._is_terminal:
             return
-        told = "".join(self._last_lines(step, 1))
-        line = self._line(number, step, seconds, told)[:_LINE_CHARS]
+        last_line = "".join(self._last_lines(step, 1))
+        line = self._line(number, step, seconds, last_line)[:_LINE_CHARS]
         self._stream.write("\r" + line.ljust(self._drawn_chars))
         self._drawn_chars = len(line)
         self._stream.flush()
 
 
 def _lock(file: TextIO) -> bool:
-    """Take the lock, which the processes that inherit the file hold too; tell whether it worked."""
+    """Try to take the lock, which inheriting processes share; return whether it worked."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -269,7 +268,7 @@ def _lock(file: TextIO) -> bool:
 
 
 def _note(running: TextIO, pid: str) -> None:
-    """Write down which process runs."""
+    """Record the number of the running process."""
     running.seek(0)
     running.truncate()
     running.write(pid)
@@ -277,7 +276,7 @@ def _note(running: TextIO, pid: str) -> None:
 
 
 def _remove(workdir: pathlib.Path, name: str) -> None:
-    """Remove the folder of an interrupted step, and what it had not put into place yet."""
+    """Remove the folder of an interrupted step, and its unfinished files beside it."""
     for path in (workdir / name, *workdir.glob(f".{name}.partial-*")):
         if path.exists():
             shutil.rmtree(path)

@@ -1,6 +1,6 @@
-"""The steps of a chain: which commands run, in which order, on which folders.
+"""The steps of a chain: the commands, their order and their folders.
 
-Folders are named `$WORKDIR/NAME`, so that a chain's folder can be moved and its records stay true.
+Folders are named `$WORKDIR/NAME`, so that a chain's folder can move and its records stay valid.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ _DEMONSTRATIONS = f"{_CORPUS}/sft/dataset_info.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Base(configuration.Section):
-    """Say from which model the chain starts: exactly one of the two is given."""
+    """The initial model of the chain; exactly one of the two is given."""
 
     folder: str  # Hugging Face folder
     tokenizer: str  # folder of a tokenizer; a new model is trained on right, untagged answers
@@ -31,7 +31,7 @@ class Base(configuration.Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Corpus(configuration.Section):
-    """Say which `numerals` is written; see `data numerals --help`."""
+    """The corpus that `numerals` writes; see `data numerals --help`."""
 
     level: Literal["tiny", "small"]
     rows: tuple[str, ...]  # PART=COUNT
@@ -39,7 +39,7 @@ class Corpus(configuration.Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(configuration.Section):
-    """Hold further arguments of each step's command."""
+    """Further arguments of each step's command."""
 
     base: tuple[str, ...]
     sft: tuple[str, ...]
@@ -53,12 +53,12 @@ class Arguments(configuration.Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(configuration.Section):
-    """Hold the configuration of `pipeline`."""
+    """The configuration of `pipeline`."""
 
     seed: int  # of every step
     size: Literal["tiny", "demo", "small"]  # of every step's configuration
     base: Base
-    trunk: Literal["base", "sft"]  # the model that is made the discriminator's trunk
+    trunk: Literal["base", "sft"]  # the model that becomes the discriminator's trunk
     corpus: Corpus
     arguments: Arguments
     title: str  # of the report; empty: the folder's name
@@ -70,16 +70,16 @@ class Config(configuration.Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """Hold one command of the chain."""
+    """One command of the chain."""
 
     name: str
     arguments: tuple[str, ...]  # the command first
-    # Folder below the chain's that is removed before each start of a command that writes it at its
-    # end and refuses one that is there; None for commands that go on in their folder.
+    # Folder to remove before each start, for a command that writes it at its end and refuses an
+    # existing one; None for commands that resume in their folder.
     removed: str | None = None
 
     def command(self, workdir: pathlib.Path) -> list[str]:
-        """Return the arguments for this folder."""
+        """Return the arguments with the chain's folder filled in."""
         return [argument.replace(WORKDIR, str(workdir)) for argument in self.arguments]
 
 
@@ -132,7 +132,7 @@ def _corpus(config: Config) -> Step:
 
 
 def _base(config: Config) -> list[Step]:
-    """Return the steps that train the model to start from."""
+    """Return the steps that train the initial model."""
     train = (
         "sft",
         f"--config=configs/sft.py:{config.size},new",
@@ -151,7 +151,7 @@ def _export(name: str, *, of: str) -> Step:
 
 
 def _discriminator(config: Config, *, trunk: str | None) -> list[Step]:
-    """Return upcycling, pairs and warm-up; without a trunk it is the exported policy of SFT."""
+    """Return upcycling, pairs and warm-up; without `trunk` the exported SFT policy is the trunk."""
     source = f"{WORKDIR}/sft_model" if trunk is None else trunk
     upcycle = (
         "upcycle",
@@ -195,7 +195,7 @@ def _evaluate(config: Config, stage: str, policy: str) -> Step:
 
 
 def _stage(config: Config, name: str, extra: tuple[str, ...], *arguments: str) -> Step:
-    """Return the step of the command of this name, in the folder of this name."""
+    """Return a step whose command and folder both have this name."""
     where = (f"--config=configs/{name}.py:{config.size}", f"--workdir={WORKDIR}/{name}")
     return Step(
         name=name,

@@ -1,4 +1,4 @@
-"""The programs of the commands that ask a policy a list of prompts: evaluate, pairs."""
+"""The programs of the commands that sample from a policy: evaluate, pairs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +23,7 @@ def model_of(options: Any) -> configuration.Model:
         param_dtype=policy.dtype,
         attention=policy.attention,
         remat="none",
+        lora=configuration.NO_LORA,
     )
 
 
@@ -42,6 +43,7 @@ def programs_of(
         num_prompts=prompts,
         num_responses=1,
         batch_responses=None,
+        tensor=None,
         max_response_tokens=options.max_tokens,
         temperature=options.sampling.temperature,
         top_k=options.sampling.top_k,

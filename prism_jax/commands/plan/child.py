@@ -19,7 +19,7 @@ def measure(job: opening.Job, phase: str) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")
     opened = opening.open_job(job, is_compiled=True)
     (program,) = (one for one in opened.programs if one.phase == phase)
-    with jax.set_mesh(opened.devices.mesh):
+    with jax.set_mesh(program.devices.mesh):
         lowered = program.lower()
         begun = time.monotonic()
         try:

@@ -1,14 +1,13 @@
 """What a phase of a stage takes of a device's memory: counted, compiled, or estimated."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from models.config import Qwen3VLConfig
-from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import programs
 
 GIB = 2**30
@@ -29,6 +28,8 @@ class Phase:
     temporary: float  # activations, gradients, outputs that take no argument's place
     padding: float  # of arguments, as the device lays them out
     is_compiled: bool
+    # Its arrays were made as large as the memory allows: all of it may be taken.
+    is_fitted: bool = False
     # The compiler's own refusal; the figures are then an estimate.
     refusal: str | None = None
 
@@ -39,47 +40,41 @@ class Phase:
         return held + self.padding + self.temporary
 
     def fits(self, hbm_gib: float) -> bool:
-        """Return whether a tenth of the memory stays free."""
-        return self.refusal is None and self.total <= SAFE_FRACTION * hbm_gib
+        """Return whether a tenth of the memory stays free, or as much as the sampler leaves."""
+        share = 1.0 if self.is_fitted else SAFE_FRACTION
+        return self.refusal is None and self.total <= share * hbm_gib
 
 
 def size_gib(tree: Any) -> float:
-    """Return what abstract arrays take on one device."""
-    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree)) / GIB
+    """Return the memory of one device that abstract arrays take."""
+    return programs.num_bytes(tree) / GIB
 
 
-def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return 0
-    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    return math.prod(shape) * leaf.dtype.itemsize
-
-
-def compiled(program: programs.Program, found: Mapping[str, int]) -> Phase:
+def compiled(program: programs.Program, measured: Mapping[str, int]) -> Phase:
     """Return the memory of a compiled program, from the bytes of `memory_analysis`."""
     counted = counted_parts(program)
-    arguments = found["argument"] / GIB
+    arguments = measured["argument"] / GIB
     return Phase(
         name=program.phase,
         parts=counted,
         beside={name: size_gib(tree) for name, tree in program.beside.items()},
-        temporary=(found["temporary"] + found["output"] - found["alias"]) / GIB,
+        temporary=(measured["temporary"] + measured["output"] - measured["alias"]) / GIB,
         padding=max(0.0, arguments - sum(counted.values())),
         is_compiled=True,
+        is_fitted=program.is_fitted,
     )
 
 
-def estimated(
-    program: programs.Program, devices: devices_lib.Devices, *, refusal: str | None = None
-) -> Phase:
+def estimated(program: programs.Program, *, refusal: str | None = None) -> Phase:
     """Return the memory by arithmetic alone."""
     return Phase(
         name=program.phase,
         parts=counted_parts(program),
         beside={name: size_gib(tree) for name, tree in program.beside.items()},
-        temporary=ESTIMATE_FACTOR * _temporary(program, devices) / GIB + size_gib(program.made),
+        temporary=ESTIMATE_FACTOR * _temporary(program) / GIB,
         padding=0.0,
         is_compiled=False,
+        is_fitted=program.is_fitted,
         refusal=refusal,
     )
 
@@ -89,30 +84,34 @@ def counted_parts(program: programs.Program) -> dict[str, float]:
     return {name: size_gib(tree) for name, tree in program.parts.items()}
 
 
-def _temporary(program: programs.Program, devices: devices_lib.Devices) -> float:
+def _temporary(program: programs.Program) -> float:
     """Return an estimate of the bytes of activations, gradients and gathered weights.
 
     With a gradient these are the inputs of layers that the backward pass needs, one layer's own
     activations (four copies of its widest arrays, eight where every expert is computed), the logits
     of a chunk three times in float32, the gathered head and its gradient, two gathered layers, and
-    the gradients, twice where microbatches are summed; without one, a copy of each. Decoding holds
-    all weights beside their shards.
+    the gradients, see `_gradients`; without one, a copy of each. Decoding holds no more than the
+    logits and a layer's activations.
     """
-    work, mesh = program.work, devices.mesh.shape
+    work, mesh = program.work, program.devices.mesh.shape
     text, tensor = work.model.text, mesh["tensor"]
-    tokens, patches = (n / devices.row_parts() for n in (work.tokens, work.patches))
+    tokens, attended, patches = (
+        n / program.devices.row_parts() for n in (work.tokens, work.attended_tokens, work.patches)
+    )
     width, copies = text.hidden_size, 1
     if work.has_gradient:
         copies = 4 if text.moe is None else 8
     heads = (text.num_heads + 2 * text.num_kv_heads) * text.head_dim / tensor
-    layer = tokens * 2 * (6 * width + copies * (heads + _mlp_width(work.model) / tensor))
+    layer = tokens * 2 * (6 * width + copies * _mlp_width(work.model) / tensor)
+    layer += attended * 2 * copies * heads
     if work.is_decoding:
-        # Logits in float32, scaled, with noise; and the weights, all gathered before the loop.
-        gathered = text.num_layers * layer_parameters(work.model) + width * text.vocab_size
-        gathered *= 2 * (1 - 1 / mesh["fsdp"]) / tensor
-        return layer + 3 * 4 * tokens * text.vocab_size / tensor + gathered
+        # Logits in float32, scaled, with noise and filtered.
+        return layer + 4 * 4 * tokens * text.vocab_size / tensor
     found, is_cut = layer, mesh["fsdp"] > 1
-    chunk = min(work.head_chunk_tokens, work.head_tokens / devices.row_parts())
+    if program.is_fitted:
+        # The keys and values of the prompts that are read, until they are stored.
+        found += tokens * 4 * text.num_layers * text.num_kv_heads * text.head_dim / tensor
+    chunk = min(work.head_chunk_tokens, work.head_tokens / program.devices.row_parts())
     if work.head_tokens:
         found += (3 if work.has_gradient else 1) * 4 * chunk * text.vocab_size / tensor
         found += (2 + 4 * work.has_gradient) * width * text.vocab_size / tensor * is_cut
@@ -124,14 +123,27 @@ def _temporary(program: programs.Program, devices: devices_lib.Devices) -> float
         return found
     saved = tokens * 2 * width
     if work.remat == "save_attention":
-        saved += tokens * (2 * heads + 4 * text.num_heads / tensor)
+        saved += attended * (2 * heads + 4 * text.num_heads / tensor)
     elif work.remat != "full":
         saved += layer / 2
     found += text.num_layers * saved
     if vision is not None and patches:
         found += vision.num_layers * patches * 2 * vision.hidden_size
-    gradients = size_gib(program.arguments[0].params) * GIB
-    return found + gradients * (2 if work.calls > 1 else 1)
+    return found + _gradients(program)
+
+
+def _gradients(program: programs.Program) -> int:
+    """Return the bytes of the gradients, see `training.train_step`.
+
+    Those of float32 parameters are added up in place. Those of bfloat16 lie beside their sum.
+    """
+    own = programs.num_bytes(program.gradients)
+    wide = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
+        program.gradients,
+    )
+    is_wide = programs.num_bytes(wide) == own
+    return own if is_wide or program.work.calls == 1 else own + programs.num_bytes(wide)
 
 
 def _mlp_width(config: Qwen3VLConfig) -> int:

@@ -83,20 +83,20 @@ def open_job(job: Job, *, is_compiled: bool) -> Opened:
         if problems:
             raise errors.InputError("; ".join(f"config.{problem}" for problem in problems))
     models = {}
-    for name, told in job.models.items():
-        own = source
-        if name == "discriminator" and job.stage == "align":
-            own = options.discriminator.model(options.model)
-        models[name] = programs.open_model(
-            model_config(told), own, devices, is_discriminator=name == "discriminator"
+    for role, model in job.models.items():
+        section = source
+        if role == "discriminator" and job.stage == "align":
+            section = options.discriminator.model(options.model)
+        models[role] = programs.open_model(
+            model_config(model), section, devices, is_discriminator=role == "discriminator"
         )
-    found = _programs_of(job.stage)(options, devices, models, programs.Bounds(**job.bounds))
-    return Opened(options=options, devices=devices, machine=machine, programs=found)
+    listed = _programs_of(job.stage)(options, devices, models, programs.Bounds(**job.bounds))
+    return Opened(options=options, devices=devices, machine=machine, programs=listed)
 
 
-def model_config(told: str) -> Qwen3VLConfig:
+def model_config(model: str) -> Qwen3VLConfig:
     """Return the sizes of a model by its name, or those of a folder."""
-    return MODELS[told] if told in MODELS else pretrained.config_of(told)[1]
+    return MODELS[model] if model in MODELS else pretrained.config_of(model)[1]
 
 
 def roles(stage: str) -> tuple[str, ...]:
@@ -159,7 +159,11 @@ def _devices(
         dtype=dtype,
         param_dtype=jnp.dtype(model.param_dtype),
         attention=name,
-        decode_attention="xla" if name == "splash" else name,
+        decode_attention="pallas" if name == "splash" else name,
+        described=devices_lib.Described(
+            platform="tpu" if machine.is_tpu else "gpu",
+            memory_bytes=int(machine.generation.hbm_gib * 2**30),
+        ),
     )
 
 
@@ -173,11 +177,11 @@ def _mesh(
             f"config.mesh.num_devices = {number}, but {machine.name} has {machine.num_devices}"
         )
     if not is_compiled:
-        found = mesh_lib.axis_sizes(
+        axes = mesh_lib.axis_sizes(
             sizes, number, num_slices=machine.num_slices, max_fsdp=mesh.max_fsdp
         )
         return AbstractMesh(
-            tuple(found.values()), tuple(found), axis_types=(AxisType.Auto,) * len(found)
+            tuple(axes.values()), tuple(axes), axis_types=(AxisType.Auto,) * len(axes)
         )
     # Both are read when libtpu is loaded: other processes may hold it, and there is no cloud.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

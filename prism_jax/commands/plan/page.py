@@ -5,6 +5,7 @@ from typing import Any
 
 from prism_jax.commands.plan import memory
 from prism_jax.commands.plan.planning import Plan
+from prism_jax.setup import programs
 
 # What names of parts are counted as, by their last word.
 _COLUMNS = ("parameters", "states", "caches", "batches", "padding", "activations")
@@ -22,13 +23,13 @@ _HOST_BASE_GIB = 10.0
 
 def columns(phase: memory.Phase) -> dict[str, float]:
     """Return the memory of a phase in the columns of the table, in GiB."""
-    found = dict.fromkeys(_COLUMNS, 0.0)
+    sizes = dict.fromkeys(_COLUMNS, 0.0)
     for held in (phase.parts, phase.beside):
         for name, size in held.items():
-            found[_COLUMN_OF[name.rpartition(" ")[2]]] += size
-    found["padding"] = phase.padding
-    found["activations"] = phase.temporary
-    return found
+            sizes[_COLUMN_OF[name.rpartition(" ")[2]]] += size
+    sizes["padding"] = phase.padding
+    sizes["activations"] = phase.temporary
+    return sizes
 
 
 def lines(plan: Plan) -> list[str]:
@@ -44,11 +45,12 @@ def lines(plan: Plan) -> list[str]:
         f"{'GiB a device':22}" + "".join(f"{name:>12}" for name in (*_COLUMNS, "total", "of HBM")),
     ]
     for phase in plan.phases:
-        found = columns(phase)
-        row = "".join(f"{found[name]:12.2f}" for name in _COLUMNS)
+        sizes = columns(phase)
+        row = "".join(f"{sizes[name]:12.2f}" for name in _COLUMNS)
         share = f"{phase.total / kind.hbm_gib:.2f}"
         text.append(f"{phase.name:22}{row}{phase.total:12.2f}{share:>12}  {verdict(phase, plan)}")
-    text += ["", *_host(plan), *_time(plan)]
+    notes = dict.fromkeys(program.note for program in plan.opened.programs if program.note)
+    text += ["", *notes, *_host(plan), *_time(plan)]
     return text
 
 
@@ -66,18 +68,22 @@ def verdict(phase: memory.Phase, plan: Plan) -> str:
 def _host(plan: Plan) -> list[str]:
     """Return what a host's memory holds, an estimate."""
     machine = plan.opened.machine
-    states: dict[str, float] = {}
+    saved: dict[str, float] = {}
+    kept: dict[str, float] = {}
     for program in plan.opened.programs:
         for held in (program.parts, program.beside):
             for name, tree in held.items():
                 if name.endswith(("parameters", "states")):
-                    states[name] = memory.size_gib(tree)
+                    kept[name] = programs.host_bytes(tree) / memory.GIB
+                    saved[name] = memory.size_gib(tree) + kept[name]
     devices = machine.num_devices / machine.num_hosts
-    saved = sum(states.values()) * devices
-    needed = f"{saved:.0f} GiB for a save in the background and about {_HOST_BASE_GIB:g} besides"
+    needed = f"{sum(saved.values()) * devices:.0f} GiB for a save in the background"
+    if any(kept.values()):
+        needed += f", {sum(kept.values()) * devices:.0f} for the optimizer's states"
+    needed += f" and about {_HOST_BASE_GIB:g} besides"
     has = machine.generation.host_gigabytes * machine.chips_per_host / 4
-    told = f" of {has / 1.0737:.0f}" if has else ""
-    return [f"memory of a host (estimate): {needed}{told}"]
+    total = f" of {has / 1.0737:.0f}" if has else ""
+    return [f"memory of a host (estimate): {needed}{total}"]
 
 
 def _time(plan: Plan) -> list[str]:

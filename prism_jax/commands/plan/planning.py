@@ -53,18 +53,18 @@ def make(job: opening.Job, compile_phase: Compile | None) -> Plan:
     phases = []
     for program in opened.programs:
         if compile_phase is None:
-            phases.append(memory.estimated(program, opened.devices))
+            phases.append(memory.estimated(program))
             continue
-        found = compile_phase(job, program.phase)
-        if "refusal" in found:
-            phases.append(memory.estimated(program, opened.devices, refusal=str(found["refusal"])))
+        measured = compile_phase(job, program.phase)
+        if "refusal" in measured:
+            phases.append(memory.estimated(program, refusal=str(measured["refusal"])))
         else:
-            phases.append(memory.compiled(program, found))
+            phases.append(memory.compiled(program, measured))
     return Plan(
         job=job,
         opened=opened,
         phases=phases,
-        steps_an_hour=roofline.steps_an_hour(opened.programs, opened.devices, opened.machine),
+        steps_an_hour=roofline.steps_an_hour(opened.programs, opened.machine),
     )
 
 
@@ -155,28 +155,18 @@ def _candidates(plan: Plan) -> Iterator[dict[str, Any]]:
     while chunk is not None and chunk > _LEAST_CHUNK:
         chunk //= 2
         yield {"train.head_chunk_tokens": chunk}
-    yield from _fewer_responses(plan, field)
     tensor = 2
     while tensor <= min(8, number):
         if number % tensor == 0:
             yield {"mesh.axes.tensor": tensor}
         tensor *= 2
+    for name in ("optim", "discriminator.optim"):
+        if field(f"{name}.memory") == "device":
+            yield {f"{name}.memory": "host"}
     # From here on the training changes.
     for name in ("optim", "discriminator.optim"):
         if field(name) is not None:
-            yield {f"{name}.{moment}": "bfloat16" for moment in ("mu_dtype", "nu_dtype")}
+            moments = {f"{name}.{moment}": "bfloat16" for moment in ("mu_dtype", "nu_dtype")}
+            yield moments | {f"{name}.rounding": "stochastic"}
     if field("model.param_dtype") == "float32":
         yield {"model.param_dtype": "bfloat16"}
-
-
-def _fewer_responses(plan: Plan, field: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
-    """Yield smaller batches of responses."""
-    each, parts = field("rollout.num_responses"), plan.opened.devices.row_parts()
-    if each is not None:
-        if field("rollout.batch_responses") != -1 and field("rollout.num_prompts") > parts:
-            yield {"rollout.batch_responses": -1}
-        return
-    batch = field("batch_responses")
-    while batch is not None and batch > 1:
-        batch //= 2
-        yield {"batch_responses": batch}

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from prism_jax.commands.plan import memory
 from prism_jax.commands.plan.machines import Machine
-from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import programs
 
 
@@ -19,7 +18,7 @@ def flops(work: programs.Work) -> float:
     forward = 2 * text.num_layers * layer * work.tokens
     # Causal attention: each token meets half of its sequence on average; q k and p v.
     seen = work.sequence_tokens / 2
-    forward += 4 * text.num_layers * text.num_heads * text.head_dim * work.tokens * seen
+    forward += 4 * text.num_layers * text.num_heads * text.head_dim * work.attended_tokens * seen
     forward += 2 * text.hidden_size * text.vocab_size * work.head_tokens
     vision = work.model.vision
     if vision is not None:
@@ -30,9 +29,9 @@ def flops(work: programs.Work) -> float:
     return forward * passes
 
 
-def seconds(program: programs.Program, devices: devices_lib.Devices, machine: Machine) -> float:
+def seconds(program: programs.Program, machine: Machine) -> float:
     """Return the least seconds that a step spends in a program."""
-    work, kind = program.work, machine.generation
+    work, kind, devices = program.work, machine.generation, program.devices
     parts, tensor = devices.row_parts(), devices.mesh.shape["tensor"]
     arithmetic = flops(work) / (parts * tensor) / (kind.teraflops * 1e12)
     text = work.model.text
@@ -52,9 +51,7 @@ def seconds(program: programs.Program, devices: devices_lib.Devices, machine: Ma
     return work.calls * max(arithmetic, exchange, read)
 
 
-def steps_an_hour(
-    found: Sequence[programs.Program], devices: devices_lib.Devices, machine: Machine
-) -> float:
+def steps_an_hour(listed: Sequence[programs.Program], machine: Machine) -> float:
     """Return the most steps an hour; 0 where no program belongs to a step."""
-    total = sum(seconds(program, devices, machine) for program in found)
+    total = sum(seconds(program, machine) for program in listed)
     return 3600 / total if total else 0.0

@@ -10,7 +10,7 @@ def _open_question(kind: str, text: str, work) -> numerals_questions.Question:
     return numerals_questions.Question(type=kind, text=text, work=work, options=())
 
 
-def _told(bars: tuple[numerals_scenes.Bar, ...]) -> str:
+def _listing(bars: tuple[numerals_scenes.Bar, ...]) -> str:
     return numerals_questions.listed(f"{bar.label} {bar.value}" for bar in bars)
 
 
@@ -25,7 +25,7 @@ def tallest_value(
         best = max(bar.value for bar in seen.bars)
         label = next(bar.label for bar in seen.bars if bar.value == best)
         steps = (
-            f"The bars are {_told(seen.bars)}.",
+            f"The bars are {_listing(seen.bars)}.",
             f"The tallest bar is {label}.",
             f"Its value is {best}.",
         )
@@ -48,7 +48,7 @@ def tallest_label(
         best = max(bar.value for bar in seen.bars)
         label = next(bar.label for bar in seen.bars if bar.value == best)
         label = arithmetic.pick(label, [bar.label for bar in seen.bars])
-        steps = (f"The bars are {_told(seen.bars)}.", f"The tallest bar is {label}.")
+        steps = (f"The bars are {_listing(seen.bars)}.", f"The tallest bar is {label}.")
         return numerals_questions.Work(steps=steps, terse=f"The tallest is {label}.", answer=label)
 
     return _open_question("tallest_label", "Which bar is the tallest?", work)
@@ -67,7 +67,7 @@ def count_above(
         count = arithmetic.result(len(above))
         named = numerals_questions.listed(above) or "none"
         steps = (
-            f"The bars are {_told(seen.bars)}.",
+            f"The bars are {_listing(seen.bars)}.",
             f"The bars above {line} are {named}.",
             f"Their number is {count}.",
         )
@@ -142,7 +142,7 @@ def colour_compare(
             bars = tuple(bar for bar in seen.bars if bar.colour == colour)
             values = tuple(bar.value for bar in bars)
             total, colour_steps, colour_terse = numerals_questions.add_up(values, arithmetic)
-            steps += [f"The {colour} bars are {_told(bars)}.", *colour_steps]
+            steps += [f"The {colour} bars are {_listing(bars)}.", *colour_steps]
             sums.append(total)
             terse.append(f"{colour}: {colour_terse}")
         # On misread bars the totals may be equal; then the first colour is named.

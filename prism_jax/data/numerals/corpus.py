@@ -1,7 +1,7 @@
-"""The embedded corpus `numerals`: pictures a little hard to read, questions over them.
+"""The embedded corpus `numerals`: pictures that are slightly hard to read, and questions on them.
 
-`write` puts the whole corpus into a folder in the published formats, `sample_texts` gives its
-language to whoever trains a tokenizer, `preview` shows it. docs/numerals.md describes it.
+`write` writes the corpus to a folder in the published formats, `sample_texts` returns texts to
+train a tokenizer on, `preview` draws examples. docs/numerals.md describes it.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.data.numerals import files as numerals_files
 from prism_jax.data.numerals import rows as numerals_rows
 
-# Raised whenever the same arguments give another corpus.
+# To be raised with each change that gives another corpus for the same arguments.
 VERSION = 2
 _PARQUET_PATHS = {
     "align": "align/train.parquet",
@@ -53,10 +53,10 @@ def slips_of(level: str, overrides: dict[str, float]) -> numerals_examples.Slips
 
 
 def stream(*, level: str, seed: int, name: str, rows: int) -> Iterator[numerals_examples.Example]:
-    """Yield the first `rows` examples of one part of the corpus."""
-    chosen = numerals_examples.level_named(level)
+    """Yield the first `rows` examples of a part of the corpus."""
+    examples_level = numerals_examples.level_named(level)
     for index in range(rows):
-        yield numerals_examples.example(level=chosen, seed=seed, stream=name, index=index)
+        yield numerals_examples.example(level=examples_level, seed=seed, stream=name, index=index)
 
 
 def write(
@@ -71,8 +71,8 @@ def write(
     """Write the corpus into `out` and return its manifest; the same arguments give the same bytes.
 
     The folder appears when it is complete: an interrupted run leaves only `<out>.partial`, which
-    the next run replaces. A folder that was written with the same arguments is checked and kept;
-    one that holds anything else raises InputError. Parts of 0 rows are left out.
+    the next run replaces. A folder that was written with the same arguments is checked and left as
+    it is; a folder with other content raises InputError. Parts of 0 rows are left out.
     """
     out = pathlib.Path(out)
     if seed < 0:
@@ -120,7 +120,7 @@ def write(
 
 
 def _checksums(folder: pathlib.Path) -> dict[str, str]:
-    """Return the SHA-256 of every file but the pictures, which their part sums up, by path."""
+    """Return SHA-256 by path of all files but the pictures, which have a sum in their part."""
     return {
         path.relative_to(folder).as_posix(): numerals_files.file_sha256(path)
         for path in sorted([*folder.rglob("*.json"), *folder.rglob("*.parquet")])
@@ -139,7 +139,7 @@ def _check_written(out: pathlib.Path, arguments: dict) -> dict:
     for name, value in arguments.items():
         if manifest.get(name) != value:
             raise errors.InputError(
-                f"{out} holds a numerals corpus with {name} {manifest.get(name)}, asked for"
+                f"{out} holds a numerals corpus with {name} {manifest.get(name)}, not"
                 f" {value}: choose another folder or delete it"
             )
     if _checksums(out) != manifest["files"]:
@@ -161,10 +161,10 @@ def _write_json(path: pathlib.Path, value: dict) -> None:
 
 
 def sample_texts(level: str, seed: int, n: int) -> list[str]:
-    """Return n texts that cover the level's language, for a tokenizer to be trained on.
+    """Return n texts that cover the level's language, to train a tokenizer on.
 
-    The system prompt first, then in turn a question, a teacher's, a public and a terse untagged
-    response.
+    The system prompt comes first, then in turn a question, a teacher's, a public and a terse
+    untagged response.
     """
     slips = slips_of(level, {})
     texts = [prompts.SYSTEM_PROMPT]
@@ -181,21 +181,21 @@ def sample_texts(level: str, seed: int, n: int) -> list[str]:
 def preview(
     level: str, *, seed: int, name: str, columns: int, rows: int, scale: int
 ) -> Image.Image:
-    """Draw a contact sheet of one part: pictures `scale` times, question and answer below each."""
+    """Draw a contact sheet of a part: enlarged pictures, each with question and answer below."""
     font = ImageFont.load_default(size=12)
     cells = list(stream(level=level, seed=seed, name=name, rows=columns * rows))
-    drawn = [example.picture() for example in cells]
-    drawn = [
+    pictures = [example.picture() for example in cells]
+    pictures = [
         picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-        for picture in drawn
+        for picture in pictures
     ]
     captions = [_wrapped(f"{e.question.text}\n-> {e.teacher.answer}") for e in cells]
-    width = max(240, *(picture.width for picture in drawn)) + 12
+    width = max(240, *(picture.width for picture in pictures)) + 12
     text_height = 15 * max(caption.count("\n") + 1 for caption in captions) + 10
-    height = max(picture.height for picture in drawn) + text_height + 8
+    height = max(picture.height for picture in pictures) + text_height + 8
     sheet = Image.new("RGB", (width * columns, height * rows), (225, 225, 225))
     pen = ImageDraw.Draw(sheet)
-    for place, (picture, caption) in enumerate(zip(drawn, captions, strict=True)):
+    for place, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         x, y = place % columns * width + 6, place // columns * height + 6
         sheet.paste(picture, (x, y))
         pen.multiline_text((x, y + picture.height + 4), caption, fill=(0, 0, 0), font=font)

@@ -1,11 +1,11 @@
 """Demonstrations over `numerals` questions: the teacher's, the public ones, and untagged ones.
 
-The teacher captions everything and reasons step by step, always right. A public demonstration is
-terse and slips: it misreads digits or bars and miscalculates at stated rates, by accident or by
-habit, and is consistent with its own mistakes. Accidents average out in what a model learns from
-many demonstrations; habits, made more often than not, are learnt and must be unlearnt. An untagged
-demonstration is right but knows nothing of the response format; a base model is trained on those,
-terse ones and detailed ones, so that it can do both before anything teaches it when.
+The teacher's caption covers the whole picture, its reasoning goes step by step, and it is always
+right. A public demonstration is terse and slips: it misreads digits or bars and miscalculates at
+stated rates, by accident or by habit, and reasons consistently with these mistakes. Accidents
+average out over many demonstrations; habits, which occur in most of them, are learned and must be
+unlearned. An untagged demonstration is right but not in the response format. A base model is
+trained on terse and detailed untagged demonstrations, so that it can produce both kinds.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ _CAPTION_END = "</caption>"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demonstration:
-    """One response and what went wrong in it."""
+    """A response and the mistakes in it."""
 
     response: str
     answer: str
@@ -28,7 +28,7 @@ class Demonstration:
 
 
 def response_text(*, caption: str, think: str, answer: str) -> str:
-    """Return the three parts in their tags, laid out as the system prompt shows them."""
+    """Return the three parts in their tags, in the layout of the system prompt."""
     return (
         f"<caption>\n{caption}\n{_CAPTION_END}\n"
         f"<think>\n{think}\n</think>\n<answer>\n{answer}\n</answer>"
@@ -38,7 +38,7 @@ def response_text(*, caption: str, think: str, answer: str) -> str:
 def split_segments(response: str) -> tuple[str, str]:
     """Return the caption segment, its closing tag included, and the rest, the cot segment.
 
-    Both together are the response.
+    Their concatenation is the response.
     """
     end = response.index(_CAPTION_END) + len(_CAPTION_END)
     return response[:end], response[end:]
@@ -49,7 +49,7 @@ def _mark_name(mark: numerals_scenes.Mark, *, names_ink: bool) -> str:
 
 
 def _row_lines(grid: numerals_scenes.Grid) -> list[str]:
-    """Return one line a row, with colours where they differ."""
+    """Return a line per row, with colours if they differ."""
     names_ink = not grid.has_one_ink
     return [
         f"- Row {r + 1}: "
@@ -73,7 +73,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def detailed_caption(scene: numerals_scenes.Scene) -> str:
-    """Return the teacher's caption: style, layout or axis, and every mark or bar."""
+    """Return the teacher's caption: style, layout or axis, and all marks or bars."""
     if isinstance(scene, numerals_scenes.Chart):
         colours = sorted({bar.colour for bar in scene.bars})
         return "\n".join(

@@ -1,7 +1,7 @@
-"""One example of the `numerals` corpus: a scene, a question and who answers it, at a level.
+"""Examples of the `numerals` corpus: a scene, a question and its demonstrations, at a level.
 
-An example depends on (level, seed, stream, index) alone: asking for more rows, other slip rates or
-no picture changes nothing about the others.
+An example depends on (level, seed, stream, index) alone: the number of rows, the slip rates and
+the drawing of pictures do not change the other examples.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ _TEST_STREAM = "rl_test"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
-    """How many examples each part has."""
+    """The number of examples in each part."""
 
     base: int
     public: int
@@ -48,7 +48,7 @@ class Slips:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Level:
-    """What the examples of a level look like, and how many there are unless told otherwise."""
+    """A level: the form of its examples, and the default numbers of rows and rates of slips."""
 
     name: str
     layouts: tuple[tuple[int, int], ...]  # rows and columns of a grid
@@ -116,7 +116,7 @@ _LEVELS = (TINY, SMALL)
 
 
 def level_named(name: str) -> Level:
-    """Return the level of that name; InputError for an unknown one."""
+    """Return the level with a name; InputError for an unknown name."""
     for level in _LEVELS:
         if level.name == name:
             return level
@@ -126,7 +126,7 @@ def level_named(name: str) -> Level:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One example, not yet drawn."""
+    """An example, whose picture is not drawn yet."""
 
     level: Level
     seed: int
@@ -137,7 +137,7 @@ class Example:
 
     @property
     def is_test(self) -> bool:
-        """Tell whether the example shows test handwriting."""
+        """Return whether the example shows test handwriting."""
         return self.stream == _TEST_STREAM
 
     @functools.cached_property
@@ -180,8 +180,8 @@ def _rng(level: Level, seed: int, stream: str, index: int, purpose: str) -> rand
 
 
 def example(*, level: Level, seed: int, stream: str, index: int) -> Example:
-    """Return one example: the question is drawn first, then a scene that suits it."""
-    assert stream in STREAMS, f"{stream} is no part of the corpus"
+    """Return an example: a random question, and a random scene that suits it."""
+    assert stream in STREAMS, f"{stream} is not a part of the corpus"
     rng = _rng(level, seed, stream, index, "scene")
     shows_chart = rng.random() < level.chart_share
     ask = rng.choice(level.chart_questions if shows_chart else level.grid_questions)

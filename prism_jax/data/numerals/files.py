@@ -1,7 +1,7 @@
 """Write `numerals` examples as files in the published formats.
 
-Stage 1 gets LLaMA-Factory sharegpt JSON with PNG files beside it, the later stages get parquet with
-the picture's bytes in the row. All functions return what they wrote, for the manifest.
+Stage 1 uses LLaMA-Factory's sharegpt JSON with PNG files beside it, the later stages use parquet
+with the picture's bytes in the row. All functions return counts for the manifest.
 """
 
 import collections
@@ -76,7 +76,7 @@ DATASET_ENTRIES = {
 
 
 def write_sharegpt(folder: pathlib.Path, rows: Iterable[numerals_rows.Row], *, stream: str) -> dict:
-    """Write `<stream>.json` and `images/<stream>/*.png` into the folder; return the counts."""
+    """Write `<stream>.json` and `images/<stream>/*.png` to the folder; return the counts."""
     image_folder = folder / "images" / stream
     image_folder.mkdir(parents=True)
     counts, types = collections.Counter(), collections.Counter()
@@ -100,7 +100,7 @@ def write_sharegpt(folder: pathlib.Path, rows: Iterable[numerals_rows.Row], *, s
 
 
 def write_parquet(path: pathlib.Path, rows: Iterable[numerals_rows.Row]) -> dict:
-    """Write one parquet file, a row group at a time; return the counts."""
+    """Write a parquet file, a row group at a time; return the counts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     types = collections.Counter()
     with parquet.ParquetWriter(path, SCHEMA, compression="snappy") as writer:
@@ -123,7 +123,7 @@ def file_sha256(path: pathlib.Path) -> str:
 
 
 def images_sha256(folder: pathlib.Path) -> str:
-    """Return one SHA-256 over names and contents of all PNG files of a folder, in order of name."""
+    """Return a SHA-256 over names and contents of all PNG files of a folder, in order of name."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.png")):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())

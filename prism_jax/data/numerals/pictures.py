@@ -1,7 +1,7 @@
 """Draw `numerals` scenes with Pillow: handwritten digits on paper, and bar charts.
 
-The handwriting is scikit-learn's bundled `load_digits`: 1797 gray pictures of 8x8 pixels. It names
-no writers, so train and test are disjoint in samples, split by a hash of the sample's number.
+The handwriting is scikit-learn's bundled `load_digits`: 1797 gray pictures of 8x8 pixels. The
+writers are not named, so train and test are disjoint in samples, by a hash of the sample's number.
 """
 
 import functools
@@ -37,7 +37,7 @@ _STEEPEN = [min(255, max(0, (level - 70) * 2)) for level in range(256)]
 
 @functools.cache
 def handwriting(*, is_test: bool) -> dict[int, tuple[Image.Image, ...]]:
-    """Return the samples of one split by digit, each 10x10 gray: the 8x8 sample and a border."""
+    """Return the samples of a split by digit, each 10x10 gray: the 8x8 sample and a border."""
     bundle = sklearn_datasets.load_digits()
     by_digit = {digit: [] for digit in range(10)}
     for number, (pixels, digit) in enumerate(zip(bundle.images, bundle.target, strict=True)):
@@ -80,7 +80,7 @@ def _background(width: int, height: int, paper: str, rng: random.Random) -> Imag
 
 
 def _soil(sheet: Image.Image, rng: random.Random, *, num_dots: int) -> None:
-    """Add stray dots, and in half the pictures one thin stroke that belongs to nothing."""
+    """Add stray dots, and in half of the pictures a stray thin stroke."""
     pen = ImageDraw.Draw(sheet)
     width, height = sheet.size
     for _ in range(num_dots):
@@ -136,8 +136,8 @@ def draw_grid(
 ) -> Image.Image:
     """Draw a grid on a canvas whose sides are multiples of 32 pixels.
 
-    `cell_pixels` is the least and the greatest side of a cell; a mark fills 0.8 to 0.95 of it and
-    lies anywhere inside.
+    `cell_pixels` is the range of a cell's side; a mark fills 0.8 to 0.95 of the side, at a random
+    position inside.
     """
     cell = rng.randint(*cell_pixels)
     num_rows, num_columns = len(grid.rows), len(grid.rows[0])

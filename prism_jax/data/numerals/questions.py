@@ -1,9 +1,9 @@
 """Questions over `numerals` scenes, each with the reasoning that answers it.
 
-A question function takes a scene and draws what it asks about; it returns None where the scene does
-not suit it (no two inks to compare, a tie for the largest). A question's `work` is run on the scene
-as somebody sees it: on the true scene with exact arithmetic it gives the ground truth and the
-teacher's reasoning, on a misread scene with slipping arithmetic a public demonstration.
+A question function takes a scene and picks the subject of its question at random; it returns None
+if the scene does not suit it (a single ink to compare, a tie for the largest). A question's `work`
+is run on a reading of the scene: on the true scene with exact arithmetic it gives the ground truth
+and the teacher's reasoning, on a misread scene with slipping arithmetic a public demonstration.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ _LETTERS = "ABCD"
 
 
 class Arithmetic:
-    """Give results, each wrong at `rate`; count the wrong ones in `num_slips`.
+    """Arithmetic whose results are wrong at `rate`; `num_slips` counts the mistakes.
 
-    Two mistakes are habits, made at `habit_rate` wherever they can be: the carry of a sum is lost
-    (7 + 5 = 2), and zero is taken for odd.
+    Two mistakes are habits, made at `habit_rate` wherever they can occur: a lost carry in a sum
+    (7 + 5 = 2), and zero counted as odd.
     """
 
     def __init__(self, rng: random.Random, *, rate: float, habit_rate: float) -> None:
@@ -45,14 +45,14 @@ class Arithmetic:
         return tuple(d for d in digits if d % 2 == 0 and not (d == 0 and takes_zero_for_odd))
 
     def result(self, value: int) -> int:
-        """Return the value, or on a slip a neighbour of it that is not negative."""
+        """Return the value, or on a slip a neighbouring value that is not negative."""
         if self._rng.random() >= self._rate:
             return value
         self.num_slips += 1
         return value + 1 if value == 0 else value + self._rng.choice((-1, 1))
 
     def pick(self, best: str, candidates: list[str]) -> str:
-        """Return the best candidate, or on a slip another one where there is another."""
+        """Return the best candidate, or on a slip another candidate, if there is one."""
         others = sorted(set(candidates) - {best})
         if not others or self._rng.random() >= self._rate:
             return best
@@ -67,16 +67,16 @@ def exact() -> Arithmetic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """Reasoning and what it leads to."""
+    """Reasoning and the answer that it gives."""
 
-    steps: tuple[str, ...]  # one sentence a step
-    terse: str  # the same in one line
+    steps: tuple[str, ...]  # a sentence per step
+    terse: str  # the same in a line
     answer: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question about one scene."""
+    """A question about a scene."""
 
     type: str
     text: str
@@ -94,7 +94,7 @@ def _open_question(kind: str, text: str, work) -> Question:
 
 
 def add_up(values: tuple[int, ...], arithmetic: Arithmetic) -> tuple[int, tuple[str, ...], str]:
-    """Return the sum of at least one value, its steps, and the sum as one line."""
+    """Return the sum of at least one value, its steps, and the sum as a line."""
     total, steps = values[0], []
     for value in values[1:]:
         result = arithmetic.add(total, value)
@@ -110,7 +110,7 @@ def _row_name(grid: numerals_scenes.Grid, r: int) -> str:
 
 
 def read_row(grid: numerals_scenes.Grid, rng: random.Random) -> Question | None:
-    """Ask for the digits of one row as one number; no leading zero, at least two digits."""
+    """Ask for the digits of a row as a number; at least two digits, without a leading zero."""
     r = rng.randrange(len(grid.rows))
     name = _row_name(grid, r)
     digits = numerals_scenes.digits_of(grid.rows[r])
@@ -127,7 +127,7 @@ def read_row(grid: numerals_scenes.Grid, rng: random.Random) -> Question | None:
 
 
 def row_sum(grid: numerals_scenes.Grid, rng: random.Random) -> Question | None:
-    """Ask for the sum of one row of at least two digits."""
+    """Ask for the sum of a row of at least two digits."""
     r = rng.randrange(len(grid.rows))
     name = _row_name(grid, r)
     if len(numerals_scenes.digits_of(grid.rows[r])) < 2:
@@ -143,12 +143,12 @@ def row_sum(grid: numerals_scenes.Grid, rng: random.Random) -> Question | None:
 
 
 def pair_sum(grid: numerals_scenes.Grid, rng: random.Random) -> Question | None:
-    """Ask for the sum of a row of exactly two digits: one addition."""
+    """Ask for the sum of a row of exactly two digits: a single addition."""
     return row_sum(grid, rng) if len(grid.rows[0]) == 2 else None
 
 
 def column_sum(grid: numerals_scenes.Grid, rng: random.Random) -> Question | None:
-    """Ask for the sum of one column of at least two digits."""
+    """Ask for the sum of a column of at least two digits."""
     c = rng.randrange(len(grid.rows[0]))
     if len(numerals_scenes.digits_of(tuple(row[c] for row in grid.rows))) < 2:
         return None
@@ -185,8 +185,10 @@ def count_even(grid: numerals_scenes.Grid, rng: random.Random) -> Question | Non
         digits = numerals_scenes.digits_of(seen.marks)
         evens = arithmetic.evens(digits)
         count = arithmetic.result(len(evens))
-        told = " ".join(f"{digit} is {'even' if digit in evens else 'odd'}." for digit in digits)
-        steps = (told, f"The number of even digits is {count}.")
+        parities = " ".join(
+            f"{digit} is {'even' if digit in evens else 'odd'}." for digit in digits
+        )
+        steps = (parities, f"The number of even digits is {count}.")
         return Work(steps=steps, terse=f"Even: {listed(evens) or 'none'}.", answer=str(count))
 
     return _open_question("count_even", "How many digits are even?", work)
@@ -201,7 +203,7 @@ def sum_of_even(grid: numerals_scenes.Grid, rng: random.Random) -> Question | No
         digits = numerals_scenes.digits_of(seen.marks)
         evens = arithmetic.evens(digits)
         first = f"The even digits are {listed(evens) or 'none'}."
-        # A misread scene may have none left.
+        # A misread scene may have no even digit.
         total, steps, terse = add_up(evens, arithmetic) if evens else (0, (), "none = 0")
         return Work(steps=(first, *steps), terse=f"Even: {terse}.", answer=str(total))
 
@@ -209,7 +211,7 @@ def sum_of_even(grid: numerals_scenes.Grid, rng: random.Random) -> Question | No
 
 
 def row_difference(grid: numerals_scenes.Grid, rng: random.Random) -> Question | None:
-    """Ask how far apart the sums of two rows are: two sums, one subtraction."""
+    """Ask for the difference between the sums of two rows: two sums, a subtraction."""
     rows = [r for r, row in enumerate(grid.rows) if numerals_scenes.digits_of(row)]
     if len(rows) < 2:
         return None
@@ -249,8 +251,8 @@ def ink_compare(grid: numerals_scenes.Grid, rng: random.Random) -> Question | No
     def work(seen: numerals_scenes.Grid, arithmetic: Arithmetic) -> Work:
         totals, steps, terse = [], [], []
         for ink in inks:
-            chosen = tuple(mark for mark in seen.marks if mark.ink == ink)
-            digits = numerals_scenes.digits_of(chosen)
+            marks = tuple(mark for mark in seen.marks if mark.ink == ink)
+            digits = numerals_scenes.digits_of(marks)
             total, ink_steps, ink_terse = add_up(digits, arithmetic)
             steps += [f"The {ink} digits are {listed(digits)}.", *ink_steps]
             totals.append(total)
@@ -289,7 +291,7 @@ def largest_times_smallest(grid: numerals_scenes.Grid, rng: random.Random) -> Qu
 def as_choice(question: Question, scene: numerals_scenes.Scene, rng: random.Random) -> Question:
     """Return the question with four numbers to choose from; its answer becomes a letter.
 
-    A result that is not offered leads to the option next to it.
+    If a result is not offered, the answer is the nearest option.
     """
     truth = int(question.work(scene, exact()).answer)
     near = [truth + step for step in (-10, -3, -2, -1, 1, 2, 3, 10) if truth + step >= 0]

@@ -1,4 +1,4 @@
-"""`numerals` examples as rows of the published formats, drawn in as many processes as asked for."""
+"""`numerals` examples as rows of the published formats, drawn in several processes."""
 
 import concurrent.futures
 import contextlib
@@ -9,27 +9,24 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prism_jax.data import prompts
+from prism_jax.data import prompts, records
 from prism_jax.data.numerals import demonstrations as numerals_demonstrations
 from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.data.numerals import pictures as numerals_pictures
 
 DATA_SOURCE = "numerals"
 SFT_STREAMS = ("base", "public", "teacher")
-# What the released files hold where a list of equivalent answers is empty.
-# Source: PRISM verl/verl/utils/reward_score/math_verify_with_format.py:81.
-_NO_EQUIVALENT = "__EMPTY__"
-# A process starts in about two seconds, in which another draws a few hundred rows.
+# A process needs about two seconds to start, the time to draw a few hundred rows.
 _FEWEST_ROWS_A_PROCESS = 1000
 _ROWS_A_TASK = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """Hold one row, and what the manifest counts of it."""
+    """A row, with the properties that the manifest counts."""
 
     values: dict[str, Any]
-    png: bytes  # of stage 1, whose rows name a file; the other stages' rows hold it themselves
+    png: bytes  # of stage 1, whose rows name a file; rows of other stages contain the picture
     question_type: str
     is_misread: bool
     has_arithmetic_slip: bool
@@ -38,7 +35,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """Say which rows are made: the first so many of a stream."""
+    """The rows to make: the first `num_rows` of a stream."""
 
     level: str
     seed: int
@@ -47,23 +44,23 @@ class Part:
     slips: numerals_examples.Slips
 
     def rows(self, start: int) -> list[Row]:
-        """Return the rows of one task."""
+        """Return the rows of a task."""
         level = numerals_examples.level_named(self.level)
         indices = range(start, min(start + _ROWS_A_TASK, self.num_rows))
-        drawn = (
+        examples = (
             numerals_examples.example(level=level, seed=self.seed, stream=self.stream, index=index)
             for index in indices
         )
-        return [row_of(example, self.slips) for example in drawn]
+        return [row_of(example, self.slips) for example in examples]
 
 
 @contextlib.contextmanager
 def drawing(num_rows: int, num_processes: int) -> Iterator[Callable[[Part], Iterator[Row]]]:
-    """Give a function that yields the rows of a part in order; they do not depend on processes.
+    """Yield a function that yields the rows of a part in order, for any number of processes.
 
     Args:
-      num_rows: of all parts; few rows are drawn by this process itself.
-      num_processes: at most so many.
+      num_rows: of all parts; few rows are drawn without further processes.
+      num_processes: at most.
     """
     num_processes = min(num_processes, num_rows // _FEWEST_ROWS_A_PROCESS)
     with contextlib.ExitStack() as stack:
@@ -81,17 +78,17 @@ def _rows(over: Callable, part: Part) -> Iterator[Row]:
 
 
 def row_of(example: numerals_examples.Example, slips: numerals_examples.Slips) -> Row:
-    """Return the row of an example: sharegpt for stage 1, else of the parquet files."""
+    """Return the row of an example: sharegpt for stage 1, parquet for the other stages."""
     png = numerals_pictures.png_bytes(example.picture())
     is_sft = example.stream in SFT_STREAMS
-    told = _demonstrate(example, slips) if is_sft else example.teacher
+    demonstration = _demonstrate(example, slips) if is_sft else example.teacher
     return Row(
-        values=_sharegpt(example, told.response) if is_sft else _prompt(example, png),
+        values=_sharegpt(example, demonstration.response) if is_sft else _prompt(example, png),
         png=png if is_sft else b"",
         question_type=example.question.type,
-        is_misread=told.is_misread,
-        has_arithmetic_slip=told.num_arithmetic_slips > 0,
-        has_wrong_answer=told.answer != example.teacher.answer,
+        is_misread=demonstration.is_misread,
+        has_arithmetic_slip=demonstration.num_arithmetic_slips > 0,
+        has_wrong_answer=demonstration.answer != example.teacher.answer,
     )
 
 
@@ -106,7 +103,7 @@ def _demonstrate(
 
 
 def _sharegpt(example: numerals_examples.Example, response: str) -> dict:
-    """Return one row of stage 1: `messages` for public, `conversations` for teacher and base."""
+    """Return a row of stage 1: `messages` for public, `conversations` for teacher and base."""
     user = prompts.user_turn(example.question.text)
     image = f"images/{example.stream}/{example.index:06d}.png"
     if example.stream == "public":
@@ -117,20 +114,20 @@ def _sharegpt(example: numerals_examples.Example, response: str) -> dict:
         ]
         return {"messages": messages, "images": [image]}
     turns = [{"from": "human", "value": user}, {"from": "gpt", "value": response}]
-    # Two of four base rows, a terse and a detailed one, have a system prompt to look past.
+    # Two of four base rows, terse and detailed, have a system prompt, so that it has no effect.
     has_system_prompt = example.stream == "teacher" or example.index % 4 >= 2
     system = prompts.SYSTEM_PROMPT if has_system_prompt else ""
     return {"conversations": turns, "images": [image], "system": system}
 
 
 def _prompt(example: numerals_examples.Example, png: bytes) -> dict:
-    """Return one row of alignment and RLVR.
+    """Return a row of alignment and RLVR.
 
-    An option's text is as good an answer as its letter; other questions have one answer.
+    An option's text is equivalent to its letter; other questions have a single answer.
     """
     teacher = example.teacher
     caption, cot = numerals_demonstrations.split_segments(teacher.response)
-    equivalent = [_NO_EQUIVALENT]
+    equivalent = [records.NO_EQUIVALENT]
     if example.question.options:
         option = example.question.options["ABCD".index(teacher.answer)]
         equivalent = [f"{teacher.answer}. {option}", option]

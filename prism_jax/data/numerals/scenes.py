@@ -1,8 +1,8 @@
-"""What a `numerals` picture shows, before it is drawn: grids of marks and bar charts.
+"""The scenes of `numerals` pictures: grids of marks and bar charts.
 
-A scene holds only what can be asked about (digits, colours, bar heights); where a stroke lies and
-which sample of handwriting is used is decided when it is drawn. A misread scene is a scene too, so
-a demonstration that slips in perception reasons correctly about a slightly different picture.
+A scene holds only the subjects of questions (digits, colours, bar heights); the positions of
+strokes and the samples of handwriting are picked when it is drawn. A misread scene is a scene too,
+so a demonstration that slips in perception reasons correctly about a slightly different picture.
 """
 
 import dataclasses
@@ -18,23 +18,23 @@ INKS_ON_PAPER = {
     "grey": _DARK_INKS,
     "black": _LIGHT_INKS,
 }
-# No circle: it could be taken for a zero.
+# Without the circle, which could be read as a zero.
 SHAPES = ("diamond", "square", "triangle", "cross")
-# No letter that could be taken for a digit (B I L O Q S Z).
+# Without letters that could be read as digits (B I L O Q S Z).
 LETTERS = ("A", "E", "H", "K", "M", "T", "W", "X")
 BAR_COLOURS = ("blue", "red", "green")
 # Highest value of a chart's axis -> distance of its lines.
 _AXES = {10: 2, 20: 5}
-# What a hasty reader takes each handwritten digit for.
+# Handwritten digit -> the digit that a hasty reader reads.
 CONFUSIONS = {0: 6, 1: 7, 2: 3, 3: 8, 4: 9, 5: 6, 6: 0, 7: 1, 8: 3, 9: 4}
-# The one that is misread by habit rather than by accident.
+# The digit that is misread by habit rather than by accident.
 HABITUALLY_MISREAD = 9
 _TEST_SHARE_OF_256 = 51
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mark:
-    """One cell of a grid."""
+    """A cell of a grid."""
 
     kind: str  # "digit", "letter" or "shape"
     name: str  # "7", "K", "square"
@@ -43,7 +43,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Rows of marks on paper; every row has the same number of marks."""
+    """Rows of marks on paper; all rows have the same number of marks."""
 
     paper: str
     rows: tuple[tuple[Mark, ...], ...]
@@ -55,13 +55,13 @@ class Grid:
 
     @property
     def has_one_ink(self) -> bool:
-        """Tell whether every mark has the same colour."""
+        """Return whether all marks have the same colour."""
         return len({mark.ink for mark in self.marks}) == 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar of a chart."""
+    """A bar of a chart."""
 
     label: str  # "A", "B", ...
     value: int  # 1 .. the axis' top
@@ -82,7 +82,7 @@ Scene = Grid | Chart
 
 
 def belongs_to_test(key: str) -> bool:
-    """Tell by hash whether a digit sample or a chart is kept for the test split (51 of 256)."""
+    """Return whether the hash puts a digit sample or a chart in the test split (51 of 256)."""
     return hashlib.sha256(key.encode()).digest()[0] < _TEST_SHARE_OF_256
 
 
@@ -98,7 +98,7 @@ def random_grid(
     has_one_ink: bool,
     distractor_share: float,
 ) -> Grid:
-    """Draw a grid: paper, size, inks, digits, and letters or shapes in a share of the cells."""
+    """Return a random grid: paper, size, inks, digits, and letters or shapes in some cells."""
     num_rows, num_columns = rng.choice(layouts)
     paper = rng.choice(tuple(INKS_ON_PAPER))
     num_inks = 1 if has_one_ink else rng.choice((1, 2, 2, 3))
@@ -117,7 +117,7 @@ def random_grid(
 
 
 def random_chart(rng: random.Random, *, is_test: bool) -> Chart:
-    """Draw a chart of 3 to 6 bars whose values and colours belong to the wanted split."""
+    """Return a random chart of 3 to 6 bars whose values and colours belong to the split."""
     while True:
         top = rng.choice(tuple(_AXES))
         num_colours = rng.choice((1, 2, 2, 3))
@@ -135,8 +135,8 @@ def random_chart(rng: random.Random, *, is_test: bool) -> Chart:
 def misread(scene: Scene, rng: random.Random, *, rate: float, habit_rate: float) -> Scene:
     """Return the scene as a hasty reader sees it: each digit or bar is misread at `rate`.
 
-    A digit becomes the one it is easily taken for (`CONFUSIONS`), a 9 at `habit_rate` instead of
-    `rate`; a bar is read one too high or one too low within the axis.
+    A digit is replaced by a similar digit (`CONFUSIONS`), a 9 at `habit_rate` instead of `rate`; a
+    bar is read one too high or one too low within the axis.
     """
     if isinstance(scene, Chart):
         bars = []

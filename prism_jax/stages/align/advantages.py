@@ -1,8 +1,7 @@
-"""From scores to advantages: the mode is chosen here, and the judge is asked where it counts."""
+"""From scores to advantages: the mode is chosen here, and answers are judged where it counts."""
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable, Mapping
 
 import jax
@@ -14,7 +13,6 @@ from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import advantage, pairwise
 from prism_jax.policy import responses as policy_responses
 from prism_jax.policy import rollouts
-from prism_jax.rewards import workers
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
 
@@ -24,23 +22,23 @@ Advantages = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compared:
-    """The advantages of a step's responses, and the verdicts that entered them."""
+    """The advantages of a step's responses, and the accuracies that entered them."""
 
     by_part: dict[str, np.ndarray]  # "response", and with `advantage.credit` "caption" and "cot"
     by_token: np.ndarray  # float32[responses], or float32[responses, longest response]
-    accuracy: np.ndarray | None  # float32[responses]; None: no mode asks for it
+    accuracy: np.ndarray | None  # float32[responses]; None: the mode does not read it
     is_judged: bool  # the accuracy is the judge's
     metrics: metrics.Metrics
 
 
 class Comparison:
-    """Compare each response with the others to its prompt."""
+    """The comparison of each response with the others to its prompt."""
 
-    def __init__(self, options: align_config.Config, judge: workers.JudgePool | None):
+    def __init__(self, options: align_config.Config, judge: policy_responses.Judge | None):
         """Store the parts.
 
         Args:
-          judge: None where `advantage.accuracy` does not ask it.
+          judge: None where `advantage.accuracy` does not need it.
         """
         self._options, self._judge = options, judge
         self._compare = make_advantages(options)
@@ -69,7 +67,7 @@ class Comparison:
 
 def verdicts(
     options: align_config.Config,
-    judge: workers.JudgePool | None,
+    judge: policy_responses.Judge | None,
     prompts: align_feed.Prompts,
     responses: rollouts.Responses,
 ) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
@@ -79,22 +77,12 @@ def verdicts(
         return format_ok, None, {}
     if options.advantage.accuracy == "nobody":
         return format_ok, np.ones(len(format_ok), np.float32), {}
-    begun = time.monotonic()
-    tasks = policy_responses.tasks(
-        prompts.rows, responses.segments, num_responses=options.rollout.num_responses
-    )
-    rewards = judge.grade(tasks)
+    # All of them, also malformed ones: the judge's format may be looser than the gate's.
+    rewards, logged = policy_responses.judge(judge, prompts.rows, responses.segments)
     accuracy = np.array([reward.accuracy for reward in rewards], np.float32)
     if options.advantage.format_of == "judge":
         format_ok = np.array([reward.format > 0 for reward in rewards])
-    return (
-        format_ok,
-        accuracy,
-        {
-            "reward/accuracy_mean": metrics.mean(accuracy),
-            "time/judge_seconds": metrics.mean([time.monotonic() - begun]),
-        },
-    )
+    return format_ok, accuracy, logged | {"reward/accuracy_mean": metrics.mean(accuracy)}
 
 
 def make_advantages(
@@ -105,6 +93,7 @@ def make_advantages(
     Scores count as the pair loss reads them: corrected for length, then clipped.
     """
     rollout, discriminator = options.rollout, options.discriminator
+    # Every step has the same groups, malformed responses included, so one program serves all.
     prompt_id = np.repeat(np.arange(rollout.num_prompts, dtype=np.int32), rollout.num_responses)
     compare = {
         part: choose(options.advantage, num_groups=rollout.num_prompts, weights=weights)
@@ -118,7 +107,7 @@ def make_advantages(
         by_segment = {}
         for name, segment in scores.items():
             # Not rounded again: the released rewards leave bfloat16 right behind the head.
-            _, student = pairwise.ready(
+            _, student = pairwise.corrected_scores(
                 segment.segment(),
                 beta=betas.get(name),
                 score_clip=discriminator.score_clip,
@@ -146,9 +135,9 @@ def weights_by_part(options: align_config.Advantage) -> dict[str, dict[str, floa
         segment_shared  2 w_caption, w_cot         2 w_cot
 
     A token learns from one segment in place of two, so the weight is doubled: with equal weights
-    both sums are the same. In `segment_shared` the caption also gets half of what the reasoning
-    that rests on it gets. All else, such as penalties, gates and the score of the whole response,
-    stands on every token. "response" is there with every credit: a malformed response has no parts.
+    both sums are the same. In `segment_shared` the caption also gets half of the weight of the
+    reasoning that rests on it. All else, such as penalties, gates and the score of the whole
+    response, stands on every token. "response" is always there: a malformed response has no parts.
     """
     weights = options.weights
     if options.credit == "response":
@@ -173,6 +162,7 @@ def by_token(by_part: Mapping[str, np.ndarray], responses: rollouts.Responses) -
     ends = np.array([segments.caption_tokens for segments in responses.segments])[:, None]
     caption, cot = (np.asarray(by_part[part])[:, None] for part in ("caption", "cot"))
     has_parts = np.array([segments.format_ok for segments in responses.segments])[:, None]
+    # Behind the response the values are those of the cot; no loss reads them.
     return np.where(has_parts, np.where(places < ends, caption, cot), whole[:, None])
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from prism_jax import configuration, row_layout
 from prism_jax.discriminator import batch as discriminator_batch
+from prism_jax.discriminator import config as discriminator_config
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
 from prism_jax.honesty import panel as honesty_panel
@@ -17,7 +18,7 @@ from prism_jax.setup import judging, prompt_mixture, row_shapes
 from prism_jax.setup import models as setup_models
 
 Mode = Literal["align", "acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align"]
-# What each mode of the advantage reads besides weights and eps.
+# The numbers that each mode of the advantage reads besides weights and eps.
 READS: dict[Mode, tuple[str, ...]] = {
     "align": ("format_penalty",),
     "acc_gating": ("align_coef", "wrong_penalty", "format_penalty"),
@@ -39,53 +40,37 @@ _CLIP = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Discriminator(configuration.Section):
-    """Say which discriminator scores, what it sees, and how it learns.
+class Discriminator(configuration.Trained, discriminator_config.Pairs):
+    """The discriminator: its origin, its view of a response, and its updates.
 
-    Types and attention are those of `config.model`.
+    `folder` is the workdir of `warmup` or `align`, or a folder with a score head. Types and
+    attention are those of `config.model`. With `head_dropout` each update computes its scores anew.
     """
 
-    # Workdir of `warmup` or `align`, or a folder with a score head.
-    folder: str = configuration.free()
-    init: Literal["pretrained", "random"]
-    sizes: configuration.Sizes | None  # exactly when init is "random"
-    remat: Literal["none", "full", "save_attention", "save_attention_and_dots"]
     sees_images: bool  # False: prompts are read without their pictures
-    min_pixels: int | None  # of a picture, others are scaled; None: as its folder says
+    min_pixels: int | None  # of a picture, others are scaled; None: as in its folder
     max_pixels: int | None
-    view: segments.View  # which segments it scores, see `discriminator.segments`
-    scored_token: segments.ScoredToken  # where a segment is scored, see `discriminator.segments`
+    view: segments.View  # the segments that are scored, see `discriminator.segments`
+    scored_token: segments.ScoredToken  # the token that carries the score, see there
     teacher_max_tokens: int | None  # of a segment; the rest is not read
     positions: discriminator_batch.Positions
-    score_clip: float | None
-    length_beta: tuple[tuple[str, float], ...]  # segment, coefficient: see `correct_length`
-    regulariser: float
-    router: float  # coefficient of the router's load balance; of no effect without experts
-    score_dtype: pairwise.ScoreDtype  # of the head and of the loss, see `losses.pairwise`
-    head_dropout: float  # while learning; each update then computes its scores anew
     # None: the loss is a mean over all pairs of a step; n: over those among n responses each,
     # averaged over responses.
     microbatch_pairs: int | None
-    all_invalid: pairwise.AllInvalid  # what a step without a pair teaches, see `losses.pairwise`
+    all_invalid: pairwise.AllInvalid  # the loss of a step without a pair, see `losses.pairwise`
     rows: row_shapes.Rows
     optim: configuration.Optim
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.not_empty(self, "folder")
-        found += configuration.at_least(self, 0, "regulariser", "router")
-        if (self.sizes is not None) != (self.init == "random"):
-            found.append("sizes must be given exactly when init is 'random'")
-        if self.score_clip is not None and not self.score_clip > 0:
-            found.append(f"score_clip must be > 0 or None, got {self.score_clip}")
-        if not 0 <= self.head_dropout < 1:
-            found.append(f"head_dropout must be in [0, 1), got {self.head_dropout}")
-        found += configuration.at_least(self, 1, "teacher_max_tokens", "microbatch_pairs")
-        return found + segments.problems_of_length("length_beta", self.length_beta, self.view)
+        problems = configuration.Trained.problems(self)
+        problems += discriminator_config.Pairs.problems(self)
+        problems += configuration.at_least(self, 1, "teacher_max_tokens", "microbatch_pairs")
+        return problems + segments.problems_of_length("length_beta", self.length_beta, self.view)
 
     @property
     def form(self) -> segments.Form:
-        """Return how segments are cut."""
+        """Return the form of segments."""
         return segments.Form(
             view=self.view,
             scored_token=self.scored_token,
@@ -93,34 +78,33 @@ class Discriminator(configuration.Section):
         )
 
     def model(self, policy: configuration.Model) -> configuration.Model:
-        """Return the section of the model, computed as the policy is."""
+        """Return the section of the model, computed as the policy is, but trained whole."""
         return dataclasses.replace(
-            policy, folder=self.folder, init=self.init, sizes=self.sizes, remat=self.remat
+            policy,
+            folder=self.folder,
+            init=self.init,
+            sizes=self.sizes,
+            remat=self.remat,
+            lora=configuration.NO_LORA,
         )
 
     def rule(self, model: setup_models.Model) -> discriminator_loss.PairRule:
-        """Return the numbers of the pair loss for this discriminator."""
-        return discriminator_loss.PairRule(
-            score_clip=self.score_clip,
-            regulariser=self.regulariser,
-            router=self.router if model.config.text.moe is not None else 0.0,
-            length_beta=self.length_beta,
-            microbatch_pairs=self.microbatch_pairs,
-            all_invalid=self.all_invalid,
-            score_dtype=self.score_dtype,
+        """Return the rule of the loss for this discriminator."""
+        return self.pair_rule(
+            model, microbatch_pairs=self.microbatch_pairs, all_invalid=self.all_invalid
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Advantage(configuration.Section):
-    """Name a function of `losses.advantage` and its numbers; what it does not read is None."""
+    """A function of `losses.advantage` and its numbers; a number that it does not read is None."""
 
     mode: Mode
-    caption_weight: float | None  # of the segments of the view; None for one that it has not
+    caption_weight: float | None  # of the segments of the view; None for any other
     cot_weight: float | None
     response_weight: float | None
-    # Which tokens a segment's advantage teaches, see `advantages.weights_by_part`: all of the
-    # response, as released; its own; or its own, and the caption's also half of the cot's.
+    # The tokens that get a segment's advantage, see `advantages.weights_by_part`: all of the
+    # response, as released; those of the segment; or these, and captions also half of the cot's.
     credit: Literal["response", "segment", "segment_shared"]
     eps: float
     align_coef: float | None
@@ -128,85 +112,75 @@ class Advantage(configuration.Section):
     format_weight: float | None
     wrong_penalty: float | None
     format_penalty: float | None
-    # Who says whether an answer is right: "judge", or "nobody", and then none is wrong, as in the
-    # released code of gated_align. "off" for align, which does not ask.
+    # The source of the accuracy: "judge", or "nobody", and then no answer is wrong, as in the
+    # released code of gated_align. "off" for align, which does not read it.
     accuracy: Literal["off", "judge", "nobody"]
-    # Whose format counts: that of the gate, which also says what is scored; or the judge's own, as
-    # released: where that one is looser, a response counts as valid with scores of 0.
+    # Which format check decides validity: the gate's (it also chooses the scored responses), or,
+    # as in the release, the judge's. The judge may accept a response the gate rejects; it then
+    # counts as valid with score 0.
     format_of: Literal["gate", "judge"]
 
     @property
     def weights(self) -> dict[str, float]:
         """Return the weights by segment."""
-        every = {
+        weights = {
             "caption": self.caption_weight,
             "cot": self.cot_weight,
             "response": self.response_weight,
         }
-        return {name: weight for name, weight in every.items() if weight is not None}
+        return {name: weight for name, weight in weights.items() if weight is not None}
 
     @property
     def asks_judge(self) -> bool:
-        """Tell whether responses are judged."""
+        """Return whether responses are judged."""
         return self.accuracy == "judge"
 
     def problems(self) -> list[str]:
         """See `Section`."""
         weights = ("caption_weight", "cot_weight", "response_weight")
-        found = configuration.at_least(self, 0, "eps", *weights, *_NUMBERS)
+        problems = configuration.at_least(self, 0, "eps", *weights, *_NUMBERS)
         values, reads = dataclasses.asdict(self), READS[self.mode]
-        found += [
+        problems += [
             f"{name} must be {'given' if name in reads else 'None'} for {self.mode}, "
             f"got {values[name]}"
             for name in _NUMBERS
             if (values[name] is not None) != (name in reads)
         ]
         if (self.accuracy == "off") != (self.mode == "align"):
-            found.append(
+            problems.append(
                 "accuracy must be 'off' for align and 'judge' or 'nobody' for any other mode, "
                 f"got {self.accuracy!r} for {self.mode}"
             )
         if self.format_of == "judge" and not self.asks_judge:
-            found.append("format_of must be 'gate' where no judge is asked, got 'judge'")
-        return found
+            problems.append("format_of must be 'gate' where nothing is judged, got 'judge'")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace(configuration.Section):
-    """Say how often each model learns."""
+    """The number of updates of each model."""
 
     discriminator_updates: int  # in a step, on the same responses, each from new scores
-    policy_every_steps: int  # the policy learns in one of so many steps
-    discriminator_warmup_steps: int  # first steps in which the policy stands still
+    policy_every_steps: int  # the policy is updated once in this many steps
+    discriminator_warmup_steps: int  # first steps without an update of the policy
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(self, 1, "discriminator_updates", "policy_every_steps")
-        return found + configuration.at_least(self, 0, "discriminator_warmup_steps")
+        problems = configuration.at_least(self, 1, "discriminator_updates", "policy_every_steps")
+        return problems + configuration.at_least(self, 0, "discriminator_warmup_steps")
 
     def has_policy_update(self, step: int) -> bool:
-        """Tell whether the policy learns in the step after so many finished ones."""
+        """Return whether the policy is updated in the step that follows `step` finished steps."""
         after = step - self.discriminator_warmup_steps
         return after >= 0 and after % self.policy_every_steps == 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Algorithm(configuration.Section):
-    """Say how the tokens of responses are weighed, see `policy.loss.Algorithm`.
+class Algorithm(policy_loss.Weighing):
+    """The weights of response tokens in the policy's loss.
 
-    One update follows each rollout, so every ratio is 1 and no clip binds: there is none to choose.
+    One update follows each rollout, so every ratio is 1 and no clip binds: none is configured.
     """
-
-    aggregation: policy_loss.Aggregation
-    norm_tokens: int | None
-    sampler_weights: Literal["off", "truncate", "mask"]
-    sampler_level: Literal["token", "sequence"]
-    sampler_low: float | None
-    sampler_high: float | None
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return self.loss().problems()
 
     def loss(self) -> policy_loss.Algorithm:
         """Return the loss, in the released form."""
@@ -243,26 +217,26 @@ class Config(configuration.TrainingRun):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = super().problems()
+        problems = super().problems()
         names = segments.VIEWS[self.discriminator.view]
         if set(self.advantage.weights) != set(names):
-            found.append(
+            problems.append(
                 f"advantage must have a weight for each of {', '.join(names)}, the segments of the "
                 f"view {self.discriminator.view}, got {', '.join(self.advantage.weights)}"
             )
         if self.advantage.credit != "response" and "caption" not in names:
-            found.append(
+            problems.append(
                 "advantage.credit must be 'response' for the view "
                 f"{self.discriminator.view}, which has no parts, got {self.advantage.credit!r}"
             )
         size = self.discriminator.microbatch_pairs
         num_responses = self.rollout.num_prompts * self.rollout.num_responses
         if size is not None and num_responses % size:
-            found.append(
+            problems.append(
                 "discriminator.microbatch_pairs must divide the responses of a step, "
                 f"{num_responses}, got {size}"
             )
-        return found
+        return problems
 
     def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """See `configuration.TrainingRun`."""

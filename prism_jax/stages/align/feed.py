@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from models.inputs import Example
 from prism_jax import errors
 from prism_jax.data import encode, processor, records, steps
-from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
 from prism_jax.policy import update as policy_update
 from prism_jax.rows import Largest, RowShape
@@ -60,19 +59,28 @@ class Feed:
             as different texts.
         """
         section, prompts = options.discriminator, options.prompts
+        section.rows.check_router(discriminator.config, place="config.discriminator.rows")
         self.options = options
-        self.words = processor.processor_of(
-            files, min_pixels=prompts.min_pixels, max_pixels=prompts.max_pixels
+        self.words = processor.Processor.from_folder(
+            files,
+            min_pixels=prompts.min_pixels,
+            max_pixels=prompts.max_pixels,
+            place="config.prompts.",
         )
         discriminator_words = self.words
         if discriminator.config.vision is not None:
-            discriminator_words = processor.processor_of(
-                discriminator_files, min_pixels=section.min_pixels, max_pixels=section.max_pixels
+            discriminator_words = processor.Processor.from_folder(
+                discriminator_files,
+                min_pixels=section.min_pixels,
+                max_pixels=section.max_pixels,
+                place="config.discriminator.",
             )
         elif section.sees_images:
             raise errors.InputError(
                 "config.discriminator.sees_images must be False for a model without vision"
             )
+        # Segments are passed on as the policy's tokens. As texts they would be tokenised again, and
+        # differently.
         if not segments.same_words(self.words, discriminator_words):
             raise errors.InputError(
                 "config.discriminator.folder: policy and discriminator must have the same tokens"
@@ -88,6 +96,7 @@ class Feed:
             prompts,
             self.words,
             need_teacher=True,
+            # Prompts without a ground truth are welcome as long as nothing is judged.
             need_answer=options.advantage.asks_judge,
             folder=folder,
             check=self._check_teacher,
@@ -96,6 +105,8 @@ class Feed:
             self._opened, options.rollout.num_prompts, field="rollout.num_prompts"
         )
         self.sizes = self._opened.sizes
+        # Over all prompts and before the first step: every step then has one shape, and a prompt
+        # that is too long ends the run now and not in its last epoch.
         self._longest, self._discriminator_sizes = self._measure(self._opened)
 
     def _check_teacher(self, row: records.PromptRow) -> None:
@@ -124,6 +135,7 @@ class Feed:
         longest = options.rollout.max_response_tokens + self.reader.tail_tokens
         continued = max(self._longest, longest)
         largest = Largest(
+            # The most that a step may hold: all responses well-formed, no two segments equal.
             num_units=num_names * (options.rollout.num_prompts + num_responses),
             unit_sequences=1,
             unit_tokens=max(size.tokens for size in self._discriminator_sizes) + continued,
@@ -136,28 +148,30 @@ class Feed:
             discriminator=options.discriminator.rows.shape(
                 largest,
                 devices,
+                shared_units=num_names * (1 + options.rollout.num_responses),
                 place="config.discriminator.rows",
                 advice=self._advice_on_teachers(longest),
             ),
         )
 
     def _advice_on_teachers(self, longest_of_policy: int) -> str:
-        """Return what shortens rows where a teacher's segment is the longest."""
+        """Return advice on shorter rows where a teacher's segment is the longest; else nothing."""
         if self._longest <= longest_of_policy:
             return ""
         return (
             f"; the longest segment is a teacher's, of {self._longest} tokens: "
-            "config.discriminator.teacher_max_tokens cuts what is beyond, at the cost of its end"
+            "config.discriminator.teacher_max_tokens cuts the rest, at the cost of its end"
         )
 
-    def train(self, shape: RowShape, rule: discriminator_loss.PairRule) -> steps.Steps:
+    def train(self, shape: RowShape, *, is_split_seen: bool) -> steps.Steps:
         """Return the prompts of the run, step by step.
 
         Args:
           shape: of the discriminator's rows.
+          is_split_seen: the training depends on their split into microbatches, see
+            `row_shapes.Rows.num_rows`.
         """
         options = self.options
-        is_split_seen = rule.router > 0 or options.discriminator.head_dropout > 0
         return prompt_mixture.index_steps(
             self._opened,
             self._prompts,

@@ -1,4 +1,4 @@
-"""The honesty panel in alignment, on the pairs of a step before the discriminator learns them."""
+"""The honesty panel in alignment, on the pairs of a step before the discriminator is updated."""
 
 import time
 
@@ -8,8 +8,8 @@ from flax import nnx
 from prism_jax import metrics, progress
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
-from prism_jax.honesty import asker as honesty_asker
 from prism_jax.honesty import panel as honesty_panel
+from prism_jax.honesty import scoring as honesty_scoring
 from prism_jax.policy import rollouts
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
@@ -29,21 +29,22 @@ class Panel:
         *,
         feed: align_feed.Feed,
         shapes: align_feed.Shapes,
-        score: honesty_asker.Scorer,
+        score: honesty_scoring.Scorer,
     ):
+        # The panel packs its pairs into the rows of the step, so that nothing else is compiled.
         section, rollout = options.discriminator, options.rollout
         num_segments = rollout.num_prompts * (1 + rollout.num_responses) * len(section.form.names)
         self._options, self._feed = options, feed
-        self._asker = honesty_asker.Asker(
+        self._scoring = honesty_scoring.Scoring(
             discriminator,
             devices,
             align_updates.score_settings(options, devices),
             score,
-            honesty_asker.Layout(
+            honesty_scoring.Layout(
                 shape=shapes.discriminator,
                 positions=section.positions,
                 is_paired=False,
-                batch_pairs=num_segments // 2,
+                batch_pairs=shapes.discriminator.any_pairs(num_segments),
                 sees_images=section.sees_images,
             ),
         )
@@ -56,20 +57,22 @@ class Panel:
         responses: rollouts.Responses,
         scores: discriminator_loss.ByName,
     ) -> metrics.Metrics:
-        """Return the panel of this step, counted from 1; nothing where it is not due.
+        """Return the panel of this step, counted from 1; empty where it is not due.
 
         Args:
           scores: of all segments of the step, from these parameters.
         """
         options = self._options.honesty
+        # The first step shows the warm-up's discriminator on responses of the policy.
         is_first = step == 1 and options.every_steps is not None
         if not (is_first or options.is_due(step, self._options.train.num_steps)):
             return {}
         begun = time.monotonic()
+        # The step has just scored its pairs. Only pairs with a change are scored again.
         pairs, known = self._pairs(prompts, responses, scores)
         values = honesty_panel.measure(
             pairs,
-            self._asker.judge(params),
+            self._scoring.discriminator(params),
             known=known,
             fitted=None,
             num_pairs=options.num_pairs,

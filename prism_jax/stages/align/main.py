@@ -5,12 +5,12 @@ Each step draws responses from the policy, cuts them into caption and cot (or in
 score lies above those of the other responses to the same prompt; a malformed one pays a penalty.
 `advantage.mode` names one of the six ways of `losses.advantage`; all but the default ask the judge
 whether answers are right. Then the discriminator learns to put the teacher's segments above the
-policy's, and the policy learns from the advantages. There is no reference policy and no KL term.
+policy's, and the policy learns from the advantages, without a reference policy or a KL term.
 
 All segments are scored before the discriminator is updated. A teacher segment is scored once per
 prompt, and the same scores give the gradient for the update, see `discriminator.loss`. With several
-updates in a step, or with dropout, each update computes scores of its own. `pace` says how often
-each model is updated. `step.py` is the step itself.
+updates in a step, or with dropout, each update computes new scores. `pace` sets the number of
+updates of each model. `step.py` is the step itself.
 
 `config.model.folder` is the policy: the workdir of `sft`, or a Hugging Face folder;
 `config.discriminator.folder` the workdir of `warmup`, or a folder with a score head. Runs on TPU,
@@ -24,11 +24,10 @@ from collections.abc import Sequence
 from prism_jax.checkpoints import model_files
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.policy import rollouts
-from prism_jax.rewards import workers
 from prism_jax.running import dump as running_dump
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
-from prism_jax.setup import devices as devices_lib
+from prism_jax.setup import judging
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import config as align_config
@@ -44,11 +43,12 @@ def main(argv: Sequence[str]) -> None:
     """Align a policy with a teacher of which only the texts are known."""
     with run_lib.opened(argv, "align", align_config.Config) as run, contextlib.ExitStack() as stack:
         options, devices = run.options, run.devices
-        devices_lib.require_one_process("align")
         source = options.discriminator.model(options.model)
+        # Both models' small files are kept in the run: it can be resumed and exported without the
+        # folders that it started from.
         files = setup_models.keep_files(options.model, run.folder)
         discriminator_files = setup_models.keep_files(
-            source, run.folder, name=model_files.DISCRIMINATOR_FOLDER
+            source, run.folder, name=model_files.DISCRIMINATOR_FOLDER, is_discriminator=True
         )
         policy = setup_models.open_model(
             options.model, devices, files=files, is_discriminator=False
@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
             source, devices, files=discriminator_files, is_discriminator=True
         )
         identity = run.identity(policy, discriminator)
+        # Before data and weights are read, which a finished run does not need.
         if run.is_finished(identity):
             return
         feed = align_feed.Feed(
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
         starts, updates = align_updates.open_updates(
             options, devices, policy, discriminator, shapes, key=run.keys.init
         )
+        # Its processes take memory, and the default mode has no use for them.
         judge = None
         if options.advantage.asks_judge:
             judge = stack.enter_context(options.judge.open())
@@ -84,9 +86,13 @@ def main(argv: Sequence[str]) -> None:
                 experience=experience,
                 update=functools.partial(align_step.update, updates, options.pace),
                 evaluate=None,
+                # Either model may diverge while the other learns on, so each has a counter.
                 skip_counters=tuple(f"optim/{name}_skipped_in_row" for name in starts),
             ),
-            feed.train(shapes.discriminator, options.discriminator.rule(discriminator)),
+            feed.train(
+                shapes.discriminator,
+                is_split_seen=options.discriminator.is_split_seen(discriminator),
+            ),
             setup_models.together(starts),
             limits=loop.Limits(
                 num_steps=options.train.num_steps,
@@ -104,7 +110,7 @@ def open_experience(
     *,
     feed: align_feed.Feed,
     shapes: align_feed.Shapes,
-    judge: workers.JudgePool | None,
+    judge: judging.SharedJudge | None,
 ) -> align_step.Experience:
     """Return the parts of a step; nothing is compiled before the first one."""
     options, devices = run.options, run.devices
@@ -114,7 +120,7 @@ def open_experience(
     panel = align_honesty.Panel(
         options, devices, discriminator, feed=feed, shapes=shapes, score=score
     )
-    dump = running_dump.Dump(run.folder, options.rollout.dump_every_steps)
+    dump = running_dump.Dump(run.folder, options.rollout.dump_every_steps, inputs=run.inputs)
     return align_step.Experience(
         pace=options.pace,
         sampler=rollouts.Sampler(

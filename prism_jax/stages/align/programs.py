@@ -29,6 +29,7 @@ def programs_of(
 ) -> list[programs.Program]:
     """Return prefill, decoding, the scores, and the updates of both models."""
     policy, discriminator = models["policy"], models["discriminator"]
+    options.discriminator.rows.check_router(discriminator.config, place="config.discriminator.rows")
     bounds = bounds.within(options.prompts.max_pixels, policy.config)
     own_bounds = bounds.within(options.discriminator.max_pixels, discriminator.config)
     shapes = _shapes(options, devices, bounds, own_bounds)
@@ -36,27 +37,31 @@ def programs_of(
         options, devices, policy, discriminator, shapes, key=jax.random.key(0)
     )
     parts = {name: programs.state_parts(start.abstract, name) for name, start in starts.items()}
-    found = policy_programs.sampler(
+    listed = policy_programs.sampler(
         options.rollout, policy, devices, bounds, beside=parts["policy"] | parts["discriminator"]
     )
-    rows = policy_programs.rows(policy, devices, shapes.policy)
-    found += _of_discriminator(
+    rows = policy_programs.with_advantages(policy_programs.rows(policy, devices, shapes.policy))
+    listed += _of_discriminator(
         options, devices, discriminator, shapes, starts, updates, parts["policy"], rows
     )
-    found.append(
+    listed.append(
         programs.Program(
             phase="policy's update",
+            devices=devices,
             function=updates.policy,
             arguments=(starts["policy"].abstract, rows, programs.key()),
             static={},
             parts=parts["policy"] | {"batch": rows},
             beside=parts["discriminator"],
+            gradients=programs.trainable(
+                align_updates.optimizer_of(options, policy), starts["policy"].abstract
+            ),
             work=policy_programs.update_work(
                 policy, shapes.policy, options.train, options.model, calls=1
             ),
         )
     )
-    return found
+    return listed
 
 
 def _of_discriminator(
@@ -86,6 +91,7 @@ def _of_discriminator(
     work = discriminator_programs.work(model, shapes.discriminator)
     scores = programs.Program(
         phase="scores",
+        devices=devices,
         function=discriminator_loss.make_scorer(
             model.graphdef, align_updates.score_settings(options, devices)
         ),
@@ -100,11 +106,13 @@ def _of_discriminator(
     segments = dataclasses.replace(segments, score_gradients=gradients)
     update = programs.Program(
         phase="discriminator's update",
+        devices=devices,
         function=updates.discriminator,
         arguments=(state, segments, programs.key()),
         static={},
         parts=programs.state_parts(state, "discriminator") | {"batch": segments},
         beside=policy | {"policy batch": rows},
+        gradients=programs.trainable(align_updates.optimizer_of(options, model), state),
         work=dataclasses.replace(
             work,
             calls=work.calls * options.pace.discriminator_updates,
@@ -126,14 +134,15 @@ def _shapes(
     Args:
       own_bounds: of the pictures as the discriminator sees them.
     """
-    section, drawn = options.discriminator, options.rollout
+    section, rollout = options.discriminator, options.rollout
     size = encode.Size(
         tokens=bounds.prompt_tokens, patches=bounds.prompt_patches, images=bounds.prompt_images
     )
     sees_images = section.sees_images
-    continued = max(bounds.teacher_tokens, drawn.max_response_tokens)
+    continued = max(bounds.teacher_tokens, rollout.max_response_tokens)
+    num_names = len(section.form.names)
     largest = Largest(
-        num_units=len(section.form.names) * drawn.num_prompts * (1 + drawn.num_responses),
+        num_units=num_names * rollout.num_prompts * (1 + rollout.num_responses),
         unit_sequences=1,
         unit_tokens=bounds.prompt_tokens + continued,
         continued_tokens=continued,
@@ -141,6 +150,11 @@ def _shapes(
         prompt_frames=own_bounds.prompt_images if sees_images else 0,
     )
     return align_feed.Shapes(
-        policy=policy_update.shape_of(options.rows, drawn, [size], devices),
-        discriminator=section.rows.shape(largest, devices, place="config.discriminator.rows"),
+        policy=policy_update.shape_of(options.rows, rollout, [size], devices),
+        discriminator=section.rows.shape(
+            largest,
+            devices,
+            shared_units=num_names * (1 + rollout.num_responses),
+            place="config.discriminator.rows",
+        ),
     )

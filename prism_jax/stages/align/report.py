@@ -18,7 +18,7 @@ from prism_jax.stages.align.updates import State
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Where a step's responses are written, and the panel that is measured beside it."""
+    """The dump of a step's responses, and the panel that is measured beside it."""
 
     dump: running_dump.Dump
     panel: align_honesty.Panel
@@ -39,6 +39,8 @@ class Report:
           state: before the step's updates.
         """
         self.dump.write(step, prompts.rows, responses.segments, _columns(scores, comparison))
+        # The panel scores the pairs again with changes, still with the parameters from before the
+        # update.
         logged = scores.metrics | responses.metrics() | comparison.metrics
         return logged | self.panel(
             step, state["discriminator"].params, prompts, responses, scores.by_name
@@ -58,7 +60,9 @@ def _columns(
             columns[f"{part}_advantage"] = values
     for name, segment in scores.by_name.items():
         pairs = zip(segment.student, segment.is_pair, strict=True)
+        # A response without a score has None in the dump: 0 is a score.
         columns[f"{name}_score"] = [score if is_scored else None for score, is_scored in pairs]
+        # Repeated, so that each line of the dump can be read alone.
         columns[f"teacher_{name}_score"] = np.repeat(segment.teacher, num_responses)
     if comparison.is_judged:
         columns["accuracy"] = comparison.accuracy

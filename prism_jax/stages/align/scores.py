@@ -12,7 +12,7 @@ from prism_jax import batches, metrics
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
-from prism_jax.honesty import asker as honesty_asker
+from prism_jax.honesty import scoring as honesty_scoring
 from prism_jax.policy import rollouts
 from prism_jax.rows import RowShape
 from prism_jax.setup import devices as devices_lib
@@ -34,7 +34,7 @@ class StepScores:
 
 
 class Scorer:
-    """Score every segment of a step, each of the teacher's once per prompt."""
+    """The scorer of a step's segments, those of the teacher once per prompt."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Scorer:
         *,
         feed: align_feed.Feed,
         shape: RowShape,
-        score: honesty_asker.Scorer,
+        score: honesty_scoring.Scorer,
     ):
         """Store the parts; nothing is compiled before the first step.
 
@@ -60,13 +60,19 @@ class Scorer:
     def __call__(
         self, params: nnx.State, prompts: align_feed.Prompts, responses: rollouts.Responses
     ) -> StepScores:
-        """Return the scores of these parameters of the discriminator."""
+        """Return the scores that the discriminator with these parameters gives."""
         begun = time.monotonic()
-        packed, places = pack(prompts, responses, self._feed, self._shape, self._discriminator)
-        batch = batches.to_devices(packed.batch, self._devices.mesh, self._devices.rules)
+        packed, places = packed_segments(
+            prompts, responses, self._feed, self._shape, self._discriminator
+        )
+        batch = self._devices.put(packed.batch, num_rows=self._shape.microbatch_rows)
         scores = self._score(params, batch)
-        by_name = jax.device_get(self._scores_at(scores, places))
+        # The dump and the panel need the scores on the host. The time is measured behind the copy,
+        # which waits for the devices.
+        by_name = batches.to_host(self._scores_at(scores, places))
         seconds = time.monotonic() - begun
+        # The loss depends on the parameters through these scores alone, so its gradient with
+        # respect to them is known before the update.
         gradients, logged = self._gradients(scores, places)
         return StepScores(
             by_name=by_name,
@@ -76,14 +82,14 @@ class Scorer:
         )
 
 
-def pack(
+def packed_segments(
     prompts: align_feed.Prompts,
     responses: rollouts.Responses,
     feed: align_feed.Feed,
     shape: RowShape,
     discriminator: setup_models.Model,
 ) -> tuple[discriminator_batch.PackedSegments, Places]:
-    """Pack the segments into rows; return by name the place of each score.
+    """Return the segments in rows, and by name the place of each score.
 
     The teacher's segments come first, then those of well-formed responses. Equal segments of a
     prompt are scored once. Otherwise they get slightly different scores, since rounding depends on
@@ -94,6 +100,7 @@ def pack(
     names = options.form.names
     continuations = responses.continuations()
     format_ok = np.array([response.format_ok for response in responses.segments])
+    # A malformed response has no segments. It is not scored and pays its penalty instead.
     cuts = {
         number: feed.reader.cut(continuations[number].tokens, responses.segments[number])
         for number in np.flatnonzero(format_ok)
@@ -110,18 +117,21 @@ def pack(
                 units.append([segments.continuation(prompt, cut, name)])
                 kinds.append(kind)
             numbers.append(known[identity])
-    packed = discriminator_batch.pack(
+    # The units of a prompt stand together, so that a row holds few prompts.
+    order = sorted(range(len(units)), key=lambda number: units[number][0].prompt)
+    numbers = np.argsort(order)[numbers]
+    packed = discriminator_batch.segment_rows(
         prompts.discriminator,
-        units,
-        kinds,
+        [units[number] for number in order],
+        [kinds[number] for number in order],
         options.form.kinds,
         shape,
         discriminator.config,
         positions=options.positions,
     )
     indices = packed.indices()[numbers].reshape(len(names), -1)
-    tokens = np.array([len(units[number][0].tokens) for number in numbers], np.int32)
-    tokens = tokens.reshape(len(names), -1)
+    lengths = np.array([len(units[number][0].tokens) for number in order], np.int32)
+    tokens = lengths[numbers].reshape(len(names), -1)
     return packed, {
         name: _places(indices[number], tokens[number], format_ok, num_prompts=len(prompts.teachers))
         for number, name in enumerate(names)

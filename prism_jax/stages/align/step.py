@@ -13,7 +13,7 @@ import dataclasses
 
 import jax
 
-from prism_jax import batches, metrics
+from prism_jax import metrics
 from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import devices as devices_lib
@@ -56,10 +56,10 @@ class Experience:
         step = int(state["policy"].step)
         rows = None
         if self.pace.has_policy_update(step):
-            rows = policy_update.pack(
+            rows = policy_update.on_policy_batch(
                 prompts.policy, responses, comparison.by_token, self.shapes.policy, self.policy
             )
-            rows = batches.to_devices(rows, self.devices.mesh, self.devices.rules)
+            rows = self.devices.put(rows, num_rows=self.shapes.policy.microbatch_rows)
         batch = StepBatch(policy=rows, discriminator=scores.batch, places=scores.places)
         return batch, self.report(step + 1, state, prompts, responses, scores, comparison)
 
@@ -77,7 +77,7 @@ def update(
     for number in range(pace.discriminator_updates):
         update_key = jax.random.fold_in(key, number)
         # The gradients at hand are those of the scores that were just computed, without dropout. A
-        # second update, or dropout, needs scores of its own.
+        # second update, or dropout, needs new scores.
         if number or updates.is_always_fresh:
             segments = updates.refresh(discriminator.params, segments, batch.places, update_key)
         discriminator, discriminator_metrics = updates.discriminator(

@@ -56,6 +56,15 @@ def score_settings(
     )
 
 
+def optimizer_of(options: align_config.Config, model: setup_models.Model) -> optim.Optimizer:
+    """Return the optimizer of one of the models; its schedule counts the updates of that model."""
+    section, num_steps = options.optim, options.train.num_steps
+    if model.is_discriminator:
+        section = options.discriminator.optim
+        num_steps *= options.pace.discriminator_updates
+    return setup_models.make_optimizer(section, model.params, num_steps=num_steps)
+
+
 def open_updates(
     options: align_config.Config,
     devices: devices_lib.Devices,
@@ -66,18 +75,14 @@ def open_updates(
     key: jax.Array,
 ) -> tuple[dict[str, setup_models.Start], Updates]:
     """Return the beginning of each model's state, and the updates."""
-    num_steps = options.train.num_steps
     rule = options.discriminator.rule(discriminator)
     settings = score_settings(options, devices)
     optimizers = {
-        "policy": setup_models.make_optimizer(options.optim, policy.params, num_steps=num_steps),
-        "discriminator": setup_models.make_optimizer(
-            options.discriminator.optim,
-            discriminator.params,
-            num_steps=num_steps * options.pace.discriminator_updates,
-        ),
+        "policy": optimizer_of(options, policy),
+        "discriminator": optimizer_of(options, discriminator),
     }
     starts = {
+        # Two new models of one size must not start from the same weights.
         name: setup_models.start_of(
             model, optimizers[name], devices, key=jax.random.fold_in(key, number)
         )
@@ -117,6 +122,7 @@ def make_discriminator_update(
     shape: RowShape,
 ) -> train_step.TrainStep:
     """Return the update of the discriminator by the gradients of its scores."""
+    # The coefficients of the pair loss are in the gradients of the scores already.
     coefficients = {discriminator_loss.SCORES: 1.0}
 
     def loss(model: nnx.Module, batch: discriminator_batch.SegmentBatch, key: jax.Array):
@@ -159,13 +165,15 @@ def skip_policy(
     policy: train_state.TrainState,
 ) -> tuple[train_state.TrainState, metrics.Metrics]:
     """Return the policy after a step in which it stands still: only the step is counted."""
+    # A copy, because the next update donates the state, and metrics are read after that.
     skipped = jnp.copy(policy.opt_state.num_skipped_in_row)
     logged = {"optim/skipped_in_row": metrics.Mean(total=skipped, weight=jnp.ones(()))}
     return dataclasses.replace(policy, step=policy.step + 1), logged
 
 
 def with_owner(logged: metrics.Metrics, owner: str) -> metrics.Metrics:
-    """Prefix the train step's own metrics with the model's name."""
+    """Prefix the metrics of the train step with the model's name."""
+    # Both updates log these, and a metric may stand in a row only once.
     prefixes = ("loss/", "optim/")
     return {
         name.replace("/", f"/{owner}_", 1) if name.startswith(prefixes) else name: metric

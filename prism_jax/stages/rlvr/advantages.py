@@ -1,8 +1,8 @@
-"""From the judge's rewards to advantages: length, distance from the reference, comparison."""
+"""From rewards to advantages: length, distance from the reference, comparison."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,56 +10,59 @@ import numpy as np
 
 from prism_jax import metrics
 from prism_jax.losses import advantage, kl
-from prism_jax.rewards import score
 from prism_jax.stages.rlvr import config as rlvr_config
-
-
-def told_of(rewards: Sequence[score.Reward], *, num_responses: int) -> metrics.Metrics:
-    """Return the rewards' means, why they are what they are, and how many prompts teach nothing."""
-    groups = np.array([reward.total for reward in rewards]).reshape(-1, num_responses)
-    counts = score.count_reasons(rewards)
-    return {
-        "reward/total_mean": metrics.mean(groups),
-        "reward/accuracy_mean": metrics.mean([reward.accuracy for reward in rewards]),
-        "reward/format_mean": metrics.mean([reward.format for reward in rewards]),
-        "reward/flat_groups_fraction": metrics.mean(np.ptp(groups, axis=1) == 0),
-        **{
-            f"reward/reason_{reason}_fraction": metrics.mean([count / len(rewards)])
-            for reason, count in counts.items()
-        },
-    }
-
-
-def overlong_penalties(
-    lengths: np.ndarray, options: rlvr_config.Overlong, *, max_response_tokens: int
-) -> np.ndarray:
-    """Return what is added to the reward of each response, at most 0: float32[N]."""
-    if options.buffer_tokens is None:
-        return np.zeros(len(lengths), np.float32)
-    found = advantage.overlong_penalty(
-        jnp.asarray(lengths, jnp.int32),
-        max_response_tokens=max_response_tokens,
-        buffer_tokens=options.buffer_tokens,
-        factor=options.penalty_factor,
-    )
-    return np.asarray(found)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distance:
-    """Hold what the KL in the reward is made of."""
+    """The log-probs and the coefficient of the KL in the reward."""
 
     old_logprobs: np.ndarray  # float32[N, T]
     reference_logprobs: np.ndarray  # float32[N, T]
     coefficient: float
 
 
-class Comparison:
-    """Compare rewards, whole or token by token; compiled once."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The advantages of a step's responses."""
 
-    def __init__(self, options: rlvr_config.Advantage, reference: rlvr_config.Reference):
-        self._options, self._reference = options, reference
+    advantages: np.ndarray  # float32[N], one a response, or of "reinforce++" float32[N, T]
+    next_coefficient: float | None  # of the KL in the reward; None: there is none
+    metrics: metrics.Metrics
+
+
+class Comparison:
+    """The comparison of rewards, whole or token by token."""
+
+    def __init__(
+        self,
+        advantage: rlvr_config.Advantage,
+        reference: rlvr_config.Reference,
+        overlong: rlvr_config.Overlong,
+        *,
+        num_groups: int,
+        max_response_tokens: int,
+    ):
+        """Store the options; nothing is compiled before the first step.
+
+        Args:
+          num_groups: most groups of a step; with fewer the program stays the same.
+        """
+        self._advantage, self._reference, self._overlong = advantage, reference, overlong
+        self._num_groups, self._max_response_tokens = num_groups, max_response_tokens
+
+    def penalties(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the term added to each response's reward for its length, <= 0: float32[N]."""
+        if self._overlong.buffer_tokens is None:
+            return np.zeros(len(lengths), np.float32)
+        penalties = advantage.overlong_penalty(
+            jnp.asarray(lengths, jnp.int32),
+            max_response_tokens=self._max_response_tokens,
+            buffer_tokens=self._overlong.buffer_tokens,
+            factor=self._overlong.penalty_factor,
+        )
+        return np.asarray(penalties)
 
     def __call__(
         self,
@@ -67,55 +70,60 @@ class Comparison:
         prompt_id: np.ndarray,
         lengths: np.ndarray,
         *,
-        num_groups: int,
-        max_response_tokens: int,
         distance: Distance | None,
-    ) -> tuple[np.ndarray, float | None, metrics.Metrics]:
-        """Return advantages, the next coefficient of the KL in the reward, and metrics.
-
-        Advantages are float32[N], one a response, or of "reinforce++" float32[N, T].
+    ) -> Compared:
+        """Return the advantage of each response, or of each of its tokens.
 
         Args:
           rewards: float32[N].
           prompt_id: int32[N] in [0, num_groups).
           lengths: int32[N], tokens of the responses.
+          distance: from the reference, taken off the rewards token by token; None: it is not.
         """
-        coefficient, told = None if distance is None else distance.coefficient, {}
+        coefficient = None if distance is None else distance.coefficient
+        # No group varied in this step. A mean over nothing would be NaN.
         if not len(rewards):
-            return np.zeros(0, np.float32), coefficient, told
-        mask = np.arange(max_response_tokens) < lengths[:, None]
-        token_rewards = None
+            none = np.zeros(0, np.float32)
+            return Compared(advantages=none, next_coefficient=coefficient, metrics={})
+        mask = np.arange(self._max_response_tokens) < lengths[:, None]
+        token_rewards, logged = None, {}
         if distance is not None:
-            token_rewards, mean_kl, told = _penalise(
+            token_rewards, mean_kl, logged = _penalise(
                 rewards, mask, distance, estimator=self._reference.reward_estimator
             )
             coefficient = self._adapt(distance.coefficient, float(mean_kl), num_rows=len(rewards))
-            told["reward/reference_kl_coefficient"] = metrics.mean([distance.coefficient])
-        if self._options.kind == "reinforce++":
+            logged["reward/reference_kl_coefficient"] = metrics.mean([distance.coefficient])
+        if self._advantage.kind == "reinforce++":
             if token_rewards is None:
-                is_last = np.arange(max_response_tokens) == lengths[:, None] - 1
+                # The whole reward is that of the last token.
+                is_last = np.arange(self._max_response_tokens) == lengths[:, None] - 1
                 token_rewards = np.where(is_last, rewards[:, None], np.float32(0))
-            found = _plus_plus(
-                token_rewards, mask, discount=self._options.discount, eps=self._options.eps
+            advantages = _plus_plus(
+                token_rewards, mask, discount=self._advantage.discount, eps=self._advantage.eps
             )
         else:
             if token_rewards is not None:
+                # Groups are compared response by response, so the KL counts by its sum.
                 rewards = np.asarray(token_rewards).sum(-1)
-            found = make_advantage(self._options, num_groups=num_groups)(rewards, prompt_id)
-        return np.asarray(found), coefficient, told
+            # A step may have fewer groups than that; a number of its own would be another program.
+            compare = make_advantage(self._advantage, num_groups=self._num_groups)
+            advantages = compare(rewards, prompt_id)
+        return Compared(
+            advantages=np.asarray(advantages), next_coefficient=coefficient, metrics=logged
+        )
 
     def _adapt(self, coefficient: float, mean_kl: float, *, num_rows: int) -> float:
         """Return the next coefficient, the same one where it is fixed."""
         if self._reference.reward_target is None:
             return coefficient
-        found = kl.adapt(
+        adapted = kl.adapt(
             coefficient,
             mean_kl,
             num_rows=num_rows,
             target=self._reference.reward_target,
             horizon=self._reference.reward_horizon,
         )
-        return float(found)
+        return float(adapted)
 
 
 @functools.partial(jax.jit, static_argnames=("estimator",))
@@ -137,13 +145,13 @@ _plus_plus = jax.jit(advantage.reinforce_plus_plus, static_argnames=("discount",
 def make_advantage(
     options: rlvr_config.Advantage, *, num_groups: int
 ) -> Callable[[np.ndarray, np.ndarray], jax.Array]:
-    """Return the jitted (rewards, prompt_id) -> advantages of groups: where it is chosen."""
+    """Return the jitted (rewards, prompt_id) -> advantages: the one place where it is chosen."""
     if options.kind == "rloo":
-        found = functools.partial(advantage.rloo, num_groups=num_groups)
+        compare = functools.partial(advantage.rloo, num_groups=num_groups)
     elif options.kind == "dr_grpo":
-        found = functools.partial(advantage.dr_grpo, num_groups=num_groups)
+        compare = functools.partial(advantage.dr_grpo, num_groups=num_groups)
     elif options.kind == "grpo":
-        found = functools.partial(advantage.grpo, num_groups=num_groups, eps=options.eps)
+        compare = functools.partial(advantage.grpo, num_groups=num_groups, eps=options.eps)
     else:
         raise ValueError(f"{options.kind} compares no groups")
-    return jax.jit(found)
+    return jax.jit(compare)

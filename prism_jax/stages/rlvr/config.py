@@ -1,11 +1,12 @@
-"""The configuration of RLVR: what an algorithm is made of.
+"""The configuration of RLVR: the parts of an algorithm.
 
-    rollout    what is drawn             groups     which prompts are learnt from (DAPO)
-    rewards    the judge                 overlong   what long responses cost
-    advantage  rewards compared          algorithm  the loss
-    reference  a KL term                 train      updates of each rollout
+    rollout    responses of a step       groups     prompts that a step learns from (DAPO)
+    rewards    the judge                 overlong   cost of long responses
+    advantage  comparison of rewards     algorithm  the loss
+    reference  a KL term                 train      updates that follow a rollout
 
-configs/rlvr.py names the algorithms of the literature, each in a few lines. None is off.
+configs/rlvr.py names the algorithms of the literature, each in a few lines. A field set to `None`
+is switched off.
 """
 
 import dataclasses
@@ -21,52 +22,53 @@ from prism_jax.setup import judging, prompt_mixture, row_shapes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Groups(configuration.Section):
-    """Say which prompts a step learns from.
+    """The choice of the prompts that a step learns from.
 
     "all" takes the prompts as they come. Otherwise a prompt is kept when the accuracy (or the
-    reward) of its responses varies, and more prompts are drawn until a step is full.
+    reward) of its responses varies, and further prompts are taken until a step is full.
     """
 
     keep: Literal["all", "accuracy", "reward"]
-    generation_prompts: int | None  # drawn at a time
+    generation_prompts: int | None  # to which the policy responds together
     max_generations: int | None  # in a step
-    when_short: Literal["error", "train"]  # after them: stop, or learn from what there is
-    # Steps for which a group that is left over is kept; 0: thrown away. An older policy drew its
-    # responses: their old log-probs are the sampler's, so ratio and clip count from that policy.
+    when_short: Literal["error", "train"]  # after them: stop, or learn from fewer groups
+    # Steps for which a group that is left over is kept; 0: it is thrown away. Its responses are an
+    # older policy's: their old log-probs are the sampler's, so ratio and clip count from there.
     surplus_steps: int | None
 
     def problems(self) -> list[str]:
         """See `Section`."""
         values = dataclasses.asdict(self)
-        found = [
+        problems = [
             f"{name} must be None exactly when keep is 'all', got {value}"
             for name, value in values.items()
             if name not in ("keep", "when_short") and (value is None) != (self.keep == "all")
         ]
-        found += configuration.at_least(self, 1, "generation_prompts", "max_generations")
-        return found + configuration.at_least(self, 0, "surplus_steps")
+        problems += configuration.at_least(self, 1, "generation_prompts", "max_generations")
+        return problems + configuration.at_least(self, 0, "surplus_steps")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Overlong(configuration.Section):
-    """Say what long responses cost, in tokens; see `losses.advantage.overlong_penalty`."""
+    """The cost of long responses, in tokens; see `losses.advantage.overlong_penalty`."""
 
     buffer_tokens: int | None  # before the limit, over which the penalty rises
     penalty_factor: float | None  # at the limit
-    is_filtered: bool  # responses that the limit cut teach nothing; they are compared all the same
+    # Truncated responses get no loss but still enter their group's statistics.
+    is_filtered: bool
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(self, 1, "buffer_tokens")
-        found += configuration.at_least(self, 0, "penalty_factor")
+        problems = configuration.at_least(self, 1, "buffer_tokens")
+        problems += configuration.at_least(self, 0, "penalty_factor")
         if (self.buffer_tokens is None) != (self.penalty_factor is None):
-            found.append("buffer_tokens and penalty_factor: both or none must be given")
-        return found
+            problems.append("buffer_tokens and penalty_factor: both or none must be given")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Advantage(configuration.Section):
-    """Name how rewards are compared; see `losses.advantage`."""
+    """The comparison of rewards; see `losses.advantage`."""
 
     kind: Literal["grpo", "dr_grpo", "rloo", "reinforce++"]
     eps: float | None  # of "grpo" and "reinforce++"
@@ -74,26 +76,26 @@ class Advantage(configuration.Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = []
+        problems = []
         if (self.eps is not None) != (self.kind in ("grpo", "reinforce++")):
-            found.append(
+            problems.append(
                 f"eps must be given for grpo and reinforce++ and be None for others, got {self.eps}"
             )
         if (self.discount is not None) != (self.kind == "reinforce++"):
-            found.append(
+            problems.append(
                 f"discount must be given for reinforce++ and be None for others, got "
                 f"{self.discount}"
             )
         if self.discount is not None and not 0 <= self.discount <= 1:
-            found.append(f"discount must be in [0, 1], got {self.discount}")
-        return found
+            problems.append(f"discount must be in [0, 1], got {self.discount}")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference(configuration.Section):
-    """Say how the distance from a reference policy counts; see `losses.kl`.
+    """The distance from a reference policy, in the loss, in the reward, or in both.
 
-    It counts in the loss, in the reward, or in both. In neither, no reference is loaded.
+    With neither coefficient no reference is loaded. See `losses.kl`.
     """
 
     # None: the policy that the run starts from. The parameters themselves are compared.
@@ -103,11 +105,11 @@ class Reference(configuration.Section):
     reward_estimator: kl.Estimator
     reward_coefficient: float | None
     reward_target: float | None  # mean KL that the coefficient is adapted to; None: it is fixed
-    reward_horizon: float | None  # responses over which it is
+    reward_horizon: float | None  # number of responses over which it is adapted
 
     @property
     def is_used(self) -> bool:
-        """Tell whether there is a reference."""
+        """Return whether there is a reference."""
         return self.loss_coefficient is not None or self.reward_coefficient is not None
 
     @property
@@ -120,24 +122,24 @@ class Reference(configuration.Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         values = dataclasses.asdict(self)
-        found = []
+        problems = []
         if (self.reward_target is None) != (self.reward_horizon is None):
-            found.append("reward_target and reward_horizon: both or none must be given")
+            problems.append("reward_target and reward_horizon: both or none must be given")
         if self.folder is not None and not self.is_used:
-            found.append(f"folder must be None without a coefficient, got {self.folder}")
+            problems.append(f"folder must be None without a coefficient, got {self.folder}")
         if self.reward_target is not None and self.reward_coefficient is None:
-            found.append("reward_target must be None without a reward_coefficient")
+            problems.append("reward_target must be None without a reward_coefficient")
         for name in ("reward_target", "reward_horizon"):
             if values[name] is not None and not values[name] > 0:
-                found.append(f"{name} must be > 0, got {values[name]}")
-        return found
+                problems.append(f"{name} must be > 0, got {values[name]}")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(policy_update.Train):
-    """Say how long, and how often the policy is updated after each rollout.
+    """The length of a run, and the updates that follow each rollout.
 
-    A schedule's steps are updates.
+    The learning-rate schedule counts updates, not rollouts.
     """
 
     num_minibatches: int  # equal parts of a rollout's prompts, one update each
@@ -150,8 +152,8 @@ class Train(policy_update.Train):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        own = configuration.at_least(self, 1, "num_minibatches", "num_epochs")
-        return policy_update.Train.problems(self) + own
+        problems = configuration.at_least(self, 1, "num_minibatches", "num_epochs")
+        return super().problems() + problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,37 +172,43 @@ class Config(configuration.TrainingRun):
     train: Train
     optim: configuration.Optim
 
+    @property
+    def generation_prompts(self) -> int:
+        """Return the number of prompts to which the policy responds together."""
+        num_prompts = self.groups.generation_prompts
+        return self.rollout.num_prompts if num_prompts is None else num_prompts
+
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = super().problems()
-        drawn, parts = self.rollout, self.train.num_minibatches
-        if drawn.num_prompts % parts:
-            found.append(
+        problems = super().problems()
+        rollout, parts = self.rollout, self.train.num_minibatches
+        if rollout.num_prompts % parts:
+            problems.append(
                 f"rollout.num_prompts must divide into train.num_minibatches = {parts}, got "
-                f"{drawn.num_prompts}"
+                f"{rollout.num_prompts}"
             )
         if self.algorithm.loss == "reinforce" and self.train.num_updates > 1:
-            found.append(
+            problems.append(
                 "algorithm.loss must have a ratio (ppo, gspo, cispo) for several updates of a "
                 "rollout, got reinforce"
             )
         if self.algorithm.loss == "reinforce" and self.groups.surplus_steps:
-            found.append(
+            problems.append(
                 "groups.surplus_steps must be 0 or None for the loss reinforce, which has no ratio "
                 f"to an older policy, got {self.groups.surplus_steps}"
             )
         buffer = self.overlong.buffer_tokens
-        if buffer is not None and buffer > drawn.max_response_tokens:
-            found.append(
+        if buffer is not None and buffer > rollout.max_response_tokens:
+            problems.append(
                 "overlong.buffer_tokens must be <= rollout.max_response_tokens = "
-                f"{drawn.max_response_tokens}, got {buffer}"
+                f"{rollout.max_response_tokens}, got {buffer}"
             )
-        if self.groups.keep != "all" and drawn.num_responses < 2:
-            found.append(
+        if self.groups.keep != "all" and rollout.num_responses < 2:
+            problems.append(
                 "rollout.num_responses must be >= 2 for groups that vary, got "
-                f"{drawn.num_responses}"
+                f"{rollout.num_responses}"
             )
-        return found
+        return problems
 
     def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """See `configuration.TrainingRun`."""

@@ -1,15 +1,15 @@
-"""Groups of responses to one prompt each, and what a step of RLVR leaves for the next one.
+"""Groups of responses, each to one prompt, and how a step is filled with groups that vary.
 
 Dynamic sampling (DAPO) learns from prompts whose responses differ in accuracy and draws further
-prompts until a step is full. Groups that are left over are kept for the next step:
+prompts until a step is full. Groups that are left over are carried to the next step:
 
-    step 1   draw a b c d e f    a, c, d, f vary    learn from a c d    keep f
+    step 1   draw a b c d e f    a, c, d, f vary    learn from a c d    carry f
     step 2   draw g h i j k l    h, k vary          learn from f h k
 
-`Feed` holds them, and what else a step leaves, beside the position of the prompts: both are saved
-with a checkpoint, so a run that goes on is the one that was not interrupted, bit for bit.
-Source: arXiv 2503.14476 §3.2; PRISM verl/recipe/dapo/dapo_ray_trainer.py:281, which throws away
-what is left over.
+`feed.Feed` holds the carry beside the position of the prompts. Both are saved with a checkpoint, so
+a run that is resumed equals the run that was not interrupted, bit for bit.
+Source: arXiv 2503.14476 §3.2; PRISM verl/recipe/dapo/dapo_ray_trainer.py:281, which throws
+the rest away.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from models.inputs import Example
-from prism_jax import errors, metrics
+from prism_jax import errors
 from prism_jax.data import records
 from prism_jax.policy import rollouts
 from prism_jax.rewards import score, tags
@@ -30,7 +30,7 @@ Json = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Hold prompts that are drawn from together."""
+    """The prompts of a generation, to which the policy responds together."""
 
     indices: list[int]  # of the rows
     rows: list[records.PromptRow]
@@ -39,7 +39,7 @@ class Prompts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Response:
-    """Hold one response with what it earned."""
+    """A response and its reward."""
 
     tokens: np.ndarray  # int32[n]
     logprobs: np.ndarray  # float32[n]  of the sampler
@@ -49,56 +49,94 @@ class Response:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Hold the responses to one prompt."""
+    """The responses to one prompt."""
 
     index: int  # of the row
     row: records.PromptRow
     prompt: Example
     responses: tuple[Response, ...]
-    step: int  # in which they were drawn
+    step: int  # in which the policy responded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepResponses:
+    """The responses of a step's groups as N entries, those to one prompt side by side."""
+
+    responses: list[Response]
+    lengths: np.ndarray  # int32[N]  tokens
+    rewards: np.ndarray  # float32[N]  of the judge
+    prompt_id: np.ndarray  # int32[N]  number of the group
+    ended: np.ndarray  # bool[N]  not cut by the length limit
+    is_older: np.ndarray  # bool[N]  of an earlier step, from the policy as it was then
 
 
 def make(
-    asked: Prompts, drawn: rollouts.Responses, rewards: Sequence[score.Reward], *, step: int
+    prompts: Prompts, responses: rollouts.Responses, rewards: Sequence[score.Reward], *, step: int
 ) -> list[Group]:
     """Return the responses prompt by prompt."""
-    rollout = drawn.rollout
-    each = len(rewards) // len(asked.rows)
-    found = [
+    rollout = responses.rollout
+    num_responses = len(rewards) // len(prompts.rows)
+    rewarded = [
         Response(
+            # Padding is cut off, since groups wait for later steps and are saved with checkpoints.
             tokens=rollout.tokens[number, :length],
             logprobs=rollout.logprobs[number, :length],
-            segments=drawn.segments[number],
+            segments=responses.segments[number],
             reward=rewards[number],
         )
         for number, length in enumerate(rollout.lengths)
     ]
     return [
         Group(
-            index=asked.indices[number],
-            row=asked.rows[number],
-            prompt=asked.prompts[number],
-            responses=tuple(found[number * each : (number + 1) * each]),
+            index=prompts.indices[number],
+            row=prompts.rows[number],
+            prompt=prompts.prompts[number],
+            responses=tuple(rewarded[number * num_responses : (number + 1) * num_responses]),
             step=step,
         )
-        for number in range(len(asked.rows))
+        for number in range(len(prompts.rows))
     ]
+
+
+def flatten(groups: Sequence[Group], *, step: int) -> StepResponses:
+    """Return the responses of groups, from which the step of this number learns."""
+    pairs = [(number, response) for number, g in enumerate(groups) for response in g.responses]
+    responses = [response for _, response in pairs]
+    return StepResponses(
+        responses=responses,
+        lengths=np.array([len(response.tokens) for response in responses], np.int32),
+        rewards=np.array([response.reward.total for response in responses], np.float32),
+        prompt_id=np.array([number for number, _ in pairs], np.int32),
+        ended=np.array([response.segments.ended for response in responses], bool),
+        is_older=np.array([groups[number].step < step for number, _ in pairs], bool),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filled:
-    """Hold the groups of a step and what is left over."""
+    """The groups of a step, and those that are left over."""
 
     groups: list[Group]
     surplus: list[Group]  # those that the next step may use
-    num_drawn: int  # prompts drawn in this step
+    num_drawn: int  # prompts of this step's generations
     num_varying: int  # of them
     num_generations: int
 
 
+def take_all(groups: Sequence[Group]) -> Filled:
+    """Return a step that learns from all groups of its only generation."""
+    return Filled(
+        groups=list(groups),
+        surplus=[],
+        num_drawn=len(groups),
+        num_varying=len(groups),
+        num_generations=1,
+    )
+
+
 def fill(
-    kept: Sequence[Group],
-    draw: Callable[[int], list[Group]],
+    carried: Sequence[Group],
+    generate: Callable[[int], list[Group]],
     options: rlvr_config.Groups,
     *,
     num_prompts: int,
@@ -107,54 +145,39 @@ def fill(
     """Return a full step of groups that vary, the oldest first.
 
     Args:
-      kept: left over by the step before.
-      draw: draws the groups of the next prompts; told how many times it was called in this step.
+      carried: left over by the step before.
+      generate: (number of the generation in this step) -> the groups of the next prompts.
 
     Raises:
       InputError: `max_generations` were not enough, and the configuration says "error".
     """
-    found = list(kept)
+    # The oldest come first: in the next step they may be too old.
+    varying = list(carried)
     num_drawn, num_generations = 0, 0
-    while len(found) < num_prompts and num_generations < options.max_generations:
-        drawn = draw(num_generations)
+    while len(varying) < num_prompts and num_generations < options.max_generations:
+        groups = generate(num_generations)
         num_generations += 1
-        num_drawn += len(drawn)
-        found += [group for group in drawn if _varies(group, options.keep)]
-    if len(found) < num_prompts and options.when_short == "error":
+        num_drawn += len(groups)
+        varying += [group for group in groups if _varies(group, options.keep)]
+    if len(varying) < num_prompts and options.when_short == "error":
         raise errors.InputError(
-            f"step {step}: the {options.keep} of the responses varies for {len(found)} prompts of "
-            f"{num_drawn} in groups.max_generations = {num_generations}, {num_prompts} are needed; "
-            "give other prompts or more responses, or set config.groups.when_short='train'"
+            f"step {step}: the {options.keep} of the responses varies for {len(varying)} prompts "
+            f"of {num_drawn} in groups.max_generations = {num_generations}, {num_prompts} are "
+            "needed; give other prompts or more responses, or set config.groups.when_short='train'"
         )
-    surplus = found[num_prompts:]
+    # Groups beyond that age are thrown away: the policy has moved too far from the one that drew
+    # them for a clipped ratio to mean much.
+    surplus = [g for g in varying[num_prompts:] if step + 1 - g.step <= options.surplus_steps]
     return Filled(
-        groups=found[:num_prompts],
-        surplus=[one for one in surplus if step + 1 - one.step <= options.surplus_steps],
+        groups=varying[:num_prompts],
+        surplus=surplus,
         num_drawn=num_drawn,
-        num_varying=len(found) - len(kept),
+        num_varying=len(varying) - len(carried),
         num_generations=num_generations,
     )
 
 
-def told_of(filled: Filled, *, step: int) -> metrics.Metrics:
-    """Return how many prompts vary, and how many of those learnt from are left from steps before.
-
-    Rewards and lengths in the log are those of all prompts that were drawn, kept or not.
-    """
-    older = [group.step < step for group in filled.groups]
-    told = {
-        "rollout/generations": metrics.mean([filled.num_generations]),
-        "rollout/surplus_prompts": metrics.mean([len(filled.surplus)]),
-        "rollout/trained_prompts": metrics.mean([len(filled.groups)]),
-        "rollout/older_prompts_fraction": metrics.mean(older),
-    }
-    if filled.num_drawn:
-        varying = [filled.num_varying / filled.num_drawn]
-        told["rollout/varying_prompts_fraction"] = metrics.mean(varying)
-    return told
-
-
 def _varies(group: Group, keep: str) -> bool:
     rewards = [response.reward for response in group.responses]
-    values = {one.accuracy if keep == "accuracy" else one.total for one in rewards}
+    values = {reward.accuracy if keep == "accuracy" else reward.total for reward in rewards}
     return len(values) > 1

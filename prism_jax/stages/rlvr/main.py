@@ -1,32 +1,37 @@
 """Stage 3, RL with verifiable rewards: `python -m prism_jax rlvr --config=configs/rlvr.py:4b …`.
 
-    prompts ─→ policy ─→ responses ─→ judge ─→ rewards ─→ advantages ─→ updates of the policy
-       ↑                                 │                    ↑              ↑
-       └── until enough groups vary ─────┘                    └─ reference policy ─┘   (off)
-
 Each step draws responses to some prompts, rewards them by their answers (0.8) and their format
 (0.2), compares each reward with those of the other responses to its prompt, and updates the policy:
-once, strictly on-policy, or several times. Which algorithm that is, the configuration says; see
-`stages.rlvr.config`.
+once, strictly on-policy, or several times. The configuration chooses the algorithm, see
+`stages.rlvr.config`. `step.py` is the step itself.
 
 `config.model.folder` is the aligned policy: the workdir of `align` (or `sft`), or a Hugging Face
 folder. Runs on TPU, GPU or CPU; configs/rlvr.py names sizes, hardware and sources.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
+from flax import nnx
+
 from prism_jax.data import processor
+from prism_jax.policy import responses as policy_responses
 from prism_jax.policy import rollouts
+from prism_jax.rows import RowShape
 from prism_jax.running import dump as running_dump
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.setup import prompts as prompts_lib
+from prism_jax.stages.rlvr import advantages as rlvr_advantages
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import feed as rlvr_feed
+from prism_jax.stages.rlvr import packing as rlvr_packing
 from prism_jax.stages.rlvr import reference as rlvr_reference
+from prism_jax.stages.rlvr import report as rlvr_report
+from prism_jax.stages.rlvr import sampling as rlvr_sampling
 from prism_jax.stages.rlvr import step as rlvr_step
 from prism_jax.stages.rlvr import updates as rlvr_updates
 
@@ -37,36 +42,46 @@ def main(argv: Sequence[str]) -> None:
     """Train a policy on verifiable rewards."""
     with run_lib.opened(argv, "rlvr", rlvr_config.Config) as run:
         options, devices = run.options, run.devices
-        devices_lib.require_one_process("rlvr")
+        # The small files are kept in the run: it can be resumed and exported without the folder
+        # that it started from.
         files = setup_models.keep_files(options.model, run.folder)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
         identity = run.identity(model)
+        # Before data and weights are read, which a finished run does not need.
         if run.is_finished(identity):
             return
         words, opened = rlvr_feed.open_prompts(options, files, folder=run.folder)
         shape = rlvr_updates.shape_of(options, opened.sizes, devices)
+        # The learning-rate schedule counts updates, of which a step has several.
         num_updates = options.train.num_steps * options.train.num_updates
         optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_updates)
         start = setup_models.start_of(model, optimizer, devices, key=run.keys.init)
+        # Without a folder the reference is the start of the run, also when it is resumed.
         reference = rlvr_reference.open_reference(options.reference, model, devices, start)
         sampler = open_sampler(options, model, devices, words, opened)
         feed = rlvr_feed.open_feed(options, words, opened, sampler.reader, reference)
         with options.rewards.open_judge() as judge:
-            experience = rlvr_step.Experience(
-                options,
-                devices,
-                model,
-                sampler=sampler,
-                judge=judge,
-                shape=shape,
-                reference=None if reference is None else reference.params,
-                dump=running_dump.Dump(run.folder, options.rollout.dump_every_steps),
-            )
             run.train(
                 identity,
                 loop.Stage(
-                    experience=experience,
-                    update=rlvr_updates.make(options, devices, model, optimizer, start, shape),
+                    experience=open_experience(
+                        options,
+                        devices,
+                        model,
+                        feed=feed,
+                        sampler=sampler,
+                        judge=judge,
+                        shape=shape,
+                        reference=None if reference is None else reference.params,
+                        dump=running_dump.Dump(
+                            run.folder, options.rollout.dump_every_steps, inputs=run.inputs
+                        ),
+                    ),
+                    update=functools.partial(
+                        rlvr_step.update,
+                        rlvr_updates.make_update(options, devices, model, optimizer, start, shape),
+                        num_epochs=options.train.num_epochs,
+                    ),
                     evaluate=None,
                     skip_counters=("optim/skipped_in_row",),
                 ),
@@ -81,6 +96,37 @@ def main(argv: Sequence[str]) -> None:
             )
 
 
+def open_experience(
+    options: rlvr_config.Config,
+    devices: devices_lib.Devices,
+    model: setup_models.Model,
+    *,
+    feed: rlvr_feed.Feed,
+    sampler: rlvr_sampling.Sampler,
+    judge: policy_responses.Judge,
+    shape: RowShape,
+    reference: nnx.State | None,
+    dump: running_dump.Dump,
+) -> rlvr_step.Experience:
+    """Return the parts of a step; nothing is compiled before the first one."""
+    return rlvr_step.Experience(
+        num_updates=options.train.num_updates,
+        feed=feed,
+        sampling=rlvr_sampling.Sampling(options, sampler, judge),
+        packer=rlvr_packing.Packer(options, devices, model, shape=shape, reference=reference),
+        comparison=rlvr_advantages.Comparison(
+            options.advantage,
+            options.reference,
+            options.overlong,
+            num_groups=options.rollout.num_prompts,
+            max_response_tokens=options.rollout.max_response_tokens,
+        ),
+        report=rlvr_report.Report(
+            dump=dump, overlong=options.overlong, is_refilled=options.groups.keep != "all"
+        ),
+    )
+
+
 def open_sampler(
     options: rlvr_config.Config,
     model: setup_models.Model,
@@ -88,9 +134,9 @@ def open_sampler(
     words: processor.Processor,
     opened: prompts_lib.Opened,
 ) -> rollouts.Sampler:
-    """Return the sampler for as many prompts as are drawn from together."""
+    """Return the sampler for the prompts of a generation."""
     return rollouts.Sampler(
-        dataclasses.replace(options.rollout, num_prompts=rlvr_feed._drawn_prompts(options)),
+        dataclasses.replace(options.rollout, num_prompts=options.generation_prompts),
         model,
         devices,
         words=words,

@@ -15,7 +15,6 @@ from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.setup import programs
 from prism_jax.stages.rlvr import config as rlvr_config
-from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import updates as rlvr_updates
 
 
@@ -34,13 +33,13 @@ def programs_of(
     shape = rlvr_updates.shape_of(options, [size], devices)
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1000)
     start = setup_models.start_of(model, optimizer, devices, key=programs.key())
-    batch = policy_programs.rows(model, devices, shape)
+    rows = policy_programs.rows(model, devices, shape)
     train, reference = options.train, options.reference
     state, kept = programs.state_parts(start.abstract), {}
     if reference.is_used:
         kept = {"reference": start.abstract.params}
-    drawn = dataclasses.replace(options.rollout, num_prompts=rlvr_feed._drawn_prompts(options))
-    found = policy_programs.sampler(drawn, model, devices, bounds, beside=state | kept)
+    drawn = dataclasses.replace(options.rollout, num_prompts=options.generation_prompts)
+    listed = policy_programs.sampler(drawn, model, devices, bounds, beside=state | kept)
     settings = policy_update.settings(train, options.rollout, options.model, devices)
     work = policy_programs.update_work(
         model, shape, train, options.model, calls=train.num_minibatches
@@ -49,41 +48,43 @@ def programs_of(
     has_several = train.num_updates > 1
     has_old = has_several or reference.reward_coefficient is not None
     if has_old or reference.is_used:
-        found.append(
+        listed.append(
             programs.Program(
                 phase="log-probs",
+                devices=devices,
                 function=policy_loss.make_logprobs(model.graphdef, settings),
-                arguments=(start.abstract.params, batch),
+                arguments=(start.abstract.params, rows),
                 static={},
-                parts={"parameters": start.abstract.params, "batch": batch},
+                parts={"parameters": start.abstract.params, "batch": rows},
                 beside={"states": start.abstract.opt_state} | kept,
                 work=dataclasses.replace(
                     forward, calls=forward.calls * (has_old + reference.is_used)
                 ),
             )
         )
-    batch = _learned_from(batch, options)
-    update = policy_update.make_update(
-        options.algorithm, settings, model, optimizer, start, shape, reference=reference.loss
-    )
-    found.append(
+    batch = _learned_from(rows, options)
+    update = rlvr_updates.make_update(options, devices, model, optimizer, start, shape)
+    listed.append(
         programs.Program(
             phase="update",
+            devices=devices,
             function=update,
             arguments=(start.abstract, batch, programs.key()),
             static={},
             parts=state | {"batch": batch},
             beside=kept,
+            gradients=programs.trainable(optimizer, start.abstract),
             work=dataclasses.replace(work, calls=work.calls * train.num_epochs),
         )
     )
-    return found
+    return listed
 
 
 def _learned_from(
     batch: policy_batch.PolicyBatch, options: rlvr_config.Config
 ) -> policy_batch.PolicyBatch:
-    """Return the rows with what an update reads besides, see `step.Experience`."""
+    """Return the rows in the form of an update, see `packing.Packer.finish`."""
+    batch = policy_programs.with_advantages(batch)
     if options.train.num_updates > 1:
         batch = dataclasses.replace(batch, old_logprobs=batch.sampler_logprobs)
     if options.groups.keep != "all":

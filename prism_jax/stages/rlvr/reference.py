@@ -1,4 +1,4 @@
-"""The reference policy of a KL term: opened where one is asked for, and nowhere else."""
+"""The reference policy of a KL term, opened only where a coefficient is given."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from prism_jax.stages.rlvr import config as rlvr_config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Hold a policy that is not trained."""
+    """A policy that is not trained."""
 
     params: nnx.State
     fingerprint: str  # changes when a parameter does
@@ -29,7 +29,7 @@ def open_reference(
 ) -> Reference | None:
     """Load the reference policy into the form of the trained one; None where it is not used.
 
-    By default it is the policy that the run starts from, also in a run that is continued.
+    By default it is the policy that the run starts from, also in a resumed run.
 
     Raises:
       InputError: the folder holds no policy of these sizes.
@@ -41,12 +41,15 @@ def open_reference(
     else:
         folder = options.folder or model.source.folder
         files = pretrained.Source.of(folder, role="policy").files
+        # Log-probs of both are compared token by token, with the rows and shapes of the policy.
         if pretrained.config_of(files)[1] != model.config:
             raise errors.InputError(
                 f"config.reference.folder: {folder} has other sizes than the policy"
             )
         source = dataclasses.replace(model.source, folder=folder, init="pretrained", sizes=None)
         params = setup_models.load_params(dataclasses.replace(model, source=source), devices)
+    # The fingerprint is saved with every checkpoint: a resumed run must not be pulled towards
+    # another policy, even if the folder now holds another.
     sums = checksum.checksums(tree_paths.named_leaves(params))
-    text = json.dumps({name: [one.plain, one.weighted] for name, one in sums.items()})
+    text = json.dumps({name: [both.plain, both.weighted] for name, both in sums.items()})
     return Reference(params=params, fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16])

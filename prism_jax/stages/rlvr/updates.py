@@ -3,13 +3,12 @@
     rollout   prompts a b c d e f      num_minibatches 3, num_epochs 2
     updates   a b | c d | e f | a b | c d | e f
 
-Each part is a batch with denominators of its own. Several updates have a ratio to the policy before
+The denominators of a part are its alone. Several updates have a ratio to the policy before
 the first of them; see `policy.loss`.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,36 +21,33 @@ from prism_jax.rows import RowShape
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.rlvr import config as rlvr_config
-from prism_jax.training import optim, train_state, train_step
+from prism_jax.training import optim, train_step
 
-# Of the optimiser's counts the last one and the largest are told, not a mean.
+# The optimiser's counters are not averaged over the updates: log the last, and the largest.
 _LAST, _LARGEST = "optim/skipped_updates", "optim/skipped_in_row"
 
 Batches = tuple[policy_batch.PolicyBatch, ...]
-Update = Callable[
-    [train_state.TrainState, Batches, jax.Array], tuple[train_state.TrainState, metrics.Metrics]
-]
 
 
 def shape_of(
     options: rlvr_config.Config, sizes: Sequence[encode.Size], devices: devices_lib.Devices
 ) -> RowShape:
-    """Return the rows into which the responses of any part of a rollout fit."""
-    prompts = options.rollout.num_prompts // options.train.num_minibatches
-    part = dataclasses.replace(options.rollout, num_prompts=prompts)
+    """Return the rows into which the responses of any part of a step fit."""
+    part_prompts = options.rollout.num_prompts // options.train.num_minibatches
+    part = dataclasses.replace(options.rollout, num_prompts=part_prompts)
     return policy_update.shape_of(options.rows, part, sizes, devices)
 
 
-def make(
+def make_update(
     options: rlvr_config.Config,
     devices: devices_lib.Devices,
     model: setup_models.Model,
     optimizer: optim.Optimizer,
     start: setup_models.Start,
     shape: RowShape,
-) -> Update:
-    """Return the updates of the policy that follow each rollout."""
-    step = policy_update.make_update(
+) -> train_step.TrainStep:
+    """Return the update of the policy on one part of a step."""
+    return policy_update.make_update(
         options.algorithm,
         policy_update.settings(options.train, options.rollout, options.model, devices),
         model,
@@ -60,34 +56,15 @@ def make(
         shape,
         reference=options.reference.loss,
     )
-    return functools.partial(update, step, num_epochs=options.train.num_epochs)
-
-
-def update(
-    step: train_step.TrainStep,
-    state: train_state.TrainState,
-    parts: Batches,
-    key: jax.Array,
-    *,
-    num_epochs: int,
-) -> tuple[train_state.TrainState, metrics.Metrics]:
-    """Take one step for each part, in order, `num_epochs` times; merge what they tell."""
-    if len(parts) * num_epochs == 1:
-        return step(state, parts[0], key)
-    told = []
-    for number in range(len(parts) * num_epochs):
-        own_key = jax.random.fold_in(key, number)
-        state, one = step(state, parts[number % len(parts)], own_key)
-        told.append(one)
-    return state, _merge(told)
 
 
 @jax.jit
-def _merge(told: list[metrics.Metrics]) -> metrics.Metrics:
-    merged = told[0]
-    for one in told[1:]:
-        merged = {name: merged[name].merge(one[name]) for name in merged}
-    merged[_LAST] = told[-1][_LAST]
-    most = jnp.stack([one[_LARGEST].value for one in told]).max()
+def merge(updates: list[metrics.Metrics]) -> metrics.Metrics:
+    """Merge the metrics of a step's updates."""
+    merged = updates[0]
+    for logged in updates[1:]:
+        merged = {name: merged[name].merge(logged[name]) for name in merged}
+    merged[_LAST] = updates[-1][_LAST]
+    most = jnp.stack([logged[_LARGEST].value for logged in updates]).max()
     merged[_LARGEST] = metrics.Mean(total=most, weight=jnp.ones(()))
     return merged

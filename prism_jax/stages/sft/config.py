@@ -1,14 +1,15 @@
-"""What the configuration of supervised fine-tuning holds; configs/sft.py gives the values."""
+"""The configuration of supervised fine-tuning; configs/sft.py gives the values."""
 
 import dataclasses
 from typing import Literal
 
 from prism_jax import configuration, row_layout
+from prism_jax.setup import train_sections
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data(configuration.Section):
-    """Say which demonstrations, and into which rows they are packed."""
+    """The demonstrations, and the rows into which they are packed."""
 
     train: tuple[str, ...]  # PATH or PATH#ENTRY of a dataset_info.json
     weights: tuple[float, ...]  # of the sources in the mixture; empty: each row once an epoch
@@ -16,7 +17,7 @@ class Data(configuration.Section):
     image_root: str  # of relative image paths; empty: the folder of the file
     cache_dir: str = configuration.free()  # for built data sets on gs://
     max_bad_rows: int
-    overlong: Literal["error", "filter"]  # what happens to rows that fit no packed row
+    overlong: Literal["error", "filter"]  # for demonstrations that fit no packed row
     min_pixels: int | None  # of an image; None: as the model's folder says
     max_pixels: int | None
     limit_image_pixels: int  # of an image file; a larger one is a wrong row
@@ -30,56 +31,37 @@ class Data(configuration.Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.not_empty(self, "train")
-        found += configuration.at_least(
+        problems = configuration.not_empty(self, "train")
+        problems += configuration.at_least(
             self, 1, "row_tokens", "row_examples", "row_images", "num_open_rows", "num_threads"
         )
-        found += configuration.at_least(self, 0, "max_bad_rows", "cache_mebibytes")
+        problems += configuration.at_least(self, 0, "max_bad_rows", "cache_mebibytes")
         if self.weights and len(self.weights) != len(self.train):
-            found.append(f"weights must be empty or one for each source, got {self.weights}")
-        return found
+            problems.append(f"weights must be empty or one for each source, got {self.weights}")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(configuration.Section):
-    """Say how long and how large."""
+class Train(train_sections.TrainOnData):
+    """The length of a run and the size of a step."""
 
-    num_steps: int | None  # exactly one of the two is given
-    num_epochs: int | None
     # Packed rows that a step learns from: its batch, the same on any devices.
     step_rows: int
     # Of a microbatch, over all devices; -1: one on each part (data x fsdp) of the mesh. A step
     # takes as many microbatches as its rows need, the last filled up with empty rows. That does not
-    # change what it learns, so it may change on resume, but for a router's term: see `feed.Feed`.
+    # change the training, so it may change on resume, but for a router's term: see `feed.Feed`.
     num_rows: int = configuration.free()
     head_chunk_tokens: int  # whose logits are in a device's memory at a time
     head: Literal["fused", "recompute"]  # see `losses.sft.nll`
     load_balance: float  # coefficient of the router's term; of no effect on a dense model
-    max_skipped_in_row: int  # updates that are not finite before the run is given up
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = configuration.at_least(
-            self, 1, "num_steps", "num_epochs", "step_rows", "head_chunk_tokens",
-            "max_skipped_in_row",
-        )  # fmt: skip
+        problems = super().problems()
+        problems += configuration.at_least(self, 1, "step_rows", "head_chunk_tokens")
         if self.num_rows != -1:
-            found += configuration.at_least(self, 1, "num_rows")
-        if (self.num_steps is None) == (self.num_epochs is None):
-            found.append("num_steps and num_epochs: exactly one must be given")
-        return found + configuration.at_least(self, 0, "load_balance")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(configuration.Section):
-    """Say when the loss on held-out demonstrations is computed."""
-
-    every_steps: int | None  # None: never
-    num_batches: int | None  # None: all
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 1, "every_steps", "num_batches")
+            problems += configuration.at_least(self, 1, "num_rows")
+        return problems + configuration.at_least(self, 0, "load_balance")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +71,7 @@ class Config(configuration.TrainingRun):
     data: Data
     train: Train
     optim: configuration.Optim
-    evaluate: Evaluate = configuration.free()
+    evaluate: train_sections.Evaluate = configuration.free()
 
     def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """See `configuration.TrainingRun`."""

@@ -12,24 +12,15 @@ from prism_jax import batches, errors, progress
 from prism_jax.data import collate, demonstrations, packing, processor, steps, validate
 from prism_jax.losses import reduce
 from prism_jax.running import run as run_lib
-from prism_jax.setup import corpora, row_shapes
+from prism_jax.setup import agreement, corpora, row_shapes
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.sft import config as sft_config
 from prism_jax.training import train_step
 
 
-def open_words(data: sft_config.Data, files: pathlib.Path) -> processor.Processor:
-    """Return the processor of the model, its bounds on images as configured."""
-    words = processor.Processor.from_folder(files)
-    changes = {"min_pixels": data.min_pixels, "max_pixels": data.max_pixels}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    settings = dataclasses.replace(words.image_settings, **changes)
-    return dataclasses.replace(words, image_settings=settings)
-
-
 class Feed:
-    """Give the packed batches of the stage, to train on and to evaluate on."""
+    """The packed batches of the stage, to train on and to evaluate on."""
 
     def __init__(
         self,
@@ -37,32 +28,41 @@ class Feed:
         devices: devices_lib.Devices,
         model: setup_models.Model,
         *,
-        words: processor.Processor,
+        files: pathlib.Path,
         folder: pathlib.Path,
     ):
         """Open, validate and measure the demonstrations.
+
+        Args:
+          files: small files of the model.
+          folder: gets the lists of the rows that are left out.
 
         Raises:
           InputError: for wrong data, fewer demonstrations than rows in a step, or rows that do
             not divide over the devices.
         """
         data = options.data
-        self._options, self._devices, self._model, self._words = options, devices, model, words
+        self._options, self._devices, self._model = options, devices, model
+        self._words = processor.Processor.from_folder(
+            files, min_pixels=data.min_pixels, max_pixels=data.max_pixels, place="config.data."
+        )
         self._shapes = collate.Shapes(
             row_tokens=data.row_tokens,
             row_examples=data.row_examples,
             row_patches=data.row_patches,
             row_images=data.row_images,
         )
+        # Before the data are read, which may take minutes: a row of tokens and the row of its
+        # images must lie on the same devices.
         if devices.rules.mesh_axes("images") != devices.rules.mesh_axes("batch"):
             raise errors.InputError("config.mesh.rules: images must lie as batch does")
         self._num_microbatches, self._num_rows = options.microbatches(devices.layout())
-        self._rows = batches.local_rows(self._num_rows, devices.mesh, devices.rules)
-        self._tell_empty_rows()
+        self._rows = devices.local_rows(self._num_rows)
+        self._say_empty_rows()
         self._demonstrations, self._train_digest = self._open(
             data.train, folder / "dropped_train.jsonl"
         )
-        # A row of a step may hold several demonstrations, but none may be left empty by design.
+        # A row may hold several demonstrations, but every row must get at least one.
         corpora.require_batch(
             sum(self._demonstrations.lengths),
             options.train.step_rows,
@@ -77,41 +77,52 @@ class Feed:
             )
 
     def num_steps(self, num_epochs: int) -> int:
-        """Return the steps of so many epochs."""
+        """Return the number of steps of `num_epochs`."""
         return self._plan.num_steps(num_epochs)
 
-    def train(self, num_steps: int) -> run_lib.OnDevices:
-        """Return the batches of the run.
+    def train(self, num_steps: int, *, inputs: agreement.Inputs) -> run_lib.OnDevices:
+        """Return the batches of the run; which rows a step is made of is noted in `inputs`.
 
         The load balance of a router is a mean over microbatches, so with it the rows of a
-        microbatch are a part of the training: a position is refused where they are others.
+        microbatch are a part of the training: a position with other rows is refused.
         """
         data, train = self._options.data, self._options.train
+        opened = self._demonstrations
         has_router = self._model.config.text.moe is not None and train.load_balance > 0
-        found = self._demonstrations
+        # What decides the rows of a step: a resumed run with any other is refused.
         identity = {
             "seed": self._options.seed,
-            "sources": [list(part) for part in zip(found.names, found.lengths, strict=True)],
+            "sources": [list(part) for part in zip(opened.names, opened.lengths, strict=True)],
             "rows of config.data.train": self._train_digest,
-            # None without evaluation, which may be switched on or off when a run goes on.
+            # None without evaluation, which may be switched on or off in a resumed run.
             "rows of config.data.held_out": self._held_out_digest,
             "weights": list(data.weights),
             "step_rows": train.step_rows,
             row_shapes.SPLIT: self._num_rows if has_router else None,
             "limits": dataclasses.asdict(self._shapes.limits()),
+            "packing": packing.RULE,
         }
-        make = self._maker(found, self._plan)
+        make = self._maker(opened, self._plan)
+        agreement.require_same("rows and settings of config.data", identity)
+
+        def noted(step: int) -> batches.SFTBatch:
+            rows = self._plan.step(step)
+            sizes = opened.sizes[[number for row in rows for number in row]]
+            inputs.note(step, [list(row) for row in rows], sizes)
+            return make(step)
+
         made = steps.Steps(
-            make, num_steps=num_steps, identity=identity, num_threads=data.num_threads
+            noted, num_steps=num_steps, identity=identity, num_threads=data.num_threads
         )
-        return run_lib.OnDevices(made, self._devices)
+        return run_lib.OnDevices(made, self._devices, num_rows=self._num_rows)
 
     def evaluation(
         self, graphdef: nnx.GraphDef, loss_fn: train_step.LossFn
     ) -> Callable[[Any, int], dict[str, float]] | None:
-        """Return what computes the loss on held-out demonstrations; None when there are none."""
+        """Return the evaluation of the loss on held-out demonstrations; None without any."""
         if self._held_out is None:
             return None
+        # Without a seed: held-out rows stay in the order of their files, the same in every run.
         plan = self._planned(self._held_out, weights=(), seed=None)
         num_batches = plan.num_steps(1)
         if self._options.evaluate.num_batches is not None:
@@ -130,8 +141,10 @@ class Feed:
             del step
             sums = []
             for number in range(num_batches):
-                batch = batches.to_devices(make(number), self._devices.mesh, self._devices.rules)
+                batch = self._devices.put(make(number), num_rows=self._num_rows)
                 sums.append(score(state.params, batch))
+            # All batches are dispatched before the first sum is read. Sums are added in float64,
+            # since a float32 total of many batches would round.
             sums = jax.device_get(sums)
             total, weight = (sum(float(s) for s in part) for part in zip(
                 *((s.total, s.weight) for s in sums), strict=True
@@ -140,8 +153,8 @@ class Feed:
 
         return evaluate
 
-    def _tell_empty_rows(self) -> None:
-        """Say so where the devices compute more rows than a step has."""
+    def _say_empty_rows(self) -> None:
+        """Say where the devices compute more rows than a step has."""
         rows, computed = self._options.train.step_rows, self._num_microbatches * self._num_rows
         if computed > rows:
             progress.say(
@@ -174,24 +187,24 @@ class Feed:
             dropped=dropped,
         )
         opened = demonstrations.Demonstrations(
-            [(name, one.rows) for name, one in parts],
+            [(name, part.rows) for name, part in parts],
             self._words,
             cache_bytes=data.cache_mebibytes << 20,
             num_threads=data.num_threads,
-            sizes=[size for _, one in parts for size in one.report.counted],
+            sizes=[size for _, part in parts for size in part.report.counted],
         )
-        return opened, corpora.digest([one.report for _, one in parts])
+        return opened, corpora.digest([part.report for _, part in parts])
 
     def _planned(
         self,
-        found: demonstrations.Demonstrations,
+        opened: demonstrations.Demonstrations,
         *,
         weights: Sequence[float],
         seed: int | None,
     ) -> packing.Plan:
         return packing.Plan(
-            found.sizes,
-            found.lengths,
+            opened.sizes,
+            opened.lengths,
             weights,
             limits=self._shapes.limits(),
             step_rows=self._options.train.step_rows,
@@ -200,21 +213,24 @@ class Feed:
         )
 
     def _maker(
-        self, found: demonstrations.Demonstrations, plan: packing.Plan
+        self, opened: demonstrations.Demonstrations, plan: packing.Plan
     ) -> Callable[[int], batches.SFTBatch]:
-        """Return what makes this process's rows of a step."""
+        """Return (step) -> this process's rows of the step, in microbatches."""
         packed = demonstrations.Packed(
-            found,
+            opened,
             plan,
             self._shapes,
             config=self._model.config,
             pixels_dtype=collate.pixels_dtype(self._words),
         )
         num_microbatches = self._num_microbatches
-        chosen = [m * self._num_rows + row for m in range(num_microbatches) for row in self._rows]
+        # Of each microbatch this process makes the rows that its devices hold, and no others.
+        local_rows = [
+            m * self._num_rows + row for m in range(num_microbatches) for row in self._rows
+        ]
 
         def make(step: int) -> batches.SFTBatch:
-            text, vision, is_assistant = packed.rows(step, chosen)
+            text, vision, is_assistant = packed.rows(step, local_rows)
             return batches.SFTBatch(
                 text=batches.split_text(text, num_microbatches),
                 vision=train_step.split_rows(vision, num_microbatches),

@@ -2,8 +2,8 @@
 
 Demonstrations are packed into rows of `data.row_tokens` tokens with their images, and the policy
 learns the assistant's tokens alone. A step has `train.step_rows` rows, in microbatches of
-`train.num_rows`; how it is split does not change it. Runs on TPU, GPU or CPU; configs/sft.py names
-sizes, hardware and sources.
+`train.num_rows`; the split into microbatches does not change it. `step.py` is the step itself. Runs
+on TPU, GPU or CPU; configs/sft.py names sizes, hardware and sources.
 """
 
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ def main(argv: Sequence[str]) -> None:
         files = setup_models.keep_files(options.model, run.folder)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
         identity = run.identity(model)
+        # Before data and weights are read, which a finished run does not need.
         if run.is_finished(identity):
             return
-        words = sft_feed.open_words(options.data, files)
-        feed = sft_feed.Feed(options, devices, model, words=words, folder=run.folder)
+        feed = sft_feed.Feed(options, devices, model, files=files, folder=run.folder)
+        # An epoch's steps are known only when all rows are measured and packed.
         num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
-        data = feed.train(num_steps)
+        data = feed.train(num_steps, inputs=run.inputs)
         optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
         start = setup_models.start_of(model, optimizer, devices, key=run.keys.init)
         loss_fn = sft_step.make_loss(options, devices)
-        update = sft_step.make_update(options, devices, model, optimizer, start, loss_fn)
         run.train(
             identity,
             loop.Stage(
                 experience=loop.learn_from_data,
-                update=update,
+                update=sft_step.make_update(options, devices, model, loss_fn, optimizer, start),
                 evaluate=feed.evaluation(model.graphdef, loss_fn),
                 skip_counters=("optim/skipped_in_row",),
             ),

@@ -34,7 +34,12 @@ def programs_of(
     one = programs.example()
     row_patches = data.row_patches[-1] if data.row_patches else None
     text, vision = collate.collate(
-        [[one]], config=model.config, shapes=shapes, row_patches=row_patches, dtype=np.uint8
+        [[one]],
+        config=model.config,
+        shapes=shapes,
+        row_patches=row_patches,
+        segments=shapes.segments_for(data.row_examples, data.row_images),
+        dtype=np.uint8,
     )
     is_assistant = collate.lay(
         [[np.ones(len(one.tokens), bool)]], row_tokens=data.row_tokens, dtype=np.dtype(bool)
@@ -54,14 +59,17 @@ def programs_of(
     return [
         programs.Program(
             phase="update",
-            function=sft_step.make_update(options, devices, model, optimizer, start, loss_fn),
+            devices=devices,
+            function=sft_step.make_update(options, devices, model, loss_fn, optimizer, start),
             arguments=(start.abstract, batch, programs.key()),
             static={},
             parts=programs.state_parts(start.abstract) | {"batch": batch},
             beside={},
+            gradients=programs.trainable(optimizer, start.abstract),
             work=programs.Work(
                 model=model.config,
                 tokens=rows * data.row_tokens,
+                attended_tokens=rows * data.row_tokens,
                 # Attention skips nothing of a packed row: the kernels only mask.
                 sequence_tokens=data.row_tokens,
                 patches=rows * (row_patches or 0),

@@ -1,6 +1,10 @@
-"""A step of supervised fine-tuning: its loss, weights and coefficients."""
+"""A step of supervised fine-tuning.
 
-import functools
+    demonstrations ─→ packed rows ─→ policy ─→ −log p of the assistant's tokens ─→ update
+                                        └────→ router's load balance (experts alone) ─┘
+
+`make_update` is the step, `make_loss` the loss of a microbatch of it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +23,18 @@ def make_update(
     options: sft_config.Config,
     devices: devices_lib.Devices,
     model: setup_models.Model,
+    loss: train_step.LossFn,
     optimizer: optim.Optimizer,
     start: setup_models.Start,
-    loss_fn: train_step.LossFn,
 ) -> train_step.TrainStep:
-    """Return the update of the policy."""
+    """Return the update of the policy on the packed rows of a step."""
+    has_router = model.config.text.moe is not None
     return train_step.make_train_step(
         model.graphdef,
-        loss_fn,
+        loss,
         optimizer,
-        weights_fn=functools.partial(weights, has_router=model.config.text.moe is not None),
+        # Of the whole step, before its first microbatch: so the split changes nothing.
+        weights_fn=lambda batch: weights(batch, has_router=has_router),
         coefficients=coefficients(options.train, model),
         num_microbatches=options.microbatches(devices.layout())[0],
         shardings=start.shardings,
@@ -50,31 +56,27 @@ def make_loss(options: sft_config.Config, devices: devices_lib.Devices) -> train
         )
         ids = batch.text.segments.ids
         targets, mask = sft.next_token_targets(batch.text.tokens, ids, batch.is_assistant)
-        nll, told = sft.nll(
+        nll, logged = sft.nll(
             hidden,
             model.head(),
             targets,
             mask,
+            # Logits of whole rows would not fit memory; a chunk is that of one device.
             chunk_tokens=options.train.head_chunk_tokens * devices.row_parts(),
             implementation=options.train.head,
         )
         terms = {"nll": nll}
         if router is not None:
-            # Of each microbatch by itself, as in the reference, weighted by its tokens.
+            # Computed per microbatch, as the reference does, and weighted by its token count.
             tokens = (ids > 0).sum(dtype=jnp.float32)
             terms["load_balance"] = reduce.Sum(
                 total=moe.load_balance(router) * tokens, weight=tokens
             )
-            told["loss/load_balance"] = metrics.Mean(
+            logged["router/load"] = _largest_load(router, tokens)
+            logged["loss/load_balance"] = metrics.Mean(
                 total=jax.lax.stop_gradient(terms["load_balance"].total), weight=tokens
             )
-        everywhere = jnp.ones((), bool)
-        told["data/padding_fraction"] = metrics.Mean.of(ids == 0, everywhere)
-        told["data/examples"] = metrics.Sum.of(ids.max(-1), everywhere)
-        if batch.vision is not None:
-            padding = batch.vision.segments.ids == 0
-            told["data/vision_padding_fraction"] = metrics.Mean.of(padding, everywhere)
-        return terms, told
+        return terms, logged | _packing_metrics(batch)
 
     return loss_fn
 
@@ -83,10 +85,10 @@ def weights(batch: batches.SFTBatch, *, has_router: bool) -> dict[str, jax.Array
     """Return the weight of each term over the whole batch, [M, B, T]."""
     ids = batch.text.segments.ids
     _, mask = jax.vmap(sft.next_token_targets)(batch.text.tokens, ids, batch.is_assistant)
-    found = {"nll": mask.sum(dtype=jnp.float32)}
+    by_term = {"nll": mask.sum(dtype=jnp.float32)}
     if has_router:
-        found["load_balance"] = (ids > 0).sum(dtype=jnp.float32)
-    return found
+        by_term["load_balance"] = (ids > 0).sum(dtype=jnp.float32)
+    return by_term
 
 
 def coefficients(train: sft_config.Train, model: setup_models.Model) -> dict[str, float]:
@@ -94,3 +96,26 @@ def coefficients(train: sft_config.Train, model: setup_models.Model) -> dict[str
     if model.config.text.moe is None:
         return {"nll": 1.0}
     return {"nll": 1.0, "load_balance": train.load_balance}
+
+
+def _largest_load(router: moe.RouterStats, tokens: jax.Array) -> metrics.Mean:
+    """Return the tokens of each layer's busiest expert over an even share, 1 at best.
+
+    No token is ever dropped, whatever its expert is chosen for.
+    """
+    choices = jax.lax.stop_gradient(router.choices)  # [L, E]
+    even = jnp.maximum(choices.sum(-1) / choices.shape[-1], 1.0)
+    return metrics.Mean(total=(choices.max(-1) / even).mean() * tokens, weight=tokens)
+
+
+def _packing_metrics(batch: batches.SFTBatch) -> metrics.Metrics:
+    """Return the number of examples and the shares of padding."""
+    ids, everywhere = batch.text.segments.ids, jnp.ones((), bool)
+    logged = {
+        "data/padding_fraction": metrics.Mean.of(ids == 0, everywhere),
+        "data/examples": metrics.Sum.of(ids.max(-1), everywhere),
+    }
+    if batch.vision is not None:
+        padding = batch.vision.segments.ids == 0
+        logged["data/vision_padding_fraction"] = metrics.Mean.of(padding, everywhere)
+    return logged

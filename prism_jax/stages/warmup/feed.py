@@ -11,13 +11,15 @@ import numpy as np
 from flax import nnx
 
 from prism_jax import batches, errors, progress
-from prism_jax.data import encode, packing, processor, records, sources, steps, validate
+from prism_jax import rows as packed_rows
+from prism_jax.data import collate, encode, packing, processor, records, sources, steps, validate
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import segments
+from prism_jax.first_fit import Extent
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import probes
 from prism_jax.rows import Largest, RowShape
-from prism_jax.setup import corpora, row_shapes
+from prism_jax.setup import agreement, corpora, row_shapes
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.warmup import config as warmup_config
@@ -30,8 +32,17 @@ class _Measured:
     is_held_out: bool
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """A row that is not yet read, and its sizes."""
+
+    rows: sources.Rows
+    index: int
+    measured: _Measured
+
+
 class Feed:
-    """Give the pairs of each step, and those that are held out."""
+    """The pairs of each step, and the held-out pairs."""
 
     def __init__(
         self,
@@ -54,12 +65,14 @@ class Feed:
                 f"tokenizer for a model without vision, got {options.sees_images} and "
                 f"{options.words!r}"
             )
-        words = processor.processor_of(
-            pathlib.Path(options.words or files),
+        words = processor.Processor.from_folder(
+            options.words or files,
             min_pixels=options.min_pixels,
             max_pixels=options.max_pixels,
+            place="config.data.",
         )
         self._options, self._model, self._seed, self._num_pairs = options, model, seed, num_pairs
+        self._pixels_dtype = collate.pixels_dtype(words)
         self._reader = segments.Reader(
             words, vocab_tokens=model.config.text.vocab_size, gate=options.gate, form=options.form
         )
@@ -79,14 +92,13 @@ class Feed:
             cache_dir=options.cache_dir,
             dropped=folder / "dropped_train.jsonl",
         )
-        self._train: list[tuple[sources.Rows, int]] = []
-        self._held_out: list[tuple[sources.Rows, int]] = []
-        self._measured: list[_Measured] = []
+        self._train: list[_Pair] = []
+        self._held_out: list[_Pair] = []
         for _, opened in parts:
             for index, (_, measured) in enumerate(opened.report.counted):
                 side = self._held_out if measured.is_held_out else self._train
-                side.append((opened.rows, index))
-                self._measured.append(measured)
+                side.append(_Pair(rows=opened.rows, index=index, measured=measured))
+        # A resumed run with other rows would repeat or skip pairs: it is refused by this digest.
         self._digest = corpora.digest([opened.report for _, opened in parts])
         if len(self._train) < num_pairs:
             raise errors.InputError(
@@ -100,12 +112,14 @@ class Feed:
         turns, pictures = segments.turns_of_pair(row), records.get_images(row)
         size = self._reader.measure(turns, pictures, sees_images=self._options.sees_images)
         cuts = self._cuts(row)
+        # The same question about another picture is another prompt, on whichever side.
         prompt = row.prompt + "".join(image.sha256 or "" for image in pictures)
         measured = _Measured(
             size=size,
             units=tuple(
                 tuple(len(cut.tokens[name]) for cut in cuts) for name in self._options.form.names
             ),
+            # By the prompt itself: whatever else is added to the data, a prompt stays on its side.
             is_held_out=_fraction(prompt) < self._options.held_out_fraction,
         )
         return size.tokens + max(cut.longest for cut in cuts), measured
@@ -117,36 +131,48 @@ class Feed:
 
     def largest(self) -> Largest:
         """Return the bounds of a step."""
-        known = self._measured
+        measured = [pair.measured for pair in (*self._train, *self._held_out)]
         return Largest(
             num_units=self._num_pairs * len(self._options.form.names),
             unit_sequences=2,
-            unit_tokens=max(2 * one.size.tokens + sum(u) for one in known for u in one.units),
-            continued_tokens=max(sum(unit) for one in known for unit in one.units),
-            prompt_patches=max(one.size.patches for one in known),
-            prompt_frames=max(one.size.images for one in known),
+            unit_tokens=max(2 * m.size.tokens + sum(unit) for m in measured for unit in m.units),
+            continued_tokens=max(sum(unit) for m in measured for unit in m.units),
+            prompt_patches=max(m.size.patches for m in measured),
+            prompt_frames=max(m.size.images for m in measured),
         )
 
     def num_steps(self, num_epochs: int) -> int:
-        """Return the whole steps of so many epochs."""
+        """Return the number of whole steps of `num_epochs`."""
         return num_epochs * len(self._train) // self._num_pairs
 
-    def train(self, shape: RowShape, *, num_steps: int, is_split_seen: bool) -> steps.Steps:
+    def train(
+        self,
+        shape: RowShape,
+        *,
+        num_steps: int,
+        inputs: agreement.Inputs,
+        is_split_seen: bool,
+    ) -> steps.Steps:
         """Return the batches of the run, each pair once an epoch.
 
         Args:
+          inputs: gets a note of the pairs of each step, and of where they lie.
           is_split_seen: the training depends on the split into microbatches, see
             `row_shapes.Rows.num_rows`.
         """
         length = len(self._train)
 
         def make(step: int) -> discriminator_batch.SegmentBatch:
-            chosen = []
+            pairs = []
             for place in range(step * self._num_pairs, (step + 1) * self._num_pairs):
                 epoch, within = divmod(place, length)
+                # The order follows from the seed and the epoch alone, so a resumed run needs no
+                # other state.
                 order = packing.epoch_order([length], [], seed=self._seed, epoch=epoch)
-                chosen.append(self._train[int(order[within])])
-            return self._pack(chosen, shape).batch
+                pairs.append(self._train[int(order[within])])
+            packed = self._packed(pairs, shape)
+            inputs.note(step, [pair.index for pair in pairs], packed.places)
+            return packed.batch
 
         identity = {
             "rows of config.data.train": self._digest,
@@ -155,6 +181,7 @@ class Feed:
             "seed": self._seed,
             row_shapes.SPLIT: shape.microbatch_rows if is_split_seen else None,
         }
+        agreement.require_same("rows and settings of config.data", identity)
         return steps.Steps(
             make, num_steps=num_steps, identity=identity, num_threads=self._options.num_threads
         )
@@ -167,7 +194,7 @@ class Feed:
         *,
         num_batches: int | None,
     ) -> Callable[[Any, int], Mapping[str, float]] | None:
-        """Return what measures the held-out pairs; None when there are none."""
+        """Return the evaluation of the held-out pairs; None without any."""
         starts = range(0, len(self._held_out), self._num_pairs)[:num_batches]
         if not starts:
             return None
@@ -177,17 +204,17 @@ class Feed:
             del step
             gaps = []
             for start in starts:
-                packed = self._pack(self._held_out[start : start + self._num_pairs], shape)
-                batch = batches.to_devices(packed.batch, devices.mesh, devices.rules)
-                found = packed.read(jax.device_get(score(state.params, batch)))
+                packed = self._packed(self._held_out[start : start + self._num_pairs], shape)
+                batch = devices.put(packed.batch, num_rows=shape.microbatch_rows)
+                scores = packed.read(batches.to_host(score(state.params, batch)))
                 # Teacher and student side by side, the names in turn.
-                gaps.append(found.reshape(-1, len(names), 2) @ np.float32([1, -1]))
-            told = {"eval/num_pairs": float(sum(map(len, gaps)))}
+                gaps.append(scores.reshape(-1, len(names), 2) @ np.float32([1, -1]))
+            logged = {"eval/num_pairs": float(sum(map(len, gaps)))}
             for number, name in enumerate(names):
                 of_name = np.concatenate(gaps)[:, number]
-                told[f"eval/{name}_pair_accuracy"] = float(np.mean(of_name > 0))
-                told[f"eval/{name}_gap"] = float(np.mean(of_name))
-            return told
+                logged[f"eval/{name}_pair_accuracy"] = float(np.mean(of_name > 0))
+                logged[f"eval/{name}_gap"] = float(np.mean(of_name))
+            return logged
 
         return evaluate
 
@@ -197,12 +224,12 @@ class Feed:
         return self._options.form.names
 
     def held_out_pairs(self, num_rows: int) -> honesty_panel.Pairs:
-        """Return the first pairs that are held out."""
-        return self._lay(self._held_out[:num_rows])
+        """Return the first held-out pairs."""
+        return self._read(self._held_out[:num_rows])
 
-    def learnt_for_probes(self, num_rows: int) -> dict[str, probes.Pairs]:
-        """Return what probes see of the first pairs that are learnt from, by segment."""
-        cuts = [self._cuts(rows[index]) for rows, index in self._train[:num_rows]]
+    def probe_pairs(self, num_rows: int) -> dict[str, probes.Pairs]:
+        """Return the first training pairs by segment, in the form of the probes."""
+        cuts = [self._cuts(pair.rows[pair.index]) for pair in self._train[:num_rows]]
         return {
             name: probes.Pairs.of(
                 range(len(cuts)),
@@ -212,12 +239,12 @@ class Feed:
             for name in self.names
         }
 
-    def _lay(self, chosen: Sequence[tuple[sources.Rows, int]]) -> honesty_panel.Pairs:
-        """Read pairs: prompts, and teacher's and student's segment side by side, names in turn."""
+    def _read(self, pairs: Sequence[_Pair]) -> honesty_panel.Pairs:
+        """Return prompts, and teacher's and student's segments side by side, names in turn."""
         form = self._options.form
         prompts, units, names, is_cut = [], [], [], []
-        for rows, index in chosen:
-            row = rows[index]
+        for pair in pairs:
+            row = pair.rows[pair.index]
             cuts = self._cuts(row)
             for number, name in enumerate(form.names):
                 units.append([segments.continuation(len(prompts), cut, name) for cut in cuts])
@@ -239,18 +266,48 @@ class Feed:
             kinds=form.kinds,
         )
 
-    def _pack(
-        self, chosen: Sequence[tuple[sources.Rows, int]], shape: RowShape
+    def _packed(
+        self, pairs: Sequence[_Pair], shape: RowShape
     ) -> discriminator_batch.PackedSegments:
-        laid = self._lay(chosen)
-        return discriminator_batch.pack(
-            laid.prompts,
-            laid.units,
-            laid.names,
-            laid.kinds,
+        """Return pairs in rows; of those that lie in other processes' rows only sizes are read."""
+        form = self._options.form
+        num_names = len(form.names)
+        extents = [
+            Extent(
+                prompt=number,
+                prompt_tokens=pair.measured.size.tokens,
+                prompt_patches=pair.measured.size.patches,
+                prompt_frames=pair.measured.size.images,
+                continued=unit,
+            )
+            for number, pair in enumerate(pairs)
+            for unit in pair.measured.units
+        ]
+        rows = packed_rows.place(extents, shape)
+        own = sorted({extents[unit].prompt for row in shape.own for unit in rows[row]})
+        read = self._read([pairs[number] for number in own])
+        units = {
+            own[place // num_names] * num_names + place % num_names: [
+                dataclasses.replace(side, prompt=own[side.prompt]) for side in unit
+            ]
+            for place, unit in enumerate(read.units)
+        }
+        packed = packed_rows.pack_placed(
+            dict(zip(own, read.prompts, strict=True)),
+            units,
+            extents,
+            rows,
             shape,
             self._model.config,
+            pixels_dtype=self._pixels_dtype,
+        )
+        return discriminator_batch.of_packed(
+            packed,
+            [name for _ in pairs for name in range(num_names)],
+            form.kinds,
+            shape,
             positions="mrope",
+            is_paired=True,
         )
 
 

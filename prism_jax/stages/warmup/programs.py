@@ -21,6 +21,7 @@ def programs_of(
 ) -> list[programs.Program]:
     """Return the update, and the scores of held-out pairs."""
     model, data = models["discriminator"], options.data
+    options.rows.check_router(model.config, place="config.rows")
     bounds = bounds.within(data.max_pixels, model.config)
     segment_tokens = min(bounds.teacher_tokens, data.max_tokens - bounds.prompt_tokens)
     images = (bounds.prompt_patches, bounds.prompt_images) if data.sees_images else (0, 0)
@@ -35,33 +36,36 @@ def programs_of(
             prompt_frames=images[1],
         ),
         devices,
+        shared_units=1,
         place="config.rows",
     )
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1000)
     start = setup_models.start_of(model, optimizer, devices, key=programs.key())
-    settings = warmup_step.settings(options, devices)
     batch = discriminator_programs.batch(model, devices, shape, is_paired=True, positions="mrope")
-    update = warmup_step.make_update(
-        options.pairs.rule(model), names, settings, model, optimizer, start, shape
-    )
+    update = warmup_step.make_update(options, devices, model, optimizer, start, shape)
     work = discriminator_programs.work(model, shape)
     state = programs.state_parts(start.abstract)
-    found = [
+    listed = [
         programs.Program(
             phase="update",
+            devices=devices,
             function=update,
             arguments=(start.abstract, batch, programs.key()),
             static={},
             parts=state | {"batch": batch},
             beside={},
+            gradients=programs.trainable(optimizer, start.abstract),
             work=dataclasses.replace(work, has_gradient=True, remat=options.model.remat),
         )
     ]
     if options.evaluate.every_steps is not None and data.held_out_fraction:
-        found.append(
+        listed.append(
             programs.Program(
                 phase="scores",
-                function=discriminator_loss.make_scorer(model.graphdef, settings),
+                devices=devices,
+                function=discriminator_loss.make_scorer(
+                    model.graphdef, warmup_step.score_settings(options, devices)
+                ),
                 arguments=(start.abstract.params, batch),
                 static={},
                 parts={"parameters": start.abstract.params, "batch": batch},
@@ -69,4 +73,4 @@ def programs_of(
                 work=dataclasses.replace(work, calls=0),  # of no step
             )
         )
-    return found
+    return listed

@@ -1,4 +1,4 @@
-"""How the discriminator begins: a trunk with a new head, or a discriminator to train further."""
+"""The initial discriminator: a trunk with a new head, or a discriminator to train further."""
 
 import dataclasses
 
@@ -19,7 +19,10 @@ def start_of(
     *,
     key: jax.Array,
 ) -> setup_models.Start:
-    """Return how the state begins; a folder without a score head gives the trunk alone."""
+    """Return the initial state.
+
+    A folder without a score head provides only the trunk; the head is new.
+    """
     start = setup_models.start_of(model, optimizer, devices, key=key)
     folder = model.source.folder
     if model.source.init == "random" or _holds_discriminator(folder):
@@ -30,10 +33,12 @@ def start_of(
         params = {
             ("trunk", *path): leaf
             for path, leaf in nnx.to_flat_state(setup_models.load_params(trunk, devices))
+            # A discriminator has a score head in place of the language model's.
             if path[:2] != ("text", "head")
         }
         places = dict(nnx.to_flat_state(start.shardings.params))
         path = ("score", "kernel")
+        # Made directly in its shards, from the run's key.
         params[path] = jax.jit(
             lambda key: model.build(nnx.Rngs(key)).score.kernel, out_shardings=places[path]
         )(key)
@@ -46,19 +51,19 @@ def start_of(
 
 
 def _holds_discriminator(folder: str) -> bool:
-    """Tell whether there is a discriminator to train further; a run of two models has one."""
+    """Return whether there is a discriminator to train further; a run of two models has one."""
     if not model_files.is_run(folder):
         return pretrained.Source.of(folder).is_discriminator
     try:
         return pretrained.Source.of(folder, role="discriminator").is_discriminator
     except errors.InputError:
-        # A run of a policy alone, unless this raises.
+        # A run without a discriminator has a policy; anything else raises here.
         return pretrained.Source.of(folder, role="policy").is_discriminator
 
 
 def _open_policy(model: setup_models.Model, devices: devices_lib.Devices) -> setup_models.Model:
-    """Return the policy of which the trunk is made."""
-    build = setup_models.builder(model.config, devices, is_discriminator=False)
+    """Return the policy from which the trunk is taken."""
+    build = setup_models.builder(model.config, devices, is_discriminator=False, lora=None)
     graphdef, params = train_state.abstract_params(build, param_dtype=devices.param_dtype)
     return dataclasses.replace(
         model, build=build, graphdef=graphdef, params=params, is_discriminator=False

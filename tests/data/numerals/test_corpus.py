@@ -195,19 +195,19 @@ def test_the_manifest_records_arguments_slips_and_checksums(corpus):
     assert len(manifest["files"]) == 7
 
 
-def test_a_finished_corpus_is_kept_and_another_one_refused(tmp_path):
+def test_a_finished_corpus_is_left_as_it_is_and_another_refused(tmp_path):
     manifest = _write(tmp_path / "corpus", public=2)
     before = (tmp_path / "corpus/sft/public.json").stat().st_mtime_ns
     assert _write(tmp_path / "corpus", public=2) == manifest
     assert (tmp_path / "corpus/sft/public.json").stat().st_mtime_ns == before
-    with pytest.raises(errors.InputError, match="seed 3, asked for 4"):
+    with pytest.raises(errors.InputError, match="seed 3, not 4"):
         _write(tmp_path / "corpus", public=2, seed=4)
     (tmp_path / "corpus/sft/public.json").write_text("[]")
     with pytest.raises(errors.InputError, match="files that differ"):
         _write(tmp_path / "corpus", public=2)
 
 
-def test_a_damaged_picture_is_found_when_a_corpus_is_kept(tmp_path):
+def test_a_damaged_picture_in_a_finished_corpus_is_an_error(tmp_path):
     _write(tmp_path / "corpus")
     (tmp_path / "corpus/sft/images/public/000001.png").write_bytes(b"no picture")
     with pytest.raises(errors.InputError, match="pictures of public"):
@@ -239,7 +239,7 @@ def test_a_part_of_no_rows_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda: numerals_corpus.rows_of("huge", {}), "tiny, small, got 'huge'"),
         (lambda: numerals_corpus.rows_of("tiny", {"publik": 1}), "got 'publik'"),
@@ -248,8 +248,8 @@ def test_a_part_of_no_rows_is_left_out(tmp_path):
         (lambda: numerals_corpus.slips_of("tiny", {"spelling": 0.5}), "got 'spelling'"),
     ],
 )
-def test_bad_arguments_are_named(call, told):
-    with pytest.raises(errors.InputError, match=told):
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(errors.InputError, match=message):
         call()
 
 
@@ -277,7 +277,7 @@ def test_segments_split_after_the_first_closing_caption_tag():
     )
 
 
-def test_a_preview_shows_the_asked_number_of_pictures():
+def test_a_preview_shows_the_given_number_of_pictures():
     sheet = numerals_corpus.preview("tiny", seed=0, name="rl_train", columns=3, rows=2, scale=2)
     assert sheet.width % 3 == sheet.height % 2 == 0
     assert sheet.width // 3 >= 240

@@ -178,7 +178,7 @@ def test_the_ground_truth_follows_from_the_teachers_caption_and_the_question(lev
 
 
 @pytest.mark.parametrize("level", ["tiny", "small"])
-def test_every_question_of_a_level_is_asked(level):
+def test_all_questions_of_a_level_occur(level):
     chosen = numerals_examples.level_named(level)
     num_asked = len(chosen.grid_questions) + len(chosen.chart_questions)
     met = {
@@ -192,10 +192,10 @@ def test_every_question_of_a_level_is_asked(level):
 def test_without_slips_public_demonstrations_are_always_right(level):
     slips = numerals_corpus.slips_of(level, {"perception": 0.0, "arithmetic": 0.0, "habit": 0.0})
     for example in numerals_corpus.stream(level=level, seed=2, name="public", rows=300):
-        told = example.public(slips)
-        assert told.answer == example.teacher.answer
-        assert not told.is_misread
-        assert told.num_arithmetic_slips == 0
+        demonstration = example.public(slips)
+        assert demonstration.answer == example.teacher.answer
+        assert not demonstration.is_misread
+        assert demonstration.num_arithmetic_slips == 0
 
 
 def test_digits_are_misread_at_the_stated_rate_and_only_as_what_they_resemble():
@@ -260,11 +260,12 @@ def test_habits_are_followed_at_the_stated_rate(habit):
 def test_a_public_demonstration_reasons_consistently_from_what_it_misread():
     slips = numerals_corpus.slips_of("tiny", {"perception": 1.0, "arithmetic": 0.0, "habit": 0.0})
     for example in numerals_corpus.stream(level="tiny", seed=0, name="public", rows=200):
-        told = example.public(slips)
-        caption, _ = numerals_demonstrations.split_segments(told.response)
-        assert told.answer == _recomputed(example.question.type, example.question.text, caption)
+        demonstration = example.public(slips)
+        caption, _ = numerals_demonstrations.split_segments(demonstration.response)
+        question = example.question
+        assert demonstration.answer == _recomputed(question.type, question.text, caption)
         digits = numerals_scenes.digits_of(example.scene.marks)
-        assert told.is_misread == any(digit != 9 for digit in digits)
+        assert demonstration.is_misread == any(digit != 9 for digit in digits)
 
 
 def test_a_result_that_is_not_offered_leads_to_the_nearest_option():

@@ -12,7 +12,9 @@ _PROCESS = """
 import pathlib, sys
 import jax, numpy as np
 from jax.sharding import Mesh
-from models import hf, hf_stream, sharding
+from models import sharding
+from models.hf import checkpoint as hf_checkpoint
+from models.hf import stream as hf_stream
 from prism_jax import mesh as mesh_lib
 from tests.models import hf_models
 
@@ -23,15 +25,15 @@ axes = dict.fromkeys(sharding.PARAM_AXES) | {"embed": "a", "mlp": "b", "vision_h
 mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
 abstract = hf_models.abstract(folder / "it")
 shardings = mesh_lib.param_shardings(abstract, mesh, sharding.Rules(tuple(axes.items())))
-state = hf.load(folder / "it", abstract, shardings=shardings, dtype=None)
+state = hf_checkpoint.load(folder / "it", abstract, shardings=shardings, dtype=None)
 local = [d for d in jax.tree.leaves(state)[0].sharding.device_set if d.process_index == number]
 assert len(local) == 2, local
-config = hf.read_config(folder / "it")
+config = hf_checkpoint.read_config(folder / "it")
 options = {"layout": "4.57", "max_shard_bytes": 30_000, "copy_from": folder / "it"}
-hf.save(folder / "back", state, config, **options)
+hf_checkpoint.save(folder / "back", state, config, **options)
 assert (folder / "back" / "config.json").exists()
 try:
-    hf.save(folder / "back", state, config, **options)
+    hf_checkpoint.save(folder / "back", state, config, **options)
 except ValueError as error:
     print("refused:", error)
 """

@@ -17,6 +17,7 @@ from prism_jax.policy import update as policy_update
 from prism_jax.rewards import score
 from prism_jax.rows import Continuation
 from prism_jax.stages.rlvr import advantages as rlvr_advantages
+from prism_jax.stages.rlvr import carry as rlvr_carry
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import groups as rlvr_groups
@@ -159,8 +160,8 @@ def _terms_of(groups, drawn_by):
 def _adam_by_hand(state, updates, rate):
     """Take AdamW steps (eps 1, no decay) on PPO's objective with the clip [0.8, 1.2]."""
     table = np.array(state.params["logits"][...], np.float64)
-    adam = state.opt_state.adam
-    moments = [np.array(one["logits"][...], np.float64) for one in (adam.mu, adam.nu)]
+    adam = state.opt_state.inner["plain"]
+    moments = [np.array(one["logits"], np.float64) for one in (adam.mu, adam.nu)]
     for count, terms in enumerate(updates, start=int(adam.count) + 1):
         gradient, logprobs = np.zeros_like(table), rl_toy.log_softmax(table)
         for last, tokens, old, advantage_ in terms:
@@ -227,7 +228,7 @@ def test_one_update_is_bit_for_bit_that_of_rows_with_advantages_and_asks_no_othe
     totals = np.float32([rl_toy.reward_of(s.text, s.ended).total for s in drawn.segments])
     prompt_id = np.repeat(np.arange(4, dtype=np.int32), 4)
     advantages = jax.jit(lambda r, p: advantage.grpo(r, p, num_groups=4, eps=1e-6))
-    batch = policy_update.pack(
+    batch = policy_update.on_policy_batch(
         prompts, drawn, np.asarray(advantages(totals, prompt_id)), run.shape, run.model
     )
     update = policy_update.make_update(
@@ -240,7 +241,7 @@ def test_one_update_is_bit_for_bit_that_of_rows_with_advantages_and_asks_no_othe
     )
     state, _ = update(run.state, batch, jax.random.key(0))
     other = rl_toy.Run(options)
-    other.experience._logprobs = None  # would fail if it were called
+    other.experience.packer._logprobs = None  # would fail if it were called
     other.take(1)
     np.testing.assert_array_equal(other.table, np.asarray(state.params["logits"][...]))
     assert other.rows[0]["policy/approx_kl"] == 0
@@ -268,7 +269,7 @@ def test_released_means_are_those_of_each_row_weighted_by_its_responses():
     run = rl_toy.Run(options, table=rl_toy.first_table())
     _, drawn = _drawn(options)
     lengths = drawn.rollout.lengths
-    places = policy_batch.lay(
+    places = policy_batch.packed_responses(
         [rl_toy.prompt_of(index) for index in range(4)],
         [
             Continuation(prompt=number // 4, tokens=drawn.rollout.tokens[number, :length])
@@ -370,14 +371,17 @@ def test_an_update_without_any_group_moves_neither_parameters_nor_momentum(
     run = rl_toy.Run(rl_toy.options_of("", _REFILL | {"groups.surplus_steps": 0} | changes))
     run.take(2)
     before = jax.device_get(run.state)
-    assert np.abs(before.opt_state.adam.mu["logits"][...]).max() > 0
-    run.experience._judge = _FirstOnly(is_any_right=is_any_right)
+    assert np.abs(before.opt_state.inner["plain"].mu["logits"]).max() > 0
+    run.experience.sampling._judge = _FirstOnly(is_any_right=is_any_right)
     row = run.take(1).rows[-1]
     assert row["rollout/trained_prompts"] == 2 * is_any_right
     assert row["rollout/generations"] == 2
     assert (row["optim/empty_updates"], row["optim/skipped_updates"]) == (num_empty, 0)
     after = jax.device_get(run.state)
-    assert int(after.opt_state.adam.count - before.opt_state.adam.count) == is_any_right
+    assert (
+        int(after.opt_state.inner["plain"].count - before.opt_state.inner["plain"].count)
+        == is_any_right
+    )
     moved = jax.tree.map(
         lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()),
         (before.params, before.opt_state),
@@ -404,12 +408,12 @@ def test_surplus_and_coefficient_are_saved_so_that_a_run_goes_on_bit_for_bit():
     assert whole.rows[1]["rollout/older_prompts_fraction"] > 0
     saved = json.loads(json.dumps(whole.feed.get_state()))
     table, opt_state = whole.table, jax.tree.map(np.array, whole.state.opt_state)
-    surplus = len(whole.feed.surplus)
+    surplus = len(whole.feed.carry.groups)
     whole.take(3)
     later = rl_toy.Run(options, noise=0.2, table=table, reference=reference)
     later.state = dataclasses.replace(later.state, step=later.state.step + 4, opt_state=opt_state)
     later.feed.set_state(saved)
-    assert len(later.feed.surplus) == surplus
+    assert len(later.feed.carry.groups) == surplus
     later.rows = [{}, {}]
     later.take(3)
     np.testing.assert_array_equal(later.table, whole.table)
@@ -431,10 +435,10 @@ def test_some_step_of_that_run_begins_with_surplus():
 def test_a_saved_group_has_every_bit_of_its_responses():
     options = rl_toy.options_of("", _REFILL_MORE)
     run = rl_toy.Run(options, noise=0.3)
-    while not run.feed.surplus:
+    while not run.feed.carry.groups:
         run.take(1)
-    for group in run.feed.surplus:
-        again = rl_toy.decode(json.loads(json.dumps(rlvr_feed.encode(group))))
+    for group in run.feed.carry.groups:
+        again = rl_toy.decode(json.loads(json.dumps(rlvr_carry.encode(group))))
         assert (again.index, again.step) == (group.index, group.step)
         for one, other in zip(group.responses, again.responses, strict=True):
             np.testing.assert_array_equal(one.tokens, other.tokens)
@@ -466,40 +470,41 @@ def test_the_kl_in_the_reward_is_taken_off_token_by_token():
     reference = np.log(np.float32([[0.25, 0.25, 1.0], [0.25, 1.0, 1.0], [0.25, 0.5, 0.25]]))
     lengths = np.int32([2, 1, 3])
     compare = rlvr_advantages.Comparison(
-        dataclasses.replace(options.advantage, kind="dr_grpo", eps=None), options.reference
+        dataclasses.replace(options.advantage, kind="dr_grpo", eps=None),
+        options.reference,
+        options.overlong,
+        num_groups=1,
+        max_response_tokens=3,
     )
-    found, coefficient, told = compare(
+    compared = compare(
         np.float32([1.0, 0.0, 0.5]),
         np.int32([0, 0, 0]),
         lengths,
-        num_groups=1,
-        max_response_tokens=3,
         distance=rlvr_advantages.Distance(
             old_logprobs=old, reference_logprobs=reference, coefficient=0.5
         ),
     )
     log2 = np.log(2.0)
     penalised = np.array([1.0 - 0.5 * log2, -0.5 * log2, 0.5 - 0.5 * log2])
-    np.testing.assert_allclose(found, penalised - penalised.mean(), atol=1e-6)
+    np.testing.assert_allclose(compared.advantages, penalised - penalised.mean(), atol=1e-6)
     mean_kl = (log2 / 2 + log2 + log2 / 3) / 3
-    assert told["reward/reference_kl"].value == pytest.approx(mean_kl, rel=1e-5)
+    assert compared.metrics["reward/reference_kl"].value == pytest.approx(mean_kl, rel=1e-5)
     # mean_kl / 0.01 - 1 is clipped at 0.2; three responses of a horizon of 20.
-    assert coefficient == pytest.approx(0.5 * (1 + 0.2 * 3 / 20), rel=1e-6)
+    assert compared.next_coefficient == pytest.approx(0.5 * (1 + 0.2 * 3 / 20), rel=1e-6)
 
 
 def test_reinforce_plus_plus_has_one_advantage_a_response_without_discount():
     options = rl_toy.options_of("reinforce++", {})
-    compare = rlvr_advantages.Comparison(options.advantage, options.reference)
-    found, _, _ = compare(
-        np.float32([1.0, 0.0]),
-        np.int32([0, 1]),
-        np.int32([1, 3]),
+    compare = rlvr_advantages.Comparison(
+        options.advantage,
+        options.reference,
+        options.overlong,
         num_groups=2,
         max_response_tokens=3,
-        distance=None,
     )
+    compared = compare(np.float32([1.0, 0.0]), np.int32([0, 1]), np.int32([1, 3]), distance=None)
     # Over four tokens: mean 0.25, variance with ddof 1 is 0.25.
-    np.testing.assert_allclose(found, [[1.5, 0, 0], [-0.5, -0.5, -0.5]], atol=1e-5)
+    np.testing.assert_allclose(compared.advantages, [[1.5, 0, 0], [-0.5, -0.5, -0.5]], atol=1e-5)
 
 
 def test_filtered_responses_teach_nothing_but_are_compared():
@@ -525,6 +530,7 @@ def test_a_resumed_run_refuses_another_reference_policy():
             num_prompts=4,
             is_refilled=False,
             coefficient=None,
+            is_adapted=False,
             reference=reference,
             decode=rl_toy.decode,
         )

@@ -55,7 +55,7 @@ def _feed(given):
 def read(given):
     """Return the prompts of the first steps, as the policy reads them."""
     feed = _feed(given)
-    asked = [next(feed).first for _ in range(given.options.train.num_steps)]
+    asked = [next(feed) for _ in range(given.options.train.num_steps)]
     return [(one.indices, [(x.tokens, x.pixels) for x in one.prompts]) for one in asked]
 
 
@@ -114,7 +114,12 @@ _TABLE = {
     read: prompt_fields.read(is_mixture=True)
     | field_tables.each({"seed": 1, "rollout.num_prompts": 3}),
     from_store: prompt_fields.stored(is_mixture=True),
-    rows: field_tables.each({"rows.row_tokens": 1024, "rows.row_sequences": 1, "rows.num_rows": 4}),
+    rows: field_tables.each(
+        {
+            **{"rows.row_tokens": 1024, "rows.row_sequences": 1, "rows.num_rows": 4},
+            "rows.has_shared_prompts": True,
+        }
+    ),
     drawn_with: field_tables.each(
         {
             "rollout.num_responses": 4,
@@ -124,7 +129,8 @@ _TABLE = {
             "rollout.batch_responses": 2,
         }
     )
-    | field_tables.cuts(),
+    | field_tables.cuts()
+    | field_tables.ROLLOUT_MESH,
     judged: field_tables.each(
         {
             "rewards.judge": "official",
@@ -145,7 +151,7 @@ _TABLE = {
     asked_of_the_loop: field_tables.OF_THE_LOOP,
     optimizer: field_tables.optim("optim."),
     devices: field_tables.mesh() | field_tables.model_types(),
-    model: field_tables.sizes("model.sizes."),
+    model: field_tables.sizes("model.sizes.") | field_tables.lora(),
 }
 _REFUSING = {*prompt_fields.REFUSING, "model.attention"}
 _SECTIONS = {

@@ -87,6 +87,20 @@ def test_the_same_step_however_it_is_computed(folder, whole, tmp_path, overrides
     _assert_same_step(tmp_path, whole)
 
 
+def test_moments_in_the_hosts_memory_give_the_step_and_are_saved_and_restored(
+    folder, whole, tmp_path
+):
+    options = (*FOUR_ROWS, "--config.optim.memory=host")
+    assert sft_run.run(folder, tmp_path / "one", *ONE_STEP, *options) == 0
+    _assert_same_step(tmp_path / "one", whole)
+    two = ("--config.train.num_steps=2", "--config.checkpoint.save_every_steps=1", *options)
+    assert sft_run.run(folder, tmp_path / "two", *two) == 0
+    before = sft_run.checksums(tmp_path / "two")
+    assert sft_run.run(folder, tmp_path / "two", *two, "--config.resume.step=1") == 0
+    assert (tmp_path / "two" / "set_aside" / "2").is_dir()
+    assert sft_run.checksums(tmp_path / "two") == before
+
+
 def test_all_assistant_tokens_and_no_others_are_targets(folder, whole):
     rows = json.loads((folder / "train.json").read_text())
     tokenizer = tokenizers.Tokenizer.from_file(str(whole / "model" / "tokenizer.json"))

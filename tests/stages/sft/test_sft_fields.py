@@ -12,6 +12,7 @@ from flax import nnx
 from configs import sft as config_file
 from prism_jax.data import build, encode, sources, validate
 from prism_jax.losses import reduce
+from prism_jax.setup import agreement
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.sft import config as sft_config
@@ -55,8 +56,7 @@ def _open(given):
     devices = devices_lib.open_devices(options.mesh, options.model)
     files = setup_models.keep_files(options.model, given.workdir)
     model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
-    words = sft_feed.open_words(options.data, files)
-    feed = sft_feed.Feed(options, devices, model, words=words, folder=given.workdir)
+    feed = sft_feed.Feed(options, devices, model, files=files, folder=given.workdir)
     return devices, model, feed
 
 
@@ -64,14 +64,14 @@ def packed(given):
     """Return the batches of a run of so many epochs."""
     _, _, feed = _open(given)
     num_steps = feed.num_steps(given.options.train.num_epochs or 1)
-    batches = feed.train(num_steps)
+    batches = feed.train(num_steps, inputs=agreement.Inputs())
     return [next(batches) for _ in range(num_steps)]
 
 
 def from_store(given):
     """Return the first batch of rows that lie in an object store."""
     with field_tables.a_store(given.folder):
-        return next(_open(given)[2].train(1))
+        return next(_open(given)[2].train(1, inputs=agreement.Inputs()))
 
 
 def held_out(given):
@@ -97,7 +97,7 @@ def program(given):
     def loss(params, batch):
         return loss_fn(nnx.merge(model.graphdef, params), batch, jax.random.key(0))[0]["nll"].total
 
-    microbatch = jax.tree.map(lambda x: x[0], next(feed.train(1)))
+    microbatch = jax.tree.map(lambda x: x[0], next(feed.train(1, inputs=agreement.Inputs())))
     traced = str(jax.make_jaxpr(jax.grad(loss))(model.params, microbatch))
     return re.sub(r"0x[0-9a-f]+", "", traced)
 
@@ -114,7 +114,7 @@ def effort(given):
 
     def make_twice():
         for _ in range(2):
-            next(feed.train(1))
+            next(feed.train(1, inputs=agreement.Inputs()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "example", example)
@@ -187,7 +187,7 @@ _TABLE = {
     asked_of_the_loop: field_tables.OF_THE_LOOP | field_tables.each({"evaluate.every_steps": 3}),
     optimizer: field_tables.optim("optim."),
     devices: field_tables.mesh() | field_tables.model_types(),
-    model: field_tables.sizes("model.sizes."),
+    model: field_tables.sizes("model.sizes.") | field_tables.lora(),
 }
 _REFUSING = {
     "data.limit_image_pixels",

@@ -1,4 +1,4 @@
-"""Ask a discriminator for the honesty panel, in the shapes that its stage has compiled."""
+"""Scores and router counts for the honesty panel, in the shapes that the stage has compiled."""
 
 import dataclasses
 import itertools
@@ -22,7 +22,7 @@ Scorer = Callable[[nnx.State, discriminator_batch.SegmentBatch], jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Say how a stage lays segments into rows."""
+    """The rows into which a stage packs segments."""
 
     shape: RowShape
     positions: discriminator_batch.Positions
@@ -31,8 +31,8 @@ class Layout:
     sees_images: bool
 
 
-class Asker:
-    """Score pairs and count the router's choices; compiles nothing until it is asked."""
+class Scoring:
+    """The computation of scores and of the router's choices; nothing is compiled until it runs."""
 
     def __init__(
         self,
@@ -51,22 +51,22 @@ class Asker:
             moe is not None and moe.router == "segment"
         )
 
-    def judge(self, params: nnx.State) -> honesty_panel.Judge:
-        """Return the discriminator with these parameters, as the panel asks it."""
+    def discriminator(self, params: nnx.State) -> honesty_panel.Discriminator:
+        """Return the discriminator with these parameters, in the panel's form."""
 
         def score(pairs: honesty_panel.Pairs) -> np.ndarray:
-            found = [
-                packed.read(jax.device_get(self._score(params, batch)))
+            scores = [
+                packed.read(batches.to_host(self._score(params, batch)))
                 for packed, batch in self._batches(pairs)
             ]
-            return np.concatenate(found).reshape(-1, 2)
+            return np.concatenate(scores).reshape(-1, 2)
 
         def count(pairs: honesty_panel.Pairs) -> np.ndarray:
-            every = [self._count(params, batch) for _, batch in self._batches(pairs)]
-            return np.sum(jax.device_get(every), axis=0)
+            counts = [self._count(params, batch) for _, batch in self._batches(pairs)]
+            return np.sum(batches.to_host(counts), axis=0)
 
         vision = self._model.config.vision
-        return honesty_panel.Judge(
+        return honesty_panel.Discriminator(
             score=score,
             count=None if self._count is None else count,
             sees_images=self._layout.sees_images,
@@ -82,9 +82,10 @@ class Asker:
             part = slice(start, start + layout.batch_pairs)
             units, names = list(pairs.units[part]), list(pairs.names[part])
             if not layout.is_paired:
+                # Teacher and student lie apart, as in the stage's batches.
                 units = [[side] for side in itertools.chain.from_iterable(units)]
                 names = [name for name in names for _ in range(2)]
-            packed = discriminator_batch.pack(
+            packed = discriminator_batch.segment_rows(
                 pairs.prompts,
                 units,
                 names,
@@ -93,4 +94,4 @@ class Asker:
                 self._model.config,
                 positions=layout.positions,
             )
-            yield packed, batches.to_devices(packed.batch, self._devices.mesh, self._devices.rules)
+            yield packed, self._devices.put(packed.batch, num_rows=layout.shape.microbatch_rows)

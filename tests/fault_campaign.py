@@ -1,0 +1,129 @@
+"""Faults in jobs of several processes, tried one after the other; prints a table.
+
+    python -m tests.fault_campaign FOLDER [--only=KIND] [--json=FILE]
+
+Each fault hits one process of a job of two (SFT at tiny size, gloo). The job must end by itself,
+with the promised exit code on every process, and then go on in another number of processes to the
+metrics and the parameters of a run that nothing disturbed. FOLDER keeps the compiled programs.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+import shutil
+import sys
+import time
+
+import numpy as np
+
+from tests import pods
+from tests.stages import sft_run
+
+_STEPS = (
+    "--config.train.num_steps=6",
+    "--config.train.step_rows=4",
+    "--config.train.num_rows=4",
+    "--config.data.row_examples=1",
+    "--config.optim.warmup_fraction=None",
+    "--config.optim.warmup_steps=0",
+    "--config.checkpoint.save_every_steps=2",
+    "--config.mesh.num_devices=None",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One fault and what is promised."""
+
+    what: str
+    fault: str  # see `tests.faults`
+    codes: dict[int, tuple[int, ...]]  # by process, those that may be seen
+    then: int = 2  # processes that go on
+
+
+def _cases() -> list[Case]:
+    lost, killed = (134, 1), (137,)
+    cases = []
+    for process in (0, 1):
+        ends = {process: killed, 1 - process: lost}
+        for step in (0, 3, 5):
+            what = f"kill -9 of process {process} before step {step + 1}"
+            cases.append(Case(what=what, fault=f"die_in_step:{process}:{step}", codes=ends))
+        for step in (2, 4):
+            what = f"kill -9 of process {process} while checkpoint {step} is written"
+            case = Case(what=what, fault=f"die_in_save:{process}:{step}", codes=ends, then=4)
+            cases.append(case)
+        for step in (0, 2, 4):
+            what = f"SIGTERM to process {process} before step {step + 1}"
+            both = {0: (143,), 1: (143,)}
+            case = Case(what=what, fault=f"sigterm:{process}:{step}", codes=both, then=4)
+            cases.append(case)
+        failed = {0: (1,), 1: (1,)}
+        what = f"disk full on process {process} at checkpoint 4"
+        cases.append(Case(what=what, fault=f"full_disk:{process}:4", codes=failed))
+        what = f"other rows on process {process} in step 4"
+        cases.append(Case(what=what, fault=f"other_rows:{process}:3", codes=failed, then=1))
+    return cases
+
+
+def _is_same(workdir: pathlib.Path, undisturbed: pathlib.Path) -> bool:
+    rows, expected = sft_run.rows(workdir), sft_run.rows(undisturbed)
+    if [row["step"] for row in rows] != [row["step"] for row in expected]:
+        return False
+    for row, wanted in zip(rows, expected, strict=True):
+        pairs = [(row.get(name, math.nan), value) for name, value in wanted.items()]
+        if not all(math.isclose(a, b, rel_tol=2e-4, abs_tol=2e-5) for a, b in pairs):
+            return False
+    saved, wanted = sft_run.saved(workdir), sft_run.saved(undisturbed)
+    return all(np.allclose(saved[name], wanted[name], atol=5e-5) for name in wanted)
+
+
+def main(argv: list[str]) -> int:
+    """Try every fault; return 1 when one was not survived."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--only", default="", help="kind of fault, as `tests.faults` names it")
+    parser.add_argument("--json", type=pathlib.Path)
+    options = parser.parse_args(argv)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    files = options.folder / "files"
+    if not files.exists():
+        files.mkdir()
+        sft_run.write(files, num_rows=8)
+    cache = options.folder / "compiled"
+
+    def run(workdir: pathlib.Path, count: int, fault: str | None = None):
+        arguments = sft_run.arguments(files, workdir, *_STEPS)
+        return pods.run(count, arguments, cache=cache, devices=4 // count, fault=fault)
+
+    undisturbed = options.folder / "undisturbed"
+    if not (undisturbed / "finished.json").exists():
+        run(undisturbed, 1).check_returncode()
+    results = []
+    print("| fault | exit codes | seconds to end | went on | survived |\n|---|---|---|---|---|")
+    for case in _cases():
+        if not case.fault.startswith(options.only):
+            continue
+        workdir = options.folder / case.fault.replace(":", "_")
+        shutil.rmtree(workdir, ignore_errors=True)
+        begun = time.monotonic()
+        codes = pods.codes(run(workdir, 2, case.fault))
+        seconds = time.monotonic() - begun
+        is_as_promised = all(codes.get(process) in wanted for process, wanted in case.codes.items())
+        is_done = run(workdir, case.then).returncode == 0
+        survived = is_done and is_as_promised and _is_same(workdir, undisturbed)
+        shown = ", ".join(str(codes.get(process, 0)) for process in (0, 1))
+        print(f"| {case.what} | {shown} | {seconds:.0f} | {case.then} processes | "
+              f"{'yes' if survived else 'LOST'} |", flush=True)  # fmt: skip
+        results.append({"fault": case.what, "codes": codes, "survived": survived})
+    lost = [one["fault"] for one in results if not one["survived"]]
+    print(f"\n{len(results)} tried, {len(results) - len(lost)} survived, {len(lost)} lost")
+    if options.json is not None:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return int(bool(lost))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,65 @@
+"""Jobs of several processes on this machine, by `launch/local_pod.sh`."""
+
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(
+    count: int,
+    arguments: Sequence[str],
+    *,
+    cache: pathlib.Path,
+    devices: int = 2,
+    fault: str | None = None,
+    max_restarts: int = 0,
+    timeout: float = 1200.0,
+    **environment: str,
+) -> subprocess.CompletedProcess:
+    """Run a command in so many processes, each with so many devices; return how it ended.
+
+    Args:
+      cache: folder of compiled programs.
+      fault: see `tests.faults`.
+    """
+    python = sys.executable
+    if fault is not None:
+        script = cache / "python"
+        cache.mkdir(exist_ok=True)
+        # The launcher asks the interpreter for a free port, too.
+        script.write_text(
+            f'#!/bin/sh\n[ "$1" = -c ] && exec {shlex.quote(python)} "$@"\n'
+            f'exec {shlex.quote(python)} -m tests.faults "$@"\n'
+        )
+        script.chmod(0o755)
+        python, environment = str(script), environment | {"PRISM_TEST_FAULT": fault}
+    options = ["--devices", str(devices), "--max-restarts", str(max_restarts)]
+    return subprocess.run(
+        ["bash", "launch/local_pod.sh", str(count), *options, "--", *arguments],
+        cwd=_ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(_ROOT),
+            "PRISM_PYTHON": python,
+            "PRISM_GRACE_SECONDS": "60",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def codes(done: subprocess.CompletedProcess) -> dict[int, int]:
+    """Return the exit codes that are not 0, by process."""
+    words = [line.split() for line in done.stderr.splitlines() if " ended with exit code " in line]
+    return {int(line[1]): int(line[-1]) for line in words if line[0] == "process"}
