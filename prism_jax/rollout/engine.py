@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from models import attention, decode_attention, sharding
 from models.config import Qwen3VLConfig
@@ -70,7 +70,7 @@ class Engine:
     decode_implementation: decode_attention.Implementation
     chunk_tokens: int
     num_slots: int | None
-    mesh: Mesh | None
+    mesh: Mesh | AbstractMesh | None  # abstract: nothing is run, see `commands.plan`
     rules: sharding.Rules
     say: Callable[[str], None]
     plans: dict = dataclasses.field(default_factory=dict, repr=False)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from models import decoder_layer, sharding
@@ -103,7 +103,9 @@ def unstacked(
     return nnx.split(nnx.eval_shape(unstack, params))
 
 
-def placed(shapes: nnx.State, *, dtype: DTypeLike, mesh: Mesh, rules: sharding.Rules) -> nnx.State:
+def placed(
+    shapes: nnx.State, *, dtype: DTypeLike, mesh: Mesh | AbstractMesh, rules: sharding.Rules
+) -> nnx.State:
     """Return the shapes of `unstacked` with the type and the shardings that `prepare` gives."""
     flat = []
     for path, leaf in nnx.to_flat_state(shapes):
@@ -154,7 +156,9 @@ def _joined(config: TextConfig) -> dict[tuple[str, ...], _Made]:
     }
 
 
-def is_cut_between_heads(mesh: Mesh | None, rules: sharding.Rules, num_kv_heads: int) -> bool:
+def is_cut_between_heads(
+    mesh: Mesh | AbstractMesh | None, rules: sharding.Rules, num_kv_heads: int
+) -> bool:
     """Return whether the mesh leaves kv heads whole, each with its queries."""
     if mesh is None:
         return True
@@ -164,7 +168,9 @@ def is_cut_between_heads(mesh: Mesh | None, rules: sharding.Rules, num_kv_heads:
     return rules.mesh_axes("heads") == axes and num_kv_heads % parts == 0
 
 
-def _place(leaf: nnx.Variable, mesh: Mesh | None, rules: sharding.Rules) -> NamedSharding | None:
+def _place(
+    leaf: nnx.Variable, mesh: Mesh | AbstractMesh | None, rules: sharding.Rules
+) -> NamedSharding | None:
     """Return where a parameter lies; None: where JAX puts it."""
     if mesh is None:
         return None

@@ -7,7 +7,8 @@ For a TPU the stage's own programs are compiled at its own shapes, by libtpu on 
 needs no TPU: minutes and some GiB of memory for each the first time, kept in --cache afterwards.
 For GPUs, and with --no-compile, all is an estimate from shapes. When something does not fit, the
 fields are named that would make it fit. Fields are overridden as in the stage itself
-(--config.train.num_rows=8). Exit code 0: it fits in 0.90 of the memory; 1: it does not.
+(--config.train.num_rows=8). Exit code 0: it fits in 0.90 of the memory, and the sampler in the
+rest; 1: it does not.
 
 --table makes docs/fits.md, see `commands.plan.table`.
 """

@@ -30,7 +30,7 @@ MODELS = {
     "discriminator": presets.DISCRIMINATOR_2B_MOE4X,
 }
 STAGES = ("sft", "warmup", "align", "rlvr", "evaluate", "pairs")
-_ASKING = ("evaluate", "pairs")
+ASKING = ("evaluate", "pairs")
 # What a run needs and a plan does not: named in the message if it were read after all.
 _UNSET = "-"
 
@@ -76,9 +76,9 @@ def open_job(job: Job, *, is_compiled: bool) -> Opened:
     """
     machine = job.open_machine()
     options = configuration.parse(_kind(job.stage), ml_collections.ConfigDict(_fill(job.config)))
-    source = asked.model_of(options) if job.stage in _ASKING else options.model
+    source = asked.model_of(options) if job.stage in ASKING else options.model
     devices = _devices(options.mesh, source, machine, is_compiled=is_compiled)
-    if job.stage not in _ASKING:
+    if job.stage not in ASKING:
         problems = options.problems_on(devices.layout())
         if problems:
             raise errors.InputError("; ".join(f"config.{problem}" for problem in problems))
@@ -117,13 +117,13 @@ def stage_of(config_file: str) -> str:
 
 
 def _kind(stage: str) -> type:
-    folder = "commands" if stage in _ASKING else "stages"
-    inner = stage if stage in _ASKING else f"{stage}.config"
+    folder = "commands" if stage in ASKING else "stages"
+    inner = stage if stage in ASKING else f"{stage}.config"
     return importlib.import_module(f"prism_jax.{folder}.{inner}").Config
 
 
 def _programs_of(stage: str) -> Callable[..., list[programs.Program]]:
-    if stage in _ASKING:
+    if stage in ASKING:
         return asked.programs_of
     return importlib.import_module(f"prism_jax.stages.{stage}.programs").programs_of
 

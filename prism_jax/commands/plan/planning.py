@@ -30,8 +30,12 @@ class Plan:
 
     @property
     def fullest(self) -> memory.Phase:
-        """Return the phase that needs most."""
-        return max(self.phases, key=lambda phase: (phase.refusal is not None, phase.total))
+        """Return the phase that needs most, of those that do not fit if there are any."""
+        hbm = self.opened.machine.generation.hbm_gib
+        return max(
+            self.phases,
+            key=lambda phase: (phase.refusal is not None, not phase.fits(hbm), phase.total),
+        )
 
 
 Compile = Callable[[opening.Job, str], Mapping[str, Any]]
