@@ -126,6 +126,11 @@ def _try(job: opening.Job, changes: Changes) -> Plan | None:
 def _without_needless(job: opening.Job, taken: Changes) -> dict[str, Any]:
     needed = dict(taken)
     for name in list(taken):
+        section, _, field = name.rpartition(".")
+        moments = (f"{section}.mu_dtype", f"{section}.nu_dtype")
+        if field == "rounding" and any(moment in needed for moment in moments):
+            # It takes no memory: moments in bfloat16 need it to follow slow changes.
+            continue
         fewer = {key: value for key, value in needed.items() if key != name}
         estimate = _try(job, fewer)
         if estimate is not None and estimate.fits:
