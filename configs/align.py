@@ -5,7 +5,7 @@
         --config.prompts.path=rl_training_data_5.9k.parquet
 
 Sizes: tiny (tests), demo (models of 2 million parameters, 2 CPU cores), small (107 million, one
-GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are), 2b_one_gpu and
+GPU), 4b and 8b (1 to 256 devices; docs/fits.md names those that are large enough), 2b_one_gpu and
 4b_one_gpu (one GPU of 80 GB and 64 GB of the host's memory). Options:
 
   new        tiny, demo, small: new models; both folders then name their tokenizer
@@ -40,8 +40,8 @@ _ROWS = common.table("""
   tiny   256         2              2         False
   demo   384         2              8         False
   small  1024        4              8         False
-  4b     8192        8              8         True
-  8b     8192        8              8         True
+  4b     8192        8              -1        True
+  8b     8192        8              -1        True
 """)
 _INTERVALS = common.table("""
          panel_steps  panel_pairs  save_steps  log_steps

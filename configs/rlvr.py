@@ -5,8 +5,8 @@
         --config.prompts.path=rl_training_data_filtered_2k.parquet
 
 Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 million, one GPU), 4b and
-8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are), 2b_one_gpu and 4b_one_gpu (one GPU
-of 80 GB). Options, at most one algorithm:
+8b (1 to 256 devices; docs/fits.md names those that are large enough), 2b_one_gpu and 4b_one_gpu
+(one GPU of 80 GB). Options, at most one algorithm:
 
   grpo         rewards over mean and deviation of their group, clipped loss (without any option)
   dapo         clip-higher, dual clip, dynamic sampling, overlong penalty
@@ -51,8 +51,8 @@ _ROWS = common.table("""
   tiny   256         2              2         False
   demo   384         2              8         False
   small  1024        4              8         False
-  4b     10240       8              8         True
-  8b     10240       8              8         True
+  4b     10240       8              -1        True
+  8b     10240       8              -1        True
 """)
 
 

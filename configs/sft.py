@@ -6,8 +6,8 @@
         --config.data.train=gemini_distill/dataset_info.json#gemini
 
 Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 million, one GPU), 4b and
-8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are), 2b_one_gpu and 4b_one_gpu (one GPU
-of 80 GB, float32 weights and moments). Options:
+8b (1 to 256 devices; docs/fits.md names those that are large enough), 2b_one_gpu and 4b_one_gpu
+(one GPU of 80 GB, float32 weights and moments). Options:
 
   new           tiny, demo, small: a new model; model.folder then names its tokenizer
   train_vision  4b, 8b: train the vision tower and its mergers too
@@ -25,18 +25,20 @@ from ml_collections import ConfigDict, config_dict
 
 from configs import common
 
-# num_rows: packed rows of a microbatch over all devices. The README's "global batch 2" is almost
+# step_rows: packed rows of an update, on any devices; num_rows: those of a microbatch, -1 is one on
+# each part of the mesh, so that 4b and 8b take 8 microbatches on one device and one on 8 (more than
+# 8 compute empty rows: give them a larger step_rows). The README's "global batch 2" is almost
 # surely 2 sequences on each of 8 devices, 16 an update. 8 rows of 8192 tokens hold about 64 with a
 # mean of 1000 tokens: 4 times as many, so a quarter of the updates at the same learning rate.
 # data.row_examples=2 bounds an update to those 16, at the price of mostly empty rows; a row of one
 # sequence is data.row_examples=1. Which of them the published run had is not known.
 _SIZES = common.table("""
-         num_rows  num_steps  num_epochs  peak  evaluate_every  save_every  log_every
-  tiny   2         2          -           1e-3  1               1           1
-  demo   8         300        -           3e-4  100             50          20
-  small  16        100        -           2e-4  50              50          10
-  4b     8         -          1           1e-5  1000            500         10
-  8b     8         -          1           1e-5  1000            500         10
+         step_rows num_rows  num_steps  num_epochs  peak  evaluate_every  save_every  log_every
+  tiny   2         2         2          -           1e-3  1               1           1
+  demo   8         8         300        -           3e-4  100             50          20
+  small  16        16        100        -           2e-4  50              50          10
+  4b     8         -1        -          1           1e-5  1000            500         10
+  8b     8         -1        -          1           1e-5  1000            500         10
 """)
 # demo has short rows of two examples: attention by XLA computes whole rows, whatever is packed into
 # them. An image of 768 x 768 pixels has 2304 patches and 576 tokens.
@@ -64,7 +66,7 @@ def _for_one_gpu(size: str, config: ConfigDict) -> None:
 
     Of 4b they take 46.5 GiB, the gradients 15.0, and what else a step needs about 8: see the head.
     """
-    config.train.num_rows = 1
+    config.train.step_rows = config.train.num_rows = 1
     config.model.remat = "full" if size == "4b_one_gpu" else "save_attention"
 
 
@@ -82,8 +84,8 @@ def _config(arg: str) -> ConfigDict:
         {
             "num_steps": config_dict.placeholder(int),
             "num_epochs": config_dict.placeholder(int),
+            "step_rows": row.step_rows,
             "num_rows": row.num_rows,
-            "num_microbatches": 1,
             "head_chunk_tokens": 1024 if is_large else 2048,
             "head": "fused",
             # Source: transformers router_aux_loss_coef of Qwen3-VL-MoE.

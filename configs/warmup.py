@@ -5,8 +5,8 @@
         --config.model.folder=qwen3_vl_2b_moe4x --config.data.train=pairs.jsonl
 
 Sizes: tiny (tests), demo (an upcycled model of 2 million parameters, 2 CPU cores), small (one GPU),
-2b_one_gpu and 4b_one_gpu (one GPU of 80 GB), 4b and 8b (8 devices of 80 GB), the last four the
-published 2B x 4 experts, which serves either policy. Options:
+2b_one_gpu and 4b_one_gpu (one GPU of 80 GB), 4b and 8b (1 to 256 devices, see docs/fits.md), the
+last four the published 2B x 4 experts, which serves either policy. Options:
 
   new        tiny, demo, small: a new dense model; model.folder then names its tokenizer
   text_only  without pictures, the vision tower frozen (the paper's ablation). For the dense
@@ -38,8 +38,8 @@ _ROWS = common.table("""
   tiny   512         4              2         False
   demo   384         4              6         False
   small  2048        8              8         False
-  4b     16384       16             8         True
-  8b     16384       16             8         True
+  4b     16384       16             -1        True
+  8b     16384       16             -1        True
 """)
 # When held-out pairs are scored, and how many; likewise of the honesty panel.
 _EVALUATIONS = common.table("""

@@ -24,7 +24,8 @@ for job in $(jobs -p); do wait "$job"; done
 .venv/bin/python -m prism_jax sft --config=configs/sft.py:demo,new --workdir="$work/sft" \
   --config.model.folder="$work/tokenizer" "${data[@]}" \
   --config.data.row_tokens=384 --config.data.row_examples=4 --config.data.row_images=4 \
-  --config.data.row_patches="(64,)" --config.train.num_rows=64 --config.train.num_steps=3000 \
+  --config.data.row_patches="(64,)" \
+  --config.train.step_rows=64 --config.train.num_rows=64 --config.train.num_steps=3000 \
   --config.optim.peak=5e-4 --config.evaluate.every_steps=None "$@"
 rm -rf "$work/model"
 .venv/bin/python -m prism_jax export --workdir="$work/sft" --to="$work/model" --dtype=bfloat16

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from prism_jax import errors
 
 # Renamed fields: the old name and the new one.
-RENAMED = {"verifier": "judge"}
+RENAMED = {"verifier": "judge", "num_microbatches": "step_rows"}
 _OVERRIDE = re.compile(r"(--?(?:no)?config)\.([^=]*)(?:=.*)?", re.DOTALL)
 _FILE = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 

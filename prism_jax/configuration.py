@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from prism_jax import config_usage, config_values, errors
+from prism_jax import config_usage, config_values, errors, row_layout
 
 _FREE = "is_free"
 _NONE = re.compile(r"--config\.([\w.]+)=None")
@@ -63,7 +63,11 @@ def free_fields(kind: type[Section]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Axes(Section):
-    """Sizes of the mesh; one of them may be -1, all the devices that are left."""
+    """Sizes of the mesh; one of them may be -1, for all remaining devices.
+
+    With both `data` and `fsdp` -1, `fsdp` takes as many as `max_fsdp` allows: a power of two of the
+    devices of a slice. Rows are spread over data x fsdp, the "parts" of the mesh.
+    """
 
     data: int
     fsdp: int
@@ -76,13 +80,15 @@ class Mesh(Section):
     """The layout of arrays on devices."""
 
     axes: Axes
+    # Most devices over which a weight is spread where data and fsdp are -1; None: no limit.
+    max_fsdp: int | None
     num_devices: int | None  # use only the first N; None: all
     is_distributed: bool | None  # several processes; None: where a cluster is detected
     rules: tuple[tuple[str, str | tuple[str, ...] | None], ...]  # changes to the default ones
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return at_least(self, 1, "num_devices")
+        return at_least(self, 1, "num_devices", "max_fsdp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -272,6 +278,11 @@ class TrainingRun(Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         return at_least(self, 0, "seed")
+
+    def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
+        """Return the problems on these devices, as `problems` does; known before any data."""
+        del layout
+        return []
 
 
 def at_least(section: Section, least: float, *names: str) -> list[str]:

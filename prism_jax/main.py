@@ -41,6 +41,7 @@ COMMANDS = {
     "rlvr": ("stages.rlvr.main", "reinforcement learning with verifiable rewards"),
     "data": ("commands.data", "write the embedded corpus, build data sets"),
     "pipeline": ("commands.pipeline.main", "run the whole chain of stages on the embedded corpus"),
+    "plan": ("commands.plan.main", "tell whether a configuration fits a machine, without it"),
     "report": ("commands.report", "one page about a chain: plots, tables, responses"),
 }
 

@@ -57,8 +57,17 @@ def rules(pairs: Mapping[str, sharding.MeshAxes | Sequence[str]]) -> sharding.Ru
     return sharding.Rules(tuple(fixed))
 
 
-def axis_sizes(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
+def axis_sizes(
+    sizes: Mapping[str, int],
+    num_devices: int,
+    *,
+    num_slices: int = 1,
+    max_fsdp: int | None = None,
+) -> dict[str, int]:
     """Return the size of every axis; one axis may be -1, for all remaining devices.
+
+    Both `data` and `fsdp` may be -1: `fsdp` is then the largest power of two that divides the
+    devices of a slice, at most `max_fsdp`, and `data` the rest.
 
     Raises InputError when the sizes do not multiply to the number of devices.
     """
@@ -66,23 +75,38 @@ def axis_sizes(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
         raise errors.InputError(f"mesh.axes must name exactly {AXES}, got {sorted(sizes)}")
     free = [name for name in AXES if sizes[name] == -1]
     known = math.prod(sizes[name] for name in AXES if name not in free)
-    if len(free) > 1 or known < 1 or num_devices % known or (not free and known != num_devices):
+    is_one = len(free) <= 1 or set(free) == {"data", "fsdp"}
+    if not is_one or known < 1 or num_devices % known or (not free and known != num_devices):
         raise errors.InputError(
-            f"mesh.axes = {dict(sizes)} does not fit {num_devices} devices; at most one may be -1"
+            f"mesh.axes = {dict(sizes)} does not fit {num_devices} devices: the sizes must "
+            f"multiply to {num_devices}, or divide it with -1 for one of them (or data and fsdp)"
         )
-    return {name: num_devices // known if name in free else sizes[name] for name in AXES}
+    left = num_devices // known
+    found = {name: left if name in free else sizes[name] for name in AXES}
+    if len(free) > 1:
+        inner = left // num_slices
+        largest = inner & -inner  # the largest power of two that divides it
+        while max_fsdp is not None and largest > max_fsdp:
+            largest //= 2
+        found |= {"data": left // largest, "fsdp": largest}
+    return found
 
 
-def make(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make(
+    sizes: Mapping[str, int],
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    max_fsdp: int | None = None,
+) -> Mesh:
     """Build the mesh over all devices (or `devices`); several TPU slices lie along `data`.
 
     Raises InputError when the sizes do not fit the devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = axis_sizes(sizes, len(devices))
-    shape = [sizes[name] for name in AXES]
     # Chips of a single slice may have no slice index.
     slices = {getattr(device, "slice_index", 0) for device in devices}
+    sizes = axis_sizes(sizes, len(devices), num_slices=len(slices), max_fsdp=max_fsdp)
+    shape = [sizes[name] for name in AXES]
     if len(slices) > 1:
         if shape[0] % len(slices):
             raise errors.InputError(

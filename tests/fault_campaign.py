@@ -23,6 +23,7 @@ from tests.stages import sft_run
 
 _STEPS = (
     "--config.train.num_steps=6",
+    "--config.train.step_rows=4",
     "--config.train.num_rows=4",
     "--config.data.row_examples=1",
     "--config.optim.warmup_fraction=None",

@@ -17,7 +17,8 @@ _FILES = sorted(
 # longest name that fits a module decides; a folder always imports itself, and a name includes what
 # lies in it. Arrows between these parts run one way.
 _BASE = (
-    "errors version small_files intervals tree_paths metrics progress configuration mesh batches"
+    "errors version small_files intervals tree_paths metrics progress row_layout configuration mesh"
+    " batches"
 )
 _RUN = f"{_BASE} rows first_fit losses training checkpoints data rewards rollout setup"
 _PARTS: dict[str, tuple[str, str]] = {
@@ -32,8 +33,12 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.metrics": ("", "jax numpy"),
     "prism_jax.progress": ("", ""),
     "prism_jax.config_usage": ("errors", "absl ml_collections"),
+    "prism_jax.row_layout": ("", ""),
     "prism_jax.config_values": ("config_usage", ""),
-    "prism_jax.configuration": ("errors config_usage config_values", "absl ml_collections"),
+    "prism_jax.configuration": (
+        "errors config_usage config_values row_layout",
+        "absl ml_collections",
+    ),
     "prism_jax.mesh": ("errors tree_paths models", "jax flax numpy"),
     "prism_jax.batches": ("models", "jax numpy"),
     "prism_jax.shared_rows": ("models", "numpy"),
@@ -67,7 +72,7 @@ _PARTS: dict[str, tuple[str, str]] = {
         "jax etils ml_collections numpy tensorboardX wandb",
     ),
     # The stages import nothing of one another.
-    "prism_jax.stages.sft": (f"{_RUN} running models", "jax flax"),
+    "prism_jax.stages.sft": (f"{_RUN} running models", "jax flax numpy"),
     "prism_jax.stages.warmup": (f"{_RUN} discriminator honesty running", "jax flax numpy"),
     "prism_jax.stages.align": (
         f"{_RUN} policy discriminator honesty running models",
@@ -83,6 +88,11 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.commands.pipeline": (
         "errors small_files progress configuration checkpoints report",
         "",
+    ),
+    # It names every stage, whose programs it lists.
+    "prism_jax.commands.plan": (
+        f"{_BASE} checkpoints setup policy commands.ask models",
+        "jax ml_collections",
     ),
     "prism_jax.commands": (
         f"{_RUN} policy running report commands.ask models",

@@ -48,7 +48,7 @@ def _compile(
 @pytest.mark.tpu
 @pytest.mark.slow
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x1", "v6e:2x4"])
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x4"])
 def test_gradients_compile_with_splash_heads_128_64_72_and_gather_weights_alone(topology):
     length = 256
     results = _compile(topology, "gradient", "small_64", "small_72", length=length)

@@ -133,14 +133,18 @@ class Packed:
     def rows(self, step: int, positions: Sequence[int]) -> Rows:
         """Return the rows at some positions of a step, as arrays.
 
-        The vision rows and the slots for segments have the sizes that all rows of the step need, so
-        that processes that make other parts of the step use the same sizes.
+        A position beyond the rows of the step is an empty row. The vision rows and the slots for
+        segments have the sizes that all rows of the step need, so that processes that make other
+        parts of the step use the same sizes.
         """
         rows = self._plan.step(step)
         sizes = [self._demonstrations.sizes[list(row)].sum(0) for row in rows]
         _, patches, images = (int(most) for most in np.max(sizes, axis=0))
         encoded_rows = [
-            [self._demonstrations[number] for number in rows[position]] for position in positions
+            [self._demonstrations[number] for number in rows[position]]
+            if position < len(rows)
+            else []
+            for position in positions
         ]
         text, vision = collate.collate(
             [[encoded.example for encoded in row] for row in encoded_rows],

@@ -28,6 +28,11 @@ class Pairs(configuration.Section):
             problems.append(f"head_dropout must be in [0, 1), got {self.head_dropout}")
         return problems
 
+    def is_split_seen(self, model: setup_models.Model) -> bool:
+        """Return whether the training depends on the split of a step into microbatches."""
+        has_router = self.router > 0 and model.config.text.moe is not None
+        return has_router or self.head_dropout > 0
+
     def pair_rule(
         self,
         model: setup_models.Model,

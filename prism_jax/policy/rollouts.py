@@ -128,6 +128,42 @@ class Responses:
         }
 
 
+def open_engine(
+    options: Rollout,
+    model: setup_models.Model,
+    devices: devices_lib.Devices,
+    sizes: Sequence[encode.Size],
+) -> engine.Engine:
+    """Return the engine for prompts of these sizes; graph and mesh are those of the rollouts.
+
+    Raises:
+      InputError: a copy of the weights cannot be cut as configured.
+    """
+    heads, num_devices = model.config.text.num_kv_heads, devices.mesh.size
+    if options.tensor is not None and (heads % options.tensor or num_devices % options.tensor):
+        raise errors.InputError(
+            f"config.rollout.tensor must divide {heads} kv heads and {num_devices} devices, "
+            f"got {options.tensor}"
+        )
+    return engine.Engine(
+        graphdef=model.graphdef,
+        config=model.config,
+        # Those of the largest prompts, so that one program serves every step.
+        shapes=engine.Shapes(
+            prompt_tokens=max(size.tokens for size in sizes),
+            prompt_patches=max(1, *(size.patches for size in sizes)),
+            prompt_images=max(1, *(size.images for size in sizes)),
+        ),
+        prefill_implementation=devices.attention,
+        decode_implementation=devices.decode_attention,
+        chunk_tokens=options.chunk_tokens,
+        num_slots=options.batch_responses,
+        mesh=None,
+        rules=devices.rules,
+        say=setup_models.say_once(),
+    )
+
+
 class Sampler:
     """The sampler of responses; parameters are passed with every call."""
 
@@ -142,12 +178,6 @@ class Sampler:
         gate: tags.Gate,
     ):
         """Store the parts; nothing is compiled before the first step."""
-        heads, num_devices = model.config.text.num_kv_heads, devices.mesh.size
-        if options.tensor is not None and (heads % options.tensor or num_devices % options.tensor):
-            raise errors.InputError(
-                f"config.rollout.tensor must divide {heads} kv heads and {num_devices} devices, "
-                f"got {options.tensor}"
-            )
         self._options, self._devices = options, devices
         self._graphdef = model.graphdef
         self._mesh: Mesh | None = None  # chosen when the training state is in memory
@@ -155,23 +185,7 @@ class Sampler:
         self.reader = responses.Reader.of(
             words, vocab_tokens=model.config.text.vocab_size, gate=gate
         )
-        self._engine = engine.Engine(
-            graphdef=model.graphdef,
-            config=model.config,
-            # Those of the largest prompts, so that one program serves every step.
-            shapes=engine.Shapes(
-                prompt_tokens=max(size.tokens for size in sizes),
-                prompt_patches=max(1, *(size.patches for size in sizes)),
-                prompt_images=max(1, *(size.images for size in sizes)),
-            ),
-            prefill_implementation=devices.attention,
-            decode_implementation=devices.decode_attention,
-            chunk_tokens=options.chunk_tokens,
-            num_slots=options.batch_responses,
-            mesh=None,
-            rules=devices.rules,
-            say=setup_models.say_once(),
-        )
+        self._engine = open_engine(options, model, devices, sizes)
 
     def __call__(
         self, params: nnx.State, prompts: Sequence[inputs.Example], key: jax.Array

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from models import attention, decode_attention, sharding
 from models.config import Qwen3VLConfig
@@ -69,7 +70,7 @@ class Engine:
     decode_implementation: decode_attention.Implementation
     chunk_tokens: int
     num_slots: int | None
-    mesh: Mesh | None
+    mesh: Mesh | AbstractMesh | None  # abstract: nothing is run, see `commands.plan`
     rules: sharding.Rules
     say: Callable[[str], None]
     plans: dict = dataclasses.field(default_factory=dict, repr=False)
@@ -110,11 +111,17 @@ class Engine:
             raise ValueError(
                 f"limits must be {count} numbers between 1 and max_tokens = {sampling.max_tokens}"
             )
-        # Parts of a mesh that had no prompt of their own share a prompt's responses.
-        each = min(num_responses, math.ceil(count / self.num_parts()))
+        largest = np.max([prefill.measure(prompt) for prompt in prompts], axis=0)
+        work = self.work(
+            num_prompts=len(prompts),
+            num_responses=num_responses,
+            largest=tuple(int(size) for size in largest),
+            max_tokens=sampling.max_tokens,
+        )
+        each = work.group_responses
         session = self.open(
             params,
-            self._work(prompts, num_responses, each, sampling),
+            work,
             num_ends=len(sampling.end_token_ids),
             key_impl=str(jax.random.key_impl(key)),
             on_look=on_chunk,
@@ -169,18 +176,8 @@ class Engine:
             frames=work.prompt_images,
             implementation=self.prefill_implementation,
         )
-        cuts, heads = self._size("act_kv_heads"), self.config.text.num_kv_heads
-        if heads % cuts:
-            raise ValueError(f"the sampler's mesh cuts {heads} kv heads over {cuts} devices")
         devices = jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
-        limits = memory.Limits(
-            num_parts=self.num_parts(),
-            num_cuts=cuts,
-            free_bytes=memory.free_bytes(devices),
-            num_slots=self.num_slots,
-            multiple=_MULTIPLES[self.decode_implementation],
-            dtype=embedding.dtype,
-        )
+        limits = self.limits(free_bytes=memory.free_bytes(devices), dtype=embedding.dtype)
         return Session(
             device,
             params,
@@ -192,6 +189,25 @@ class Engine:
             key_impl=key_impl,
             say=self.say,
             on_look=on_look,
+        )
+
+    def limits(self, *, free_bytes: int | None, dtype: Any) -> memory.Limits:
+        """Return what bounds the slots.
+
+        Args:
+          free_bytes: of each device; None: unknown.
+          dtype: of keys and values.
+        """
+        cuts, heads = self._size("act_kv_heads"), self.config.text.num_kv_heads
+        if heads % cuts:
+            raise ValueError(f"the sampler's mesh cuts {heads} kv heads over {cuts} devices")
+        return memory.Limits(
+            num_parts=self.num_parts(),
+            num_cuts=cuts,
+            free_bytes=free_bytes,
+            num_slots=self.num_slots,
+            multiple=_MULTIPLES[self.decode_implementation],
+            dtype=dtype,
         )
 
     def num_parts(self) -> int:
@@ -206,19 +222,33 @@ class Engine:
         names = (axes,) if isinstance(axes, str) else axes or ()
         return math.prod(self.mesh.shape[name] for name in names)
 
-    def _work(
-        self, prompts: Sequence[Example], num_responses: int, each: int, sampling: Sampling
+    def work(
+        self,
+        *,
+        num_prompts: int,
+        num_responses: int,
+        largest: tuple[int, int, int],
+        max_tokens: int,
     ) -> memory.Work:
-        sizes = np.max([prefill.measure(prompt) for prompt in prompts], axis=0)
+        """Return what is to be drawn for so many prompts.
+
+        Args:
+          num_responses: to each prompt.
+          largest: tokens, patches and images of the largest prompts.
+          max_tokens: of the longest response.
+        """
+        # Parts of a mesh that had no prompt of their own share a prompt's responses.
+        count = num_prompts * num_responses
+        each = min(num_responses, math.ceil(count / self.num_parts()))
         shapes = self.shapes
         return memory.Work(
-            num_groups=len(prompts) * math.ceil(num_responses / each),
-            num_responses=len(prompts) * num_responses,
+            num_groups=num_prompts * math.ceil(num_responses / each),
+            num_responses=count,
             group_responses=each,
-            prompt_tokens=memory.round_up(int(sizes[0]), shapes.prompt_tokens),
-            prompt_patches=memory.round_up(int(sizes[1]), shapes.prompt_patches),
-            prompt_images=memory.round_up(int(sizes[2]), shapes.prompt_images),
-            response_tokens=sampling.max_tokens,
+            prompt_tokens=memory.round_up(largest[0], shapes.prompt_tokens),
+            prompt_patches=memory.round_up(largest[1], shapes.prompt_patches),
+            prompt_images=memory.round_up(largest[2], shapes.prompt_images),
+            response_tokens=max_tokens,
         )
 
 

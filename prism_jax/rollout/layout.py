@@ -7,7 +7,7 @@ sampler's mesh has the same devices in the same order, so that one program carri
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.typing import DTypeLike
 
 from models.config import Qwen3VLConfig
@@ -16,7 +16,7 @@ from prism_jax.rollout import memory
 _LEAST_PLACES = 65_536  # tokens of responses for which the weights must leave room
 
 
-def mesh(devices: Mesh, *, tensor: int) -> Mesh:
+def mesh(devices: Mesh | AbstractMesh, *, tensor: int) -> Mesh | AbstractMesh:
     """Return the mesh with the devices of another, `tensor` of them a copy of the weights.
 
     Raises:
@@ -26,6 +26,8 @@ def mesh(devices: Mesh, *, tensor: int) -> Mesh:
         raise ValueError(f"rollout.tensor must divide {devices.size} devices, got {tensor}")
     sizes = {"data": devices.size // tensor, "tensor": tensor}
     shape = [sizes.get(name, 1) for name in devices.axis_names]
+    if isinstance(devices, AbstractMesh):
+        return AbstractMesh(tuple(shape), devices.axis_names, axis_types=devices.axis_types)
     grid = np.asarray(devices.devices).reshape(shape)
     return Mesh(grid, devices.axis_names, axis_types=(AxisType.Auto,) * len(shape))
 
@@ -38,15 +40,28 @@ def choose_tensor(
     Where even the most leave too little, return the most that can be. A backend that does not tell
     its memory has enough.
     """
+    free = memory.free_bytes(list(devices.devices.flat))
+    return tensor_for(params, config, num_devices=devices.size, dtype=dtype, free_bytes=free)
+
+
+def tensor_for(
+    params: nnx.State,
+    config: Qwen3VLConfig,
+    *,
+    num_devices: int,
+    dtype: DTypeLike,
+    free_bytes: int | None,
+) -> int:
+    """Return what `choose_tensor` does, for devices with so much free memory; None: unknown."""
     text, size = config.text, np.dtype(dtype).itemsize
     weights = sum(leaf.size for leaf in jax.tree.leaves(params)) * size
     places = 2 * text.num_layers * text.num_kv_heads * text.head_dim * size * _LEAST_PLACES
     mlp = text.intermediate_size if text.moe is None else text.moe.intermediate_size
     cuts = [
         cut
-        for cut in range(1, devices.size + 1)
-        if all(n % cut == 0 for n in (devices.size, text.num_kv_heads, text.vocab_size, mlp))
+        for cut in range(1, num_devices + 1)
+        if all(n % cut == 0 for n in (num_devices, text.num_kv_heads, text.vocab_size, mlp))
     ]
-    free = memory.free_bytes(list(devices.devices.flat))
-    fitting = [cut for cut in cuts if free is None or (weights + places) // cut <= free]
+    is_enough = free_bytes is None
+    fitting = [cut for cut in cuts if is_enough or (weights + places) // cut <= free_bytes]
     return fitting[0] if fitting else cuts[-1]

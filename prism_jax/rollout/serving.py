@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from models import decoder_layer, sharding
@@ -51,12 +51,12 @@ def prepare(
         and v stay apart.
     """
     if join is None:
-        join = jax.default_backend() != "tpu"
+        join = joins_maps(jax.default_backend())
     values = {path: param[...] for path, param in nnx.to_flat_state(params)}
-    model = nnx.eval_shape(lambda: _unstack(graphdef, params, mesh, rules, join=join))
-    new_graph, abstract = nnx.split(model)
-    config = model.text.config
-    leaves = nnx.to_flat_state(abstract)
+    config = nnx.merge(graphdef, params).text.config
+    heads = is_cut_between_heads(mesh, rules, config.num_kv_heads)
+    new_graph, shapes = unstacked(graphdef, params, join=join, heads=heads)
+    leaves = nnx.to_flat_state(shapes)
     places = {path: _place(leaf, mesh, rules) for path, leaf in leaves}
     flat = {}
     for path, value in values.items():
@@ -78,6 +78,43 @@ def prepare(
     return new_graph, nnx.from_flat_state(filled)
 
 
+def joins_maps(platform: str) -> bool:
+    """Return whether maps of the same input are joined on a platform, see `prepare`."""
+    return platform != "tpu"
+
+
+def unstacked(
+    graphdef: nnx.GraphDef, params: nnx.State, *, join: bool, heads: bool
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """Return graph and parameters with the layers one by one, as shapes; nothing is computed.
+
+    Args:
+      params: abstract ones are enough.
+      join, heads: join maps of the same input; also q, k and v.
+    """
+
+    def unstack(params: nnx.State) -> nnx.Module:
+        model = nnx.merge(graphdef, params)
+        model.text.unstack()
+        if join:
+            model.text.join(heads=heads)
+        return model
+
+    return nnx.split(nnx.eval_shape(unstack, params))
+
+
+def placed(
+    shapes: nnx.State, *, dtype: DTypeLike, mesh: Mesh | AbstractMesh, rules: sharding.Rules
+) -> nnx.State:
+    """Return the shapes of `unstacked` with the type and the shardings that `prepare` gives."""
+    flat = []
+    for path, leaf in nnx.to_flat_state(shapes):
+        place = _place(leaf, mesh, rules)
+        shape = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place)
+        flat.append((path, leaf.replace(shape)))
+    return nnx.from_flat_state(flat)
+
+
 def _cast(
     value: jax.Array, dtype: DTypeLike, place: NamedSharding | None, *, donate: bool
 ) -> jax.Array:
@@ -94,22 +131,6 @@ def _cast(
 @functools.cache
 def _moved(place: NamedSharding | None, dtype: DTypeLike) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda value: jnp.copy(value).astype(dtype), out_shardings=place)
-
-
-def _unstack(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    mesh: Mesh | None,
-    rules: sharding.Rules,
-    *,
-    join: bool,
-) -> nnx.Module:
-    model = nnx.merge(graphdef, params)
-    model.text.unstack()
-    if join:
-        heads = is_cut_between_heads(mesh, rules, model.text.config.num_kv_heads)
-        model.text.join(heads=heads)
-    return model
 
 
 @functools.cache
@@ -135,7 +156,9 @@ def _joined(config: TextConfig) -> dict[tuple[str, ...], _Made]:
     }
 
 
-def is_cut_between_heads(mesh: Mesh | None, rules: sharding.Rules, num_kv_heads: int) -> bool:
+def is_cut_between_heads(
+    mesh: Mesh | AbstractMesh | None, rules: sharding.Rules, num_kv_heads: int
+) -> bool:
     """Return whether the mesh leaves kv heads whole, each with its queries."""
     if mesh is None:
         return True
@@ -145,7 +168,9 @@ def is_cut_between_heads(mesh: Mesh | None, rules: sharding.Rules, num_kv_heads:
     return rules.mesh_axes("heads") == axes and num_kv_heads % parts == 0
 
 
-def _place(leaf: nnx.Variable, mesh: Mesh | None, rules: sharding.Rules) -> NamedSharding | None:
+def _place(
+    leaf: nnx.Variable, mesh: Mesh | AbstractMesh | None, rules: sharding.Rules
+) -> NamedSharding | None:
     """Return where a parameter lies; None: where JAX puts it."""
     if mesh is None:
         return None

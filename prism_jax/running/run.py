@@ -239,6 +239,9 @@ def opened(argv: Sequence[str], stage: str, kind: type[Options]) -> Iterator[Run
     config, workdir = configuration.read(argv, command=stage)
     options = configuration.parse(kind, config)
     devices = devices_lib.open_devices(options.mesh, options.model)
+    problems = options.problems_on(devices.layout())
+    if problems:
+        raise errors.InputError("; ".join(f"config.{problem}" for problem in problems))
     with (
         hold(workdir, is_distributed=options.mesh.is_distributed) as folder,
         jax.set_mesh(devices.mesh),

@@ -9,9 +9,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from models import attention, sharding
-from prism_jax import batches, configuration, errors, progress
+from prism_jax import batches, configuration, errors, progress, row_layout
 from prism_jax import mesh as mesh_lib
 from prism_jax.setup import distributed
+
+_SPLASH_ROW = 128  # of which splash attention reads multiples, see `models.attention`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Described:
+    """A machine that a plan is made for; see `commands.plan`."""
+
+    platform: str  # as JAX names it
+    memory_bytes: int  # of each device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +34,7 @@ class Devices:
     param_dtype: jnp.dtype  # of the master weights
     attention: attention.Implementation
     decode_attention: attention.Implementation
+    described: Described | None = None  # the mesh describes a machine that is not there
 
     @property
     def replicated(self) -> NamedSharding:
@@ -37,6 +48,24 @@ class Devices:
     def row_parts(self) -> int:
         """Return the number of parts of the mesh over which the rows of a batch are spread."""
         return math.prod(self.mesh.shape[name] for name in self.rules.mesh_axes("batch"))
+
+    @property
+    def platform(self) -> str:
+        """Return the platform of the devices, as JAX names it."""
+        return jax.default_backend() if self.described is None else self.described.platform
+
+    def local_rows(self, num_rows: int) -> tuple[int, ...]:
+        """Return the rows of a microbatch that this process makes; all, where none are made."""
+        if self.described is not None:
+            return tuple(range(num_rows))
+        return tuple(batches.local_rows(num_rows, self.mesh, self.rules))
+
+    def layout(self) -> row_layout.RowLayout:
+        """Return the limits on the rows that can be computed."""
+        return row_layout.RowLayout(
+            row_parts=self.row_parts(),
+            token_multiple=_SPLASH_ROW if self.attention == "splash" else 1,
+        )
 
 
 def open_devices(
@@ -72,7 +101,9 @@ def open_devices(
         )
     prefill, decode = implementations(model.attention, dtype, place=f"{place}.{section}.attention")
     devices = Devices(
-        mesh=mesh_lib.make(dataclasses.asdict(mesh.axes), available[: mesh.num_devices]),
+        mesh=mesh_lib.make(
+            dataclasses.asdict(mesh.axes), available[: mesh.num_devices], max_fsdp=mesh.max_fsdp
+        ),
         rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
         dtype=dtype,
         param_dtype=jnp.dtype(model.param_dtype),

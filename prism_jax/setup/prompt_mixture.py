@@ -9,7 +9,7 @@ import numpy as np
 
 from prism_jax import configuration
 from prism_jax.data import packing, steps
-from prism_jax.setup import corpora
+from prism_jax.setup import corpora, row_shapes
 from prism_jax.setup import prompts as prompts_lib
 
 
@@ -53,10 +53,12 @@ def index_steps(
     num_steps: int,
     seed: int,
     num_threads: int,
+    microbatch_rows: int | None = None,
 ) -> steps.Steps:
     """Return the steps' prompts, epoch after epoch; a step may cross the end of an epoch.
 
     Args:
+      microbatch_rows: where the training depends on them, see `row_shapes.Rows.num_rows`.
       make: turns the numbers of a step's rows into the stage's prompts; called in threads.
       weights: see `Prompts`.
     """
@@ -75,6 +77,7 @@ def index_steps(
         "rows of config.prompts.path": opened.digest,
         "num_prompts": num_prompts,
         "seed": seed,
+        row_shapes.SPLIT: microbatch_rows,
     }
     if len(opened.lengths) > 1:
         identity |= {"lengths": list(opened.lengths), "weights": list(weights)}

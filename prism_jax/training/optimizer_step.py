@@ -142,6 +142,12 @@ class Streamed:
         }
         self._count = jax.jit(optim.counted)
 
+    def lower(
+        self, state: train_state.TrainState, batch: Tree, key: jax.Array
+    ) -> jax.stages.Lowered:
+        """Return the gradients' program lowered, the one that needs most memory; see `jax.jit`."""
+        return self._differentiate.lower(state.params, batch, key, state.step)
+
     def _cache_size(self) -> int:
         """Return how often the gradients were compiled, as jitted functions tell it."""
         return self._differentiate._cache_size()

@@ -90,6 +90,7 @@ def test_small_files_are_uploaded_whole_and_taken_away(store):
 
 _STEPS = (
     "--config.train.num_steps=4",
+    "--config.train.step_rows=1",
     "--config.train.num_rows=1",
     "--config.data.row_examples=2",
     "--config.checkpoint.save_every_steps=2",

@@ -138,7 +138,7 @@ def test_an_axis_without_a_rule_and_an_unknown_axis_are_refused():
     ("sizes", "told"),
     [
         ({"data": 3, "fsdp": 1, "tensor": 1, "expert": 1}, "8 devices"),
-        ({"data": -1, "fsdp": -1, "tensor": 1, "expert": 1}, "at most one"),
+        ({"data": -1, "fsdp": 1, "tensor": -1, "expert": 1}, "-1 for one of them"),
         ({"data": 8}, "exactly"),
     ],
 )
@@ -149,6 +149,18 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, told):
 
 def test_one_free_axis_takes_what_is_left():
     assert mesh_lib.make({"data": 1, "fsdp": -1, "tensor": 2, "expert": 1}).shape["fsdp"] == 4
+
+
+@pytest.mark.parametrize(
+    ("num_devices", "num_slices", "max_fsdp", "data", "fsdp"),
+    [(1, 1, 128, 1, 1), (12, 1, 128, 3, 4), (256, 1, 128, 2, 128), (64, 4, 128, 4, 16)],
+)
+def test_data_and_fsdp_share_out_any_number_of_devices(
+    num_devices, num_slices, max_fsdp, data, fsdp
+):
+    free = {"data": -1, "fsdp": -1, "tensor": 1, "expert": 1}
+    found = mesh_lib.axis_sizes(free, num_devices, num_slices=num_slices, max_fsdp=max_fsdp)
+    assert (found["data"], found["fsdp"]) == (data, fsdp)
 
 
 def test_a_parameter_that_the_mesh_does_not_divide_is_named():

@@ -115,6 +115,7 @@ def mesh() -> Fields:
     found = each({f"mesh.axes.{name}": 2 for name in others}, before=two)
     rest = {"mesh.num_devices": 2, "mesh.axes.data": -1, "mesh.axes.fsdp": 1}
     found |= each({"mesh.axes.fsdp": 2}, before=rest)
+    found |= each({"mesh.max_fsdp": 1}, before=rest | {"mesh.axes.fsdp": -1})
     return found | each({"mesh.num_devices": 2, "mesh.rules": (("mlp", None),)})
 
 

@@ -39,6 +39,7 @@ def _assert_same_run(workdir, other):
 
 _SFT = (
     "--config.train.num_steps=4",
+    "--config.train.step_rows=4",
     "--config.train.num_rows=4",
     "--config.data.row_examples=1",
     "--config.optim.warmup_fraction=None",

@@ -111,7 +111,7 @@ def test_the_longest_published_responses_fit_the_rows(size):
             ),
             row_tokens=options.rows.row_tokens,
             row_sequences=options.rows.row_sequences,
-            microbatch_rows=options.rows.num_rows,
+            microbatch_rows=8,
             patch_multiple=128,
             shared_units=None,
             place="config.rows",

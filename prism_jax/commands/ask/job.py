@@ -106,7 +106,7 @@ def open_sampler(
         decode_implementation=devices.decode_attention,
         chunk_tokens=_CHUNK_TOKENS,
         num_slots=None,
-        mesh=devices.mesh,
+        mesh=mesh,
         rules=devices.rules,
         say=progress.say,
     )

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from prism_jax import configuration
+from prism_jax import configuration, row_layout
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import config as discriminator_config
 from prism_jax.discriminator import loss as discriminator_loss
@@ -237,3 +237,12 @@ class Config(configuration.TrainingRun):
                 f"{num_responses}, got {size}"
             )
         return problems
+
+    def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
+        """See `configuration.TrainingRun`."""
+        sections = {"rows": self.rows, "discriminator.rows": self.discriminator.rows}
+        return [
+            f"{name}.{problem}"
+            for name, rows in sections.items()
+            for problem in rows.problems_on(layout)
+        ]

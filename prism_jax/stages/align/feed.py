@@ -163,8 +163,14 @@ class Feed:
             "config.discriminator.teacher_max_tokens cuts the rest, at the cost of its end"
         )
 
-    def train(self) -> steps.Steps:
-        """Return the prompts of the run, step by step."""
+    def train(self, shape: RowShape, *, is_split_seen: bool) -> steps.Steps:
+        """Return the prompts of the run, step by step.
+
+        Args:
+          shape: of the discriminator's rows.
+          is_split_seen: the training depends on their split into microbatches, see
+            `row_shapes.Rows.num_rows`.
+        """
         options = self.options
         return prompt_mixture.index_steps(
             self._opened,
@@ -174,6 +180,7 @@ class Feed:
             num_steps=options.train.num_steps,
             seed=options.seed,
             num_threads=options.train.num_threads,
+            microbatch_rows=shape.microbatch_rows if is_split_seen else None,
         )
 
     def _prompts(self, indices: Sequence[int]) -> Prompts:

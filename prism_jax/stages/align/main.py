@@ -89,7 +89,10 @@ def main(argv: Sequence[str]) -> None:
                 # Either model may diverge while the other learns on, so each has a counter.
                 skip_counters=tuple(f"optim/{name}_skipped_in_row" for name in starts),
             ),
-            feed.train(),
+            feed.train(
+                shapes.discriminator,
+                is_split_seen=options.discriminator.is_split_seen(discriminator),
+            ),
             setup_models.together(starts),
             limits=loop.Limits(
                 num_steps=options.train.num_steps,

@@ -56,6 +56,15 @@ def score_settings(
     )
 
 
+def optimizer_of(options: align_config.Config, model: setup_models.Model) -> optim.Optimizer:
+    """Return the optimizer of one of the models; its schedule counts the updates of that model."""
+    section, num_steps = options.optim, options.train.num_steps
+    if model.is_discriminator:
+        section = options.discriminator.optim
+        num_steps *= options.pace.discriminator_updates
+    return setup_models.make_optimizer(section, model.params, num_steps=num_steps)
+
+
 def open_updates(
     options: align_config.Config,
     devices: devices_lib.Devices,
@@ -66,17 +75,11 @@ def open_updates(
     key: jax.Array,
 ) -> tuple[dict[str, setup_models.Start], Updates]:
     """Return the beginning of each model's state, and the updates."""
-    num_steps = options.train.num_steps
     rule = options.discriminator.rule(discriminator)
     settings = score_settings(options, devices)
     optimizers = {
-        "policy": setup_models.make_optimizer(options.optim, policy.params, num_steps=num_steps),
-        "discriminator": setup_models.make_optimizer(
-            options.discriminator.optim,
-            discriminator.params,
-            # Each schedule counts the updates of its model.
-            num_steps=num_steps * options.pace.discriminator_updates,
-        ),
+        "policy": optimizer_of(options, policy),
+        "discriminator": optimizer_of(options, discriminator),
     }
     starts = {
         # Two new models of one size must not start from the same weights.

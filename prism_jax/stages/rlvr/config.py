@@ -12,7 +12,7 @@ is switched off.
 import dataclasses
 from typing import Literal
 
-from prism_jax import configuration
+from prism_jax import configuration, row_layout
 from prism_jax.losses import kl
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import rollouts
@@ -209,3 +209,7 @@ class Config(configuration.TrainingRun):
                 f"{rollout.num_responses}"
             )
         return problems
+
+    def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
+        """See `configuration.TrainingRun`."""
+        return [f"rows.{problem}" for problem in self.rows.problems_on(layout)]

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from prism_jax import configuration
+from prism_jax import configuration, row_layout
 from prism_jax.setup import train_sections
 
 
@@ -45,8 +45,12 @@ class Data(configuration.Section):
 class Train(train_sections.TrainOnData):
     """The length of a run and the size of a step."""
 
-    num_rows: int  # packed rows of a microbatch, over all devices
-    num_microbatches: int
+    # Packed rows that a step learns from: its batch, the same on any devices.
+    step_rows: int
+    # Of a microbatch, over all devices; -1: one on each part (data x fsdp) of the mesh. A step
+    # takes as many microbatches as its rows need, the last filled up with empty rows. That does not
+    # change the training, so it may change on resume, but for a router's term: see `feed.Feed`.
+    num_rows: int = configuration.free()
     head_chunk_tokens: int  # whose logits are in a device's memory at a time
     head: Literal["fused", "recompute"]  # see `losses.sft.nll`
     load_balance: float  # coefficient of the router's term; of no effect on a dense model
@@ -54,9 +58,9 @@ class Train(train_sections.TrainOnData):
     def problems(self) -> list[str]:
         """See `Section`."""
         problems = super().problems()
-        problems += configuration.at_least(
-            self, 1, "num_rows", "num_microbatches", "head_chunk_tokens"
-        )
+        problems += configuration.at_least(self, 1, "step_rows", "head_chunk_tokens")
+        if self.num_rows != -1:
+            problems += configuration.at_least(self, 1, "num_rows")
         return problems + configuration.at_least(self, 0, "load_balance")
 
 
@@ -68,3 +72,18 @@ class Config(configuration.TrainingRun):
     train: Train
     optim: configuration.Optim
     evaluate: train_sections.Evaluate = configuration.free()
+
+    def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
+        """See `configuration.TrainingRun`."""
+        return layout.problems(
+            self.train.num_rows,
+            self.data.row_tokens,
+            *self.data.row_patches,
+            name="train.num_rows",
+            size_names="data.row_tokens and data.row_patches",
+        )
+
+    def microbatches(self, layout: row_layout.RowLayout) -> tuple[int, int]:
+        """Return the number of microbatches of a step, and the rows of each."""
+        num_rows = layout.rows(self.train.num_rows)
+        return -(-self.train.step_rows // num_rows), num_rows

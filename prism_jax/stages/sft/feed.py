@@ -8,11 +8,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from prism_jax import batches, errors
+from prism_jax import batches, errors, progress
 from prism_jax.data import collate, demonstrations, packing, processor, steps, validate
 from prism_jax.losses import reduce
 from prism_jax.running import run as run_lib
-from prism_jax.setup import agreement, corpora
+from prism_jax.setup import agreement, corpora, row_shapes
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.sft import config as sft_config
@@ -52,25 +52,24 @@ class Feed:
             row_patches=data.row_patches,
             row_images=data.row_images,
         )
-        # Before the data are read, which may take minutes.
-        _check_shapes(options, devices)
-        self._rows = batches.local_rows(options.train.num_rows, devices.mesh, devices.rules)
+        # Before the data are read, which may take minutes: a row of tokens and the row of its
+        # images must lie on the same devices.
+        if devices.rules.mesh_axes("images") != devices.rules.mesh_axes("batch"):
+            raise errors.InputError("config.mesh.rules: images must lie as batch does")
+        self._num_microbatches, self._num_rows = options.microbatches(devices.layout())
+        self._rows = devices.local_rows(self._num_rows)
+        self._say_empty_rows()
         self._demonstrations, self._train_digest = self._open(
             data.train, folder / "dropped_train.jsonl"
         )
         # A row may hold several demonstrations, but every row must get at least one.
         corpora.require_batch(
             sum(self._demonstrations.lengths),
-            options.train.num_rows * options.train.num_microbatches,
+            options.train.step_rows,
             name=" + ".join(self._demonstrations.names),
-            field="config.train.num_rows x num_microbatches",
+            field="config.train.step_rows",
         )
-        self._plan = self._planned(
-            self._demonstrations,
-            weights=data.weights,
-            num_microbatches=options.train.num_microbatches,
-            seed=options.seed,
-        )
+        self._plan = self._planned(self._demonstrations, weights=data.weights, seed=options.seed)
         self._held_out, self._held_out_digest = None, None
         if data.held_out and options.evaluate.every_steps is not None:
             self._held_out, self._held_out_digest = self._open(
@@ -82,9 +81,14 @@ class Feed:
         return self._plan.num_steps(num_epochs)
 
     def train(self, num_steps: int, *, inputs: agreement.Inputs) -> run_lib.OnDevices:
-        """Return the batches of the run; which rows a step is made of is noted in `inputs`."""
+        """Return the batches of the run; which rows a step is made of is noted in `inputs`.
+
+        The load balance of a router is a mean over microbatches, so with it the rows of a
+        microbatch are a part of the training: a position with other rows is refused.
+        """
         data, train = self._options.data, self._options.train
         opened = self._demonstrations
+        has_router = self._model.config.text.moe is not None and train.load_balance > 0
         # What decides the rows of a step: a resumed run with any other is refused.
         identity = {
             "seed": self._options.seed,
@@ -93,11 +97,12 @@ class Feed:
             # None without evaluation, which may be switched on or off in a resumed run.
             "rows of config.data.held_out": self._held_out_digest,
             "weights": list(data.weights),
-            "step_rows": train.num_rows * train.num_microbatches,
+            "step_rows": train.step_rows,
+            row_shapes.SPLIT: self._num_rows if has_router else None,
             "limits": dataclasses.asdict(self._shapes.limits()),
             "packing": packing.RULE,
         }
-        make = self._maker(opened, self._plan, num_microbatches=train.num_microbatches)
+        make = self._maker(opened, self._plan)
         agreement.require_same("rows and settings of config.data", identity)
 
         def noted(step: int) -> batches.SFTBatch:
@@ -109,7 +114,7 @@ class Feed:
         made = steps.Steps(
             noted, num_steps=num_steps, identity=identity, num_threads=data.num_threads
         )
-        return run_lib.OnDevices(made, self._devices, num_rows=train.num_rows)
+        return run_lib.OnDevices(made, self._devices, num_rows=self._num_rows)
 
     def evaluation(
         self, graphdef: nnx.GraphDef, loss_fn: train_step.LossFn
@@ -118,23 +123,25 @@ class Feed:
         if self._held_out is None:
             return None
         # Without a seed: held-out rows stay in the order of their files, the same in every run.
-        plan = self._planned(self._held_out, weights=(), num_microbatches=1, seed=None)
+        plan = self._planned(self._held_out, weights=(), seed=None)
         num_batches = plan.num_steps(1)
         if self._options.evaluate.num_batches is not None:
             num_batches = min(num_batches, self._options.evaluate.num_batches)
-        make = self._maker(self._held_out, plan, num_microbatches=1)
+        make = self._maker(self._held_out, plan)
 
         @jax.jit
         def score(params: nnx.State, batch: batches.SFTBatch) -> reduce.Sum:
-            microbatch = jax.tree.map(lambda x: x[0], batch)
-            model = nnx.merge(graphdef, params)
-            return loss_fn(model, microbatch, jax.random.key(0))[0]["nll"]
+            def one(microbatch: batches.SFTBatch) -> reduce.Sum:
+                model = nnx.merge(graphdef, params)
+                return loss_fn(model, microbatch, jax.random.key(0))[0]["nll"]
+
+            return jax.tree.map(lambda x: x.sum(0), jax.lax.map(one, batch))
 
         def evaluate(state: Any, step: int) -> dict[str, float]:
             del step
             sums = []
             for number in range(num_batches):
-                batch = self._devices.put(make(number), num_rows=self._options.train.num_rows)
+                batch = self._devices.put(make(number), num_rows=self._num_rows)
                 sums.append(score(state.params, batch))
             # All batches are dispatched before the first sum is read. Sums are added in float64,
             # since a float32 total of many batches would round.
@@ -145,6 +152,16 @@ class Feed:
             return {"eval/nll": total / weight, "eval/target_tokens": weight}
 
         return evaluate
+
+    def _say_empty_rows(self) -> None:
+        """Say where the devices compute more rows than a step has."""
+        rows, computed = self._options.train.step_rows, self._num_microbatches * self._num_rows
+        if computed > rows:
+            progress.say(
+                f"{computed - rows} of {computed} rows of a step stay empty: train.step_rows = "
+                f"{rows} does not fill microbatches of {self._num_rows}; another step_rows is "
+                "another training"
+            )
 
     def _open(
         self, texts: Sequence[str], dropped: pathlib.Path
@@ -183,7 +200,6 @@ class Feed:
         opened: demonstrations.Demonstrations,
         *,
         weights: Sequence[float],
-        num_microbatches: int,
         seed: int | None,
     ) -> packing.Plan:
         return packing.Plan(
@@ -191,13 +207,13 @@ class Feed:
             opened.lengths,
             weights,
             limits=self._shapes.limits(),
-            step_rows=self._options.train.num_rows * num_microbatches,
+            step_rows=self._options.train.step_rows,
             num_open_rows=self._options.data.num_open_rows,
             seed=seed,
         )
 
     def _maker(
-        self, opened: demonstrations.Demonstrations, plan: packing.Plan, *, num_microbatches: int
+        self, opened: demonstrations.Demonstrations, plan: packing.Plan
     ) -> Callable[[int], batches.SFTBatch]:
         """Return (step) -> this process's rows of the step, in microbatches."""
         packed = demonstrations.Packed(
@@ -207,9 +223,11 @@ class Feed:
             config=self._model.config,
             pixels_dtype=collate.pixels_dtype(self._words),
         )
-        num_rows = self._options.train.num_rows
+        num_microbatches = self._num_microbatches
         # Of each microbatch this process makes the rows that its devices hold, and no others.
-        local_rows = [m * num_rows + row for m in range(num_microbatches) for row in self._rows]
+        local_rows = [
+            m * self._num_rows + row for m in range(num_microbatches) for row in self._rows
+        ]
 
         def make(step: int) -> batches.SFTBatch:
             text, vision, is_assistant = packed.rows(step, local_rows)
@@ -220,21 +238,3 @@ class Feed:
             )
 
         return make
-
-
-def _check_shapes(options: sft_config.Config, devices: devices_lib.Devices) -> None:
-    """Raise InputError for rows that the mesh or the attention cannot take."""
-    parts, num_rows = devices.row_parts(), options.train.num_rows
-    if num_rows % parts:
-        raise errors.InputError(
-            f"config.train.num_rows = {num_rows} must divide over {parts} parts of the mesh"
-        )
-    # A row of tokens and the row of its images must lie on the same devices.
-    if devices.rules.mesh_axes("images") != devices.rules.mesh_axes("batch"):
-        raise errors.InputError("config.mesh.rules: images must lie as batch does")
-    sizes = (options.data.row_tokens, *options.data.row_patches)
-    if devices.attention == "splash" and any(size % 128 for size in sizes):
-        raise errors.InputError(
-            f"config.data.row_tokens and row_patches must be multiples of 128 for splash "
-            f"attention, got {sizes}"
-        )

@@ -1,9 +1,9 @@
 """Stage 1, supervised fine-tuning: `python -m prism_jax sft --config=configs/sft.py:4b …`.
 
 Demonstrations are packed into rows of `data.row_tokens` tokens with their images, and the policy
-learns the assistant's tokens alone. A step has `train.num_microbatches` microbatches of
-`train.num_rows` rows; the split into microbatches does not change it. `step.py` is the step itself.
-Runs on TPU, GPU or CPU; configs/sft.py names sizes, hardware and sources.
+learns the assistant's tokens alone. A step has `train.step_rows` rows, in microbatches of
+`train.num_rows`; the split into microbatches does not change it. `step.py` is the step itself. Runs
+on TPU, GPU or CPU; configs/sft.py names sizes, hardware and sources.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
             identity,
             loop.Stage(
                 experience=loop.learn_from_data,
-                update=sft_step.make_update(options, model, loss_fn, optimizer, start),
+                update=sft_step.make_update(options, devices, model, loss_fn, optimizer, start),
                 evaluate=feed.evaluation(model.graphdef, loss_fn),
                 skip_counters=("optim/skipped_in_row",),
             ),

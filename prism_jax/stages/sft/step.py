@@ -21,6 +21,7 @@ from prism_jax.training import optim, train_step
 
 def make_update(
     options: sft_config.Config,
+    devices: devices_lib.Devices,
     model: setup_models.Model,
     loss: train_step.LossFn,
     optimizer: optim.Optimizer,
@@ -35,7 +36,7 @@ def make_update(
         # Of the whole step, before its first microbatch: so the split changes nothing.
         weights_fn=lambda batch: weights(batch, has_router=has_router),
         coefficients=coefficients(options.train, model),
-        num_microbatches=options.train.num_microbatches,
+        num_microbatches=options.microbatches(devices.layout())[0],
         shardings=start.shardings,
     )
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from prism_jax import configuration
+from prism_jax import configuration, row_layout
 from prism_jax.discriminator import config as discriminator_config
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
@@ -93,3 +93,7 @@ class Config(configuration.TrainingRun):
         return super().problems() + segments.problems_of_length(
             "pairs.length_beta", self.pairs.length_beta, self.data.view
         )
+
+    def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
+        """See `configuration.TrainingRun`."""
+        return [f"rows.{problem}" for problem in self.rows.problems_on(layout)]

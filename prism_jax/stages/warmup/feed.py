@@ -19,7 +19,7 @@ from prism_jax.first_fit import Extent
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import probes
 from prism_jax.rows import Largest, RowShape
-from prism_jax.setup import agreement, corpora
+from prism_jax.setup import agreement, corpora, row_shapes
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.warmup import config as warmup_config
@@ -145,10 +145,20 @@ class Feed:
         """Return the number of whole steps of `num_epochs`."""
         return num_epochs * len(self._train) // self._num_pairs
 
-    def train(self, shape: RowShape, *, num_steps: int, inputs: agreement.Inputs) -> steps.Steps:
+    def train(
+        self,
+        shape: RowShape,
+        *,
+        num_steps: int,
+        inputs: agreement.Inputs,
+        is_split_seen: bool,
+    ) -> steps.Steps:
         """Return the batches of the run, each pair once an epoch.
 
-        Which pairs a step is made of, and where they lie, is noted in `inputs`.
+        Args:
+          inputs: gets a note of the pairs of each step, and of where they lie.
+          is_split_seen: the training depends on the split into microbatches, see
+            `row_shapes.Rows.num_rows`.
         """
         length = len(self._train)
 
@@ -169,6 +179,7 @@ class Feed:
             "num_train": length,
             "num_pairs": self._num_pairs,
             "seed": self._seed,
+            row_shapes.SPLIT: shape.microbatch_rows if is_split_seen else None,
         }
         agreement.require_same("rows and settings of config.data", identity)
         return steps.Steps(

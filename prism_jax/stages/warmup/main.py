@@ -62,7 +62,12 @@ def main(argv: Sequence[str]) -> None:
                 skip_counters=("optim/skipped_in_row",),
             ),
             run_lib.OnDevices(
-                feed.train(shape, num_steps=num_steps, inputs=run.inputs),
+                feed.train(
+                    shape,
+                    num_steps=num_steps,
+                    inputs=run.inputs,
+                    is_split_seen=options.pairs.is_split_seen(model),
+                ),
                 devices,
                 num_rows=shape.microbatch_rows,
             ),

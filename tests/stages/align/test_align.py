@@ -109,7 +109,7 @@ def test_a_dump_holds_scores_where_there_are_and_the_advantages_of_their_formula
 def test_eight_devices_take_the_step_of_one(folder, learned, tmp_path):
     mesh = ("num_devices=8", "axes.data=2", "axes.fsdp=2", "axes.tensor=2")
     overrides = [f"--config.mesh.{axis}" for axis in mesh]
-    overrides += ["--config.rows.num_rows=4", "--config.discriminator.rows.num_rows=4"]
+    overrides += ["--config.rows.num_rows=-1", "--config.discriminator.rows.num_rows=-1"]
     assert _scripted(folder, tmp_path, *overrides, "--config.train.num_steps=1") == 0
     (row,), expected = rl_run.rows(tmp_path), rl_run.rows(learned[0])[0]
     assert {name.split("/")[0] for name in row} > {"discriminator", "policy", "optim"}

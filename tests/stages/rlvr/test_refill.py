@@ -174,7 +174,7 @@ def test_too_few_prompts_that_vary_end_the_run_where_asked(folder, tmp_path):
 @pytest.mark.slow
 def test_eight_devices_take_the_updates_of_one(folder, whole, tmp_path):
     mesh = ("num_devices=8", "axes.data=2", "axes.fsdp=2", "axes.tensor=2")
-    overrides = [f"--config.mesh.{axis}" for axis in mesh] + ["--config.rows.num_rows=4"]
+    overrides = [f"--config.mesh.{axis}" for axis in mesh] + ["--config.rows.num_rows=-1"]
     assert _run(folder, tmp_path, *overrides, "--config.train.num_steps=1") == 0
     (row,), expected = rl_run.rows(tmp_path), rl_run.rows(whole[0])[0]
     for name in ("reward/total_mean", "policy/loss", "policy/entropy", "optim/grad_norm"):

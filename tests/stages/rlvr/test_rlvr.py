@@ -100,7 +100,7 @@ def test_a_dump_holds_every_response_with_its_reward_and_advantage(learned):
 @pytest.mark.slow
 def test_eight_devices_take_the_step_of_one(folder, learned, tmp_path):
     mesh = ("num_devices=8", "axes.data=2", "axes.fsdp=2", "axes.tensor=2")
-    overrides = [f"--config.mesh.{axis}" for axis in mesh] + ["--config.rows.num_rows=4"]
+    overrides = [f"--config.mesh.{axis}" for axis in mesh] + ["--config.rows.num_rows=-1"]
     assert _learn(folder, tmp_path, *overrides, "--config.train.num_steps=1") == 0
     (row,), expected = rl_run.rows(tmp_path), rl_run.rows(learned[0])[0]
     for name in ("reward/total_mean", "policy/loss", "policy/entropy", "optim/grad_norm"):

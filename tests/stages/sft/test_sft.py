@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ ONE_STEP = (
     "--config.optim.warmup_steps=0",
     "--config.checkpoint.save_every_steps=9",
 )
+FOUR_ROWS = ("--config.train.step_rows=4", "--config.train.num_rows=4")
+A_ROW_A_PART = ("--config.train.num_rows=-1",)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def folder(tmp_path_factory):
 def whole(folder, tmp_path_factory):
     """Take one step over all four rows, packed into one row of tokens."""
     workdir = tmp_path_factory.mktemp("whole")
-    assert sft_run.run(folder, workdir, *ONE_STEP, "--config.train.num_rows=4") == 0
+    assert sft_run.run(folder, workdir, *ONE_STEP, *FOUR_ROWS) == 0
     return workdir
 
 
@@ -55,23 +58,29 @@ def _assert_same_step(workdir, other):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("--config.train.num_rows=2", "--config.train.num_microbatches=2"),
-        ("--config.train.num_rows=4", "--config.data.row_examples=1"),
+        ("--config.train.step_rows=4", "--config.train.num_rows=2"),
+        (*FOUR_ROWS, "--config.data.row_examples=1"),
+        ("--config.train.step_rows=4", *A_ROW_A_PART, "--config.mesh.num_devices=3"),
         (
-            "--config.train.num_rows=4",
-            "--config.mesh.num_devices=8",
+            *("--config.train.step_rows=4", *A_ROW_A_PART, "--config.mesh.num_devices=8"),
             "--config.mesh.axes.data=2",
             "--config.mesh.axes.fsdp=2",
             "--config.mesh.axes.tensor=2",
         ),
         (
-            "--config.train.num_rows=4",
+            *FOUR_ROWS,
             "--config.train.head=recompute",
             "--config.train.head_chunk_tokens=16",
             "--config.model.remat=full",
         ),
     ],
-    ids=["accumulated", "unpacked", "eight_devices", "memory_saved"],
+    ids=[
+        "accumulated",
+        "unpacked",
+        "three_devices",
+        "eight_devices",
+        "memory_saved",
+    ],
 )
 def test_the_same_step_however_it_is_computed(folder, whole, tmp_path, overrides):
     assert sft_run.run(folder, tmp_path, *ONE_STEP, *overrides) == 0
@@ -81,7 +90,7 @@ def test_the_same_step_however_it_is_computed(folder, whole, tmp_path, overrides
 def test_moments_in_the_hosts_memory_give_the_step_and_are_saved_and_restored(
     folder, whole, tmp_path
 ):
-    options = ("--config.train.num_rows=4", "--config.optim.memory=host")
+    options = (*FOUR_ROWS, "--config.optim.memory=host")
     assert sft_run.run(folder, tmp_path / "one", *ONE_STEP, *options) == 0
     _assert_same_step(tmp_path / "one", whole)
     two = ("--config.train.num_steps=2", "--config.checkpoint.save_every_steps=1", *options)
@@ -117,6 +126,7 @@ def steady(folder, tmp_path_factory):
 
 _FIVE = (
     "--config.train.num_steps=5",
+    "--config.train.step_rows=1",
     "--config.train.num_rows=1",
     "--config.data.row_examples=2",
     "--config.checkpoint.save_every_steps=2",
@@ -162,6 +172,19 @@ def test_a_finished_run_is_left_alone_and_goes_back_when_asked(folder, steady, c
     assert sft_run.checksums(steady[0]) == before
 
 
+def test_a_run_goes_on_with_the_same_batch_on_other_devices(folder, steady, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(steady[0], workdir)
+    others = ("--config.resume.step=4", *A_ROW_A_PART, "--config.mesh.num_devices=3")
+    capsys.readouterr()
+    assert sft_run.run(folder, workdir, *_FIVE, *others) == 0
+    assert "2 of 3 rows of a step stay empty" in capsys.readouterr().err
+    found, expected = sft_run.rows(workdir)[-1], sft_run.rows(steady[0])[-1]
+    for name in ("loss/nll", "data/target_tokens", "data/examples", "optim/grad_norm", "eval/nll"):
+        if name in expected:
+            assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
 @pytest.mark.parametrize("changed", ["train.json", "0.png"])
 def test_other_rows_of_the_same_number_do_not_continue_a_run(folder, steady, capsys, changed):
     path = folder / changed
@@ -197,7 +220,7 @@ def test_a_frozen_tower_stays_and_the_rest_learns_from_a_finished_run(folder, wh
             "--config.optim.peak=0.003",
             f"--config.data.held_out={folder / 'train.json'}",
             "--config.train.num_steps=30",
-            "--config.train.num_rows=4",
+            *FOUR_ROWS,
             "--config.evaluate.every_steps=30",
             "--config.checkpoint.save_every_steps=99",
             is_new=False,
@@ -216,7 +239,7 @@ def test_a_frozen_tower_stays_and_the_rest_learns_from_a_finished_run(folder, wh
     assert rows[-1]["eval/nll"] == pytest.approx(rows[-1]["loss/nll"], rel=0.05)
 
 
-def test_a_mixture_of_experts_learns_with_the_routers_term(folder, tmp_path):
+def test_a_mixture_of_experts_learns_with_the_routers_term(folder, tmp_path, capsys):
     model = tiny_checkpoint.write(tmp_path / "moe", num_experts=4)
     coefficient = "--config.train.load_balance=0.5"
     start = (f"--config.model.folder={model}", coefficient)
@@ -226,6 +249,13 @@ def test_a_mixture_of_experts_learns_with_the_routers_term(folder, tmp_path):
     assert told["loss/load_balance"] >= 2
     expected = told["loss/nll"] + 0.5 * told["loss/load_balance"]
     assert told["loss/total"] == pytest.approx(expected, rel=1e-6)
+    # It is a mean over microbatches: with it their split is a part of the training.
+    other = ("--config.train.num_rows=1", "--config.train.num_steps=2")
+    other += ("--config.resume.allow_mismatch=True",)
+    assert sft_run.run(folder, tmp_path / "run", *ONE_STEP, *start, *other, is_new=False) == 2
+    assert "rows of a microbatch, which a router's term and dropout depend on, was 2" in (
+        capsys.readouterr().err
+    )
 
 
 def test_rows_that_fit_no_packed_row_are_counted_or_refused(folder, tmp_path, capsys):
@@ -245,9 +275,8 @@ def test_rows_that_fit_no_packed_row_are_counted_or_refused(folder, tmp_path, ca
 @pytest.mark.parametrize(
     ("overrides", "is_enough"),
     [
-        (("--config.train.num_rows=5",), False),
-        (("--config.train.num_rows=2", "--config.train.num_microbatches=4"), False),
-        (("--config.train.num_rows=2", "--config.train.num_microbatches=2"), True),
+        (("--config.train.step_rows=5",), False),
+        (("--config.train.step_rows=4", "--config.train.num_rows=3"), True),
     ],
 )
 def test_fewer_demonstrations_than_rows_in_a_step_are_refused(
@@ -259,7 +288,7 @@ def test_fewer_demonstrations_than_rows_in_a_step_are_refused(
     monkeypatch.setattr(sft_feed.Feed, "train", opened)
     assert sft_run.run(folder, tmp_path, *ONE_STEP, *overrides) == 2
     told = capsys.readouterr().err
-    refused = "train: config.train.num_rows x num_microbatches must be at most the 4 rows"
+    refused = "train: config.train.step_rows must be at most the 4 rows"
     assert (refused in told) != is_enough
     assert ("the data is right" in told) == is_enough
 
@@ -289,7 +318,7 @@ def test_the_rows_of_a_refused_set_are_all_in_the_workdir(folder, tmp_path, caps
     [
         ("--config.data.train=nowhere.json", "nowhere.json"),
         ("--config.model.folder=nowhere", "nowhere"),
-        ("--config.train.num_rows=3", "num_rows = 3 must divide over 2 parts"),
+        ("--config.train.num_rows=3", "a multiple of 2 such as 2 or 4, got 3"),
         ("--config.optim.frozen=visoin/.*", "visoin"),
         ("--config.model.sizes.head_dim=12", "head_dim must be a multiple of 8"),
         ("--config.mesh.num_devices=99", "num_devices = 99"),
@@ -307,7 +336,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, overr
 
 @pytest.mark.slow
 def test_two_processes_take_the_same_step_as_one(folder, whole, tmp_path):
-    overrides = (*ONE_STEP, "--config.train.num_rows=4", "--config.mesh.num_devices=None")
+    overrides = (*ONE_STEP, *FOUR_ROWS, "--config.mesh.num_devices=None")
     arguments = sft_run.arguments(folder, tmp_path, *overrides)
     done = subprocess.run(
         ["bash", "launch/local_pod.sh", "2", "--devices", "2", "--", *arguments],

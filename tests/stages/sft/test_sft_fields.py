@@ -158,8 +158,8 @@ _TABLE = {
             "data.row_patches": (64,),
             "data.row_images": 1,
             "data.num_open_rows": 1,
+            "train.step_rows": 1,
             "train.num_rows": 1,
-            "train.num_microbatches": 2,
         }
     )
     | field_tables.each({"data.weights": (1.0, 9.0)}, before=_TWO_SOURCES)
@@ -172,7 +172,7 @@ _TABLE = {
     held_out: field_tables.each({"data.held_out": ("@few.json",)})
     | field_tables.each(
         {"evaluate.num_batches": 1},
-        before={"data.held_out": ("@train.json",), "train.num_rows": 1},
+        before={"data.held_out": ("@train.json",), "train.step_rows": 1},
     ),
     program: field_tables.each(
         {

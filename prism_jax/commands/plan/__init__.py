@@ -1,0 +1,1 @@
+"""`python -m prism_jax plan`: whether a configuration fits a machine that is not there."""

@@ -1,0 +1,85 @@
+"""What a configuration leaves open and a plan has to assume: models by size, sizes of the data."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from prism_jax import errors
+from prism_jax.commands.plan import opening
+
+# A merged patch, which is one token, has so many.
+_PATCHES_PER_TOKEN = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the user says instead; None: from the configuration."""
+
+    model: str | None = None
+    discriminator: str | None = None
+    prompt_tokens: int | None = None
+    prompt_patches: int | None = None
+    prompt_images: int = 1
+    teacher_tokens: int = 6144
+
+
+def make(
+    stage: str,
+    config: Mapping[str, Any],
+    *,
+    size: str,
+    machine: str,
+    num_slices: int = 1,
+    hbm_gigabytes: float | None = None,
+    given: Given,
+) -> opening.Job:
+    """Return the job of a configuration whose argument begins with `size`.
+
+    Without other words the longest prompt is as long as the configuration allows, and nothing but
+    pictures, within its bound on pixels.
+
+    Raises:
+      InputError: no model is named, neither by a folder nor by the size.
+    """
+    tokens = given.prompt_tokens
+    if tokens is None:
+        tokens = config.get("prompts", {}).get("max_prompt_tokens")
+    if tokens is None:
+        # Demonstrations and pairs: a quarter of their longest is prompt.
+        tokens = config["data"].get("max_tokens", config["data"].get("row_tokens")) // 4
+    patches = given.prompt_patches
+    if patches is None:
+        patches = _PATCHES_PER_TOKEN * tokens
+    return opening.Job(
+        stage=stage,
+        config=config,
+        machine=machine,
+        num_slices=num_slices,
+        hbm_gigabytes=hbm_gigabytes,
+        models=_models(stage, config, size, given),
+        bounds={
+            "prompt_tokens": tokens,
+            "prompt_patches": patches,
+            "prompt_images": given.prompt_images,
+            "teacher_tokens": given.teacher_tokens,
+        },
+    )
+
+
+def _models(stage: str, config: Mapping[str, Any], size: str, given: Given) -> dict[str, str]:
+    """Return the name or folder of each model."""
+    sections = {"policy": "policy" if "policy" in config else "model"}
+    sections["discriminator"] = "model" if stage == "warmup" else "discriminator"
+    named = {"policy": given.model, "discriminator": given.discriminator}
+    found = {}
+    for role in opening.roles(stage):
+        told = named[role] or config[sections[role]]["folder"]
+        usual = "discriminator" if role == "discriminator" else size
+        if not told and (usual not in opening.MODELS or size not in opening.MODELS):
+            option = "--model" if role == "policy" else "--discriminator"
+            raise errors.InputError(
+                f"config.{sections[role]}.folder names no model, and the size {size!r} is none of "
+                f"{', '.join(opening.MODELS)}: give {option}"
+            )
+        found[role] = told or usual
+    return found
