@@ -139,10 +139,12 @@ def _attend(
             part(grouped[rows], keys[-1], values[-1], used[rows], implementation=implementation)
         )
         start = rows.stop
-    own = tuple(x[0] if len(x) == 1 else jnp.concatenate(x) for x in zip(*parts, strict=True))
-    mixed = own[0]
+    responses = tuple(x[0] if len(x) == 1 else jnp.concatenate(x) for x in zip(*parts, strict=True))
+    mixed = responses[0]
     if layer.prompts is not None:
-        mixed = merge(own, _attend_prompts(grouped, layer.prompts, is_running, implementation))
+        mixed = merge(
+            responses, _attend_prompts(grouped, layer.prompts, is_running, implementation)
+        )
     return mixed.astype(q.dtype).reshape(q.shape), tuple(keys), tuple(values)
 
 

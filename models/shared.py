@@ -1,7 +1,7 @@
 """Rows in which a prompt stands once for all its responses, laid out anew for attention alone.
 
     row       P P P Q . a b c d e .      U places: prompts first, then what follows them
-    expanded  P P P a b P P P c Q d e    T places: every sequence with its own copy of its prompt
+    expanded  P P P a b P P P c Q d e    T places: every sequence with a copy of its prompt
 
 All but attention depends on one token at a time, and a copy of a prompt token has the queries, keys
 and values of the others: what a prompt's token gets is read from its first copy, and the gradients

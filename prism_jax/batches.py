@@ -85,12 +85,12 @@ def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int)
     Raises:
       ValueError: an array holds other rows than this process's, such as those of all processes.
     """
-    own = local_rows(num_rows, mesh, rules)
+    rows = local_rows(num_rows, mesh, rules)
     places = shardings(batch, mesh, rules)
 
     def check(leaf: Leaf, place: NamedSharding) -> None:
         axis = len(place.spec) - 1
-        wanted = num_rows if isinstance(leaf, jax.Array) else len(own)
+        wanted = num_rows if isinstance(leaf, jax.Array) else len(rows)
         if leaf.shape[axis] != wanted:
             raise ValueError(
                 f"process {jax.process_index()} must give {wanted} of {num_rows} rows on axis "
@@ -100,7 +100,7 @@ def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int)
     def put(leaf: Leaf, place: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array):
             return jax.device_put(leaf, place)
-        return _from_own_rows(leaf, place, own=own, num_rows=num_rows)
+        return _from_local_rows(leaf, place, local=rows, num_rows=num_rows)
 
     jax.tree.map(check, batch, places)
     if jax.process_count() == 1:
@@ -108,8 +108,8 @@ def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int)
     return jax.tree.map(put, batch, places)
 
 
-def _from_own_rows(
-    leaf: np.ndarray, place: NamedSharding, *, own: list[int], num_rows: int
+def _from_local_rows(
+    leaf: np.ndarray, place: NamedSharding, *, local: list[int], num_rows: int
 ) -> jax.Array:
     """Return the global array of which this process has these rows."""
     axis = len(place.spec) - 1
@@ -117,7 +117,7 @@ def _from_own_rows(
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         rows = range(*index[axis].indices(num_rows))
-        first = own.index(rows[0])
+        first = local.index(rows[0])
         # The rows of a device are side by side among all rows, and so among this process's.
         return leaf[(slice(None),) * axis + (slice(first, first + len(rows)),)]
 

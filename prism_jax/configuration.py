@@ -232,10 +232,12 @@ class Checkpoint(Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = at_least(self, 1, "save_every_steps", "num_kept")
+        problems = at_least(self, 1, "save_every_steps", "num_kept")
         if self.save_every_minutes is not None and not self.save_every_minutes > 0:
-            found.append(f"save_every_minutes must be > 0 or None, got {self.save_every_minutes}")
-        return found
+            problems.append(
+                f"save_every_minutes must be > 0 or None, got {self.save_every_minutes}"
+            )
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

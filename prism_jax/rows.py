@@ -13,7 +13,7 @@ Shapes are those of the longest prompts and responses that may come, so a run co
 microbatches that stay empty are told by their batch and cost nothing (see `policy.loss`).
 
 In a job of several processes each decides from lengths alone where everything lies, all alike, and
-packs its own rows: B is then the number of those.
+packs its rows alone: B is then the number of those.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ class RowShape:
 
     num_microbatches: int
     microbatch_rows: int
-    row_tokens: int  # every sequence with its own copy of its prompt, as attention reads them
+    row_tokens: int  # every sequence with a copy of its prompt, as attention reads them
     row_sequences: int
     row_continued_tokens: int
     row_patches: int
@@ -79,8 +79,8 @@ class RowShape:
         return self.num_microbatches * self.microbatch_rows
 
     @property
-    def own(self) -> dict[int, int]:
-        """Return the numbers of this process's rows among all, and their places among its own."""
+    def local_places(self) -> dict[int, int]:
+        """Return the place of each row of this process, by its number among all rows."""
         rows = range(self.microbatch_rows) if self.own_rows is None else self.own_rows
         numbers = (
             m * self.microbatch_rows + row for m in range(self.num_microbatches) for row in rows
@@ -205,7 +205,7 @@ def pack(
       ValueError: they do not fit `shape`.
     """
     extents = [extent(prompts, unit) for unit in units]
-    # Of all prompts, so that processes whose own rows hold no image compile the same program.
+    # Of all prompts, so that a process without images in its rows compiles the same program.
     dtypes = (pixels.dtype for prompt in prompts for pixels in prompt.pixels)
     return pack_placed(
         prompts,
@@ -237,12 +237,12 @@ def pack_placed(
     Raises:
       ValueError: a unit is not as long as its extent says.
     """
-    own = [rows[number] for number in shape.own]
-    for unit in (unit for row in own for unit in row):
+    local = [rows[number] for number in shape.local_places]
+    for unit in (unit for row in local for unit in row):
         if extent(prompts, units[unit]) != extents[unit]:
             raise ValueError(f"unit {unit} was measured as {extents[unit]} and is another")
-    sequences = [[c for unit in row for c in units[unit]] for row in own]
-    pictured = [list(dict.fromkeys(extents[unit].prompt for unit in row)) for row in own]
+    sequences = [[c for unit in row for c in units[unit]] for row in local]
+    pictured = [list(dict.fromkeys(extents[unit].prompt for unit in row)) for row in local]
     if shape.row_prompt_tokens is None:
         text = _repeated(prompts, sequences, pictured, shape, config)
     else:

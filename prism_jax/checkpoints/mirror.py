@@ -29,7 +29,7 @@ _Stamp = tuple[int, int]  # time of the last change, size
 class _Mirror:
     remote: epath.Path
     local: pathlib.Path
-    known: dict[str, _Stamp]  # what is at the address, as this process put or found it
+    known: dict[str, _Stamp]  # what is at the address, as this process wrote or read it
 
 
 _held: dict[pathlib.Path, _Mirror] = {}
@@ -97,20 +97,20 @@ def upload() -> None:
             del mirror.known[name]
 
 
-def _fetch(mirror: _Mirror, name: str) -> None:
+def _fetch(mirror: _Mirror, folder: str) -> None:
     """Copy files from the address, all of them or those of one folder."""
     files = objects.file_system()
     # Other processes, and other machines before, wrote there.
     files.invalidate_cache()
     start = str(mirror.remote).removeprefix("gs://").rstrip("/") + "/"
-    for found in files.find(start + name):
-        one = found.removeprefix(start)
-        if one.split("/")[0] in _REMOTE or one.endswith(_PARTIAL):
+    for key in files.find(start + folder):
+        name = key.removeprefix(start)
+        if name.split("/")[0] in _REMOTE or name.endswith(_PARTIAL):
             continue
-        target = mirror.local / one
+        target = mirror.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(files.cat_file(found))
-        mirror.known[one] = _stamp(target)
+        target.write_bytes(files.cat_file(key))
+        mirror.known[name] = _stamp(target)
 
 
 def _stamps(folder: pathlib.Path) -> dict[str, _Stamp]:

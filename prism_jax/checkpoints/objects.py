@@ -35,10 +35,10 @@ def read(path: epath.Path) -> tuple[bytes, int]:
     while True:
         try:
             # Not `info`, which may tell of a listing that is older.
-            told = files.call("GET", "b/{}/o/{}", bucket, key, json_out=True)
+            facts = files.call("GET", "b/{}/o/{}", bucket, key, json_out=True)
         except FileNotFoundError:
             return b"", 0
-        number = int(told["generation"])
+        number = int(facts["generation"])
         try:
             _, content = files.call("GET", "b/{}/o/{}", bucket, key, alt="media", generation=number)
         except FileNotFoundError:

@@ -29,7 +29,7 @@ class Limits:
     examples: int
 
     def misfit(self, size: encode.Size) -> str | None:
-        """Return why a sequence does not fit a row of its own; None when it does."""
+        """Return why a sequence does not even fit an empty row; None when it does."""
         for name in ("tokens", "patches", "images"):
             has, limit = vars(size)[name], vars(self)[name]
             if has > limit:
@@ -133,8 +133,8 @@ def epoch_order(
                 _permutation(length, seed, source + 1, int(r)) for r in np.unique(drawn // length)
             ]
             if len(drawn):
-                own = np.concatenate(rounds)[drawn - drawn[0] // length * length]
-                parts.append(starts[source] + own)
+                items = np.concatenate(rounds)[drawn - drawn[0] // length * length]
+                parts.append(starts[source] + items)
         order = np.concatenate(parts)
     return order[_permutation(len(order), seed, 0, epoch)]
 
@@ -218,8 +218,8 @@ class Plan:
             epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
             rows = self._rows_of(epoch)
             first = (step - self._first_steps[epoch]) * self._step_rows
-        found = rows[first : first + self._step_rows]
-        return found + [()] * (self._step_rows - len(found))
+        chosen = rows[first : first + self._step_rows]
+        return chosen + [()] * (self._step_rows - len(chosen))
 
     def _rows_of(self, epoch: int) -> list[Row]:
         """Return the rows of an epoch; the last two that were planned are remembered."""

@@ -92,15 +92,17 @@ def of_packed(
     is_paired: bool,
 ) -> PackedSegments:
     """Return the batch of packed units; see `pack`."""
-    own = shape.own
-    last, kind, num_tokens = (np.zeros((len(own), shape.row_sequences), np.int32) for _ in range(3))
-    is_segment = np.zeros((len(own), shape.row_sequences), bool)
-    pair_name = np.full((len(own), shape.row_sequences // 2), -1, np.int32) if is_paired else None
+    local = shape.local_places
+    last, kind, num_tokens = (
+        np.zeros((len(local), shape.row_sequences), np.int32) for _ in range(3)
+    )
+    is_segment = np.zeros((len(local), shape.row_sequences), bool)
+    pair_name = np.full((len(local), shape.row_sequences // 2), -1, np.int32) if is_paired else None
     sides = 2 if is_paired else 1
     for number, place in enumerate(packed.places):
-        if place.row not in own:
+        if place.row not in local:
             continue
-        row, name = own[place.row], names[number // sides]
+        row, name = local[place.row], names[number // sides]
         last[row, place.slot] = place.start + place.num_tokens - 1
         kind[row, place.slot] = kinds[name]
         num_tokens[row, place.slot] = place.num_tokens

@@ -58,12 +58,14 @@ class PackedResponses:
 
     def spread(self, values: np.ndarray) -> np.ndarray:
         """Return values [N] or [N, max_response_tokens] where the tokens lie: float32[M, B, K]."""
-        own = self.shape.own
-        rows = np.zeros((len(own), self.shape.row_continued_tokens), np.float32)
+        local = self.shape.local_places
+        rows = np.zeros((len(local), self.shape.row_continued_tokens), np.float32)
         for value, place in zip(values, self.places, strict=True):
-            if place.row in own:
+            if place.row in local:
                 part = slice(place.offset, place.offset + place.num_tokens)
-                rows[own[place.row], part] = value[: place.num_tokens] if np.ndim(value) else value
+                rows[local[place.row], part] = (
+                    value[: place.num_tokens] if np.ndim(value) else value
+                )
         return packed_rows.split(rows, self.shape)
 
     def lengths(self, has_loss: np.ndarray) -> np.ndarray:
@@ -72,11 +74,11 @@ class PackedResponses:
 
     def mark(self, is_marked: np.ndarray) -> np.ndarray:
         """Return flags [N] where the responses lie: bool[M, B, S], False without a response."""
-        own = self.shape.own
-        marks = np.zeros((len(own), self.shape.row_sequences), bool)
+        local = self.shape.local_places
+        marks = np.zeros((len(local), self.shape.row_sequences), bool)
         for place, value in zip(self.places, is_marked, strict=True):
-            if place.row in own:
-                marks[own[place.row], place.slot] = value
+            if place.row in local:
+                marks[local[place.row], place.slot] = value
         return packed_rows.split(marks, self.shape)
 
     def read(self, values: np.ndarray, max_response_tokens: int) -> np.ndarray:
@@ -120,18 +122,18 @@ def packed_responses(
 ) -> PackedResponses:
     """Return prompts and responses in rows; advantages and old log-probs may follow."""
     packed = packed_rows.pack(prompts, [[response] for response in responses], shape, config)
-    own = shape.own
-    by_token = (len(own), shape.row_continued_tokens)
-    by_response = (len(own), shape.row_sequences)
+    local = shape.local_places
+    by_token = (len(local), shape.row_continued_tokens)
+    by_response = (len(local), shape.row_sequences)
     # Beyond the row where there is no response token: the loss reads zeros from there.
     predictors = np.full(by_token, packed.text.tokens.shape[-1], np.int32)
     tokens = np.zeros(by_token, np.int32)
     sampler_logprobs = np.zeros(by_token, np.float32)
     offsets, lengths = np.zeros(by_response, np.int32), np.zeros(by_response, np.int32)
     for number, place in enumerate(packed.places):
-        if place.row not in own:
+        if place.row not in local:
             continue
-        row, part = own[place.row], slice(place.offset, place.offset + place.num_tokens)
+        row, part = local[place.row], slice(place.offset, place.offset + place.num_tokens)
         predictors[row, part] = place.start - 1 + np.arange(place.num_tokens)
         predictors[row, place.offset] = place.before
         tokens[row, part] = responses[number].tokens

@@ -90,8 +90,9 @@ class Device:
                 key_impl=key_impl,
                 rules=self.rules,
             )
-            found = decode.advance(self.graphdef, program, jax.default_backend())
-            self.programs[mode, key_impl] = found
+            self.programs[mode, key_impl] = decode.advance(
+                self.graphdef, program, jax.default_backend()
+            )
         with self._in_mesh():
             return self.programs[mode, key_impl](params, state, self._put(control))
 

@@ -122,8 +122,8 @@ class Engine:
         streams: list[Stream] = []
         for number, prompt in enumerate(prompts):
             for first in range(0, num_responses, each):
-                own = range(first, min(first + each, num_responses))
-                places = [number * num_responses + one for one in own]
+                copies = range(first, min(first + each, num_responses))
+                places = [number * num_responses + copy for copy in copies]
                 streams += session.submit(
                     prompt,
                     [dataclasses.replace(sampling, max_tokens=int(limits[n])) for n in places],

@@ -74,14 +74,14 @@ class Plan:
 
 def free_bytes(devices: Sequence[jax.Device]) -> int | None:
     """Return the memory that is free on the fullest device, the same in every process."""
-    own = [d.memory_stats() for d in devices if d.process_index == jax.process_index()]
-    is_known = bool(own) and all(one is not None and "bytes_limit" in one for one in own)
-    free = min(one["bytes_limit"] - one["bytes_in_use"] for one in own) if is_known else None
+    stats = [d.memory_stats() for d in devices if d.process_index == jax.process_index()]
+    is_known = bool(stats) and all(one is not None and "bytes_limit" in one for one in stats)
+    free = min(one["bytes_limit"] - one["bytes_in_use"] for one in stats) if is_known else None
     if jax.process_count() == 1:
         return free
     # In MiB: arrays hold no larger integers than 32 bits.
-    told = np.int32(-1 if free is None else free >> 20)
-    least = int(np.min(multihost_utils.process_allgather(told)))
+    mebibytes = np.int32(-1 if free is None else free >> 20)
+    least = int(np.min(multihost_utils.process_allgather(mebibytes)))
     return None if least < 0 else least << 20
 
 

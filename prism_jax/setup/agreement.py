@@ -81,10 +81,10 @@ def on_first(name: str, decide: Callable[[], Json]) -> Json:
     key = f"prism_jax/first/{name}/{_counts[name]}"
     client = distributed.global_state.client
     if jax.process_index() != 0:
-        told = json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
-        if "error" in told:
-            raise _error(told["error"], told["code"])
-        return told["value"]
+        verdict = json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
+        if "error" in verdict:
+            raise _error(verdict["error"], verdict["code"])
+        return verdict["value"]
     try:
         value = decide()
     except errors.KnownError as error:
@@ -122,11 +122,11 @@ def own_part(values: list[Any]) -> list[Any]:
     return values[jax.process_index() :: jax.process_count()]
 
 
-def gather_parts(own: list[Json], size: int) -> list[Json]:
+def gather_parts(part: list[Json], size: int) -> list[Json]:
     """Return all values in order, of which each process gives those of `own_part`."""
     values: list[Json] = [None] * size
-    for process, part in enumerate(gather(own)):
-        values[process :: jax.process_count()] = part
+    for process, values_of in enumerate(gather(part)):
+        values[process :: jax.process_count()] = values_of
     return values
 
 
@@ -256,10 +256,10 @@ class Ends:
             traceback.print_exception(error)
         else:
             sys.stderr.write(f"error: {' '.join(line.split())[:_LINE_CHARS]}\n")
-        told = {"process": jax.process_index(), "line": line, "code": code}
+        failure = {"process": jax.process_index(), "line": line, "code": code}
         # Another process may have been the first, or the service has gone.
         with contextlib.suppress(Exception):
-            self._client.key_value_set(_FIRST, json.dumps(told))
+            self._client.key_value_set(_FIRST, json.dumps(failure))
         self._note_seen()
         self._leave(code)
 
@@ -274,23 +274,23 @@ class Ends:
                 if self._is_leaving.wait(_LOOK_SECONDS):
                     return
         with contextlib.suppress(Exception):
-            told = json.loads(self._client.blocking_key_value_get(_FIRST, 1000))
+            failure = json.loads(self._client.blocking_key_value_get(_FIRST, 1000))
             self._note_seen()
-            self._follow(told)
+            self._follow(failure)
 
     def _note_seen(self) -> None:
         with contextlib.suppress(Exception):
             self._client.key_value_set(f"{_SEEN}/{jax.process_index()}", "")
 
-    def _follow(self, told: Json) -> None:
+    def _follow(self, failure: Json) -> None:
         """End as the process that failed first."""
         # Mostly all fail alike; then each says so itself.
         if self._is_leaving.wait(_GRACE_SECONDS):
             return
-        line, code = told["line"], told["code"]
+        line, code = failure["line"], failure["code"]
         if line is None:
             line, code = "an unexpected error, see what it wrote", LOST_PEER
-        sys.stderr.write(f"error: process {told['process']}: {line}\n")
+        sys.stderr.write(f"error: process {failure['process']}: {line}\n")
         self._release()
         self._leave(code)
 

@@ -4,7 +4,7 @@ Parameters are named by their path in the model, "text/layers/q/kernel". A group
 (regular expression, learning-rate factor); the factor None freezes: such parameters have neither
 gradients nor optimiser state. `training.optim_kinds` holds the kinds of optimisers.
 
-States are kept apart for each stack of layers, so that a step can walk over the layers: stacked on
+States are kept apart for each stack of layers, so that a step can walk over the layers: part on
 the device, or as a state for each layer in the host's memory (see `training.optimizer_step`).
 """
 
@@ -26,7 +26,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 Memory = Literal["device", "host"]
 Rounding = Literal["nearest", "stochastic"]
 
-PLAIN = "plain"  # the states of parameters that are not stacked
+PLAIN = "plain"  # the states of parameters that are not part
 
 
 @jax.tree_util.register_dataclass
@@ -87,21 +87,21 @@ class Optimizer:
         arrays = arrays_of(trainable)
         inner = {}
         for stack, names in self.stacks.items():
-            own = {name: arrays[name] for name in names}
+            part = {name: arrays[name] for name in names}
             if stack == PLAIN:
-                inner[stack] = self.first_state(own)
+                inner[stack] = self.first_state(part)
             elif self.memory == "device":
-                inner[stack] = jax.vmap(self.first_state)(own)
+                inner[stack] = jax.vmap(self.first_state)(part)
             else:
                 layers = range(self.num_layers[stack])
                 inner[stack] = [
-                    self.first_state(jax.tree.map(lambda x, i=i: x[i], own)) for i in layers
+                    self.first_state(jax.tree.map(lambda x, i=i: x[i], part)) for i in layers
                 ]
         zero = jnp.zeros((), jnp.int32)
         return OptState(inner=inner, num_skipped=zero, num_skipped_in_row=zero)
 
     def first_state(self, params: optim_kinds.Arrays) -> Tree:
-        """Return the state of one layer, or of what is not stacked, before the first step."""
+        """Return the state of one layer, or of what is not part, before the first step."""
         return self._stored(self.transformation.init(_cast(params, jnp.float32)))
 
     def measure(
@@ -164,10 +164,10 @@ class Optimizer:
         grads, values = arrays_of(grads), arrays_of(trainable)
         inner, moved = {}, {}
         for number, (stack, names) in enumerate(self.stacks.items()):
-            own = [{name: tree[name] for name in names} for tree in (grads, values)]
+            both = [{name: tree[name] for name in names} for tree in (grads, values)]
             stack_key = None if key is None else jax.random.fold_in(key, number)
             walk = self.advance if stack == PLAIN else functools.partial(self._walk, stack)
-            values_of, inner[stack] = walk(*own, opt_state.inner[stack], stack_key, update=update)
+            values_of, inner[stack] = walk(*both, opt_state.inner[stack], stack_key, update=update)
             moved |= values_of
         return with_arrays(trainable, moved), counted(opt_state, inner, update), update
 
@@ -189,12 +189,12 @@ class Optimizer:
             return jax.vmap(one)(grads, params, state, keys)
 
         def layer(number: jax.Array, moved: tuple) -> tuple:
-            own_grads, own = jax.tree.map(lambda x: x[number], (grads, moved))
+            layer_grads, old = jax.tree.map(lambda x: x[number], (grads, moved))
             layer_key = None if key is None else jax.random.fold_in(key, number)
             # A branch is fused with nothing around it: the layer is read whole before any of it is
             # written, so that the stack is changed in place.
             new = jax.lax.cond(
-                update.is_taken, lambda own: one(own_grads, *own, layer_key), lambda own: own, own
+                update.is_taken, lambda old: one(layer_grads, *old, layer_key), lambda old: old, old
             )
             return jax.tree.map(lambda x, y: x.at[number].set(y), moved, new)
 
@@ -209,7 +209,7 @@ class Optimizer:
         *,
         update: Update,
     ) -> tuple[optim_kinds.Arrays, Tree]:
-        """Move the parameters of one layer, or those that are not stacked, as `update` says."""
+        """Move the parameters of one layer, or those that are not part, as `update` says."""
         grads = {n: g.astype(jnp.float32) * update.grad_scale for n, g in grads.items()}
         full = {n: p.astype(jnp.float32) for n, p in params.items()}
         wide = _widened(state)

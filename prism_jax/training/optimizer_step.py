@@ -155,12 +155,12 @@ class Streamed:
         values, inner, moved = optim.arrays_of(trainable), {}, {}
         for number, (stack, names) in enumerate(optimizer.stacks.items()):
             stack_key = jax.random.fold_in(_rounding_key(key), number)
-            own = [{name: tree.pop(name) for name in names} for tree in (grads, values)]
+            both = [{name: tree.pop(name) for name in names} for tree in (grads, values)]
             states = state.opt_state.inner[stack]
             if stack == optim.PLAIN:
-                values_of, inner[stack] = self._plain(*own, states, stack_key, update)
+                values_of, inner[stack] = self._plain(*both, states, stack_key, update)
             else:
-                values_of, inner[stack] = self._walk(stack, *own, states, stack_key, update)
+                values_of, inner[stack] = self._walk(stack, *both, states, stack_key, update)
             moved |= values_of
         opt_state = self._count(
             optim.OptState(
