@@ -40,6 +40,32 @@ def split_text(text: inputs.TextInput, num_microbatches: int) -> inputs.TextInpu
     return dataclasses.replace(parts, positions=np.moveaxis(parts.positions, 2, 1))
 
 
+def split(batch: Tree, num_microbatches: int) -> Tree:
+    """Split host arrays [rows, ...] into [M, rows / M, ...], M = num_microbatches.
+
+    The positions of a text, [3, rows, T], become [M, 3, rows / M, T].
+
+    Raises:
+      ValueError: the rows of an array do not divide by M.
+    """
+
+    def parts(x: np.ndarray) -> np.ndarray:
+        if x.shape[0] % num_microbatches:
+            raise ValueError(
+                f"{x.shape[0]} rows do not divide into num_microbatches={num_microbatches}"
+            )
+        return x.reshape(num_microbatches, x.shape[0] // num_microbatches, *x.shape[1:])
+
+    def node_parts(node: Tree) -> Tree:
+        if not isinstance(node, inputs.TextInput):
+            return parts(node)
+        rows_first = dataclasses.replace(node, positions=np.moveaxis(node.positions, 1, 0))
+        split_rows = jax.tree.map(parts, rows_first)
+        return dataclasses.replace(split_rows, positions=np.moveaxis(split_rows.positions, 2, 1))
+
+    return jax.tree.map(node_parts, batch, is_leaf=lambda x: isinstance(x, inputs.TextInput))
+
+
 def shardings(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
     """Return the sharding of each array of a batch: rows over the axes of "batch" or "images"."""
 
@@ -78,8 +104,8 @@ def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int)
     Starts the copies and does not wait for them.
 
     Args:
-      batch: host arrays of the rows of `local_rows`, in their order; what is on the devices
-        already is whole.
+      batch: host arrays of the rows of `local_rows`, in their order; arrays on the devices
+        are whole.
       num_rows: of a microbatch, over all processes.
 
     Raises:

@@ -119,7 +119,7 @@ class Lora(Section):
     """Low-rank adapters that are trained instead of the model, see `models.lora`."""
 
     rank: int | None  # None: the model itself is trained
-    alpha: float  # what an adapter adds is multiplied by alpha / rank
+    alpha: float  # an adapter's output is multiplied by alpha / rank
     targets: tuple[str, ...]  # regular expressions of whole paths of linear maps
 
     def problems(self) -> list[str]:

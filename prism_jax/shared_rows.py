@@ -1,6 +1,6 @@
 """Rows in which each prompt stands once, however many of its continuations stand in the row.
 
-row       P P P Q . a b c d e .      prompts in their room, then what follows them
+row       P P P Q . a b c d e .      prompts in their room, then continuations
 expanded  P P P a b P P P c Q d e    for attention, see `models.shared`
 """
 
@@ -40,7 +40,7 @@ def lay(
 
     Args:
       num_prompt_tokens: room of a row for prompts.
-      num_continued_tokens: room of a row for what follows them.
+      num_continued_tokens: room of a row for continuations.
       num_expanded_tokens: room of an expanded row.
       num_sequences: most sequences in a row.
     """

@@ -22,7 +22,7 @@ from prism_jax.rollout.slots import Move
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
-    """Run the sampler's programs, each compiled once for its shapes.
+    """The sampler's programs, each compiled once for its shapes.
 
     Every process of a job calls them with the same host arrays and gives its devices their parts.
     """

@@ -24,12 +24,12 @@ _MULTIPLES = {"xla": 1, "cudnn": 64, "pallas": 128}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """The responses on the host; those of one prompt side by side, N = prompts x responses."""
+    """The responses on the host; those of one prompt side by side."""
 
-    tokens: np.ndarray  # int32[N, max_tokens]  0 behind the response
-    logprobs: np.ndarray  # float32[N, max_tokens]  of each token when it was drawn
-    lengths: np.ndarray  # int32[N]  tokens of the response, its end token included
-    ended: np.ndarray  # bool[N]  False where the limit cut the response
+    tokens: np.ndarray  # int32[responses, max_tokens]  0 behind the response
+    logprobs: np.ndarray  # float32[responses, max_tokens]  of each token when it was drawn
+    lengths: np.ndarray  # int32[responses]  tokens of the response, its end token included
+    ended: np.ndarray  # bool[responses]  False where the limit cut the response
 
     def is_finite(self) -> bool:
         """Return whether every token came from finite logits; others mean nothing."""
@@ -51,14 +51,14 @@ class Shapes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Sample from a model whose layers were laid out by `serving.prepare`.
+    """A sampler of a model whose layers were laid out by `serving.prepare`.
 
     Args:
       prefill_implementation, decode_implementation: see `models.attention`, `decode_attention`.
       chunk_tokens: tokens decoded between two looks of the host.
       num_slots: most responses in flight, over all devices; None: as many as memory holds.
       mesh, rules: slots are spread over the mesh axes of the logical axis "batch"; None without.
-      say: is told how many slots there are.
+      say: gets the line about the slots.
       plans: of earlier sessions, see `Session`.
     """
 
@@ -110,7 +110,7 @@ class Engine:
             raise ValueError(
                 f"limits must be {count} numbers between 1 and max_tokens = {sampling.max_tokens}"
             )
-        # Parts of a mesh that had no prompt of their own share a prompt's responses.
+        # Parts of a mesh that would get no prompt share the responses to one.
         each = min(num_responses, math.ceil(count / self.num_parts()))
         session = self.open(
             params,
@@ -195,16 +195,14 @@ class Engine:
         )
 
     def num_parts(self) -> int:
-        """Return over how many parts of the mesh slots are spread."""
+        """Return the number of parts of the mesh over which slots are spread."""
         return self._size("batch")
 
     def _size(self, axis: str) -> int:
-        """Return over how many devices a logical axis is cut."""
+        """Return the number of devices over which a logical axis is cut."""
         if self.mesh is None:
             return 1
-        axes = self.rules.mesh_axes(axis)
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        return math.prod(self.mesh.shape[name] for name in names)
+        return math.prod(self.mesh.shape[name] for name in self.rules.mesh_axes(axis))
 
     def _work(
         self, prompts: Sequence[Example], num_responses: int, each: int, sampling: Sampling
@@ -228,7 +226,7 @@ def _run(
     num_responses: int,
     on_finished: Callable[[int, list[Ticket]], None] | None,
 ) -> None:
-    """Look after the session until all responses are done; tell of each prompt that is."""
+    """Drive the session until all responses are done; report each prompt as it is done."""
     prompt_of = {id(ticket): place // num_responses for place, ticket in enumerate(tickets)}
     left = [num_responses] * (len(tickets) // num_responses)
     while any(left):

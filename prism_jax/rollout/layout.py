@@ -35,8 +35,8 @@ def choose_tensor(
 ) -> int:
     """Return the fewest devices a copy of the weights beside which responses have room.
 
-    Where even the most leave too little, return the most that can be. A backend that does not tell
-    its memory has enough.
+    Where even the most leave too little, return the most that can be. A backend that does not
+    report its memory is taken to have enough.
     """
     text, size = config.text, np.dtype(dtype).itemsize
     weights = sum(leaf.size for leaf in jax.tree.leaves(params)) * size

@@ -1,8 +1,8 @@
-"""What the processes of a job decide alike: verdicts of the first, gathered values, ends.
+"""Agreement among the processes of a job: decisions of the first, gathered values, the end.
 
     on_first      process 0 decides, all get its result or its error
     gather        each gives a value, all get all of them
-    Inputs        what a step is made of, compared among all while the devices work on it
+    Inputs        the data of a step, compared among all while the devices work on it
     watch         a process that fails tells the others, which end with its exit code
 
 In a job of one process nothing is sent.
@@ -43,7 +43,7 @@ _LOOK_SECONDS = 2.0
 _SEEN_SECONDS = 10.0
 _GRACE_SECONDS = 3.0
 _LINE_CHARS = 2000
-# What collectives and the coordination service say when a process has gone.
+# From errors of collectives and of the coordination service when a process has gone.
 _LOST = (
     "Gloo",
     "Connection reset by peer",
@@ -64,7 +64,7 @@ class LostPeerError(errors.RunError):
 
 
 def on_first(name: str, decide: Callable[[], Json]) -> Json:
-    """Return on every process what `decide` returned on process 0, or raise its error.
+    """Decide on process 0; return the result, or raise the error, on every process.
 
     Every process calls this at the same place; process 0 may take its time.
 
@@ -73,7 +73,7 @@ def on_first(name: str, decide: Callable[[], Json]) -> Json:
       decide: called on process 0 alone; returns JSON.
 
     Raises:
-      KnownError: what `decide` raised on process 0, with the same line and exit code.
+      KnownError: the one that `decide` raised on process 0, with its line and exit code.
     """
     if jax.process_count() == 1:
         return decide()
@@ -118,7 +118,7 @@ def gather(value: Json) -> list[Json]:
 
 
 def own_part(values: list[Any]) -> list[Any]:
-    """Return the values that this process owns: of all processes each has every so many-th."""
+    """Return this process's share of the values, which are dealt out one by one."""
     return values[jax.process_index() :: jax.process_count()]
 
 
@@ -130,7 +130,7 @@ def gather_parts(part: list[Json], size: int) -> list[Json]:
     return values
 
 
-def require_same(what: str, value: Json) -> None:
+def require_same(name: str, value: Json) -> None:
     """Refuse a job whose processes do not have the same value, such as other files.
 
     Raises:
@@ -140,14 +140,14 @@ def require_same(what: str, value: Json) -> None:
     others = [number for number, one in enumerate(given) if one != given[0]]
     if others:
         raise errors.InputError(
-            f"the processes of this job do not have the same {what}: process 0 has {given[0]}, "
+            f"the processes of this job do not have the same {name}: process 0 has {given[0]}, "
             f"process {others[0]} has {given[others[0]]}"
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sent:
-    """What a step sent to the other processes, perhaps still under way."""
+    """The comparison of a step, perhaps still under way."""
 
     step: int
     least: Any  # [2]  digest and wish
@@ -155,10 +155,10 @@ class Sent:
 
 
 class Inputs:
-    """Compare what each step is made of among the processes; the devices are not waited for.
+    """The comparison of each step's data among the processes, while the devices work.
 
-    Each stage notes what all processes must have decided alike: which rows, which responses, which
-    rewards. With it goes whether process 0 wishes to save, so that all save in the same step.
+    Each stage notes everything that all processes must have decided alike: rows, responses,
+    rewards. The wish of process 0 to save goes with it, so that all save in the same step.
     """
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class Inputs:
         self._lock = threading.Lock()
 
     def note(self, step: int, *parts: Any) -> None:
-        """Add to what a step is made of: arrays, or texts of JSON values; from any thread.
+        """Add arrays, or texts of JSON values, to the data of a step; from any thread.
 
         Args:
           step: counted from 0.
@@ -199,7 +199,7 @@ class Inputs:
         """Wait for the comparison and return whether process 0 wishes to save.
 
         Raises:
-          RunError: the processes do not agree on what the step is made of.
+          RunError: the data of the step differ among the processes.
         """
         least, most = jax.device_get((sent.least, sent.most))
         if least[0] != most[0]:
@@ -223,9 +223,9 @@ def _least_and_most(replicated: NamedSharding) -> Callable[[jax.Array], tuple[ja
 
 
 class Ends:
-    """How a process of a job ends when one of them failed: all alike, and none waits for ever.
+    """The common end of a job: when a process fails, all end alike, and none waits for ever.
 
-    A process that waits in a collective for one that failed can be told nothing there. So a thread
+    A process that waits in a collective for one that failed cannot be reached there. So a thread
     waits for the first failure, and ends the process when it does not end by itself.
     """
 
@@ -233,7 +233,7 @@ class Ends:
         """Start the thread, once `jax.distributed` is there.
 
         Args:
-          release: lets go of what would outlive the process, such as locks.
+          release: releases things that would outlive the process, such as locks.
         """
         self._release = release
         self._client = distributed.global_state.client
@@ -247,7 +247,7 @@ class Ends:
         """Tell the others, and end the process; never returns.
 
         Args:
-          line: what the others say of it; None: it is a bug, told here with its traceback.
+          line: the message of the other processes; None: a bug, printed here with its traceback.
         """
         self._is_leaving.set()
         if line is None and is_lost_peer(error):
@@ -284,12 +284,12 @@ class Ends:
 
     def _follow(self, failure: Json) -> None:
         """End as the process that failed first."""
-        # Mostly all fail alike; then each says so itself.
+        # Usually all fail alike, and each prints the error itself.
         if self._is_leaving.wait(_GRACE_SECONDS):
             return
         line, code = failure["line"], failure["code"]
         if line is None:
-            line, code = "an unexpected error, see what it wrote", LOST_PEER
+            line, code = "an unexpected error, see its standard error", LOST_PEER
         sys.stderr.write(f"error: process {failure['process']}: {line}\n")
         self._release()
         self._leave(code)
@@ -313,10 +313,10 @@ class Ends:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Return whether an error, not known otherwise, comes from another process having gone."""
+    """Return whether an error that is not known otherwise comes from the loss of a process."""
     return any(mark in str(error) for mark in _LOST)
 
 
 def watch(release: Callable[[], None]) -> None:
-    """Let this process and the others end alike; to be called once, when they have joined."""
+    """Let this process and the others end alike; call it once, when they have joined."""
     errors.end_of_job.append(Ends(release).fail)

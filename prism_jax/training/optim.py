@@ -1,10 +1,10 @@
-"""Optimisers with groups by regular expression, a schedule, clipping, no step on bad gradients.
+"""Optimizers with groups by regular expression, a schedule, clipping, no step on bad gradients.
 
 Parameters are named by their path in the model, "text/layers/q/kernel". A group is a pair
 (regular expression, learning-rate factor); the factor None freezes: such parameters have neither
-gradients nor optimiser state. `training.optim_kinds` holds the kinds of optimisers.
+gradients nor optimizer state. `training.optim_kinds` holds the kinds of optimizers.
 
-States are kept apart for each stack of layers, so that a step can walk over the layers: part on
+States are kept apart for each stack of layers, so that a step can walk over the layers: stacked on
 the device, or as a state for each layer in the host's memory (see `training.optimizer_step`).
 """
 
@@ -26,13 +26,13 @@ Schedule = Callable[[jax.Array], jax.Array]
 Memory = Literal["device", "host"]
 Rounding = Literal["nearest", "stochastic"]
 
-PLAIN = "plain"  # the states of parameters that are not part
+PLAIN = "plain"  # the states of parameters that are not stacked
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptState:
-    """The states of the optimiser and the counts of updates that were not taken."""
+    """The states of the optimizer and the counts of updates that were not taken."""
 
     # By stack, "plain" or "layers_36". The state of a stack has the layers in front of every array
     # or, in the host's memory, is a list of one state a layer.
@@ -44,7 +44,7 @@ class OptState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
-    """Metrics of one optimiser step; every field is a float32 or bool scalar on the device."""
+    """Metrics of one optimizer step; every field is a float32 or bool scalar on the device."""
 
     learning_rate: jax.Array  # of the group with factor 1
     grad_norm: jax.Array  # global norm before clipping
@@ -56,7 +56,7 @@ class Update:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Move the trainable parameters; see `make`."""
+    """An optimizer of the trainable parameters; see `make`."""
 
     transformation: optim_kinds.Transformation
     numbers: optim_kinds.Numbers
@@ -75,7 +75,7 @@ class Optimizer:
         names = {tree_paths.path_name(path) for path, _ in flat}
         if names != set(self.factors):
             raise ValueError(
-                "the optimiser was made for other parameters; they differ in "
+                "the optimizer was made for other parameters; they differ in "
                 f"{optim_groups.some(sorted(names ^ set(self.factors)))}"
             )
         trainable = [(p, v) for p, v in flat if self.factors[tree_paths.path_name(p)] is not None]
@@ -101,7 +101,7 @@ class Optimizer:
         return OptState(inner=inner, num_skipped=zero, num_skipped_in_row=zero)
 
     def first_state(self, params: optim_kinds.Arrays) -> Tree:
-        """Return the state of one layer, or of what is not part, before the first step."""
+        """Return the state of one layer, or of parameters outside of stacks, before any step."""
         return self._stored(self.transformation.init(_cast(params, jnp.float32)))
 
     def measure(
@@ -152,7 +152,7 @@ class Optimizer:
 
         Args:
           grads: the gradients, in the structure of `trainable`.
-          opt_state: what `init` or the last `update` returned.
+          opt_state: from `init` or the last `update`.
           trainable: the parameters to change.
           step: int32[], where in the schedule this step is.
           is_finite: bool[], False when the loss is not finite.
@@ -209,7 +209,7 @@ class Optimizer:
         *,
         update: Update,
     ) -> tuple[optim_kinds.Arrays, Tree]:
-        """Move the parameters of one layer, or those that are not part, as `update` says."""
+        """Move the parameters of one layer, or those that are not stacked, as `update` says."""
         grads = {n: g.astype(jnp.float32) * update.grad_scale for n, g in grads.items()}
         full = {n: p.astype(jnp.float32) for n, p in params.items()}
         wide = _widened(state)
@@ -218,7 +218,7 @@ class Optimizer:
         keys = (None, None) if key is None else jax.random.split(key)
         stored = self._stored(new, keys[0])
         if self.transformation.direction is not None:
-            # From what was stored: a second computation from the old moments would keep a copy of
+            # From the stored state: a second computation from the old moments would keep a copy of
             # them until the parameters are written.
             stored = jax.lax.optimization_barrier(stored)
             directions = self.transformation.direction(_widened(stored))
@@ -283,7 +283,7 @@ def make(
     rounding: Rounding,
     memory: Memory,
 ) -> Optimizer:
-    """Make an optimiser for these parameters; decay is apart from the direction, as in AdamW.
+    """Make an optimizer for these parameters; decay is apart from the direction, as in AdamW.
 
     Args:
       params: the parameters, abstract ones are enough.

@@ -63,6 +63,6 @@ def matching(names: Sequence[str], patterns: Sequence[str], *, place: str) -> se
 
 
 def some(names: Sequence[str], limit: int = 10) -> str:
-    """Return the first names as text, and how many more there are."""
+    """Return the first names as text, with the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

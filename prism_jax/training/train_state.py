@@ -18,7 +18,7 @@ MakeModel = Callable[[nnx.Rngs], nnx.Module]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Hold what one optimiser step changes; the graph definition is static and kept outside."""
+    """The state that an optimizer step changes; the graph definition is static and kept outside."""
 
     step: jax.Array  # int32[]  steps taken, skipped updates included
     params: nnx.State  # all parameters, trainable and frozen, as nnx.Param with their `axes`

@@ -1,4 +1,4 @@
-"""One optimiser step as a pure jitted function, the same for any split into microbatches.
+"""One optimizer step as a pure jitted function, the same for any split into microbatches.
 
 A loss returns sums, never means. Their weights over the whole batch are computed from the masks
 before the first microbatch runs, so each microbatch adds its exact share of the gradient:
