@@ -58,7 +58,7 @@ class Device:
         plan: Plan,
     ) -> decode.State:
         """Read prompts, each into its entry of its part's store."""
-        rows = prefill.pack(parts, shape, config=self.config, num_entries=plan.num_prompts)
+        rows = prefill.pack_prompts(parts, shape, config=self.config, num_entries=plan.num_prompts)
         places = self._put(rows.text.positions, axis=1)
         text = dataclasses.replace(rows.text, positions=None)
         rows = self._put(dataclasses.replace(rows, text=text))

@@ -122,7 +122,7 @@ def split(
     return calls
 
 
-def pack(
+def pack_prompts(
     parts: Sequence[Sequence[tuple[int, Example]]],
     shape: Shape,
     *,

@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
@@ -24,9 +25,6 @@ from typing import Any
 
 import jax
 import numpy as np
-
-# JAX offers the processes' common table of keys and values nowhere else.
-from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -79,7 +77,7 @@ def on_first(name: str, decide: Callable[[], Json]) -> Json:
         return decide()
     _counts[name] = _counts.get(name, 0) + 1
     key = f"prism_jax/first/{name}/{_counts[name]}"
-    client = distributed.global_state.client
+    client = _client()
     if jax.process_index() != 0:
         verdict = json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
         if "error" in verdict:
@@ -92,6 +90,11 @@ def on_first(name: str, decide: Callable[[], Json]) -> Json:
         raise
     client.key_value_set(key, json.dumps({"value": value}))
     return value
+
+
+def _client() -> Any:
+    # Loaded here: it rests on private modules of JAX, which a job of one process does not need.
+    return importlib.import_module("prism_jax.setup.coordination").client()
 
 
 def _error(line: str, code: int) -> errors.KnownError:
@@ -236,7 +239,7 @@ class Ends:
           release: releases things that would outlive the process, such as locks.
         """
         self._release = release
-        self._client = distributed.global_state.client
+        self._client = _client()
         self._is_leaving = threading.Event()
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()

@@ -55,7 +55,7 @@ def make_train_step(
       weights_fn: the whole batch, [M, rows, ...] -> the weight of each term over all of it. A
         term of weight 0 adds 0.
       coefficients: factor of each term in the loss; its keys are exactly the terms.
-      num_microbatches: M, the leading size of every leaf of a batch (`split_rows` makes it).
+      num_microbatches: M, the leading size of every leaf of a batch (`batches.split` makes it).
       shardings: of the state, so that it never changes its layout; None for one device.
       compiler_options: of XLA, by their names without `--`; None leaves its defaults.
     """
