@@ -1,4 +1,4 @@
-"""What each RL algorithm makes of a policy of SFT and of an aligned one: eight accuracies.
+"""Each RL algorithm on a policy of SFT and on an aligned one: eight accuracies.
 
     python -m benchmarks.algorithm_table --chain=runs/small --workdir=runs/table --size=small \
         --jobs=3 --out=FILE.json
@@ -26,7 +26,7 @@ _IN_CHAIN = ("align", "grpo")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """Hold one line of the table: a policy that RLVR starts from, and an algorithm."""
+    """One line of the table: a policy that RLVR starts from, and an algorithm."""
 
     start: str
     algorithm: str
@@ -85,7 +85,7 @@ def run(line: Run) -> dict[str, Json]:
 
 
 def result(line: Run, *, seconds: float) -> dict[str, Json]:
-    """Return what a line's folders say, and how long its commands took."""
+    """Return the accuracies in a line's folders, and the time of its commands."""
     told = _read(line.workdir / f"{line.name}_evaluation" / "summary.json")["greedy"]
     metrics = (line.workdir / line.name / "metrics.jsonl").read_text(encoding="utf-8")
     steps = [json.loads(text) for text in metrics.splitlines()]

@@ -17,7 +17,7 @@ _SCORES = ((2.0, 0.1), (5.0, 0.1), (5.0, 0.02), (9.0, 0.1), (9.0, 1.0))
 
 
 def bfloat16_scores() -> list[dict[str, Json]]:
-    """Return what rounding scores to bfloat16 does to advantages, against those in float64."""
+    """Return the effect of rounding scores to bfloat16 on advantages, against float64."""
     rng = np.random.default_rng(0)
     found = []
     for mean, deviation in _SCORES:

@@ -22,7 +22,7 @@ _FORMS = {
 
 
 def _words() -> processor.Processor:
-    """Return a tokenizer of Qwen's kind, its merges learnt from the embedded corpus."""
+    """Return a tokenizer of Qwen's kind, its merges learned from the embedded corpus."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         ids = tokenizer_files.write(

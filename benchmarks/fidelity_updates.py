@@ -200,7 +200,7 @@ def _reach(share: float, generations: int, *, surplus_steps: int) -> dict[str, J
         surplus_steps=surplus_steps,
     )
     rng = np.random.default_rng(0)
-    step, drawn, varying, learnt, kept = 0, 0, 0, 0, []
+    step, drawn, varying, learned, kept = 0, 0, 0, 0, []
 
     def draw(number: int) -> list[rlvr_groups.Group]:
         del number
@@ -211,9 +211,9 @@ def _reach(share: float, generations: int, *, surplus_steps: int) -> dict[str, J
         filled = rlvr_groups.fill(kept, draw, options, num_prompts=32, step=step)
         drawn += filled.num_generations
         if drawn > generations:
-            return {"steps": step, "thrown_away": 1.0 - learnt / (varying - len(kept))}
+            return {"steps": step, "thrown_away": 1.0 - learned / (varying - len(kept))}
         varying += filled.num_varying
-        learnt += len(filled.groups)
+        learned += len(filled.groups)
         kept, step = filled.surplus, step + 1
 
 

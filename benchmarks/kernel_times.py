@@ -20,12 +20,12 @@ _NO_KERNELS = ("while", "command_buffer", "end: ", "Threadpool")
 
 
 def say(text: str) -> None:
-    """Tell the user how far it is."""
+    """Print a line about the progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def report(result: Mapping) -> None:
-    """Tell the user a result in one line, so that a run that is cut keeps it."""
+    """Print a result in one line, so that an interrupted run keeps it."""
     say(json.dumps(result))
 
 
@@ -58,14 +58,14 @@ def group_of(kernel: str, groups: Groups) -> str:
     return "other"
 
 
-def sources(optimised: str) -> dict[str, str]:
-    """Return what each instruction of an optimised program was made from, by kernel name.
+def sources(compiled: str) -> dict[str, str]:
+    """Return the source of each instruction of a compiled program, by kernel name.
 
     Args:
-      optimised: `compiled.as_text()`, whose instructions say which operation they come from.
+      compiled: its `as_text()`, whose instructions name the operation that they come from.
     """
     pattern = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', re.MULTILINE)
-    return {re.sub(r"[.-]", "_", name): source for name, source in pattern.findall(optimised)}
+    return {re.sub(r"[.-]", "_", name): source for name, source in pattern.findall(compiled)}
 
 
 def summarize(

@@ -16,8 +16,8 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _HEAD = """# Performance
 
 Made from the records in `benchmarks/results` by `python -m benchmarks.make_tables`. Each ratio was
-measured in one call on one machine; a peer ran in the same call. What misses its target is said
-with what limits it.
+measured in one call on one machine; a peer ran in the same call. Where a target is missed, the
+limit is named.
 
 | record | claim | measured | target | met | where |
 |---|---|---|---|---|---|
@@ -43,7 +43,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
     return (
         _HEAD
         + "\n".join(rows)
-        + "\n\n## What limits them, and how to measure again\n\n"
+        + "\n\n## Limits, and how to measure again\n\n"
         + ("\n".join(notes) + "\n")
     )
 

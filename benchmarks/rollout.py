@@ -126,7 +126,7 @@ def ragged(size: str) -> dict:
 
 
 def _peer(size: str, rows: list[int], lengths: list[int]) -> dict:
-    """Return what the peer needs, in a process that ends before JAX takes the memory."""
+    """Return the figures of the peer, from a process that ends before JAX takes the memory."""
     command = [sys.executable, "-m", "benchmarks.rollout_peer", f"--size={size}", "--rows"]
     command += [*map(str, rows), "--lengths", *map(str, lengths)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""What the benchmarks of rollouts share: random weights, prompts, lengths, a timed rollout."""
+"""Shared by the benchmarks of rollouts: random weights, prompts, lengths, a timed rollout."""
 
 import dataclasses
 import time
@@ -149,7 +149,7 @@ def run(
 
 
 def needed_bytes(sampler: Sampler, look: Look) -> float:
-    """Return what the steps of a look must read, over all devices.
+    """Return the bytes that the steps of a look must read, over all devices.
 
     The weights of the text model once a step and copy, the tied head with them; each token's keys
     and values in its response, and those of its prompt once for all that continue it.

@@ -35,7 +35,7 @@ def body(hlo: str) -> list[str]:
 
 
 def moved_bytes(lines: list[str]) -> int:
-    """Return what the instructions read of main memory and write to it.
+    """Return the bytes that the instructions read of main memory and write to it.
 
     Kernels and fusions read their arguments and write their results. A scatter writes a few rows of
     an array in place, a gather reads a few.

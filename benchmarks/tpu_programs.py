@@ -164,7 +164,7 @@ def abstract_model(case: Case, mesh: Mesh, rules: sharding.Rules) -> tuple[nnx.G
 
 
 def abstract_sampler(case: Case, mesh: Mesh, rules: sharding.Rules) -> tpu_rollout.Sampler:
-    """Return what `rollout.serving.prepare` makes of the model, as shapes with their shardings."""
+    """Return the model after `rollout.serving.prepare`, as shapes with their shardings."""
     make, config = _maker(case, rules), MODELS[case.model]
 
     def make_apart(rngs: nnx.Rngs) -> nnx.Module:

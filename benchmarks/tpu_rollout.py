@@ -23,7 +23,7 @@ Program = tuple[Any, tuple]  # a jitted function and its abstract arguments
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """What is compiled: parameters as `serving.prepare` lays them out, and the mesh."""
+    """The inputs of the program: parameters as `serving.prepare` lays them out, and the mesh."""
 
     graphdef: nnx.GraphDef
     params: nnx.State  # abstract, with shardings
@@ -130,7 +130,7 @@ def prefill_program(sampler: Sampler, sizes: memory.Plan, *, row_tokens: int) ->
 
 
 def needed_bytes(sampler: Sampler, sizes: memory.Plan) -> int:
-    """Return what a step of decoding must read on a device with all places in use.
+    """Return the bytes that a step of decoding must read on a device with all places in use.
 
     That is the weights of the text model, with the tied head once, and every key and value.
     """

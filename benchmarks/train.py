@@ -139,7 +139,7 @@ def shared_prompt(args: argparse.Namespace) -> dict:
         "shared_prompt",
         "policy update of 16 responses (1200 to 1800 tokens) to a prompt of 1000 with a picture",
         {"time of repeated prompts over shared": records.ratio(faster, ">= 1.4")},
-        limit="attention, the head and the optimiser take as long in both.",
+        limit="attention, the head and the optimizer take as long in both.",
         raw={"expanded": expanded, "shared": shared},
     )
 

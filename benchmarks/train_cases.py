@@ -1,4 +1,4 @@
-"""What the benchmark of the SFT update works on: sizes, packed rows, and their operations."""
+"""The inputs of the benchmark of the SFT update: sizes, packed rows, and their operations."""
 
 import dataclasses
 
@@ -10,14 +10,13 @@ from models import inputs, presets
 from models.config import Qwen3VLConfig, TextConfig
 from models.text import Remat
 from prism_jax import batches
-from prism_jax.training import train_step
 
 FULL = 0.98  # of a row's tokens, as `packing` fills them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Size:
-    """Say how large a model and its rows are."""
+    """The sizes of a model and its rows."""
 
     config: Qwen3VLConfig
     rows: int
@@ -150,7 +149,7 @@ def _examples(size: Size, rng: np.random.Generator) -> list[inputs.Example]:
 
 
 def make_batch(size: Size) -> batches.SFTBatch:
-    """Return one microbatch of packed rows on the host; the words are learnt, not the pictures."""
+    """Return one microbatch of packed rows on the host; the words are learned, not the pictures."""
     rng = np.random.default_rng(0)
     rows = [_examples(size, rng) for _ in range(size.rows)]
     shared = {
@@ -161,11 +160,7 @@ def make_batch(size: Size) -> batches.SFTBatch:
     text = inputs.pack_text(rows, row_tokens=size.row_tokens, **shared)
     vision = inputs.pack_vision(rows, row_patches=size.row_patches, **shared)
     is_assistant = (text.segments.ids > 0) & (text.image_slots < 0)
-    return batches.SFTBatch(
-        text=batches.split_text(text, 1),
-        vision=train_step.split_rows(vision, 1),
-        is_assistant=train_step.split_rows(is_assistant, 1),
-    )
+    return batches.split(batches.SFTBatch(text=text, vision=vision, is_assistant=is_assistant), 1)
 
 
 def _squares(segments: inputs.Segments) -> float:

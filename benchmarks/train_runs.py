@@ -1,4 +1,4 @@
-"""What the training records time: an SFT step, the head, and a policy's update."""
+"""The work that the training records time: an SFT step, the head, and a policy's update."""
 
 import dataclasses
 import functools
@@ -74,7 +74,7 @@ def _optimizer(params: nnx.State, states: str, frozen: tuple[str, ...]) -> optim
 def _abstract(
     size: train_cases.Size, states: str, rules: sharding.Rules, lora_rank: int | None
 ) -> tuple[Callable, nnx.GraphDef, nnx.State]:
-    """Return what makes the model, its graph and its parameters as shapes."""
+    """Return the function that makes the model, its graph and its parameters as shapes."""
     is_cpu = jax.default_backend() == "cpu"
 
     def make(rngs: nnx.Rngs) -> nnx.Module:

@@ -92,7 +92,7 @@ class Clock:
 
 
 def matmul_teraflops(side: int) -> float:
-    """Return what a square bfloat16 matmul reaches, the median of five times ten queued ones."""
+    """Return the speed of a square bfloat16 matmul, the median of five times ten queued ones."""
     x = jnp.full((side, side), 0.01, jnp.bfloat16)
     run = jax.jit(lambda x: x @ x)
     jax.block_until_ready(run(x))
@@ -185,7 +185,7 @@ class Bench:
         self._begun = time.perf_counter()
 
     def about(self) -> dict:
-        """Return what is measured."""
+        """Return the measurements."""
         size = self._size
         return {
             "size": self._args.size,
@@ -199,7 +199,7 @@ class Bench:
         }
 
     def case(self, variant: str) -> train_variants.Case:
-        """Return what a variant is; that of the profile has no command buffers."""
+        """Return the variant of a name; that of the profile has no command buffers."""
         case = train_variants.case_of(
             variant, self._size, ablate=self._args.ablate, dtype=self._dtype
         )
@@ -297,7 +297,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--ablate", choices=list(train_variants.OPTIONS), default="untuned_no_triton")
     add("--profile", action="store_true", help="and list the kernels of the update")
-    add("--hlo", type=pathlib.Path, help="with --profile: write the optimised program there")
+    add("--hlo", type=pathlib.Path, help="with --profile: write the compiled program there")
     add("--compile_threads", type=int, default=4)
     add("--limit_seconds", type=float, default=120.0)
     add("--out", type=pathlib.Path)

@@ -36,7 +36,7 @@ Batch = batches.SFTBatch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """Say what one variant computes, and how it is compiled."""
+    """One variant: its computation, and how it is compiled."""
 
     size: train_cases.Size
     program: str  # "update", "gradient" or "loss"
@@ -48,7 +48,7 @@ class Case:
 
 
 def case_of(variant: str, size: train_cases.Size, *, ablate: str, dtype: jnp.dtype) -> Case:
-    """Return what a variant is."""
+    """Return the variant of a name."""
     on_gpu = jax.default_backend() == "gpu"
     remat = {"remat_full": "full", "remat_attention": "save_attention"}.get(variant, size.remat)
     use_cudnn = on_gpu and dtype != jnp.float32 and variant != "xla_attention"
@@ -141,7 +141,7 @@ def weights(batch: Batch) -> dict[str, jax.Array]:
 
 
 def program_of(case: Case) -> tuple[Callable, optim.Optimizer, State]:
-    """Return the jitted (state, batch, key) -> anything, its optimiser and the abstract state."""
+    """Return the jitted (state, batch, key) -> anything, its optimizer and the abstract state."""
     graphdef, params = train_state.abstract_params(
         functools.partial(make_model, case.size, case.dtype), param_dtype=jnp.float32
     )
@@ -174,7 +174,7 @@ def program_of(case: Case) -> tuple[Callable, optim.Optimizer, State]:
 
 
 def make_state(case: Case, optimizer: optim.Optimizer) -> State:
-    """Make random weights and the optimiser's zeros on the device."""
+    """Make random weights and the optimizer's zeros on the device."""
     return train_state.init(
         functools.partial(make_model, case.size, case.dtype),
         optimizer,

@@ -30,7 +30,7 @@ _GRACE_SECONDS = 600
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What GKE calls a kind of TPU, and how its hosts are made."""
+    """The names of GKE for a kind of TPU, and the form of its hosts."""
 
     accelerator: str  # gke-tpu-accelerator
     num_dimensions: int  # of a topology
@@ -72,7 +72,7 @@ GENERATIONS = {
 
 
 def _problems(args: argparse.Namespace) -> list[str]:
-    """Return what is wrong with the options."""
+    """Return the problems with the options."""
     problems = []
     if re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.name) is None:
         problems.append(f"--name={args.name}: must be lower-case letters, digits and hyphens")

@@ -26,5 +26,5 @@ Dimension letters, used in shapes and einsum strings everywhere, each for one th
   X experts               per token
   Y DeepStack levels      tapped blocks of the vision tower
   Z response tokens       of a row, side by side
-Grid sizes are lower case: t h w.
+Grid sizes are lower case: t h w. Any other size is a word, as in int32[prompts, readers].
 """

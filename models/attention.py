@@ -5,7 +5,7 @@
   "splash"        TPU                 Pallas splash attention
   "cudnn"         NVIDIA, bf16/fp16   cuDNN, one segment list a row
 
-What an implementation cannot do raises; nothing falls back to another.
+An implementation raises for anything that it cannot do; none falls back to another.
 """
 
 import functools

@@ -1,8 +1,8 @@
-"""What decoding remembers: the places of each row, and the prompts that rows share.
+"""The memory of decoding: the places of each row, and the prompts that rows share.
 
-A row is a response; its own keys and values are those of its tokens. Rows come in classes, each
+A row is a response, and its keys and values are those of its tokens. Rows come in classes, each
 with room for as many places as its rows may need. A prompt is held once for all rows that continue
-it. With a mesh each part holds its own rows and prompts, and numbers them from 0.
+it. With a mesh each part holds some of the rows and prompts, and numbers them from 0.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from models.inputs import Leaf
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Prompts that rows share, at most W rows a prompt."""
+    """Prompts that rows share; a row that continues a prompt is a reader of it."""
 
-    keys: Leaf  # L of [E, K, P, H]
-    values: Leaf  # L of [E, K, P, H]
-    lengths: Leaf  # int32[E]  places in use
-    readers: Leaf  # int32[E, W]  rows that continue each prompt, -1 for none
+    keys: Leaf  # by layer: [prompts, K, places, H]
+    values: Leaf  # by layer: [prompts, K, places, H]
+    lengths: Leaf  # int32[prompts]  places in use
+    readers: Leaf  # int32[prompts, readers]  -1 for none
     number: Leaf  # int32[B]  the prompt of each row
     place: Leaf  # int32[B]  where the row stands among the prompt's readers
 
@@ -36,8 +36,8 @@ class Cache:
     Of one layer, `keys` and `values` are without the list over layers.
     """
 
-    keys: Leaf  # L of C of [B_c, K, S_c, H]
-    values: Leaf  # L of C of [B_c, K, S_c, H]
+    keys: Leaf  # by layer, by class: [rows, K, places, H]
+    values: Leaf  # by layer, by class: [rows, K, places, H]
     lengths: Leaf  # int32[B]  places of the row in use
     next_positions: Leaf  # int32[B]  M-RoPE position of the next token
     is_running: Leaf  # bool[B]  the other rows read one place only; None: all run

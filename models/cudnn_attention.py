@@ -1,6 +1,6 @@
 """Attention by cuDNN on NVIDIA GPUs, through the private functions of JAX that it needs.
 
-`models.attention` and `models.decode_attention` load this module only where cuDNN is asked for: it
+`models.attention` and `models.decode_attention` load this module only where cuDNN is chosen: it
 rests on `jax._src`, which is no part of JAX's interface.
 """
 
@@ -30,7 +30,7 @@ def packed(
     *,
     causal: bool,
 ) -> Float[Array, "B T N H"]:
-    """Attend with cuDNN's packed ("THD") kernels, which skip what is outside a segment.
+    """Attend with cuDNN's packed ("THD") kernels, which skip everything outside a segment.
 
     Up to JAX 0.10 the offsets of grouped keys were silently wrong, repaired by JAX pull request
     39521.

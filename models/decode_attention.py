@@ -8,7 +8,7 @@ prompt is read once for all its readers.
   "pallas"        TPU                 blocks up to each length
   "cudnn"         NVIDIA, bf16/fp16   up to each length
 
-What an implementation cannot do raises; nothing falls back to another.
+An implementation raises for anything that it cannot do; none falls back to another.
 """
 
 import functools
@@ -66,7 +66,7 @@ def _masked_softmax(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array
 
 
 def merge(first: _Part, second: _Part) -> Float[Array, "B K T H"]:
-    """Return what attending to both parts at once gives, float32."""
+    """Return the result of attending to both parts at once, float32."""
     most = jnp.maximum(first[1], second[1])
     a, b = (jnp.exp(lse - most)[..., None] for _, lse in (first, second))
     return (first[0].astype(jnp.float32) * a + second[0].astype(jnp.float32) * b) / (a + b)
@@ -139,10 +139,12 @@ def _attend(
             part(grouped[rows], keys[-1], values[-1], used[rows], implementation=implementation)
         )
         start = rows.stop
-    own = tuple(x[0] if len(x) == 1 else jnp.concatenate(x) for x in zip(*parts, strict=True))
-    mixed = own[0]
+    responses = tuple(x[0] if len(x) == 1 else jnp.concatenate(x) for x in zip(*parts, strict=True))
+    mixed = responses[0]
     if layer.prompts is not None:
-        mixed = merge(own, _attend_prompts(grouped, layer.prompts, is_running, implementation))
+        mixed = merge(
+            responses, _attend_prompts(grouped, layer.prompts, is_running, implementation)
+        )
     return mixed.astype(q.dtype).reshape(q.shape), tuple(keys), tuple(values)
 
 
@@ -157,7 +159,7 @@ def _attend_prompts(
     _, num_kv_heads, groups, head_dim = q.shape
     readers = jnp.maximum(prompts.readers, 0)
     is_read = ((prompts.readers >= 0) & is_running[readers]).any(-1)
-    folded = jnp.swapaxes(q[readers], 1, 2)  # [E, K, W, G, H]
+    folded = jnp.swapaxes(q[readers], 1, 2)  # [prompts, K, readers, G, H]
     mixed, lse = part(
         folded.reshape(num_prompts, num_kv_heads, num_places * groups, head_dim),
         prompts.keys,

@@ -161,7 +161,7 @@ def part(
             jax.ShapeDtypeStruct(q.shape, jnp.float32),
             jax.ShapeDtypeStruct((rows, heads, queries, _LANES), jnp.float32),
         ],
-        # Of full rows: what is read depends on lengths that the compiler does not know.
+        # Of full rows: the actual reads depend on lengths that the compiler does not know.
         cost_estimate=pl.CostEstimate(
             flops=4 * queries * k.size,
             bytes_accessed=2 * k.size * k.dtype.itemsize + 2 * q.size * q.dtype.itemsize,

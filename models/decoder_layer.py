@@ -45,7 +45,7 @@ def join_gate_up(gate: Float[Array, "*L D F"], up: Float[Array, "*L D F"]) -> ja
 
 
 class Attention(nnx.Module):
-    """Attend with grouped queries, normalised heads and interleaved M-RoPE.
+    """Attention with grouped queries, normalised heads and interleaved M-RoPE.
 
     After `join` the maps `q, k, v` and the norms `q_norm, k_norm` are one each.
     """
@@ -125,7 +125,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Apply the gated MLP: down(silu(gate x) * up x). After `join` gate and up are one map."""
+    """The gated MLP: down(silu(gate x) * up x). After `join` gate and up are one map."""
 
     def __init__(self, config: TextConfig, *, rules: sharding.Rules, scope: layers.Scope):
         self.rules = rules
@@ -153,7 +153,7 @@ class MLP(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """Attend, then apply an MLP or a mixture of experts, both on normalised input."""
+    """Attention, then an MLP or a mixture of experts, both of normalised input."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class DecoderLayer(nnx.Module):
         x: Float[Array, "B T D"],
         ids: Int[Array, "B T"],
         kind: Int[Array, "B T"] | None,
-        kind_weights: Float[Array, "B T K"] | None = None,
+        kind_weights: Float[Array, "B T A"] | None = None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
         """Add the MLP's answer; ids 0 are padding and count for no expert."""
         if self.moe is None:

@@ -158,6 +158,31 @@ def pack_text(
     return TextInput(tokens=tokens, positions=places, image_slots=slots, segments=segments)
 
 
+def empty_vision(
+    num_vision_rows: int,
+    *,
+    config: Qwen3VLConfig,
+    row_patches: int,
+    max_segments: int,
+    dtype: np.dtype,
+) -> VisionInput:
+    """Return rows of patches that are padding alone.
+
+    Args:
+      dtype: of the pixels.
+    """
+    shape = (num_vision_rows, row_patches)
+    return VisionInput(
+        pixels=np.zeros((*shape, config.vision.patch_dim), dtype),
+        coords=np.zeros((*shape, 2), np.int32),
+        corners=np.zeros((*shape, 4), np.int32),
+        corner_weights=np.zeros((*shape, 4), np.float32),
+        segments=pack_segments(
+            [[]] * num_vision_rows, row_length=row_patches, max_segments=max_segments
+        ),
+    )
+
+
 def pack_vision(
     rows: Sequence[Sequence[Example]],
     *,
@@ -176,19 +201,15 @@ def pack_vision(
         for g in range(num_vision_rows)
     ]
     grids = [[grid for example in group for grid in example.grids] for group in groups]
-    segments = pack_segments(
-        [[h * w for t, h, w in row for _ in range(t)] for row in grids],
-        row_length=row_patches,
-        max_segments=max_segments,
-    )
     dtype = next(p.dtype for group in groups for example in group for p in example.pixels)
-    shape = (num_vision_rows, row_patches)
-    packed = VisionInput(
-        pixels=np.zeros((*shape, vision.patch_dim), dtype),
-        coords=np.zeros((*shape, 2), np.int32),
-        corners=np.zeros((*shape, 4), np.int32),
-        corner_weights=np.zeros((*shape, 4), np.float32),
-        segments=segments,
+    sizes = {"row_patches": row_patches, "max_segments": max_segments}
+    packed = dataclasses.replace(
+        empty_vision(num_vision_rows, config=config, dtype=dtype, **sizes),
+        segments=pack_segments(
+            [[h * w for t, h, w in row for _ in range(t)] for row in grids],
+            row_length=row_patches,
+            max_segments=max_segments,
+        ),
     )
     for number, group in enumerate(groups):
         start = 0

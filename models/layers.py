@@ -96,7 +96,7 @@ class Embedding(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Scale to root mean square 1, in float32, then by a learned weight.
+    """A scale to root mean square 1, in float32, then by a learned weight.
 
     Source: transformers models/qwen3_vl/modeling_qwen3_vl.py Qwen3VLTextRMSNorm: the weight is
     applied after the cast back.
@@ -113,7 +113,7 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Normalise to mean 0 and variance 1, in float32, then apply a learned scale and bias."""
+    """Normalisation to mean 0 and variance 1, in float32, then a learned scale and bias."""
 
     def __init__(self, features: int, *, eps: float, scope: Scope):
         self.eps = eps

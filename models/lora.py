@@ -1,7 +1,7 @@
 """Low-rank adapters: a linear map x W becomes x W + (x A) B times alpha / rank.
 
-W is frozen, A and B are trained; B begins at 0, so that an adapted model begins as its base. What a
-run keeps says everything: `merge` makes plain parameters of adapted ones.
+W is frozen, A and B are trained; B begins at 0, so that an adapted model begins as its base. The
+parameters alone say which maps are adapted: `merge` makes plain parameters of them.
 
 Source: LoRA, arXiv 2106.09685, section 4.1.
 """
@@ -16,7 +16,7 @@ from flax import nnx
 from models import layers
 
 NAMES = ("lora_a", "lora_b", "lora_scale")
-# Of whole paths: everything but what an adapted model learns.
+# Of whole paths: everything but the adapters.
 FROZEN = r"(?!.*/lora_[ab]$).*"
 
 

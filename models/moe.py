@@ -1,4 +1,4 @@
-"""A sparse mixture of experts: router, experts, and what the load-balance term needs."""
+"""A sparse mixture of experts: router, experts, and the counts for the load balance."""
 
 import dataclasses
 from typing import Literal
@@ -18,10 +18,10 @@ Implementation = Literal["dense", "ragged"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RouterStats:
-    """Count where tokens went; sums, so that parts of a batch add up. Leading axis L if stacked.
+    """The choices of the router; sums, so that parts of a batch add up. Leading axis L if stacked.
 
-    `by_kind` holds the same for each kind of sequence (see `kinds`), with an axis K before E, of
-    the same tokens; None where the kinds were not told.
+    `by_kind` holds the same for each kind of sequence (see `kinds`), with an axis A before E, of
+    the same tokens; None where the kinds are unknown.
     """
 
     choices: Leaf  # float32[…, E]  how many tokens chose each expert
@@ -64,11 +64,11 @@ def load_balance(stats: RouterStats) -> Float[Array, ""]:
 
 
 class MoE(nnx.Module):
-    """Send each token to its best experts and mix their answers.
+    """A layer that sends each token to its best experts and mixes their answers.
 
     `dense` computes every expert on every token, E / X times the needed work but one plain matmul
     that partitions anywhere: right for few experts. `ragged` sorts tokens by expert and computes
-    only what is needed: right for many.
+    only the chosen ones: right for many.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class MoE(nnx.Module):
         x: Float[Array, "B T D"],
         token_mask: Bool[Array, "B T"],
         kind: Int[Array, "B T"] | None = None,
-        kind_weights: Float[Array, "B T K"] | None = None,
+        kind_weights: Float[Array, "B T A"] | None = None,
     ) -> tuple[Float[Array, "B T D"], RouterStats]:
         """Return the mixed answers and where the tokens of `token_mask` went.
 
@@ -114,10 +114,10 @@ class MoE(nnx.Module):
         shown = jnp.where(seen, probability, 0)
         by_kind = None
         if kind is not None:
-            of_kind = jnp.where(seen, jax.nn.one_hot(kind, len(kinds.NAMES)), 0)  # [B, T, K]
+            of_kind = jnp.where(seen, jax.nn.one_hot(kind, len(kinds.NAMES)), 0)  # [B, T, A]
             by_kind = RouterStats(
-                choices=jnp.einsum("btk,bte->ke", of_kind, choices),
-                probability=jnp.einsum("btk,bte->ke", of_kind, shown),
+                choices=jnp.einsum("bta,bte->ae", of_kind, choices),
+                probability=jnp.einsum("bta,bte->ae", of_kind, shown),
                 tokens=of_kind.sum((0, 1)),
             )
         stats = RouterStats(
@@ -137,7 +137,7 @@ class MoE(nnx.Module):
         return self._ragged(x, weights, chosen)
 
     def _weighted(
-        self, x: Float[Array, "B T D"], kind_weights: Float[Array, "B T K"]
+        self, x: Float[Array, "B T D"], kind_weights: Float[Array, "B T A"]
     ) -> tuple[Float[Array, "B T D"], RouterStats]:
         """Return the same for tokens that each count for several sequences."""
         if self.choice != "token":
@@ -146,8 +146,8 @@ class MoE(nnx.Module):
         one_hot = jax.nn.one_hot(chosen, probability.shape[-1])  # [B, T, X, E]
         choices = jax.lax.stop_gradient(one_hot.sum(-2))
         by_kind = RouterStats(
-            choices=jnp.einsum("btk,bte->ke", kind_weights, choices),
-            probability=jnp.einsum("btk,bte->ke", kind_weights, probability),
+            choices=jnp.einsum("bta,bte->ae", kind_weights, choices),
+            probability=jnp.einsum("bta,bte->ae", kind_weights, probability),
             tokens=kind_weights.sum((0, 1)),
         )
         stats = RouterStats(
@@ -250,8 +250,8 @@ def _decoding_experts(
         return _sorted_experts(x, weights, chosen, kernels, first_expert=first_expert)
     tokens = x.reshape(-1, x.shape[-1])
     expert = chosen.reshape(len(tokens), -1) - first_expert
-    one_hot = jax.nn.one_hot(expert, num_local)  # [N, X, E], nothing for experts held elsewhere
-    weight = jnp.einsum("nxe,nx->en", one_hot, weights.reshape(expert.shape))
+    one_hot = jax.nn.one_hot(expert, num_local)  # [T, X, E], nothing for experts held elsewhere
+    weight = jnp.einsum("txe,tx->et", one_hot, weights.reshape(expert.shape))
     is_chosen = (weight > 0).any(-1)
     order = jnp.argsort(~is_chosen, stable=True)
 

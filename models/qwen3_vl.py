@@ -1,4 +1,4 @@
-"""Qwen3-VL: images and tokens in, hidden states out; logits only where asked."""
+"""Qwen3-VL: images and tokens in, hidden states out; logits on request."""
 
 from collections.abc import Callable
 
@@ -57,7 +57,7 @@ class Qwen3VL(nnx.Module):
 
     def encode_images(
         self, vision: VisionInput, *, implementation: attention.Implementation, remat: bool
-    ) -> tuple[Float[Array, "G Q D"], Float[Array, "Y G Q D"] | None]:
+    ) -> tuple[Float[Array, "W Q D"], Float[Array, "Y W Q D"] | None]:
         """Return the merged tokens of all images, and those of each DeepStack tap."""
         if self.vision is None:
             raise ValueError("images were given to a text-only model")
@@ -66,12 +66,12 @@ class Qwen3VL(nnx.Module):
     def embed(
         self,
         text: TextInput,
-        images: tuple[Float[Array, "G Q D"], Float[Array, "Y G Q D"] | None] | None,
+        images: tuple[Float[Array, "W Q D"], Float[Array, "Y W Q D"] | None] | None,
     ) -> tuple[Float[Array, "B T D"], DeepStack | None]:
         """Embed the tokens, with the images' tokens in their places.
 
         Args:
-          images: what `encode_images` returned; None for text alone.
+          images: from `encode_images`; None for text alone.
         """
         x = self.text.embed(text.tokens)
         x = sharding.constrain(x, self.rules, "batch", "act_length", "act_embed")
@@ -97,8 +97,8 @@ class Qwen3VL(nnx.Module):
         """Return normalised hidden states of packed rows, and the router's counts per layer.
 
         Args:
-          remat: what the backward pass keeps of a decoder layer; unless "none" the vision tower
-            keeps the inputs of its blocks alone.
+          remat: the values of a decoder layer that the backward pass keeps; unless "none" the
+            vision tower keeps the inputs of its blocks alone.
           kind: of the sequence that each token stands in, for the router; see `models.kinds`.
         """
         images = None
@@ -134,14 +134,14 @@ class Qwen3VL(nnx.Module):
     def read(
         self,
         text: TextInput,
-        images: tuple[Float[Array, "G Q D"], Float[Array, "Y G Q D"] | None] | None,
+        images: tuple[Float[Array, "W Q D"], Float[Array, "Y W Q D"] | None] | None,
         *,
         implementation: attention.Implementation,
     ) -> tuple[Float[Array, "B T D"], list[tuple[jax.Array, jax.Array]]]:
         """Return hidden states of packed rows, and each layer's keys and values, [B, T, K, H].
 
         Args:
-          images: what `encode_images` returned; None for text alone.
+          images: from `encode_images`; None for text alone.
         """
         x, levels = self.embed(text, images)
         return self.text.read(
@@ -151,7 +151,7 @@ class Qwen3VL(nnx.Module):
     def prefill(
         self,
         text: TextInput,
-        images: tuple[Float[Array, "G Q D"], Float[Array, "Y G Q D"] | None] | None,
+        images: tuple[Float[Array, "W Q D"], Float[Array, "Y W Q D"] | None] | None,
         *,
         implementation: attention.Implementation,
         cache_length: int,
@@ -162,7 +162,7 @@ class Qwen3VL(nnx.Module):
         tokens follow.
 
         Args:
-          images: what `encode_images` returned; None for text alone.
+          images: from `encode_images`; None for text alone.
           cache_length: places a row, prompt and response together.
         """
         x, levels = self.embed(text, images)
@@ -199,5 +199,5 @@ def abstract(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def num_parameters(state: nnx.State) -> int:
-    """Return how many numbers the parameters hold, a tied head counted once."""
+    """Return the number of parameters, a tied head counted once."""
     return sum(leaf.size for leaf in jax.tree.leaves(state))

@@ -17,13 +17,13 @@ from models.deepstack import DeepStack
 from models.inputs import Segments
 from models.shared import SharedPrompts
 
-# What the backward pass keeps of a layer besides its input: everything, nothing, what attention
-# made, or that and the results of the matmuls.
+# The values of a layer that the backward pass keeps besides its input: all, none, the results of
+# attention, or these and those of the matmuls.
 Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
 
 
 def _remat(step, policy: Remat):
-    """Wrap the body of the scan over layers so that it keeps what `policy` says."""
+    """Wrap the body of the scan over layers so that it keeps the values of `policy`."""
     if policy == "none":
         return step
     by_name = jax.checkpoint_policies.save_only_these_names("attention")
@@ -44,7 +44,7 @@ def _remat(step, policy: Remat):
 
 
 class TextDecoder(nnx.Module):
-    """Turn embedded tokens into hidden states.
+    """The decoder: embedded tokens in, hidden states out.
 
     `layers` holds all layers stacked, or after `unstack` a list with one module each, the form
     that decoding wants.

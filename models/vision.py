@@ -13,7 +13,7 @@ _EPS = 1e-6
 
 
 class Attention(nnx.Module):
-    """Attend among the patches of one frame, with 2-D rotary positions."""
+    """Attention among the patches of one frame, with 2-D rotary positions."""
 
     def __init__(self, config: VisionConfig, *, rules: sharding.Rules, scope: layers.Scope):
         self.num_heads, self.rules = config.num_heads, rules
@@ -29,15 +29,15 @@ class Attention(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B P D"],
+        x: Float[Array, "W P D"],
         angles: tuple[jax.Array, jax.Array],
         segments: Segments,
         implementation: attention.Implementation,
-    ) -> Float[Array, "B P D"]:
+    ) -> Float[Array, "W P D"]:
         heads = (*x.shape[:2], self.num_heads, -1)
-        q = rope.apply(self.q(x).reshape(heads), *angles)  # [B, P, N, H]
-        k = rope.apply(self.k(x).reshape(heads), *angles)  # [B, P, N, H]
-        v = self.v(x).reshape(heads)  # [B, P, N, H]
+        q = rope.apply(self.q(x).reshape(heads), *angles)  # [W, P, N, H]
+        k = rope.apply(self.k(x).reshape(heads), *angles)  # [W, P, N, H]
+        v = self.v(x).reshape(heads)  # [W, P, N, H]
         mixed = attention.attend(
             q,
             k,
@@ -52,7 +52,7 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attend, then apply a GELU MLP, both on normalised input and added to it."""
+    """Attention, then a GELU MLP, both of normalised input and added to it."""
 
     def __init__(self, config: VisionConfig, *, rules: sharding.Rules, scope: layers.Scope):
         d, f = config.hidden_size, config.intermediate_size
@@ -64,18 +64,18 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "B P D"],
+        x: Float[Array, "W P D"],
         angles: tuple[jax.Array, jax.Array],
         segments: Segments,
         implementation: attention.Implementation,
-    ) -> Float[Array, "B P D"]:
+    ) -> Float[Array, "W P D"]:
         x = x + self.attn(self.norm1(x), angles, segments, implementation)
         x = x + self.mlp(self.norm2(x))
         return sharding.constrain(x, self.rules, "images", "act_length", "act_embed")
 
 
 class VisionMLP(nnx.Module):
-    """Apply two linear maps with a GELU between them.
+    """Two linear maps with a GELU between them.
 
     The blocks use the tanh approximation of GELU, the mergers the exact one.
     """
@@ -95,8 +95,8 @@ class VisionMLP(nnx.Module):
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))
 
 
-class Merger(nnx.Module):
-    """Merge the patches of one square into one token of the decoder's width.
+class Merger(VisionMLP):
+    """The MLP that merges the patches of one square into one token of the decoder's width.
 
     The last merger normalises each patch, the DeepStack mergers the whole square.
 
@@ -109,17 +109,16 @@ class Merger(nnx.Module):
         square = config.hidden_size * self.area
         width = square if normalise_square else config.hidden_size
         self.norm = layers.LayerNorm(width, eps=_EPS, scope=scope)
-        mlp = VisionMLP(square, square, config.out_hidden_size, approximate=False, scope=scope)
-        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
+        super().__init__(square, square, config.out_hidden_size, approximate=False, scope=scope)
 
-    def __call__(self, x: Float[Array, "B P D"]) -> Float[Array, "B Q O"]:
+    def __call__(self, x: Float[Array, "W P D"]) -> Float[Array, "W Q O"]:
         square = (x.shape[0], x.shape[1] // self.area, x.shape[2] * self.area)
         x = self.norm(x.reshape(square)) if self.normalise_square else self.norm(x).reshape(square)
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return super().__call__(x)
 
 
 class VisionTower(nnx.Module):
-    """Turn packed patches into merged tokens and one DeepStack map per tapped block."""
+    """The tower: packed patches in, merged tokens and a DeepStack map per tapped block out."""
 
     def __init__(self, config: VisionConfig, *, rules: sharding.Rules, scope: layers.Scope):
         self.config, self.rules = config, rules
@@ -140,16 +139,17 @@ class VisionTower(nnx.Module):
             Merger(config, normalise_square=True, scope=scope.stacked(taps)) if taps else None
         )
 
-    def embed(self, vision: VisionInput) -> Float[Array, "B P D"]:
+    def embed(self, vision: VisionInput) -> Float[Array, "W P D"]:
         """Embed the patches and add their interpolated positions."""
         table = self.pos_embed.embedding[...].astype(jnp.float32)
-        place = jnp.einsum("bpcd,bpc->bpd", table[vision.corners], vision.corner_weights)
+        # c: the four corners of a patch.
+        place = jnp.einsum("wpcd,wpc->wpd", table[vision.corners], vision.corner_weights)
         x = self.patch_embed(normalise(vision.pixels))
         return x + place.astype(x.dtype)
 
     def __call__(
         self, vision: VisionInput, *, implementation: attention.Implementation, remat: bool
-    ) -> tuple[Float[Array, "B Q O"], Float[Array, "Y B Q O"] | None]:
+    ) -> tuple[Float[Array, "W Q O"], Float[Array, "Y W Q O"] | None]:
         """Return the merged tokens and, per tapped block, its merged tokens (None without taps).
 
         Args:

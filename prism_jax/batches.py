@@ -40,6 +40,32 @@ def split_text(text: inputs.TextInput, num_microbatches: int) -> inputs.TextInpu
     return dataclasses.replace(parts, positions=np.moveaxis(parts.positions, 2, 1))
 
 
+def split(batch: Tree, num_microbatches: int) -> Tree:
+    """Split host arrays [rows, ...] into [M, rows / M, ...], M = num_microbatches.
+
+    The positions of a text, [3, rows, T], become [M, 3, rows / M, T].
+
+    Raises:
+      ValueError: the rows of an array do not divide by M.
+    """
+
+    def parts(x: np.ndarray) -> np.ndarray:
+        if x.shape[0] % num_microbatches:
+            raise ValueError(
+                f"{x.shape[0]} rows do not divide into num_microbatches={num_microbatches}"
+            )
+        return x.reshape(num_microbatches, x.shape[0] // num_microbatches, *x.shape[1:])
+
+    def node_parts(node: Tree) -> Tree:
+        if not isinstance(node, inputs.TextInput):
+            return parts(node)
+        rows_first = dataclasses.replace(node, positions=np.moveaxis(node.positions, 1, 0))
+        split_rows = jax.tree.map(parts, rows_first)
+        return dataclasses.replace(split_rows, positions=np.moveaxis(split_rows.positions, 2, 1))
+
+    return jax.tree.map(node_parts, batch, is_leaf=lambda x: isinstance(x, inputs.TextInput))
+
+
 def shardings(batch: Tree, mesh: Mesh, rules: sharding.Rules) -> Tree:
     """Return the sharding of each array of a batch: rows over the axes of "batch" or "images"."""
 
@@ -78,19 +104,19 @@ def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int)
     Starts the copies and does not wait for them.
 
     Args:
-      batch: host arrays of the rows of `local_rows`, in their order; what is on the devices
-        already is whole.
+      batch: host arrays of the rows of `local_rows`, in their order; arrays on the devices
+        are whole.
       num_rows: of a microbatch, over all processes.
 
     Raises:
       ValueError: an array holds other rows than this process's, such as those of all processes.
     """
-    own = local_rows(num_rows, mesh, rules)
+    rows = local_rows(num_rows, mesh, rules)
     places = shardings(batch, mesh, rules)
 
     def check(leaf: Leaf, place: NamedSharding) -> None:
         axis = len(place.spec) - 1
-        wanted = num_rows if isinstance(leaf, jax.Array) else len(own)
+        wanted = num_rows if isinstance(leaf, jax.Array) else len(rows)
         if leaf.shape[axis] != wanted:
             raise ValueError(
                 f"process {jax.process_index()} must give {wanted} of {num_rows} rows on axis "
@@ -100,7 +126,7 @@ def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int)
     def put(leaf: Leaf, place: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array):
             return jax.device_put(leaf, place)
-        return _from_own_rows(leaf, place, own=own, num_rows=num_rows)
+        return _from_local_rows(leaf, place, local=rows, num_rows=num_rows)
 
     jax.tree.map(check, batch, places)
     if jax.process_count() == 1:
@@ -108,8 +134,8 @@ def to_devices(batch: Tree, mesh: Mesh, rules: sharding.Rules, *, num_rows: int)
     return jax.tree.map(put, batch, places)
 
 
-def _from_own_rows(
-    leaf: np.ndarray, place: NamedSharding, *, own: list[int], num_rows: int
+def _from_local_rows(
+    leaf: np.ndarray, place: NamedSharding, *, local: list[int], num_rows: int
 ) -> jax.Array:
     """Return the global array of which this process has these rows."""
     axis = len(place.spec) - 1
@@ -117,7 +143,7 @@ def _from_own_rows(
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         rows = range(*index[axis].indices(num_rows))
-        first = own.index(rows[0])
+        first = local.index(rows[0])
         # The rows of a device are side by side among all rows, and so among this process's.
         return leaf[(slice(None),) * axis + (slice(first, first + len(rows)),)]
 

@@ -125,7 +125,7 @@ class Lora(Section):
     """Low-rank adapters that are trained instead of the model, see `models.lora`."""
 
     rank: int | None  # None: the model itself is trained
-    alpha: float  # what an adapter adds is multiplied by alpha / rank
+    alpha: float  # an adapter's output is multiplied by alpha / rank
     targets: tuple[str, ...]  # regular expressions of whole paths of linear maps
 
     def problems(self) -> list[str]:
@@ -238,10 +238,12 @@ class Checkpoint(Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        found = at_least(self, 1, "save_every_steps", "num_kept")
+        problems = at_least(self, 1, "save_every_steps", "num_kept")
         if self.save_every_minutes is not None and not self.save_every_minutes > 0:
-            found.append(f"save_every_minutes must be > 0 or None, got {self.save_every_minutes}")
-        return found
+            problems.append(
+                f"save_every_minutes must be > 0 or None, got {self.save_every_minutes}"
+            )
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""Which row a unit of packed sequences goes into: decided from lengths alone, by first fit.
+"""The row of each unit of packed sequences, decided from lengths alone, by first fit.
 
-A unit is a group of sequences that share a row: what follows one prompt.
+A unit is a group of continuations of one prompt, which share a row.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# What a row has room for, in the order of `Extent.needs`.
+# The kinds of room in a row, in the order of `Extent.needs`.
 KINDS = ("tokens", "sequences", "continued_tokens", "patches", "frames", "prompt_tokens")
 _OF_PROMPT = np.array([False] * 3 + [True] * 3)  # needed once, however many units have the prompt
 

@@ -96,7 +96,7 @@ def _explained(error: Exception) -> tuple[str, int] | None:
     full = _full_disk(error)
     if full is not None:
         _silence_writers()
-        return f"the disk is full, what was complete before stays: {full}", 1
+        return f"the disk is full, everything complete before stays: {full}", 1
     if isinstance(error, errors.KnownError):
         _silence_writers()
         return _line(error), error.exit_code
@@ -120,7 +120,7 @@ def _line(error: BaseException) -> str:
     line = " ".join(str(error).split())
     if len(line) <= _LINE_CHARS:
         return line
-    # What it quotes is as long as the user's file; both ends say more than the middle.
+    # A quotation may be as long as the user's file; both ends say more than the middle.
     return f"{line[: _LINE_CHARS // 2]} … {line[-_LINE_CHARS // 2 :]}"
 
 

@@ -1,4 +1,4 @@
-"""Lay prompts with what follows them into rows: responses, or the segments of responses.
+"""Pack prompts with their continuations into rows: responses, or segments of responses.
 
     row     P P P r r r r  P P P r r  Q Q s s s  . .
     images  of P           (shared)   of Q
@@ -10,17 +10,15 @@ Where the shape has room for prompts by themselves, each stands once too:
     row     P P P Q Q .  r r r r r r s s s .       `models.shared` expands it for attention
 
 Shapes are those of the longest prompts and responses that may come, so a run compiles one shape;
-microbatches that stay empty are told by their batch and cost nothing (see `policy.loss`).
+microbatches that stay empty are known by their batch and cost nothing (see `policy.loss`).
 
 In a job of several processes each decides from lengths alone where everything lies, all alike, and
-packs its own rows: B is then the number of those.
+packs its rows alone: B is then the number of those.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 
 from models import inputs, positions
@@ -39,7 +37,7 @@ _TILE = 128  # of an attention kernel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """Hold what follows the prompt of this number: int[n] tokens, at least one."""
+    """The tokens that follow the prompt of this number: int[n], at least one."""
 
     prompt: int
     tokens: np.ndarray
@@ -47,23 +45,23 @@ class Continuation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Largest:
-    """Bound what a batch may hold."""
+    """The bounds of a batch."""
 
     num_units: int  # groups of sequences that share a row
     unit_sequences: int  # sequences of one prompt in a unit
-    unit_tokens: int  # of a unit: prompts with their image tokens, and what follows them
-    continued_tokens: int  # of a unit: what follows the prompts alone
+    unit_tokens: int  # of a unit: prompts with their image tokens, and the continuations
+    continued_tokens: int  # of a unit: continuations alone
     prompt_patches: int  # of all images of a prompt; 0: a model or data without images
     prompt_frames: int  # images of a prompt, one frame of a video counting as one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowShape:
-    """Hold the static sizes of M microbatches with B rows each."""
+    """The static sizes of M microbatches with B rows each."""
 
     num_microbatches: int
     microbatch_rows: int
-    row_tokens: int  # every sequence with its own copy of its prompt, as attention reads them
+    row_tokens: int  # every sequence with a copy of its prompt, as attention reads them
     row_sequences: int
     row_continued_tokens: int
     row_patches: int
@@ -79,8 +77,8 @@ class RowShape:
         return self.num_microbatches * self.microbatch_rows
 
     @property
-    def own(self) -> dict[int, int]:
-        """Return the numbers of this process's rows among all, and their places among its own."""
+    def local_places(self) -> dict[int, int]:
+        """Return the place of each row of this process, by its number among all rows."""
         rows = range(self.microbatch_rows) if self.own_rows is None else self.own_rows
         numbers = (
             m * self.microbatch_rows + row for m in range(self.num_microbatches) for row in rows
@@ -103,7 +101,7 @@ class RowShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Say where a continuation lies."""
+    """The place of a continuation."""
 
     row: int  # of all rows of all processes, those of the first microbatch first
     slot: int  # which sequence of the row
@@ -115,7 +113,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Packed:
-    """Hold packed rows, every leaf [M, B, ...] but the positions [M, 3, B, T], and the places."""
+    """Packed rows, every leaf [M, B, ...] but the positions [M, 3, B, T], and the places."""
 
     text: inputs.TextInput
     vision: inputs.VisionInput | None
@@ -141,8 +139,8 @@ def row_shape(
 
     Args:
       patch_multiple: rows of patches are a multiple of it, as an attention may ask.
-      shared_units: so many units in a row have the same prompt, which is to stand once in a row;
-        None: every sequence repeats its prompt.
+      shared_units: this many consecutive units have the same prompt, which is to stand once in a
+        row; None: every sequence repeats its prompt.
       place: the part of the configuration that holds the arguments, for the error.
       advice: another way out, for the error.
       own_rows: see `RowShape`.
@@ -172,7 +170,7 @@ def row_shape(
     if units < 1:
         raise errors.InputError(
             f"{place}.row_tokens must be >= {largest.unit_tokens}, which the largest prompts with "
-            f"what follows them need, and {place}.row_sequences >= {largest.unit_sequences}, "
+            f"their continuations need, and {place}.row_sequences >= {largest.unit_sequences}, "
             f"got {row_tokens} and {row_sequences}{advice}"
         )
     num_rows = -(-largest.num_units // units)
@@ -205,7 +203,7 @@ def pack(
       ValueError: they do not fit `shape`.
     """
     extents = [extent(prompts, unit) for unit in units]
-    # Of all prompts, so that processes whose own rows hold no image compile the same program.
+    # Of all prompts, so that a process without images in its rows compiles the same program.
     dtypes = (pixels.dtype for prompt in prompts for pixels in prompt.pixels)
     return pack_placed(
         prompts,
@@ -237,12 +235,12 @@ def pack_placed(
     Raises:
       ValueError: a unit is not as long as its extent says.
     """
-    own = [rows[number] for number in shape.own]
-    for unit in (unit for row in own for unit in row):
+    local = [rows[number] for number in shape.local_places]
+    for unit in (unit for row in local for unit in row):
         if extent(prompts, units[unit]) != extents[unit]:
             raise ValueError(f"unit {unit} was measured as {extents[unit]} and is another")
-    sequences = [[c for unit in row for c in units[unit]] for row in own]
-    pictured = [list(dict.fromkeys(extents[unit].prompt for unit in row)) for row in own]
+    sequences = [[c for unit in row for c in units[unit]] for row in local]
+    pictured = [list(dict.fromkeys(extents[unit].prompt for unit in row)) for row in local]
     if shape.row_prompt_tokens is None:
         text = _repeated(prompts, sequences, pictured, shape, config)
     else:
@@ -260,15 +258,10 @@ def pack_placed(
     for number, row in enumerate(rows):
         places |= _places(number, row, extents, shape)
     return Packed(
-        text=batches.split_text(text, shape.num_microbatches),
-        vision=None if vision is None else split(vision, shape),
+        text=batches.split(text, shape.num_microbatches),
+        vision=batches.split(vision, shape.num_microbatches),
         places=[one for unit in range(len(extents)) for one in places[unit]],
     )
-
-
-def split(tree: Any, shape: RowShape) -> Any:
-    """Split host arrays of this process's rows [M * B, ...] into [M, B, ...]."""
-    return jax.tree.map(lambda x: x.reshape(shape.num_microbatches, -1, *x.shape[1:]), tree)
 
 
 def _repeated(
@@ -363,24 +356,8 @@ def _vision(
     """Pack the images, a vision row for each row; without any, rows of padding alone."""
     if shape.row_patches == 0:
         return None
-    packed = inputs.pack_vision(
-        rows,
-        config=config,
-        row_patches=shape.row_patches,
-        max_segments=max(shape.row_frames, 2),
-        num_vision_rows=len(rows),
-    )
+    sizes = {"row_patches": shape.row_patches, "max_segments": max(shape.row_frames, 2)}
+    packed = inputs.pack_vision(rows, config=config, num_vision_rows=len(rows), **sizes)
     if packed is not None:
         return packed
-    sizes = (len(rows), shape.row_patches)
-    return inputs.VisionInput(
-        pixels=np.zeros((*sizes, config.vision.patch_dim), pixels_dtype),
-        coords=np.zeros((*sizes, 2), np.int32),
-        corners=np.zeros((*sizes, 4), np.int32),
-        corner_weights=np.zeros((*sizes, 4), np.float32),
-        segments=inputs.pack_segments(
-            [[] for _ in rows],
-            row_length=shape.row_patches,
-            max_segments=max(shape.row_frames, 2),
-        ),
-    )
+    return inputs.empty_vision(len(rows), config=config, dtype=pixels_dtype, **sizes)

@@ -1,6 +1,6 @@
 """Rows in which each prompt stands once, however many of its continuations stand in the row.
 
-row       P P P Q . a b c d e .      prompts in their room, then what follows them
+row       P P P Q . a b c d e .      prompts in their room, then continuations
 expanded  P P P a b P P P c Q d e    for attention, see `models.shared`
 """
 
@@ -40,7 +40,7 @@ def lay(
 
     Args:
       num_prompt_tokens: room of a row for prompts.
-      num_continued_tokens: room of a row for what follows them.
+      num_continued_tokens: room of a row for continuations.
       num_expanded_tokens: room of an expanded row.
       num_sequences: most sequences in a row.
     """
@@ -81,10 +81,10 @@ def lay(
 
 
 def _fill(
-    prompts: Sequence[Example], row: Sequences, own: dict[str, np.ndarray], merge: int
+    prompts: Sequence[Example], row: Sequences, arrays: dict[str, np.ndarray], merge: int
 ) -> list[Spot]:
     """Fill the arrays of one row."""
-    room = len(own["copies"])
+    room = len(arrays["copies"])
     starts: dict[int, int] = {}
     num_copies = dict.fromkeys((prompt for prompt, _ in row), 0)
     used, next_slot, there, offset = 0, 0, 0, 0
@@ -100,19 +100,19 @@ def _fill(
             starts[number] = used
             once = used + np.arange(length)
             shown = np.asarray(prompt.token_types) != positions.TEXT
-            own["tokens"][once], own["ids"][once] = prompt.tokens, 1
-            own["positions"][:, once] = places[:, :length]
-            own["slots"][once[shown]] = next_slot + np.arange(shown.sum())
-            own["owner"][copy] = once
+            arrays["tokens"][once], arrays["ids"][once] = prompt.tokens, 1
+            arrays["positions"][:, once] = places[:, :length]
+            arrays["slots"][once[shown]] = next_slot + np.arange(shown.sum())
+            arrays["owner"][copy] = once
             used, next_slot = used + length, next_slot + int(shown.sum())
         start = starts[number]
         follow = room + offset + np.arange(after)
-        own["tokens"][follow], own["ids"][follow] = tokens, 1
-        own["positions"][:, follow] = places[:, length:]
-        own["source"][copy] = start + np.arange(length)
-        own["source"][behind] = own["owner"][behind] = follow
-        own["copies"][start : start + length, num_copies[number]] = copy
-        own["followers"][offset : offset + after] = behind
+        arrays["tokens"][follow], arrays["ids"][follow] = tokens, 1
+        arrays["positions"][:, follow] = places[:, length:]
+        arrays["source"][copy] = start + np.arange(length)
+        arrays["source"][behind] = arrays["owner"][behind] = follow
+        arrays["copies"][start : start + length, num_copies[number]] = copy
+        arrays["followers"][offset : offset + after] = behind
         num_copies[number] += 1
         spots.append(Spot(start=room + offset, before=start + length - 1, offset=offset))
         there, offset = there + length + after, offset + after

@@ -20,7 +20,7 @@ INPUT_TOKENS, OUTPUT_TOKENS = 100, 50
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Hold one request as the endpoint got it."""
+    """One request as the endpoint got it."""
 
     seconds: float  # by the monotonic clock
     path: str

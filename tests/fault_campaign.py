@@ -35,7 +35,7 @@ _STEPS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One fault and what is promised."""
+    """One fault and the promised end."""
 
     what: str
     fault: str  # see `tests.faults`

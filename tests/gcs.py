@@ -14,7 +14,7 @@ _HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "host
 
 
 class Proxy(http.server.ThreadingHTTPServer):
-    """Forward requests; of every `period` one is answered 503 and one 429."""
+    """A proxy that answers one of every `period` requests with 503 and one with 429."""
 
     daemon_threads = True
 
@@ -75,7 +75,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _forward
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def served(*, period: int | None = None) -> Iterator[tuple[Proxy, dict[str, str]
                 {
                     "STORAGE_EMULATOR_HOST": proxy.url,
                     "TENSORSTORE_GCS_HTTP_URL": proxy.url,
-                    # Nobody is asked who this is.
+                    # No metadata server: nobody is asked for credentials.
                     "GCE_METADATA_ROOT": "127.0.0.1:1",
                     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
                 },

@@ -29,7 +29,7 @@ def write(
     video_min_pixels: int = 4096,
     video_max_pixels: int = 25165824,
 ) -> Ids:
-    """Write tokenizer and processor files, its merges learnt from `SENTENCES`; return the ids."""
+    """Write tokenizer and processor files, its merges learned from `SENTENCES`; return the ids."""
     return tokenizer_files.write(
         folder,
         SENTENCES,

@@ -21,7 +21,7 @@ def run(
     timeout: float = 1200.0,
     **environment: str,
 ) -> subprocess.CompletedProcess:
-    """Run a command in so many processes, each with so many devices; return how it ended.
+    """Run a command in several processes, each with some devices; return how it ended.
 
     Args:
       cache: folder of compiled programs.

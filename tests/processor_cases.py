@@ -27,7 +27,7 @@ VIDEO_SIZES = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """Hold a chat with the names of its pictures and clips in order."""
+    """A chat with the names of its pictures and clips in order."""
 
     messages: list[chat.Message]
     pictures: tuple[str, ...] = ()

@@ -174,6 +174,19 @@ def test_no_two_parts_import_each_other():
         done |= free
 
 
+def test_private_modules_of_jax_are_loaded_only_where_a_run_needs_them():
+    private = {"models.cudnn_attention", "prism_jax.setup.coordination"}
+    for path in _FILES:
+        if path.relative_to(_ROOT).parts[0] == "benchmarks":
+            continue
+        tree = ast.parse(path.read_text())
+        if any(name.startswith("jax._src") for _, name in _imports(tree)):
+            assert _module(path) in private
+        # Functions may load them, the head of a module may not.
+        head = ast.Module(body=[node for node in tree.body if not hasattr(node, "body")])
+        assert not {name for _, name in _imports(head)} & private, path.name
+
+
 def test_models_write_no_file_but_through_the_checkpoint_modules():
     for path in (_ROOT / "models").glob("*.py"):
         if path.name == "upcycle.py":

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from prism_jax import metrics, progress
+from prism_jax import batches, metrics, progress
 from prism_jax.checkpoints import checkpoint, lock
 from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.losses import reduce
@@ -93,7 +93,7 @@ def make_optimizer(params, **changes):
 
 
 class Counted:
-    """Give batch k as a function of k alone; the position is k."""
+    """Batches that depend on their number alone, which is the position."""
 
     def __init__(self, *, num_microbatches, sleep_seconds=0.0):
         self.position = 0
@@ -104,7 +104,7 @@ class Counted:
         time.sleep(self._sleep_seconds)
         batch = make_batch(self.position, num_rows=8)
         self.position += 1
-        return train_step.split_rows(batch, self._num_microbatches)
+        return batches.split(batch, self._num_microbatches)
 
     def get_state(self):
         """Return the position."""

@@ -15,7 +15,7 @@ import numpy as np
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 # Odd, so multiplication by it is a bijection of 32-bit positions (Knuth's multiplicative hash).
 _SPREAD = 2654435761
-_HOST = "pinned_host"  # where an optimiser may keep its states
+_HOST = "pinned_host"  # where an optimizer may keep its states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

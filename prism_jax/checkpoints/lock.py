@@ -123,8 +123,8 @@ def check() -> None:
 
 def release_all() -> None:
     """Let go of the folders that this process holds, when it ends without leaving its contexts."""
-    for path, own in list(_held.items()):
-        _release(path, own)
+    for path, this_job in list(_held.items()):
+        _release(path, this_job)
 
 
 def _make_folder(folder: epath.Path) -> None:
@@ -294,8 +294,8 @@ def _is_object(path: epath.Path) -> bool:
     return "://" in str(path)
 
 
-def _content(own: Owner) -> bytes:
-    return json.dumps(dataclasses.asdict(own)).encode()
+def _content(owner: Owner) -> bytes:
+    return json.dumps(dataclasses.asdict(owner)).encode()
 
 
 def _read(path: epath.Path) -> Owner | None:

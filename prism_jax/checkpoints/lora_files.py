@@ -23,7 +23,7 @@ def tensors(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Return the tensors by PEFT's names, and alpha / rank of each adapted module."""
     flat = dict(nnx.to_flat_state(adapters))
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     scales: dict[str, float] = {}
     for path, variable in flat.items():
         if path[-1] != "lora_a":
@@ -36,10 +36,10 @@ def tensors(
         for layer in range(len(parts[0]) if is_stacked else 1):
             a, b, scale = (part[layer] for part in parts) if is_stacked else parts
             name = template.format(layer)
-            found[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a.T)
-            found[f"base_model.model.{name}.lora_B.weight"] = np.ascontiguousarray(b.T)
+            arrays[f"base_model.model.{name}.lora_A.weight"] = np.ascontiguousarray(a.T)
+            arrays[f"base_model.model.{name}.lora_B.weight"] = np.ascontiguousarray(b.T)
             scales[name] = float(scale)
-    return found, scales
+    return arrays, scales
 
 
 def save(folder: pathlib.Path, adapters: nnx.State, naming: hf_names.Naming, *, base: str) -> None:
@@ -48,11 +48,11 @@ def save(folder: pathlib.Path, adapters: nnx.State, naming: hf_names.Naming, *, 
     Args:
       base: name or folder of the base model, as PEFT keeps it.
     """
-    found, scales = tensors(adapters, naming)
-    rank = next(iter(found.values())).shape[0]
+    arrays, scales = tensors(adapters, naming)
+    rank = next(iter(arrays.values())).shape[0]
     (scale,) = set(scales.values())
     folder.mkdir(parents=True)
-    safetensors.save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
+    safetensors.save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(_config(rank, scale, list(scales), base), indent=1))
 
 

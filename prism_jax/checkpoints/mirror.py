@@ -1,9 +1,9 @@
 """The small files of a run on gs://: written to a local folder, and uploaded whole.
 
 Objects cannot be appended to, and much here appends: metrics, accounts, event files. So a run whose
-folder is an address works in a local folder. Process 0 begins with what is at the address, and
-`upload` puts there what has changed since, and takes away what is gone. Each process uploads what
-it wrote itself. Checkpoints and the lock do not go through here.
+folder is an address works in a local folder. Process 0 begins with the files at the address;
+`upload` writes those that changed since, and removes those that are gone. Each process uploads the
+files that it wrote. Checkpoints and the lock do not go through here.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from etils import epath
 from prism_jax.checkpoints import files as checkpoint_files
 from prism_jax.checkpoints import lock, objects
 
-# At the address alone.
+# These lie at the address alone.
 _REMOTE = (checkpoint_files.FOLDER, "set_aside", "finished.json", lock.NAME)
 _PARTIAL = ".partial"
 _Stamp = tuple[int, int]  # time of the last change, size
@@ -29,7 +29,7 @@ _Stamp = tuple[int, int]  # time of the last change, size
 class _Mirror:
     remote: epath.Path
     local: pathlib.Path
-    known: dict[str, _Stamp]  # what is at the address, as this process put or found it
+    known: dict[str, _Stamp]  # of the files at the address, as this process wrote or read them
 
 
 _held: dict[pathlib.Path, _Mirror] = {}
@@ -37,7 +37,7 @@ _held: dict[pathlib.Path, _Mirror] = {}
 
 @contextlib.contextmanager
 def opened(workdir: str, *, has_files: bool) -> Iterator[pathlib.Path]:
-    """Yield the local folder of a run; what changed in it is uploaded at the end.
+    """Yield the local folder of a run; its changes are uploaded at the end.
 
     Args:
       has_files: begin with the files at the address; for process 0.
@@ -55,7 +55,7 @@ def opened(workdir: str, *, has_files: bool) -> Iterator[pathlib.Path]:
         yield local
         upload()
     except BaseException:
-        # What ended the job must not be hidden by this.
+        # The error that ended the job must not be hidden by this one.
         with contextlib.suppress(Exception):
             upload()
         raise
@@ -80,7 +80,7 @@ def fetch(folder: pathlib.Path) -> None:
 
 
 def upload() -> None:
-    """Put what this process has written since into the folders of its runs.
+    """Upload the files that this process has changed since the last call.
 
     Raises:
       InputError: another job took a folder over, see `checkpoints.lock.check`.
@@ -97,20 +97,20 @@ def upload() -> None:
             del mirror.known[name]
 
 
-def _fetch(mirror: _Mirror, name: str) -> None:
+def _fetch(mirror: _Mirror, folder: str) -> None:
     """Copy files from the address, all of them or those of one folder."""
     files = objects.file_system()
     # Other processes, and other machines before, wrote there.
     files.invalidate_cache()
     start = str(mirror.remote).removeprefix("gs://").rstrip("/") + "/"
-    for found in files.find(start + name):
-        one = found.removeprefix(start)
-        if one.split("/")[0] in _REMOTE or one.endswith(_PARTIAL):
+    for key in files.find(start + folder):
+        name = key.removeprefix(start)
+        if name.split("/")[0] in _REMOTE or name.endswith(_PARTIAL):
             continue
-        target = mirror.local / one
+        target = mirror.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(files.cat_file(found))
-        mirror.known[one] = _stamp(target)
+        target.write_bytes(files.cat_file(key))
+        mirror.known[name] = _stamp(target)
 
 
 def _stamps(folder: pathlib.Path) -> dict[str, _Stamp]:

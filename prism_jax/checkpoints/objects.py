@@ -1,4 +1,4 @@
-"""Single objects of Google Cloud Storage, written only where nobody has written meanwhile.
+"""Single objects of Google Cloud Storage, written only if nobody else wrote in between.
 
 Each version of an object has a generation; a write names the one that it replaces, 0 for none.
 """
@@ -34,11 +34,11 @@ def read(path: epath.Path) -> tuple[bytes, int]:
     bucket, key, _ = files.split_path(str(path))
     while True:
         try:
-            # Not `info`, which may tell of a listing that is older.
-            told = files.call("GET", "b/{}/o/{}", bucket, key, json_out=True)
+            # Not `info`, which may answer from an older listing.
+            facts = files.call("GET", "b/{}/o/{}", bucket, key, json_out=True)
         except FileNotFoundError:
             return b"", 0
-        number = int(told["generation"])
+        number = int(facts["generation"])
         try:
             _, content = files.call("GET", "b/{}/o/{}", bucket, key, alt="media", generation=number)
         except FileNotFoundError:
@@ -72,7 +72,7 @@ def write(path: epath.Path, content: bytes, *, replaced: int) -> None:
     except OSError as error:
         if not _is_written_meanwhile(error):
             raise
-        # A try whose answer was lost may have written it already.
+        # An attempt whose answer was lost may have written it already.
         if read(path)[0] != content:
             raise FileExistsError(f"{path} was written meanwhile") from error
 

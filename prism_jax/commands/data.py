@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m prism_jax data", description="Make data sets."
     )
-    parts = options.add_subparsers(dest="what", required=True)
+    parts = options.add_subparsers(dest="part", required=True)
     corpus = parts.add_parser("numerals", help="write the embedded corpus").add_argument
     corpus("--out", required=True, help="new folder; one with the same arguments is kept")
     corpus("--level", default="tiny", help="tiny or small")
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     ).add_argument
     built("--from", required=True, dest="source", help="PATH, or PATH#ENTRY of a dataset_info.json")
     built("--to", required=True, dest="target", help="new folder, local or gs://")
-    built("--kind", required=True, choices=records.KINDS, help="what the rows are")
+    built("--kind", required=True, choices=records.KINDS, help="the kind of the rows")
     built("--image_root", default="", help="of relative image paths; the file's folder without")
     built("--max_bad_rows", type=int, default=0, help="wrong rows that may be left out")
     built(
@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Write one data set; its summary goes to standard output as JSON."""
     args = parser().parse_args(argv)
-    if args.what == "numerals":
+    if args.part == "numerals":
         rows = numerals_corpus.rows_of(
             args.level, dict(_pair(text, "rows", int) for text in args.rows)
         )
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
             num_processes=args.num_processes,
         )
         summary = {"out": args.out, "parts": manifest["parts"]}
-    elif args.what == "tokenizer":
+    elif args.part == "tokenizer":
         summary = {"out": args.out} | _tokenizer(args)
     else:
         rules = validate.Rules(

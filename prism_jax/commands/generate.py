@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
     _check(args)
     sampling = _sampling(args)
     files = model_files.of(args.model)
-    # Its own words for what is wrong with it, before the tokenizer's.
+    # This project's message about a wrong folder, before the tokenizer's.
     _check_tensor(args.tensor, pretrained.config_of(files)[1].text.num_kv_heads)
     words = processor.Processor.from_folder(files)
     example = _example(args, words)

@@ -1,4 +1,4 @@
-"""Show what a chain of stages did: `python -m prism_jax report --workdir=DIR --out=FILE.html`.
+"""Show the results of a chain: `python -m prism_jax report --workdir=DIR --out=FILE.html`.
 
 DIR is a chain's folder as `pipeline` writes it, finished or not; a missing stage is shown as not
 run. The page is one file that loads no other: plots of accuracy, gaps, reward and loss, tables, and
@@ -23,7 +23,7 @@ _MAX_PICTURE_PIXELS = 640  # of the longer side
 def parser() -> argparse.ArgumentParser:
     """Return the command's options."""
     options = argparse.ArgumentParser(
-        prog="python -m prism_jax report", description="Show what a chain of stages did."
+        prog="python -m prism_jax report", description="Show the results of a chain."
     )
     add = options.add_argument
     add("--workdir", required=True, type=pathlib.Path, help="folder of the chain")

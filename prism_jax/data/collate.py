@@ -89,34 +89,12 @@ def collate(
     )
     if row_patches is None:
         return text, None
-    vision = inputs.pack_vision(
-        rows,
-        config=config,
-        row_patches=row_patches,
-        max_segments=segments[1],
-        num_vision_rows=len(rows),
-    )
+    sizes = {"row_patches": row_patches, "max_segments": segments[1]}
+    vision = inputs.pack_vision(rows, config=config, num_vision_rows=len(rows), **sizes)
     if vision is None:
-        vision = _no_images(
-            len(rows), config, row_patches=row_patches, max_segments=segments[1], dtype=dtype
-        )
+        # Padding alone, so that a step without images is no other program.
+        vision = inputs.empty_vision(len(rows), config=config, dtype=dtype, **sizes)
     return text, vision
-
-
-def _no_images(
-    num_rows: int, config: Qwen3VLConfig, *, row_patches: int, max_segments: int, dtype: np.dtype
-) -> inputs.VisionInput:
-    """Return vision rows of padding alone, so that the step need not compile another program."""
-    shape = (num_rows, row_patches)
-    return inputs.VisionInput(
-        pixels=np.zeros((*shape, config.vision.patch_dim), dtype),
-        coords=np.zeros((*shape, 2), np.int32),
-        corners=np.zeros((*shape, 4), np.int32),
-        corner_weights=np.zeros((*shape, 4), np.float32),
-        segments=inputs.pack_segments(
-            [[]] * num_rows, row_length=row_patches, max_segments=max_segments
-        ),
-    )
 
 
 def lay(rows: Sequence[Sequence[np.ndarray]], *, row_tokens: int, dtype: np.dtype) -> np.ndarray:

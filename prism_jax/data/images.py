@@ -47,7 +47,7 @@ _DECODE_ERRORS = (
 class Patches:
     """The patches of an image or video and their grid."""
 
-    pixels: np.ndarray  # uint8[P, C * temporal_patch_size * patch_size**2]
+    pixels: np.ndarray  # uint8[P, C]
     grid: tuple[int, int, int]  # t, h, w in patches; P = t * h * w
 
 
@@ -322,14 +322,14 @@ def video_patches(
 
 
 def _resize(images: Sequence[Image.Image], height: int, width: int, name: str) -> np.ndarray:
-    """Return uint8[F, height, width, 3]."""
+    """Return uint8[frames, height, width, 3]."""
     size = (width, height)
     frames = [to_rgb(image, name=name).resize(size, Image.Resampling.BICUBIC) for image in images]
     return np.stack([np.asarray(frame) for frame in frames])
 
 
 def _patchify(frames: np.ndarray, settings: image_settings.ImageSettings) -> Patches:
-    """Cut uint8[F, H, W, C] into patches, with the patches of an image token side by side.
+    """Cut uint8[frames, height, width, 3] into patches, those of an image token side by side.
 
     Order of patches: grid step, token row, token column, row and column inside the token. Order
     inside a patch: channel, frame, row, column.

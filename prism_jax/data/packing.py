@@ -1,4 +1,4 @@
-"""Which sequences stand in which row: best-fit packing of a few rows at a time, a step at a time.
+"""The rows in which sequences stand: best-fit packing, a few rows at a time.
 
 The plan is a function of sizes and seed alone, so every process knows every row of every step, a
 run continues anywhere, and an epoch is a whole number of steps in which each example stands once.
@@ -21,7 +21,7 @@ _FULL = 0.97  # of a row's largest kind of place; rows with more left are filled
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Hold what one row has place for."""
+    """The places of one row, by kind."""
 
     tokens: int
     patches: int
@@ -29,7 +29,7 @@ class Limits:
     examples: int
 
     def misfit(self, size: encode.Size) -> str | None:
-        """Return why a sequence does not fit a row of its own; None when it does."""
+        """Return why a sequence does not even fit an empty row; None when it does."""
         for name in ("tokens", "patches", "images"):
             has, limit = vars(size)[name], vars(self)[name]
             if has > limit:
@@ -46,7 +46,7 @@ def best_fit(
     that are not full are given up once, and their examples join the next ones.
 
     Args:
-      sizes: int[N, 3]: tokens, patches and images of each example; each fits an empty row.
+      sizes: int[examples, 3]: tokens, patches and images of each example; each fits an empty row.
       order: numbers of examples, each as often as it is to stand in a row.
       num_open_rows: rows that are filled at a time.
 
@@ -55,7 +55,7 @@ def best_fit(
     """
     whole = np.array([limits.tokens, limits.patches, limits.images, limits.examples])
     needs = np.concatenate([sizes, np.ones((len(sizes), 1), np.int64)], axis=1)
-    # A kind that no row has place for is asked for by nobody.
+    # No example needs a kind that the rows have no place for.
     shares = needs / np.maximum(whole, 1)
     # Places of the order up to each, in rows, by the kind of which most is needed.
     ends = shares[order].cumsum(0).max(-1)
@@ -119,7 +119,7 @@ def epoch_order(
     Args:
       lengths: examples of each source.
       weights: of each source, or empty.
-      seed: of the order, new in every epoch; None keeps the examples' own order.
+      seed: of the order, new in every epoch; None keeps the order of the examples.
     """
     if not weights:
         order = np.arange(sum(lengths))
@@ -133,8 +133,8 @@ def epoch_order(
                 _permutation(length, seed, source + 1, int(r)) for r in np.unique(drawn // length)
             ]
             if len(drawn):
-                own = np.concatenate(rounds)[drawn - drawn[0] // length * length]
-                parts.append(starts[source] + own)
+                items = np.concatenate(rounds)[drawn - drawn[0] // length * length]
+                parts.append(starts[source] + items)
         order = np.concatenate(parts)
     return order[_permutation(len(order), seed, 0, epoch)]
 
@@ -143,7 +143,7 @@ def check_weights(lengths: Sequence[int], weights: Sequence[float], *, field: st
     """Raise InputError for wrong weights, or for one so small that its source never comes.
 
     Args:
-      field: what a user calls them.
+      field: the user's name for them.
     """
     if not weights:
         return
@@ -173,7 +173,7 @@ def _permutation(length: int, seed: int | None, stream: int, number: int) -> np.
 
 
 class Plan:
-    """Give the rows of any step; epochs are planned when they are first asked for."""
+    """The rows of any step; an epoch is planned when it is first needed."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class Plan:
         num_open_rows: int,
         seed: int | None,
     ):
-        """Take sizes (int[N, 3]) of all examples; see `best_fit` and `epoch_order`.
+        """Take sizes (int[examples, 3]) of all examples; see `best_fit` and `epoch_order`.
 
         Raises:
           InputError: see `check_weights`.
@@ -204,7 +204,7 @@ class Plan:
         self._lock = threading.Lock()
 
     def num_steps(self, num_epochs: int) -> int:
-        """Return the steps of so many epochs."""
+        """Return the number of steps of `num_epochs` epochs."""
         with self._lock:
             while len(self._first_steps) <= num_epochs:
                 self._rows_of(len(self._first_steps) - 1)
@@ -218,8 +218,8 @@ class Plan:
             epoch = int(np.searchsorted(self._first_steps, step, side="right")) - 1
             rows = self._rows_of(epoch)
             first = (step - self._first_steps[epoch]) * self._step_rows
-        found = rows[first : first + self._step_rows]
-        return found + [()] * (self._step_rows - len(found))
+        chosen = rows[first : first + self._step_rows]
+        return chosen + [()] * (self._step_rows - len(chosen))
 
     def _rows_of(self, epoch: int) -> list[Row]:
         """Return the rows of an epoch; the last two that were planned are remembered."""

@@ -25,7 +25,7 @@ class Encoded:
 
     tokens: np.ndarray  # int32[T]
     token_types: np.ndarray  # int32[T]  0 text, 1 image, 2 video; HF's mm_token_type_ids
-    patches: tuple[np.ndarray, ...]  # uint8[P, C * temporal_patch_size * patch_size**2] each
+    patches: tuple[np.ndarray, ...]  # uint8[P, C] each
     grids: np.ndarray  # int32[n, 3]  t, h, w in patches
     is_video: np.ndarray  # bool[n]
 

@@ -16,6 +16,7 @@ import numpy as np
 from models import inputs
 from models.config import Qwen3VLConfig
 from models.inputs import Example
+from prism_jax import batches
 from prism_jax import rows as packed_rows
 from prism_jax.rows import Continuation, RowShape
 
@@ -26,18 +27,18 @@ Positions = Literal["mrope", "text_1d"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentBatch:
-    """Packed segments in M microbatches of B rows, each with S places for segments."""
+    """Packed segments in M microbatches of B rows, each with U places for segments."""
 
     text: Any  # TextInput [M, B, T]
     vision: Any  # VisionInput [M, B, P] or None
-    last: Any  # int32[M, B, S]  place in the row of the segment's last token; 0 without a segment
-    kind: Any  # int32[M, B, S]  kind of text, see `models.kinds`; 0 without a segment
-    num_tokens: Any  # int32[M, B, S]  of the segment; 0 without one
-    is_segment: Any  # bool[M, B, S]
-    # int32[M, B, S / 2]  name of the pair of segments 2i (teacher) and 2i + 1 (student), -1 for
+    last: Any  # int32[M, B, U]  place in the row of the segment's last token; 0 without a segment
+    kind: Any  # int32[M, B, U]  kind of text, see `models.kinds`; 0 without a segment
+    num_tokens: Any  # int32[M, B, U]  of the segment; 0 without one
+    is_segment: Any  # bool[M, B, U]
+    # int32[M, B, U / 2]  name of the pair of segments 2i (teacher) and 2i + 1 (student), -1 for
     # none; None where segments are not in pairs
     pair_name: Any
-    # float32[M, B, S] or None  gradient of the loss with respect to the score
+    # float32[M, B, U] or None  gradient of the loss with respect to the score
     score_gradients: Any
 
 
@@ -50,12 +51,12 @@ class PackedSegments:
     shape: RowShape
 
     def read(self, scores: np.ndarray) -> np.ndarray:
-        """Return the scores of the segments in their order, from float32[M, B, S] of all rows."""
+        """Return the scores of the segments in their order, from float32[M, B, U] of all rows."""
         rows = np.asarray(scores).reshape(self.shape.num_rows, -1)
         return np.array([rows[place.row, place.slot] for place in self.places], np.float32)
 
     def indices(self) -> np.ndarray:
-        """Return int32[segments]: the place of each in the scores [M, B, S] laid flat."""
+        """Return int32[segments]: the place of each in the scores [M, B, U] laid flat."""
         slots = self.shape.row_sequences
         return np.array([place.row * slots + place.slot for place in self.places], np.int32)
 
@@ -91,16 +92,18 @@ def of_packed(
     positions: Positions,
     is_paired: bool,
 ) -> PackedSegments:
-    """Return the batch of packed units; see `pack`."""
-    own = shape.own
-    last, kind, num_tokens = (np.zeros((len(own), shape.row_sequences), np.int32) for _ in range(3))
-    is_segment = np.zeros((len(own), shape.row_sequences), bool)
-    pair_name = np.full((len(own), shape.row_sequences // 2), -1, np.int32) if is_paired else None
+    """Return the batch of packed units; see `segment_rows`."""
+    local = shape.local_places
+    last, kind, num_tokens = (
+        np.zeros((len(local), shape.row_sequences), np.int32) for _ in range(3)
+    )
+    is_segment = np.zeros((len(local), shape.row_sequences), bool)
+    pair_name = np.full((len(local), shape.row_sequences // 2), -1, np.int32) if is_paired else None
     sides = 2 if is_paired else 1
     for number, place in enumerate(packed.places):
-        if place.row not in own:
+        if place.row not in local:
             continue
-        row, name = own[place.row], names[number // sides]
+        row, name = local[place.row], names[number // sides]
         last[row, place.slot] = place.start + place.num_tokens - 1
         kind[row, place.slot] = kinds[name]
         num_tokens[row, place.slot] = place.num_tokens
@@ -110,15 +113,18 @@ def of_packed(
     text = packed.text
     if positions == "text_1d":
         text = dataclasses.replace(text, positions=_positions(text))
+    arrays = {
+        "last": last,
+        "kind": kind,
+        "num_tokens": num_tokens,
+        "is_segment": is_segment,
+        "pair_name": pair_name,
+    }
     batch = SegmentBatch(
         text=text,
         vision=packed.vision,
-        last=packed_rows.split(last, shape),
-        kind=packed_rows.split(kind, shape),
-        num_tokens=packed_rows.split(num_tokens, shape),
-        is_segment=packed_rows.split(is_segment, shape),
-        pair_name=packed_rows.split(pair_name, shape),
         score_gradients=None,
+        **batches.split(arrays, shape.num_microbatches),
     )
     return PackedSegments(batch=batch, places=packed.places, shape=shape)
 

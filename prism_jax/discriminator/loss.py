@@ -63,7 +63,7 @@ def scores(
     settings: Settings,
     key: jax.Array | None,
 ) -> tuple[jax.Array, moe.RouterStats | None]:
-    """Return float32[B, S] scores of one microbatch and the router's counts.
+    """Return float32[B, U] scores of one microbatch and the router's counts.
 
     A microbatch without segments is not computed: its scores and counts are 0.
 
@@ -102,7 +102,7 @@ def all_scores(
     settings: Settings,
     key: jax.Array | None,
 ) -> jax.Array:
-    """Return float32[M, B, S], one microbatch after the other.
+    """Return float32[M, B, U], one microbatch after the other.
 
     With a key they are the scores that an update of the same key computes.
     """
@@ -119,7 +119,7 @@ def all_scores(
 def make_scorer(
     graphdef: nnx.GraphDef, settings: Settings
 ) -> Callable[[nnx.State, discriminator_batch.SegmentBatch], jax.Array]:
-    """Return the jitted `(params, batch) -> float32[M, B, S]`, without dropout."""
+    """Return the jitted `(params, batch) -> float32[M, B, U]`, without dropout."""
     return jax.jit(
         lambda params, batch: all_scores(nnx.merge(graphdef, params), batch, settings, None)
     )
@@ -180,7 +180,7 @@ def pair_loss(
 def _corrected(
     raw: jax.Array, batch: discriminator_batch.SegmentBatch, names: Sequence[str], rule: PairRule
 ) -> jax.Array:
-    """Return the scores [B, S], those of each name corrected for length by its coefficient."""
+    """Return the scores [B, U], those of each name corrected for length by its coefficient."""
     name_of = jnp.repeat(batch.pair_name, 2, axis=-1)
     for name, beta in rule.length_beta:
         corrected = pairwise.correct_length(
@@ -196,13 +196,13 @@ def _corrected(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The scores of one segment name: N prompts, R responses to each."""
+    """The scores of one segment name, of R responses to each prompt."""
 
-    teacher: Any  # float32[N]
-    student: Any  # float32[N * R]  0 where there is none
-    is_pair: Any  # bool[N * R]  the response has the segment
-    teacher_tokens: Any  # int32[N]
-    student_tokens: Any  # int32[N * R]  0 where there is none
+    teacher: Any  # float32[prompts]
+    student: Any  # float32[prompts * R]  0 where there is none
+    is_pair: Any  # bool[prompts * R]  the response has the segment
+    teacher_tokens: Any  # int32[prompts]
+    student_tokens: Any  # int32[prompts * R]  0 where there is none
 
     def segment(self) -> pairwise.Segment:
         """Return every response beside the teacher's."""
@@ -220,7 +220,7 @@ ByName = Mapping[str, Scores]
 
 
 def scores_at(scores: jax.Array, places: ByName) -> dict[str, Scores]:
-    """Return the scores [M, B, S] that stand at these places of the flattened array.
+    """Return the scores [M, B, U] that stand at these places of the flattened array.
 
     `places` holds indices for scores; where `is_pair` is False the index means nothing.
     """
@@ -238,7 +238,7 @@ def scores_at(scores: jax.Array, places: ByName) -> dict[str, Scores]:
 def gradients(
     scores: jax.Array, places: ByName, rule: PairRule
 ) -> tuple[jax.Array, metrics.Metrics]:
-    """Return the gradient of the pair loss with respect to each score of [M, B, S], and metrics."""
+    """Return the gradient of the pair loss with respect to each score of [M, B, U], and metrics."""
     by_name, logged = gradients_by_name(scores_at(scores, places), rule)
     flat = jnp.zeros(scores.size, jnp.float32)
     for name, gradient in by_name.items():

@@ -97,7 +97,7 @@ class Discriminator:
     """The discriminator in the panel's form, with the properties that decide the measurements."""
 
     score: Callable[[Pairs], np.ndarray]  # float[pairs, 2], teacher's and student's
-    count: Callable[[Pairs], np.ndarray] | None  # float[L, K, E] router's choices; None: dense
+    count: Callable[[Pairs], np.ndarray] | None  # float[L, A, E] router's choices; None: dense
     sees_images: bool
     keeps_apart: bool  # the kind of a segment changes its score
     spatial_merge_size: int
@@ -270,7 +270,7 @@ def _of_router(choices: np.ndarray, pairs: Pairs) -> dict[str, float]:
     """Return the use of the experts by captions and cots."""
     parts = {kind: name for name, kind in zip(pairs.segments, pairs.kinds, strict=True)}
     logged = {}
-    share = honesty_router.loads(choices).mean(0)  # [K, E]
+    share = honesty_router.loads(choices).mean(0)  # [A, E]
     if choices.shape[-1] <= _MAX_EXPERTS_LOGGED:
         for kind, name in parts.items():
             for expert, value in enumerate(share[kind]):

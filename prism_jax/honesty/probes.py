@@ -24,13 +24,13 @@ _PAIRS_PER_RANGE = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """The lengths, last tokens and prompts of N pairs of one segment."""
+    """The lengths, last tokens and prompts of pairs of one segment."""
 
-    teacher_tokens: np.ndarray  # int[N]
-    student_tokens: np.ndarray  # int[N]
-    teacher_last: np.ndarray  # int[N]  id of the scored token, -1 for an empty segment
-    student_last: np.ndarray  # int[N]
-    prompt: np.ndarray  # int[N]
+    teacher_tokens: np.ndarray  # int[pairs]
+    student_tokens: np.ndarray  # int[pairs]
+    teacher_last: np.ndarray  # int[pairs]  id of the scored token, -1 for an empty segment
+    student_last: np.ndarray  # int[pairs]
+    prompt: np.ndarray  # int[pairs]
 
     @classmethod
     def of(
@@ -65,7 +65,7 @@ def accuracy(gaps: np.ndarray) -> float:
 
 
 def length(fitted: Pairs, tested: Pairs) -> np.ndarray:
-    """Return teacher minus student of the length's probe, float[N] of the tested pairs."""
+    """Return teacher minus student of the length's probe, float[pairs] of the tested ones."""
     sign = np.sign(np.sum(np.sign(fitted.teacher_tokens - fitted.student_tokens)))
 
     def by_sign(pairs: Pairs) -> np.ndarray:
@@ -86,7 +86,7 @@ def length(fitted: Pairs, tested: Pairs) -> np.ndarray:
 
 
 def last_token(fitted: Pairs, tested: Pairs) -> np.ndarray:
-    """Return teacher minus student of the last token's probe, float[N] of the tested pairs."""
+    """Return teacher minus student of the last token's probe, float[pairs] of the tested ones."""
     return _log_odds(
         fitted.teacher_last, fitted.student_last, tested.teacher_last, tested.student_last
     )

@@ -16,7 +16,7 @@ from prism_jax.discriminator import loss as discriminator_loss
 def make_counter(
     graphdef: nnx.GraphDef, settings: discriminator_loss.Settings
 ) -> Callable[[nnx.State, discriminator_batch.SegmentBatch], jax.Array]:
-    """Return the jitted `(params, batch) -> float32[L, K, E]` choices of a mixture of experts.
+    """Return the jitted `(params, batch) -> float32[L, A, E]` choices of a mixture of experts.
 
     With a token router only the segments' tokens count: those of a prompt come before them,
     so they are routed alike whichever segment follows. With a segment router all tokens of a
@@ -74,7 +74,7 @@ def loads(choices: np.ndarray) -> np.ndarray:
     """Return the share of each kind's choices that fell on each expert, NaN for an unseen kind.
 
     Args:
-      choices: float[L, K, E], how many tokens of each kind chose each expert.
+      choices: float[L, A, E], how many tokens of each kind chose each expert.
     """
     total = choices.sum(-1, keepdims=True)
     return np.divide(choices, total, out=np.full(choices.shape, np.nan), where=total > 0)
@@ -91,7 +91,7 @@ def information_bits(choices: np.ndarray) -> np.ndarray:
     seen = choices.sum((0, 2)) > 0
     if seen.sum() < 2:
         return np.zeros(len(choices))
-    share = loads(choices[:, seen])  # [L, K, E]
+    share = loads(choices[:, seen])  # [L, A, E]
     return _entropy_bits(share.mean(1)) - _entropy_bits(share).mean(1)
 
 

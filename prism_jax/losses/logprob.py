@@ -4,7 +4,7 @@ Tokens go through the head in chunks, each with the full vocabulary: logits, log
 weight gradient are float32, matmul operands keep the dtype of `hidden`. The backward pass computes
 each chunk's logits again from the saved log-sum-exp, so that no [T, V] array exists at any time.
 
-Chunk i of C holds the tokens i, i + C, i + 2C, ...: a token axis that is sharded over data axes
+Chunk i of n holds the tokens i, i + n, i + 2n, ...: a token axis that is sharded over data axes
 stays sharded inside every chunk when the number of shards divides `chunk_tokens`.
 """
 
@@ -24,12 +24,12 @@ def token_logprobs(
     chunk_tokens: int,
     with_entropy: bool,
 ) -> tuple[Float32[Array, "T"], Float32[Array, "T"] | None]:
-    """Return log p(targets[t] | hidden[t]) and, when asked, the entropy of p(· | hidden[t]).
+    """Return log p(targets[t] | hidden[t]) and, on request, the entropy of p(· | hidden[t]).
 
     p = softmax(hidden · headᵀ / temperature); a policy that samples at a temperature has the
     log-probs of that same temperature. Index t predicts targets[t]: the caller has shifted them.
     Both outputs are in nats and differentiable in `hidden` and `head`; the gradient of `head` is
-    accumulated in float32 and given in the dtype of `head`. The entropy is None when not asked.
+    accumulated in float32 and given in the dtype of `head`. The entropy is None unless requested.
     """
     _check(temperature, chunk_tokens)
     return _logprobs(hidden, head, targets, temperature, chunk_tokens, with_entropy)
@@ -63,7 +63,7 @@ def _check(temperature: float, chunk_tokens: int) -> None:
 
 
 def _split(x: Array, chunk_tokens: int) -> Array:
-    """Pad the token axis with zeros and return [C, chunk, ...]."""
+    """Pad the token axis with zeros and return [chunks, chunk, ...]."""
     num_tokens = x.shape[0]
     chunk_tokens = min(chunk_tokens, num_tokens)
     num_chunks = -(-num_tokens // chunk_tokens)

@@ -28,13 +28,13 @@ _FALLBACK_COEFFICIENT = 0.01
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment:
-    """The scores of a segment over P pairs."""
+    """The scores of a segment over the pairs."""
 
-    teacher: Any  # float32[P]  score of the teacher's segment
-    student: Any  # float32[P]  score of the student's segment
-    is_pair: Any  # bool[P]     the pair counts: a real row whose format is valid
-    teacher_tokens: Any  # int32[P] or None  length, for the length correction
-    student_tokens: Any  # int32[P] or None
+    teacher: Any  # float32[pairs]  score of the teacher's segment
+    student: Any  # float32[pairs]  score of the student's segment
+    is_pair: Any  # bool[pairs]     the pair counts: a real row whose format is valid
+    teacher_tokens: Any  # int32[pairs] or None  length, for the length correction
+    student_tokens: Any  # int32[pairs] or None
 
 
 def rounded(x: Float[Array, "..."], score_dtype: ScoreDtype) -> Float[Array, "..."]:
@@ -50,8 +50,8 @@ def rounded(x: Float[Array, "..."], score_dtype: ScoreDtype) -> Float[Array, "..
 
 
 def correct_length(
-    scores: Float[Array, "P"], num_tokens: Any, *, beta: float, score_dtype: ScoreDtype
-) -> Float[Array, "P"]:
+    scores: Float[Array, "pairs"], num_tokens: Any, *, beta: float, score_dtype: ScoreDtype
+) -> Float[Array, "pairs"]:
     """Return scores − beta · log(1 + max(num_tokens, 1)).
 
     Source: PRISM verl/verl/workers/critic/dp_critic.py:145.
@@ -63,7 +63,7 @@ def correct_length(
 
 def corrected_scores(
     segment: Segment, *, beta: float | None, score_clip: float | None, score_dtype: ScoreDtype
-) -> tuple[Float[Array, "P"], Float[Array, "P"]]:
+) -> tuple[Float[Array, "pairs"], Float[Array, "pairs"]]:
     """Return teacher and student scores with length correction and clip, for loss and advantage."""
     teacher, student = (rounded(x, score_dtype) for x in (segment.teacher, segment.student))
     if beta is not None:
@@ -100,7 +100,7 @@ def weights(
 
 def loss(
     segments: dict[str, Segment],
-    row_mask: Bool[Array, "P"],
+    row_mask: Bool[Array, "pairs"],
     *,
     score_clip: float | None,
     length_beta: dict[str, float] | None,

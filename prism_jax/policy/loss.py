@@ -193,7 +193,7 @@ def loss(
 def make_logprobs(
     graphdef: nnx.GraphDef, settings: Settings
 ) -> Callable[[nnx.State, PolicyBatch], jax.Array]:
-    """Return the jitted (params, batch) -> float32[M, B, K], the response tokens' log-probs."""
+    """Return the jitted (params, batch) -> float32[M, B, Z], the response tokens' log-probs."""
     settings = dataclasses.replace(settings, has_entropy=False)
 
     def run(params: nnx.State, batch: PolicyBatch) -> jax.Array:
@@ -217,7 +217,7 @@ def _aggregation(algorithm: Algorithm) -> dict[str, Any]:
 
 
 def _row_shares(lengths: jax.Array, mask: jax.Array) -> jax.Array:
-    """Return responses / tokens of the row [B, S] that each response lies in, as the mask's shape.
+    """Return responses / tokens of the row [B, U] that each response lies in, as the mask's shape.
 
     A sum of token losses with these weights, over all responses, is the rows' means weighted by
     their responses.
@@ -265,7 +265,7 @@ def _policy_loss(
 def response_logprobs(
     model: nnx.Module, batch: PolicyBatch, settings: Settings
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return log-prob and, with `has_entropy`, entropy of each response token, float32[B, K].
+    """Return log-prob and, with `has_entropy`, entropy of each response token, float32[B, Z].
 
     A microbatch without responses is not computed: its log-probs are 0.
     """
@@ -308,7 +308,7 @@ def _mask(lengths: jax.Array, settings: Settings) -> jax.Array:
 
 
 def _by_response(values: jax.Array, batch: PolicyBatch, settings: Settings) -> jax.Array:
-    """Return values [B, K] as [B * S, max_response_tokens]; beyond the mask they are arbitrary."""
+    """Return values [B, Z] as [B * U, max_response_tokens]; beyond the mask they are arbitrary."""
     places = batch.offsets[..., None] + jnp.arange(settings.max_response_tokens)
     places = jnp.minimum(places, values.shape[1] - 1).reshape(values.shape[0], -1)
     laid_out = jnp.take_along_axis(values, places, axis=1)

@@ -183,7 +183,7 @@ _NOT_A_UNIT = {
     "others", "because", "since", "remainder", "through",
     "dozen", "probably", "likely", "think", "guess", "nearly", "almost", "around", "roughly",
     "surely",
-    # What is done to the number: `7 squared` is 49, `7 halves` are 3.5.
+    # Operations on the number: `7 squared` is 49, `7 halves` are 3.5.
     "factorial", "squared", "cubed", "doubled", "tripled", "halved", "divided", "multiplied",
     "choose", "over", "mod", "modulo", "except", "reciprocal", "inverse", "percentile", "halves",
     "thirds", "fourths", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",

@@ -1,7 +1,7 @@
 """The device's side of decoding: the state of all slots, and a chunk of steps under jit.
 
-A slot draws one response at a time. What the host decides is in `Control`, passed with each chunk;
-what it learns is in `Chunk`. A slot that the host opens afresh begins behind its prompt, whose keys
+A slot draws one response at a time. The host's decisions are in `Control`, passed with each chunk;
+the results are in `Chunk`. A slot that the host opens afresh begins behind its prompt, whose keys
 and values `prefill` has stored; its old contents need not be erased, as nothing reads beyond a
 slot's length.
 """
@@ -27,13 +27,13 @@ _PROGRAMS: dict[tuple, Any] = {}
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class State:
-    """What stays on the device; every buffer is donated from call to call."""
+    """The buffers that stay on the device, donated from call to call."""
 
-    keys: Any  # L of C of [B_c, K, S_c, H]
-    values: Any  # L of C of [B_c, K, S_c, H]
-    prompt_keys: Any  # L of [E, K, P, H]
-    prompt_values: Any  # L of [E, K, P, H]
-    prompt_hidden: Any  # [E, D]  of the last token of each prompt
+    keys: Any  # by layer, by class: [rows, K, places, H]
+    values: Any  # by layer, by class: [rows, K, places, H]
+    prompt_keys: Any  # by layer: [prompts, K, places, H]
+    prompt_values: Any  # by layer: [prompts, K, places, H]
+    prompt_hidden: Any  # [prompts, D]  of the last token of each prompt
     hidden: Any  # [B, D]  from which a slot's next token is drawn
     counts: Any  # int32[B]  tokens of the response so far
 
@@ -41,7 +41,7 @@ class State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Control:
-    """What the host decides before a chunk. Numbers of slots and prompts are those of a part."""
+    """The host's decisions for a chunk. Numbers of slots and prompts are those of a part."""
 
     is_open: Any  # bool[B]  the slot draws
     is_fresh: Any  # bool[B]  it begins a response
@@ -49,21 +49,21 @@ class Control:
     place: Any  # int32[B]  among the prompt's readers
     starts: Any  # int32[B]  M-RoPE position of the response's first token
     limits: Any  # int32[B]  tokens at which it pauses or ends
-    ends: Any  # int32[B, X]  tokens that end it, -1 for none
+    ends: Any  # int32[B, ends]  tokens that end it, -1 for none
     keys: Any  # uint32[B, …]  data of the key
     numbers: Any  # uint32[B]  of the response, folded into the key
     settings: Any  # sampling.Settings
-    prompt_lengths: Any  # int32[E]
-    readers: Any  # int32[E, W]  slots of each prompt, -1 for none
+    prompt_lengths: Any  # int32[prompts]
+    readers: Any  # int32[prompts, readers]  slots of each prompt, -1 for none
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """What a chunk of steps gave, the same on every device."""
+    """The results of a chunk of steps, the same on every device."""
 
-    tokens: Any  # int32[B, C]
-    logprobs: Any  # float32[B, C]
+    tokens: Any  # int32[B, chunk]
+    logprobs: Any  # float32[B, chunk]
     counts: Any  # int32[B]  tokens of the response behind the chunk
     is_ended: Any  # bool[B]  an end token was drawn
     num_steps: Any  # int32[]
@@ -71,7 +71,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a chunk is compiled for."""
+    """The static arguments of a compiled chunk."""
 
     mode: sampling_lib.Mode
     implementation: decode_attention.Implementation

@@ -22,7 +22,7 @@ from prism_jax.rollout.slots import Move
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
-    """Run the sampler's programs, each compiled once for its shapes.
+    """The sampler's programs, each compiled once for its shapes.
 
     Every process of a job calls them with the same host arrays and gives its devices their parts.
     """
@@ -58,7 +58,7 @@ class Device:
         plan: Plan,
     ) -> decode.State:
         """Read prompts, each into its entry of its part's store."""
-        rows = prefill.pack(parts, shape, config=self.config, num_entries=plan.num_prompts)
+        rows = prefill.pack_prompts(parts, shape, config=self.config, num_entries=plan.num_prompts)
         places = self._put(rows.text.positions, axis=1)
         text = dataclasses.replace(rows.text, positions=None)
         rows = self._put(dataclasses.replace(rows, text=text))
@@ -90,8 +90,9 @@ class Device:
                 key_impl=key_impl,
                 rules=self.rules,
             )
-            found = decode.advance(self.graphdef, program, jax.default_backend())
-            self.programs[mode, key_impl] = found
+            self.programs[mode, key_impl] = decode.advance(
+                self.graphdef, program, jax.default_backend()
+            )
         with self._in_mesh():
             return self.programs[mode, key_impl](params, state, self._put(control))
 

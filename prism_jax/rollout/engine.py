@@ -25,12 +25,12 @@ _MULTIPLES = {"xla": 1, "cudnn": 64, "pallas": 128}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """The responses on the host; those of one prompt side by side, N = prompts x responses."""
+    """The responses on the host; those of one prompt side by side."""
 
-    tokens: np.ndarray  # int32[N, max_tokens]  0 behind the response
-    logprobs: np.ndarray  # float32[N, max_tokens]  of each token when it was drawn
-    lengths: np.ndarray  # int32[N]  tokens of the response, its end token included
-    ended: np.ndarray  # bool[N]  False where the limit cut the response
+    tokens: np.ndarray  # int32[responses, max_tokens]  0 behind the response
+    logprobs: np.ndarray  # float32[responses, max_tokens]  of each token when it was drawn
+    lengths: np.ndarray  # int32[responses]  tokens of the response, its end token included
+    ended: np.ndarray  # bool[responses]  False where the limit cut the response
 
     def is_finite(self) -> bool:
         """Return whether every token came from finite logits; others mean nothing."""
@@ -52,14 +52,14 @@ class Shapes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Sample from a model whose layers were laid out by `serving.prepare`.
+    """A sampler of a model whose layers were laid out by `serving.prepare`.
 
     Args:
       prefill_implementation, decode_implementation: see `models.attention`, `decode_attention`.
       chunk_tokens: tokens decoded between two looks of the host.
       num_slots: most responses in flight, over all devices; None: as many as memory holds.
       mesh, rules: slots are spread over the mesh axes of the logical axis "batch"; None without.
-      say: is told how many slots there are.
+      say: gets the line about the slots.
       plans: of earlier sessions, see `Session`.
     """
 
@@ -129,8 +129,8 @@ class Engine:
         streams: list[Stream] = []
         for number, prompt in enumerate(prompts):
             for first in range(0, num_responses, each):
-                own = range(first, min(first + each, num_responses))
-                places = [number * num_responses + one for one in own]
+                copies = range(first, min(first + each, num_responses))
+                places = [number * num_responses + copy for copy in copies]
                 streams += session.submit(
                     prompt,
                     [dataclasses.replace(sampling, max_tokens=int(limits[n])) for n in places],
@@ -211,16 +211,14 @@ class Engine:
         )
 
     def num_parts(self) -> int:
-        """Return over how many parts of the mesh slots are spread."""
+        """Return the number of parts of the mesh over which slots are spread."""
         return self._size("batch")
 
     def _size(self, axis: str) -> int:
-        """Return over how many devices a logical axis is cut."""
+        """Return the number of devices over which a logical axis is cut."""
         if self.mesh is None:
             return 1
-        axes = self.rules.mesh_axes(axis)
-        names = (axes,) if isinstance(axes, str) else axes or ()
-        return math.prod(self.mesh.shape[name] for name in names)
+        return math.prod(self.mesh.shape[name] for name in self.rules.mesh_axes(axis))
 
     def work(
         self,
@@ -237,7 +235,7 @@ class Engine:
           largest: tokens, patches and images of the largest prompts.
           max_tokens: of the longest response.
         """
-        # Parts of a mesh that had no prompt of their own share a prompt's responses.
+        # Parts of a mesh that would get no prompt share the responses to one.
         count = num_prompts * num_responses
         each = min(num_responses, math.ceil(count / self.num_parts()))
         shapes = self.shapes
@@ -258,7 +256,7 @@ def _run(
     num_responses: int,
     on_finished: Callable[[int, list[Ticket]], None] | None,
 ) -> None:
-    """Look after the session until all responses are done; tell of each prompt that is."""
+    """Drive the session until all responses are done; report each prompt as it is done."""
     prompt_of = {id(ticket): place // num_responses for place, ticket in enumerate(tickets)}
     left = [num_responses] * (len(tickets) // num_responses)
     while any(left):

@@ -37,8 +37,8 @@ def choose_tensor(
 ) -> int:
     """Return the fewest devices a copy of the weights beside which responses have room.
 
-    Where even the most leave too little, return the most that can be. A backend that does not tell
-    its memory has enough.
+    Where even the most leave too little, return the most that can be. A backend that does not
+    report its memory is taken to have enough.
     """
     free = memory.free_bytes(list(devices.devices.flat))
     return tensor_for(params, config, num_devices=devices.size, dtype=dtype, free_bytes=free)

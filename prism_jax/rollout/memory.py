@@ -1,4 +1,4 @@
-"""How many responses fly at a time: slots and prompts that the devices' memory holds.
+"""The number of responses in flight: slots and prompts that the devices' memory holds.
 
 A slot has room for the tokens of its response, a place of the prompt store for one prompt. Where
 memory does not hold every response at its longest, half of it goes to slots of a quarter of the
@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from models.config import Qwen3VLConfig
 
-_SAFE_FRACTION = 0.94  # of the free memory; the rest is for what is not counted here
+_SAFE_FRACTION = 0.94  # of the free memory; the rest is for allocations that are not counted here
 _SHORT = 4  # a short slot holds this part of the longest response …
 _LEAST_SHORT = 512  # … unless that were fewer places
 _PREFILL_TOKENS = 8192  # most prompt tokens that a part reads at a time, unless one prompt has more
@@ -25,7 +25,7 @@ _PREFILL_TOKENS = 8192  # most prompt tokens that a part reads at a time, unless
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is to be drawn, over all devices, and the largest sizes in it."""
+    """The responses to draw, over all devices, and the largest sizes among them."""
 
     num_groups: int  # prompts with the responses to them that share it
     num_responses: int
@@ -38,7 +38,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What bounds the plan."""
+    """The bounds of the plan."""
 
     num_parts: int  # of the mesh, among which slots are shared out
     num_cuts: int  # devices among which the kv heads and the vocabulary are cut
@@ -64,7 +64,7 @@ class Plan:
         return sum(rows for rows, _ in self.classes)
 
     def line(self) -> str:
-        """Return what a user is told."""
+        """Return the line for the user."""
         slots = " + ".join(f"{self.num_parts * rows} x {places}" for rows, places in self.classes)
         return (
             f"sampling with {slots} tokens in slots, {self.num_parts * self.num_prompts} prompts x "
@@ -74,14 +74,14 @@ class Plan:
 
 def free_bytes(devices: Sequence[jax.Device]) -> int | None:
     """Return the memory that is free on the fullest device, the same in every process."""
-    own = [d.memory_stats() for d in devices if d.process_index == jax.process_index()]
-    is_known = bool(own) and all(one is not None and "bytes_limit" in one for one in own)
-    free = min(one["bytes_limit"] - one["bytes_in_use"] for one in own) if is_known else None
+    stats = [d.memory_stats() for d in devices if d.process_index == jax.process_index()]
+    is_known = bool(stats) and all(one is not None and "bytes_limit" in one for one in stats)
+    free = min(one["bytes_limit"] - one["bytes_in_use"] for one in stats) if is_known else None
     if jax.process_count() == 1:
         return free
     # In MiB: arrays hold no larger integers than 32 bits.
-    told = np.int32(-1 if free is None else free >> 20)
-    least = int(np.min(multihost_utils.process_allgather(told)))
+    mebibytes = np.int32(-1 if free is None else free >> 20)
+    least = int(np.min(multihost_utils.process_allgather(mebibytes)))
     return None if least < 0 else least << 20
 
 
@@ -143,7 +143,7 @@ def make(config: Qwen3VLConfig, work: Work, limits: Limits) -> Plan:
 
 
 def needed_bytes(config: Qwen3VLConfig, plan: Plan, work: Work, limits: Limits) -> int:
-    """Return what slots, prompts and temporaries take on a device."""
+    """Return the memory that slots, prompts and temporaries take on a device."""
     text, size = config.text, jnp.dtype(limits.dtype).itemsize
     heads = text.num_kv_heads // limits.num_cuts
     place = 2 * text.num_layers * heads * text.head_dim * size

@@ -29,9 +29,9 @@ _MOST_PROMPTS = 4  # in a row, for each prompt of the largest size that it has r
 class Spans:
     """Where the prompts of each part stand in its row, and where they are stored."""
 
-    starts: Any  # int32[parts, M]
-    lengths: Any  # int32[parts, M]
-    entries: Any  # int32[parts, M]  of the part's store; beyond it: no prompt
+    starts: Any  # int32[parts, prompts]
+    lengths: Any  # int32[parts, prompts]
+    entries: Any  # int32[parts, prompts]  of the part's store; beyond it: no prompt
 
 
 @jax.tree_util.register_dataclass
@@ -46,7 +46,7 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What fits a row."""
+    """The sizes of a row."""
 
     tokens: int
     patches: int
@@ -54,7 +54,7 @@ class Shape:
     prompts: int
 
     def times(self, count: int) -> "Shape":
-        """Return the shape of a row for so many of the largest prompts."""
+        """Return the shape of a row for `count` of the largest prompts."""
         return Shape(
             tokens=self.tokens * count,
             patches=self.patches * count,
@@ -122,7 +122,7 @@ def split(
     return calls
 
 
-def pack(
+def pack_prompts(
     parts: Sequence[Sequence[tuple[int, Example]]],
     shape: Shape,
     *,
@@ -171,7 +171,7 @@ def fill(
     implementation: attention.Implementation,
     rules: sharding.Rules,
 ) -> decode.State:
-    """Read the prompts of a call and store what their readers need."""
+    """Read the prompts of a call and store their keys, values and last hidden states."""
     model = nnx.merge(graphdef, params)
     images = None
     if rows.vision is not None:
@@ -185,7 +185,7 @@ def fill(
         places = starts[:, None] + jnp.arange(keys[0].shape[2])
 
         def stored(prompts: jax.Array, row: jax.Array) -> jax.Array:
-            taken = row[0].at[places].get(mode="clip")  # [M, P, K, H]
+            taken = row[0].at[places].get(mode="clip")  # [prompts, places, K, H]
             taken = jnp.swapaxes(taken, 1, 2).astype(prompts.dtype)
             return prompts.at[entries].set(taken, mode="drop")
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How responses are drawn.
+    """The settings with which responses are drawn.
 
     Temperature 0 takes the most likely token. `top_k` and `top_p` keep the likeliest tokens only;
     None is off. A response ends with one of `end_token_ids`, or after `max_tokens`.
@@ -37,7 +37,7 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mode:
-    """The work that a batch of rows needs; static, so that no row pays for what none asks."""
+    """The work that a batch of rows needs; static, so that other work is not done."""
 
     has_noise: bool  # some row has a temperature above 0
     top_k: int | None  # at least the largest of all rows, a power of two; None: no row has one

@@ -23,7 +23,7 @@ _STACK = ("text", "layers")
 
 @dataclasses.dataclass(frozen=True)
 class _Made:
-    """From which stacked parameters one of a layer is made."""
+    """The stacked parameters from which one of a layer is made."""
 
     sources: tuple[tuple[str, ...], ...]
     join: Callable[..., jax.Array] | None  # None: it is the only source
@@ -163,8 +163,7 @@ def is_cut_between_heads(
     if mesh is None:
         return True
     axes = rules.mesh_axes("kv_heads")
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    parts = math.prod(mesh.shape[name] for name in names)
+    parts = math.prod(mesh.shape[name] for name in axes)
     return rules.mesh_axes("heads") == axes and num_kv_heads % parts == 0
 
 

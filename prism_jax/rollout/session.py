@@ -1,6 +1,6 @@
 """Requests in, tokens out as they come: the host's loop around the device's slots.
 
-A look reads what the last chunk gave, fills the slots, sends the next chunk to the device and only
+A look reads the last chunk, fills the slots, sends the next chunk to the device and only
 then hands out tokens, so that whoever receives them works while the device decodes.
 """
 
@@ -24,7 +24,7 @@ _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Look:
-    """What the host learns of a chunk."""
+    """The host's view of a chunk."""
 
     num_steps: int
     tokens: np.ndarray  # int32[slots]  of the response behind the chunk, 0 in an empty slot
@@ -64,7 +64,7 @@ class Stream:
 
 
 class Session:
-    """A running sampler with parameters of its own; other threads may submit and cancel.
+    """A running sampler with its parameters; other threads may submit and cancel.
 
     Args:
       plans: of sessions so far: one of the same sizes gets the same, and so the same programs,
@@ -99,7 +99,7 @@ class Session:
         self._error: BaseException | None = None
         self._is_closed = False
         self._num_finished = self._num_left = 0
-        # As asked for: how much memory is free at the moment says nothing about the sizes.
+        # Without the free memory of the moment, which says nothing about the requested sizes.
         self._plans, self._sizes = plans, (work, dataclasses.replace(limits, free_bytes=None))
         if self._sizes not in plans:
             plans[self._sizes] = memory.make(device.config, work, limits)
@@ -168,7 +168,7 @@ class Session:
             self._changed.notify_all()
 
     def wait_for(self, is_so: Callable[[], bool]) -> None:
-        """Wait until something is so, looking after the device where no thread does."""
+        """Wait until a condition holds, driving the device where no thread does."""
         while True:
             with self._changed:
                 if self._thread is not None:
@@ -182,7 +182,7 @@ class Session:
             self.look()
 
     def start(self) -> None:
-        """Look after the device in a thread, until `close`."""
+        """Drive the device in a thread, until `close`."""
         self._thread = threading.Thread(target=self._serve, name="sampler", daemon=True)
         self._thread.start()
 
@@ -209,7 +209,7 @@ class Session:
                 self._changed.notify_all()
 
     def look(self) -> list[Ticket]:
-        """Read the last chunk, fill the slots and send the next; return what is finished.
+        """Read the last chunk, fill the slots and send the next; return the finished responses.
 
         Where the devices' memory is short after all, go on with half of the slots: responses that
         were on their way are drawn again, and are the same.
@@ -321,7 +321,7 @@ class Session:
         )
 
     def _control(self) -> decode.Control:
-        """Return what the device is told before a chunk."""
+        """Return the host's decisions for a chunk."""
         slots, plan = self._slots, self.plan
         tickets, usual = slots.tickets, next(t for t in slots.tickets if t is not None)
         shown = [usual if ticket is None else ticket for ticket in tickets]
@@ -345,7 +345,7 @@ class Session:
             keys=np.stack([ticket.key_data for ticket in shown]),
             numbers=np.array([ticket.number for ticket in shown], np.uint32),
             settings=Settings.of([ticket.sampling for ticket in shown]),
-            # Copies: what the device still reads must not change under it.
+            # Copies: the device may still read these arrays when they change.
             prompt_lengths=slots.prompt_lengths.reshape(entries).copy(),
             readers=slots.readers.reshape(entries, plan.width).copy(),
         )

@@ -1,4 +1,4 @@
-"""Which response draws in which slot: decided on the host, between two chunks.
+"""The assignment of responses to slots, decided on the host between two chunks.
 
   queue    group 3, group 4, …             a group: one prompt and responses to it
   prompts  [group 0] [group 2] [    -   ]  a part's store; a group stays while responses are left
@@ -6,7 +6,7 @@
 
 A finished response leaves its slot, and the next takes it: of a group whose prompt is stored
 already, else of the next group. A response that fills its slot moves to one with more places; it
-waits where none is free, so that memory bounds how many fly, never how long they may be.
+waits where none is free, so that memory bounds the number in flight, never their length.
 """
 
 import collections
@@ -27,7 +27,7 @@ class Ticket:
     number: int  # folded into the key
     sampling: Sampling
     key_data: np.ndarray
-    tokens: list[int] = dataclasses.field(default_factory=list)  # what was handed out so far
+    tokens: list[int] = dataclasses.field(default_factory=list)  # handed out so far
     logprobs: list[float] = dataclasses.field(default_factory=list)
     is_ended: bool = False  # by an end token
     is_done: bool = False  # by one, by its limit, or cancelled
@@ -122,7 +122,7 @@ class Slots:
     def moves(self) -> list[Move]:
         """Give responses that fill their slots longer ones, as far as some are free."""
         moves = []
-        # The longest first: what they leave is there for the others.
+        # The longest first: the slots that they leave are free for the others.
         for source_class in reversed(range(len(self.plan.classes) - 1)):
             full = [[] for _ in range(self.plan.num_parts)]
             for slot, ticket in enumerate(self.tickets):

@@ -20,10 +20,10 @@ class Dump:
     """The files `rollouts/<step>.jsonl`, a line for each response of a step."""
 
     def __init__(self, workdir: pathlib.Path, every_steps: int | None, *, inputs: agreement.Inputs):
-        """Open nothing yet.
+        """Store the arguments; nothing is opened before the first write.
 
         Args:
-          inputs: gets what each step is made of, whether it is written or not.
+          inputs: gets the data of each step, whether it is written or not.
         """
         self._folder = workdir / _FOLDER
         self._every_steps, self._inputs = every_steps, inputs

@@ -147,14 +147,14 @@ def run(
 
     Args:
       save_every_minutes: besides the steps of the checkpointer; None: never.
-      inputs: what the stage notes of each step, compared among the processes.
+      inputs: the data that the stage notes of each step, compared among the processes.
 
     Raises:
       DivergedError: `limits.max_skipped_in_row` updates in a row were skipped.
       CheckpointError: saving failed; the run does not continue unsaved.
       Preempted: SIGTERM came; the state is saved.
       InputError: the data ended too early.
-      RunError: the processes do not agree on what a step is made of.
+      RunError: the data of a step differ among the processes.
     """
     with (
         concurrent.futures.ThreadPoolExecutor(1) as watcher,
@@ -287,7 +287,7 @@ class _Pending:
 
 
 class _SaveClock:
-    """Tell when a save by time is due; process 0 wishes it, once, and all save a step later."""
+    """The clock of saves by time: process 0 wishes one when it is due, all save a step later."""
 
     def __init__(self, every_minutes: float | None):
         self._every_minutes = every_minutes

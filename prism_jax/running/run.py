@@ -111,7 +111,7 @@ class OnDevices:
     """Batches of host data, moved to the devices; the resume position is delegated to `data`."""
 
     def __init__(self, data: loop.Data, devices: devices_lib.Devices, *, num_rows: int):
-        """Take batches of so many rows, over all processes; see `batches.to_devices`."""
+        """Take batches of `num_rows` rows, over all processes; see `batches.to_devices`."""
         self._data, self._devices, self._num_rows = data, devices, num_rows
 
     def __next__(self) -> Tree:

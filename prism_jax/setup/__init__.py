@@ -1,1 +1,1 @@
-"""What every command opens first: devices, models, prompts, rows and the judge."""
+"""Devices, models, prompts, rows and the judge, opened by every command first."""

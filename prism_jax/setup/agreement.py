@@ -1,8 +1,8 @@
-"""What the processes of a job decide alike: verdicts of the first, gathered values, ends.
+"""Agreement among the processes of a job: decisions of the first, gathered values, the end.
 
     on_first      process 0 decides, all get its result or its error
     gather        each gives a value, all get all of them
-    Inputs        what a step is made of, compared among all while the devices work on it
+    Inputs        the data of a step, compared among all while the devices work on it
     watch         a process that fails tells the others, which end with its exit code
 
 In a job of one process nothing is sent.
@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import sys
@@ -24,9 +25,6 @@ from typing import Any
 
 import jax
 import numpy as np
-
-# JAX offers the processes' common table of keys and values nowhere else.
-from jax._src import distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -43,7 +41,7 @@ _LOOK_SECONDS = 2.0
 _SEEN_SECONDS = 10.0
 _GRACE_SECONDS = 3.0
 _LINE_CHARS = 2000
-# What collectives and the coordination service say when a process has gone.
+# From errors of collectives and of the coordination service when a process has gone.
 _LOST = (
     "Gloo",
     "Connection reset by peer",
@@ -64,7 +62,7 @@ class LostPeerError(errors.RunError):
 
 
 def on_first(name: str, decide: Callable[[], Json]) -> Json:
-    """Return on every process what `decide` returned on process 0, or raise its error.
+    """Decide on process 0; return the result, or raise the error, on every process.
 
     Every process calls this at the same place; process 0 may take its time.
 
@@ -73,18 +71,18 @@ def on_first(name: str, decide: Callable[[], Json]) -> Json:
       decide: called on process 0 alone; returns JSON.
 
     Raises:
-      KnownError: what `decide` raised on process 0, with the same line and exit code.
+      KnownError: the one that `decide` raised on process 0, with its line and exit code.
     """
     if jax.process_count() == 1:
         return decide()
     _counts[name] = _counts.get(name, 0) + 1
     key = f"prism_jax/first/{name}/{_counts[name]}"
-    client = distributed.global_state.client
+    client = _client()
     if jax.process_index() != 0:
-        told = json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
-        if "error" in told:
-            raise _error(told["error"], told["code"])
-        return told["value"]
+        verdict = json.loads(client.blocking_key_value_get(key, _FOREVER_MS))
+        if "error" in verdict:
+            raise _error(verdict["error"], verdict["code"])
+        return verdict["value"]
     try:
         value = decide()
     except errors.KnownError as error:
@@ -92,6 +90,11 @@ def on_first(name: str, decide: Callable[[], Json]) -> Json:
         raise
     client.key_value_set(key, json.dumps({"value": value}))
     return value
+
+
+def _client() -> Any:
+    # Loaded here: it rests on private modules of JAX, which a job of one process does not need.
+    return importlib.import_module("prism_jax.setup.coordination").client()
 
 
 def _error(line: str, code: int) -> errors.KnownError:
@@ -118,19 +121,19 @@ def gather(value: Json) -> list[Json]:
 
 
 def own_part(values: list[Any]) -> list[Any]:
-    """Return the values that this process owns: of all processes each has every so many-th."""
+    """Return this process's share of the values, which are dealt out one by one."""
     return values[jax.process_index() :: jax.process_count()]
 
 
-def gather_parts(own: list[Json], size: int) -> list[Json]:
+def gather_parts(part: list[Json], size: int) -> list[Json]:
     """Return all values in order, of which each process gives those of `own_part`."""
     values: list[Json] = [None] * size
-    for process, part in enumerate(gather(own)):
-        values[process :: jax.process_count()] = part
+    for process, values_of in enumerate(gather(part)):
+        values[process :: jax.process_count()] = values_of
     return values
 
 
-def require_same(what: str, value: Json) -> None:
+def require_same(name: str, value: Json) -> None:
     """Refuse a job whose processes do not have the same value, such as other files.
 
     Raises:
@@ -140,14 +143,14 @@ def require_same(what: str, value: Json) -> None:
     others = [number for number, one in enumerate(given) if one != given[0]]
     if others:
         raise errors.InputError(
-            f"the processes of this job do not have the same {what}: process 0 has {given[0]}, "
+            f"the processes of this job do not have the same {name}: process 0 has {given[0]}, "
             f"process {others[0]} has {given[others[0]]}"
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sent:
-    """What a step sent to the other processes, perhaps still under way."""
+    """The comparison of a step, perhaps still under way."""
 
     step: int
     least: Any  # [2]  digest and wish
@@ -155,10 +158,10 @@ class Sent:
 
 
 class Inputs:
-    """Compare what each step is made of among the processes; the devices are not waited for.
+    """The comparison of each step's data among the processes, while the devices work.
 
-    Each stage notes what all processes must have decided alike: which rows, which responses, which
-    rewards. With it goes whether process 0 wishes to save, so that all save in the same step.
+    Each stage notes everything that all processes must have decided alike: rows, responses,
+    rewards. The wish of process 0 to save goes with it, so that all save in the same step.
     """
 
     def __init__(self) -> None:
@@ -166,7 +169,7 @@ class Inputs:
         self._lock = threading.Lock()
 
     def note(self, step: int, *parts: Any) -> None:
-        """Add to what a step is made of: arrays, or texts of JSON values; from any thread.
+        """Add arrays, or texts of JSON values, to the data of a step; from any thread.
 
         Args:
           step: counted from 0.
@@ -199,7 +202,7 @@ class Inputs:
         """Wait for the comparison and return whether process 0 wishes to save.
 
         Raises:
-          RunError: the processes do not agree on what the step is made of.
+          RunError: the data of the step differ among the processes.
         """
         least, most = jax.device_get((sent.least, sent.most))
         if least[0] != most[0]:
@@ -223,9 +226,9 @@ def _least_and_most(replicated: NamedSharding) -> Callable[[jax.Array], tuple[ja
 
 
 class Ends:
-    """How a process of a job ends when one of them failed: all alike, and none waits for ever.
+    """The common end of a job: when a process fails, all end alike, and none waits for ever.
 
-    A process that waits in a collective for one that failed can be told nothing there. So a thread
+    A process that waits in a collective for one that failed cannot be reached there. So a thread
     waits for the first failure, and ends the process when it does not end by itself.
     """
 
@@ -233,10 +236,10 @@ class Ends:
         """Start the thread, once `jax.distributed` is there.
 
         Args:
-          release: lets go of what would outlive the process, such as locks.
+          release: releases things that would outlive the process, such as locks.
         """
         self._release = release
-        self._client = distributed.global_state.client
+        self._client = _client()
         self._is_leaving = threading.Event()
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
@@ -247,7 +250,7 @@ class Ends:
         """Tell the others, and end the process; never returns.
 
         Args:
-          line: what the others say of it; None: it is a bug, told here with its traceback.
+          line: the message of the other processes; None: a bug, printed here with its traceback.
         """
         self._is_leaving.set()
         if line is None and is_lost_peer(error):
@@ -256,10 +259,10 @@ class Ends:
             traceback.print_exception(error)
         else:
             sys.stderr.write(f"error: {' '.join(line.split())[:_LINE_CHARS]}\n")
-        told = {"process": jax.process_index(), "line": line, "code": code}
+        failure = {"process": jax.process_index(), "line": line, "code": code}
         # Another process may have been the first, or the service has gone.
         with contextlib.suppress(Exception):
-            self._client.key_value_set(_FIRST, json.dumps(told))
+            self._client.key_value_set(_FIRST, json.dumps(failure))
         self._note_seen()
         self._leave(code)
 
@@ -274,23 +277,23 @@ class Ends:
                 if self._is_leaving.wait(_LOOK_SECONDS):
                     return
         with contextlib.suppress(Exception):
-            told = json.loads(self._client.blocking_key_value_get(_FIRST, 1000))
+            failure = json.loads(self._client.blocking_key_value_get(_FIRST, 1000))
             self._note_seen()
-            self._follow(told)
+            self._follow(failure)
 
     def _note_seen(self) -> None:
         with contextlib.suppress(Exception):
             self._client.key_value_set(f"{_SEEN}/{jax.process_index()}", "")
 
-    def _follow(self, told: Json) -> None:
+    def _follow(self, failure: Json) -> None:
         """End as the process that failed first."""
-        # Mostly all fail alike; then each says so itself.
+        # Usually all fail alike, and each prints the error itself.
         if self._is_leaving.wait(_GRACE_SECONDS):
             return
-        line, code = told["line"], told["code"]
+        line, code = failure["line"], failure["code"]
         if line is None:
-            line, code = "an unexpected error, see what it wrote", LOST_PEER
-        sys.stderr.write(f"error: process {told['process']}: {line}\n")
+            line, code = "an unexpected error, see its standard error", LOST_PEER
+        sys.stderr.write(f"error: process {failure['process']}: {line}\n")
         self._release()
         self._leave(code)
 
@@ -313,10 +316,10 @@ class Ends:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Return whether an error, not known otherwise, comes from another process having gone."""
+    """Return whether an error that is not known otherwise comes from the loss of a process."""
     return any(mark in str(error) for mark in _LOST)
 
 
 def watch(release: Callable[[], None]) -> None:
-    """Let this process and the others end alike; to be called once, when they have joined."""
+    """Let this process and the others end alike; call it once, when they have joined."""
     errors.end_of_job.append(Ends(release).fail)

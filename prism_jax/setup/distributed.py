@@ -57,7 +57,7 @@ class Cluster:
 
 
 def join(is_distributed: bool | None, *, notice_seconds: float = _NOTICE_SECONDS) -> None:
-    """Join the processes of the job, if it has several; to be called before JAX has devices.
+    """Join the processes of the job, if it has several; call it before JAX has devices.
 
     Args:
       is_distributed: None joins when there is a cluster; True must find one; False stays alone.

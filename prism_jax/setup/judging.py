@@ -31,8 +31,8 @@ class SharedJudge:
 
     def grade(self, tasks: Sequence[score.Task]) -> list[score.Reward]:
         """Reward tasks, in order."""
-        own = self._pool.grade(agreement.own_part(list(tasks)))
-        rewards = [[one.total, one.accuracy, one.format, one.reason.value] for one in own]
+        graded = self._pool.grade(agreement.own_part(list(tasks)))
+        rewards = [[one.total, one.accuracy, one.format, one.reason.value] for one in graded]
         return [
             score.Reward(total=total, accuracy=accuracy, format=form, reason=score.Reason(reason))
             for total, accuracy, form, reason in agreement.gather_parts(rewards, len(tasks))

@@ -182,7 +182,7 @@ def load_params(model: Model, devices: devices_lib.Devices) -> nnx.State:
 def make_optimizer(
     options: configuration.Optim, params: nnx.State, *, num_steps: int
 ) -> optim.Optimizer:
-    """Return the optimiser as configured: frozen groups, those with a factor, then the rest."""
+    """Return the optimizer as configured: frozen groups, those with a factor, then the rest."""
     frozen = tuple((pattern, None) for pattern in options.frozen)
     if adapters.split(params)[1]:
         frozen = (*frozen, (adapters.FROZEN, None))

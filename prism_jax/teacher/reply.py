@@ -33,7 +33,7 @@ class Reply:
 
 
 class UnusableError(ValueError):
-    """A reply without usable text; `usage` is what it cost nevertheless."""
+    """A reply without usable text; `usage` is its cost nevertheless."""
 
     def __init__(self, message: str, *, is_json: bool, usage: Usage | None):
         super().__init__(message)

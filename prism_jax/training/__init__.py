@@ -1,1 +1,1 @@
-"""One optimiser step: state, update, optimiser."""
+"""One optimizer step: state, update, optimizer."""

@@ -1,8 +1,8 @@
-"""Optimisers with groups by regular expression, a schedule, clipping, no step on bad gradients.
+"""Optimizers with groups by regular expression, a schedule, clipping, no step on bad gradients.
 
 Parameters are named by their path in the model, "text/layers/q/kernel". A group is a pair
 (regular expression, learning-rate factor); the factor None freezes: such parameters have neither
-gradients nor optimiser state. `training.optim_kinds` holds the kinds of optimisers.
+gradients nor optimizer state. `training.optim_kinds` holds the kinds of optimizers.
 
 States are kept apart for each stack of layers, so that a step can walk over the layers: stacked on
 the device, or as a state for each layer in the host's memory (see `training.optimizer_step`).
@@ -32,7 +32,7 @@ PLAIN = "plain"  # the states of parameters that are not stacked
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptState:
-    """The states of the optimiser and the counts of updates that were not taken."""
+    """The states of the optimizer and the counts of updates that were not taken."""
 
     # By stack, "plain" or "layers_36". The state of a stack has the layers in front of every array
     # or, in the host's memory, is a list of one state a layer.
@@ -44,7 +44,7 @@ class OptState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Update:
-    """Metrics of one optimiser step; every field is a float32 or bool scalar on the device."""
+    """Metrics of one optimizer step; every field is a float32 or bool scalar on the device."""
 
     learning_rate: jax.Array  # of the group with factor 1
     grad_norm: jax.Array  # global norm before clipping
@@ -56,7 +56,7 @@ class Update:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Move the trainable parameters; see `make`."""
+    """An optimizer of the trainable parameters; see `make`."""
 
     transformation: optim_kinds.Transformation
     numbers: optim_kinds.Numbers
@@ -75,7 +75,7 @@ class Optimizer:
         names = {tree_paths.path_name(path) for path, _ in flat}
         if names != set(self.factors):
             raise ValueError(
-                "the optimiser was made for other parameters; they differ in "
+                "the optimizer was made for other parameters; they differ in "
                 f"{optim_groups.some(sorted(names ^ set(self.factors)))}"
             )
         trainable = [(p, v) for p, v in flat if self.factors[tree_paths.path_name(p)] is not None]
@@ -87,21 +87,21 @@ class Optimizer:
         arrays = arrays_of(trainable)
         inner = {}
         for stack, names in self.stacks.items():
-            own = {name: arrays[name] for name in names}
+            part = {name: arrays[name] for name in names}
             if stack == PLAIN:
-                inner[stack] = self.first_state(own)
+                inner[stack] = self.first_state(part)
             elif self.memory == "device":
-                inner[stack] = jax.vmap(self.first_state)(own)
+                inner[stack] = jax.vmap(self.first_state)(part)
             else:
                 layers = range(self.num_layers[stack])
                 inner[stack] = [
-                    self.first_state(jax.tree.map(lambda x, i=i: x[i], own)) for i in layers
+                    self.first_state(jax.tree.map(lambda x, i=i: x[i], part)) for i in layers
                 ]
         zero = jnp.zeros((), jnp.int32)
         return OptState(inner=inner, num_skipped=zero, num_skipped_in_row=zero)
 
     def first_state(self, params: optim_kinds.Arrays) -> Tree:
-        """Return the state of one layer, or of what is not stacked, before the first step."""
+        """Return the state of one layer, or of parameters outside of stacks, before any step."""
         return self._stored(self.transformation.init(_cast(params, jnp.float32)))
 
     def measure(
@@ -152,7 +152,7 @@ class Optimizer:
 
         Args:
           grads: the gradients, in the structure of `trainable`.
-          opt_state: what `init` or the last `update` returned.
+          opt_state: from `init` or the last `update`.
           trainable: the parameters to change.
           step: int32[], where in the schedule this step is.
           is_finite: bool[], False when the loss is not finite.
@@ -164,10 +164,10 @@ class Optimizer:
         grads, values = arrays_of(grads), arrays_of(trainable)
         inner, moved = {}, {}
         for number, (stack, names) in enumerate(self.stacks.items()):
-            own = [{name: tree[name] for name in names} for tree in (grads, values)]
+            both = [{name: tree[name] for name in names} for tree in (grads, values)]
             stack_key = None if key is None else jax.random.fold_in(key, number)
             walk = self.advance if stack == PLAIN else functools.partial(self._walk, stack)
-            values_of, inner[stack] = walk(*own, opt_state.inner[stack], stack_key, update=update)
+            values_of, inner[stack] = walk(*both, opt_state.inner[stack], stack_key, update=update)
             moved |= values_of
         return with_arrays(trainable, moved), counted(opt_state, inner, update), update
 
@@ -189,12 +189,12 @@ class Optimizer:
             return jax.vmap(one)(grads, params, state, keys)
 
         def layer(number: jax.Array, moved: tuple) -> tuple:
-            own_grads, own = jax.tree.map(lambda x: x[number], (grads, moved))
+            layer_grads, old = jax.tree.map(lambda x: x[number], (grads, moved))
             layer_key = None if key is None else jax.random.fold_in(key, number)
             # A branch is fused with nothing around it: the layer is read whole before any of it is
             # written, so that the stack is changed in place.
             new = jax.lax.cond(
-                update.is_taken, lambda own: one(own_grads, *own, layer_key), lambda own: own, own
+                update.is_taken, lambda old: one(layer_grads, *old, layer_key), lambda old: old, old
             )
             return jax.tree.map(lambda x, y: x.at[number].set(y), moved, new)
 
@@ -218,7 +218,7 @@ class Optimizer:
         keys = (None, None) if key is None else jax.random.split(key)
         stored = self._stored(new, keys[0])
         if self.transformation.direction is not None:
-            # From what was stored: a second computation from the old moments would keep a copy of
+            # From the stored state: a second computation from the old moments would keep a copy of
             # them until the parameters are written.
             stored = jax.lax.optimization_barrier(stored)
             directions = self.transformation.direction(_widened(stored))
@@ -283,7 +283,7 @@ def make(
     rounding: Rounding,
     memory: Memory,
 ) -> Optimizer:
-    """Make an optimiser for these parameters; decay is apart from the direction, as in AdamW.
+    """Make an optimizer for these parameters; decay is apart from the direction, as in AdamW.
 
     Args:
       params: the parameters, abstract ones are enough.

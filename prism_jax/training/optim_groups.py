@@ -45,7 +45,7 @@ def matching(names: Sequence[str], patterns: Sequence[str], *, place: str) -> se
     Raises:
       InputError: a pattern is malformed or matches nothing.
     """
-    found: set[str] = set()
+    chosen: set[str] = set()
     for pattern in patterns:
         try:
             regex = re.compile(pattern)
@@ -58,11 +58,11 @@ def matching(names: Sequence[str], patterns: Sequence[str], *, place: str) -> se
             raise errors.InputError(
                 f"{place}: {pattern!r} matches no parameter; there are {some(names)}"
             )
-        found |= matched
-    return found
+        chosen |= matched
+    return chosen
 
 
 def some(names: Sequence[str], limit: int = 10) -> str:
-    """Return the first names as text, and how many more there are."""
+    """Return the first names as text, with the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

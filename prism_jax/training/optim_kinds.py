@@ -1,4 +1,4 @@
-"""Kinds of optimisers by name, each a direction of Optax, and the storage of their states.
+"""Kinds of optimizers by name, each a direction of Optax, and the storage of their states.
 
   kind       states of a matrix      reads
   adamw      mu, nu                  b1, b2, eps
@@ -78,7 +78,7 @@ def make(
     if kind == "lion":
         made = optax.scale_by_lion(b1=b1, b2=b2)
     elif kind == "muon":
-        # It descends, and is asked for what is subtracted: hence the sign.
+        # Optax's Muon returns the step down, a direction is subtracted: hence the sign.
         made = optax.contrib.muon(
             learning_rate=-1.0,
             beta=b1,

@@ -1,4 +1,4 @@
-"""The optimiser's part of a train step: in one program with the gradients, or layer by layer.
+"""The optimizer's part of a train step: in one program with the gradients, or layer by layer.
 
 With `optim.memory = "host"` the states of stacked layers are kept in the pinned memory of the host,
 an array a layer. A step computes the gradients in one program and then walks over the layers:
@@ -54,7 +54,7 @@ def in_one_program(
     shardings: train_state.TrainState | None,
     compiler_options: dict[str, Any] | None,
 ) -> Step:
-    """Return the jitted step of an optimiser whose states are on the device; it donates the state.
+    """Return the jitted step of an optimizer whose states are on the device; it donates the state.
 
     Args:
       gradients: (trainable, frozen, batch, key, shardings) -> gradients.
@@ -90,7 +90,7 @@ def in_one_program(
 
 
 class Streamed:
-    """The step of an optimiser whose states are in the host's memory; it donates the state."""
+    """The step of an optimizer whose states are in the host's memory; it donates the state."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Streamed:
         return self._differentiate.lower(state.params, batch, key, state.step)
 
     def _cache_size(self) -> int:
-        """Return how often the gradients were compiled, as jitted functions tell it."""
+        """Return the number of compilations of the gradients, as jitted functions do."""
         return self._differentiate._cache_size()
 
     def __call__(
@@ -161,12 +161,12 @@ class Streamed:
         values, inner, moved = optim.arrays_of(trainable), {}, {}
         for number, (stack, names) in enumerate(optimizer.stacks.items()):
             stack_key = jax.random.fold_in(_rounding_key(key), number)
-            own = [{name: tree.pop(name) for name in names} for tree in (grads, values)]
+            both = [{name: tree.pop(name) for name in names} for tree in (grads, values)]
             states = state.opt_state.inner[stack]
             if stack == optim.PLAIN:
-                values_of, inner[stack] = self._plain(*own, states, stack_key, update)
+                values_of, inner[stack] = self._plain(*both, states, stack_key, update)
             else:
-                values_of, inner[stack] = self._walk(stack, *own, states, stack_key, update)
+                values_of, inner[stack] = self._walk(stack, *both, states, stack_key, update)
             moved |= values_of
         opt_state = self._count(
             optim.OptState(

@@ -18,7 +18,7 @@ MakeModel = Callable[[nnx.Rngs], nnx.Module]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Hold what one optimiser step changes; the graph definition is static and kept outside."""
+    """The state that an optimizer step changes; the graph definition is static and kept outside."""
 
     step: jax.Array  # int32[]  steps taken, skipped updates included
     params: nnx.State  # all parameters, trainable and frozen, as nnx.Param with their `axes`
@@ -128,7 +128,7 @@ def init(
       make_model: builds the model from random streams; called under `jax.jit`.
       optimizer: made from the parameters of `abstract_params` with the same `param_dtype`.
       key: a typed key; equal keys give equal parameters on any mesh.
-      param_dtype: dtype of the master weights; None keeps the model's own.
+      param_dtype: dtype of the master weights; None keeps the model's.
       shardings: the structure of `abstract_state` with a sharding at every leaf; None leaves
         everything on the default device.
     """
@@ -169,15 +169,15 @@ def _with_host_states(
     arrays = optim.arrays_of(trainable)
     inner = {}
     for stack, names in optimizer.stacks.items():
-        own = {name: arrays[name] for name in names}
+        part = {name: arrays[name] for name in names}
         if stack == optim.PLAIN:
             places = None if shardings is None else shardings.opt_state.inner[stack]
-            inner[stack] = jax.jit(optimizer.first_state, out_shardings=places)(own)
+            inner[stack] = jax.jit(optimizer.first_state, out_shardings=places)(part)
             continue
-        first = jax.jit(lambda own: optimizer.first_state(jax.tree.map(lambda x: x[0], own)))
+        first = jax.jit(lambda tree: optimizer.first_state(jax.tree.map(lambda x: x[0], tree)))
         states = []
         for number in range(optimizer.num_layers[stack]):
-            one = first(own)
+            one = first(part)
             places = jax.tree.map(lambda x: x.sharding.with_memory_kind("pinned_host"), one)
             if shardings is not None:
                 places = shardings.opt_state.inner[stack][number]
@@ -189,7 +189,7 @@ def _with_host_states(
     return TrainState(
         step=zero,
         params=params,
-        # Arrays of their own, because a step donates each.
+        # Separate arrays, because a step donates each.
         opt_state=optim.OptState(
             inner=inner, num_skipped=jnp.copy(zero), num_skipped_in_row=jnp.copy(zero)
         ),

@@ -1,4 +1,4 @@
-"""One optimiser step as a pure jitted function, the same for any split into microbatches.
+"""One optimizer step as a pure jitted function, the same for any split into microbatches.
 
 A loss returns sums, never means. Their weights over the whole batch are computed from the masks
 before the first microbatch runs, so each microbatch adds its exact share of the gradient:
@@ -55,9 +55,9 @@ def make_train_step(
       weights_fn: the whole batch, [M, rows, ...] -> the weight of each term over all of it. A
         term of weight 0 adds 0.
       coefficients: factor of each term in the loss; its keys are exactly the terms.
-      num_microbatches: M, the leading size of every leaf of a batch (`split_rows` makes it).
+      num_microbatches: M, the leading size of every leaf of a batch (`batches.split` makes it).
       shardings: of the state, so that it never changes its layout; None for one device.
-      compiler_options: of XLA, by their names without `--`; None leaves its own.
+      compiler_options: of XLA, by their names without `--`; None leaves its defaults.
     """
     gradients = functools.partial(
         _gradients,
@@ -104,9 +104,9 @@ def _gradients(
 
     def loss_of(trainable, microbatch, key):
         model = nnx.merge(graphdef, trainable, frozen)
-        terms, told = loss_fn(model, microbatch, key)
+        terms, logged = loss_fn(model, microbatch, key)
         _check_names("loss_fn", terms, coefficients)
-        _check_metrics(told)
+        _check_metrics(logged)
         loss = sum(
             (
                 coefficients[name] * _share(terms[name].total, weights[name])
@@ -114,15 +114,15 @@ def _gradients(
             ),
             start=jnp.zeros((), jnp.float32),
         )
-        return loss, told
+        return loss, logged
 
-    grads, loss, told = _accumulate(loss_of, trainable, batch, key, num_microbatches, layout)
+    grads, loss, logged = _accumulate(loss_of, trainable, batch, key, num_microbatches, layout)
     total = metrics.Mean(total=loss.astype(jnp.float32), weight=jnp.ones(()))
     return optimizer_step.Gradients(
         values=grads,
         is_finite=jnp.isfinite(loss),
         is_empty=_is_empty(weights, coefficients),
-        metrics=told | {"loss/total": total},
+        metrics=logged | {"loss/total": total},
     )
 
 
@@ -152,39 +152,41 @@ def _accumulate(loss_of, trainable, batch, key, num_microbatches, layout):
     if num_microbatches == 1:
         only = jax.tree.map(lambda x: x[0], batch)
         grad_of = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, told), grads = grad_of(trainable, only, jax.random.fold_in(key, 0))
-        return grads, loss, told
+        (loss, logged), grads = grad_of(trainable, only, jax.random.fold_in(key, 0))
+        return grads, loss, logged
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
     if layout is not None:
         zeros = jax.lax.with_sharding_constraint(zeros, layout)
     xs = (jnp.arange(num_microbatches), batch)
     if any(p.dtype != jnp.float32 for p in jax.tree.leaves(trainable)):
-        # A backward pass adds in the parameters' own dtype alone.
-        grads, (losses, told) = jax.lax.scan(
+        # A backward pass adds in the parameters' dtype alone.
+        grads, (losses, logged) = jax.lax.scan(
             functools.partial(_add_microbatch, loss_of, trainable, key), zeros, xs
         )
-        return grads, jnp.sum(losses), _fold(told)
+        return grads, jnp.sum(losses), _fold(logged)
     sums = jax.tree.map(jax.new_ref, zeros)
 
     def body(_, xs):
         index, microbatch = xs
-        own_key = jax.random.fold_in(key, index)
-        loss, backward, told = jax.vjp(
-            lambda trainable: loss_of(trainable, microbatch, own_key), trainable, has_aux=True
+        microbatch_key = jax.random.fold_in(key, index)
+        loss, backward, logged = jax.vjp(
+            lambda trainable: loss_of(trainable, microbatch, microbatch_key),
+            trainable,
+            has_aux=True,
         )
         backward.with_refs(sums)(jnp.ones_like(loss))
-        return None, (loss, told)
+        return None, (loss, logged)
 
-    _, (losses, told) = jax.lax.scan(body, None, xs)
-    return jax.tree.map(jax.freeze, sums), jnp.sum(losses), _fold(told)
+    _, (losses, logged) = jax.lax.scan(body, None, xs)
+    return jax.tree.map(jax.freeze, sums), jnp.sum(losses), _fold(logged)
 
 
 def _add_microbatch(loss_of, trainable, key, summed, xs):
     """Add the gradients of one microbatch to the sum."""
     index, microbatch = xs
     grad_of = jax.value_and_grad(loss_of, has_aux=True)
-    (loss, told), grads = grad_of(trainable, microbatch, jax.random.fold_in(key, index))
-    return jax.tree.map(lambda s, g: s + g.astype(s.dtype), summed, grads), (loss, told)
+    (loss, logged), grads = grad_of(trainable, microbatch, jax.random.fold_in(key, index))
+    return jax.tree.map(lambda s, g: s + g.astype(s.dtype), summed, grads), (loss, logged)
 
 
 def _fold(stacked: metrics.Metrics) -> metrics.Metrics:
@@ -212,8 +214,8 @@ def _is_empty(weights: Mapping[str, jax.Array], coefficients: Mapping[str, float
     return jnp.stack(counted).all() if counted else jnp.ones((), bool)
 
 
-def _check_metrics(told: metrics.Metrics) -> None:
-    twice = sorted(set(told) & _OWN_METRICS)
+def _check_metrics(logged: metrics.Metrics) -> None:
+    twice = sorted(set(logged) & _OWN_METRICS)
     if twice:
         raise ValueError(f"loss_fn returns metrics that the train step makes itself: {twice}")
 

@@ -63,7 +63,7 @@ class _Sampler:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Done:
-    """Hold a job that is done."""
+    """A job that is done."""
 
     sampler: _Sampler
     written: pathlib.Path

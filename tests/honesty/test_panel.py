@@ -379,7 +379,7 @@ class _Feed:
         return _pairs(longer=1)
 
     def probe_pairs(self, num_rows):
-        self.asked.append(("learnt from", num_rows))
+        self.asked.append(("learned from", num_rows))
         pairs = _pairs(longer=1)
         return {name: pairs.at(pairs.of(name)).probed() for name in _SEGMENTS}
 
@@ -408,8 +408,8 @@ def test_the_warm_up_evaluates_and_measures_each_after_its_own_steps(capsys):
     found = {step: both(state, step) for step in (2, 4, 6, 8, 10)}
     assert [step for step, told in found.items() if "eval/x" in told] == [4, 8, 10]
     assert [step for step, told in found.items() if "honesty/num_pairs" in told] == [6, 10]
-    # Probes are fitted once, on pairs that are learnt from; num_pairs are asked about.
-    assert [what for what, _ in feed.asked] == ["learnt from", "held out", "held out"]
+    # Probes are fitted once, on pairs that are learned from; num_pairs are asked about.
+    assert [what for what, _ in feed.asked] == ["learned from", "held out", "held out"]
     assert feed.asked[1] == ("held out", 5) and found[6]["honesty/num_pairs"] == 5
     assert capsys.readouterr().err.count("WARNING: caption: the length alone") == 2
 

@@ -291,13 +291,13 @@ def threads(options, folder, workdir):
 
 
 def policy_optimizer(options, folder):
-    """Return where the policy's optimiser goes."""
+    """Return where the policy's optimizer goes."""
     del folder
     return field_tables.moved(options.optim)
 
 
 def discriminator_optimizer(options, folder):
-    """Return where the discriminator's optimiser goes."""
+    """Return where the discriminator's optimizer goes."""
     del folder
     return field_tables.moved(options.discriminator.optim)
 

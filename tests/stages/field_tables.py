@@ -54,7 +54,7 @@ _OPTIM = {
     "rounding": ({"mu_dtype": "bfloat16"}, {"rounding": "stochastic"}),
     "memory": {"memory": "host"},
 }
-# An optimiser in which each of these shows on the parameters of `moved`.
+# An optimizer in which each of these shows on the parameters of `moved`.
 _GENTLE = {"no_decay": (".*/scale",), "peak": 0.01, "weight_decay": 0.1, "schedule": "constant"}
 _GENTLE |= {"end_factor": 1.0, "warmup_fraction": 0.0}
 _SIZES = {
@@ -88,7 +88,7 @@ def each(changes: Changes, *, before: Changes | None = None) -> Fields:
 
 
 def optim(prefix: str) -> Fields:
-    """Return the fields of an optimiser, for `moved`."""
+    """Return the fields of an optimizer, for `moved`."""
     found = {}
     for name, change in _OPTIM.items():
         before, after = change if isinstance(change, tuple) else ({}, change)
@@ -126,7 +126,7 @@ def model_types() -> Fields:
 
 
 def moved(options: configuration.Optim) -> Any:
-    """Return where four steps of an optimiser take two parameters."""
+    """Return where four steps of an optimizer take two parameters."""
     params = nnx.State(
         {"a": {"scale": nnx.Param(jnp.ones(3))}, "b": {"kernel": nnx.Param(jnp.ones(3))}}
     )
@@ -238,7 +238,7 @@ def assert_differs(base: Any, found: Any, *, may_refuse: bool) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given:
-    """Hold what a probe looks at."""
+    """The inputs of a probe."""
 
     config: ml_collections.ConfigDict
     options: Any  # the same, as the struct of the stage

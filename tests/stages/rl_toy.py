@@ -319,7 +319,7 @@ class Run:
 
 @functools.cache
 def _update_of(options: rlvr_config.Config, shape: packed_rows.RowShape):
-    """Return the optimiser and the updates of a rollout."""
+    """Return the optimizer and the updates of a rollout."""
     model = _model(options)
     num_steps = options.train.num_steps * options.train.num_updates
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)

@@ -89,5 +89,5 @@ def saved(workdir: pathlib.Path, item: str = "params") -> dict[str, np.ndarray]:
 
 
 def checksums(workdir: pathlib.Path) -> dict:
-    """Return the checksums of every array of the newest checkpoint, optimiser included."""
+    """Return the checksums of every array of the newest checkpoint, optimizer included."""
     return checkpoint.read_meta(str(workdir), step=None)["leaves"]

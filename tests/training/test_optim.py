@@ -89,7 +89,7 @@ def test_factor_of_a_group_scales_its_learning_rate():
     np.testing.assert_allclose(before["head"] - _leaves(after)["head"], 0.01, rtol=1e-3)
 
 
-def test_frozen_parameters_have_no_optimiser_state():
+def test_frozen_parameters_have_no_optimizer_state():
     params = _params()
     optimizer = toy_run.make_optimizer(params, groups=(("head", None), (".*", 1.0)))
     trainable, frozen = optimizer.split(params)

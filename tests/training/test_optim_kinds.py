@@ -1,4 +1,4 @@
-"""Kinds of optimisers on stacked layers: equal to Optax layer by layer, in place, streamed."""
+"""Kinds of optimizers on stacked layers: equal to Optax layer by layer, in place, streamed."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prism_jax import configuration, metrics
+from prism_jax import batches, configuration, metrics
 from prism_jax.losses import reduce
 from prism_jax.training import optim_kinds, train_state, train_step
 from tests import toy_run
@@ -97,7 +97,7 @@ def _setup(kind, *, num_microbatches=1, param_dtype=jnp.float32, make_shardings=
 def _batch(number, num_microbatches=1):
     rng = np.random.default_rng(number)
     batch = {"tokens": rng.integers(0, 16, 8), "y": rng.standard_normal(8).astype(np.float32)}
-    return train_step.split_rows(batch, num_microbatches)
+    return batches.split(batch, num_microbatches)
 
 
 def _run(state, step, num_steps=3, **batch_changes):
@@ -108,7 +108,7 @@ def _run(state, step, num_steps=3, **batch_changes):
 
 
 def _peer(kind):
-    """Return Optax's own optimiser of one layer."""
+    """Return Optax's own optimizer of one layer."""
     numbers = _numbers(kind)
     if kind == "adamw":
         return optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8)

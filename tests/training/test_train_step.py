@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prism_jax import metrics, tree_paths
+from prism_jax import batches, metrics, tree_paths
 from prism_jax.training import train_state, train_step
 from tests import toy_run
 
@@ -25,8 +25,8 @@ def _make_step(graphdef, optimizer, **changes):
 
 def _step_once(batch, *, num_microbatches, **optimizer_changes):
     _, make_state, step = toy_run.setup(num_microbatches=num_microbatches, **optimizer_changes)
-    state, told = step(make_state(), train_step.split_rows(batch, num_microbatches), KEY)
-    return state, metrics.read(told)
+    state, logged = step(make_state(), batches.split(batch, num_microbatches), KEY)
+    return state, metrics.read(logged)
 
 
 @functools.cache
@@ -49,9 +49,9 @@ def _mean_gradient():
 def test_any_split_gives_the_gradient_of_the_whole_batch_with_unequal_lengths(num_microbatches):
     batch = toy_run.make_batch(0, num_rows=8)
     assert len(set(batch["mask"].sum(-1))) > 2
-    state, told = _step_once(batch, num_microbatches=num_microbatches, clip_norm=None)
+    state, logged = _step_once(batch, num_microbatches=num_microbatches, clip_norm=None)
     loss, grads = _mean_gradient()
-    np.testing.assert_allclose(told["loss/total"], loss, rtol=1e-6)
+    np.testing.assert_allclose(logged["loss/total"], loss, rtol=1e-6)
     # After one step Adam's first moment is (1 - b1) times the gradient.
     for name, moment in tree_paths.named_leaves(state.opt_state.inner["plain"].mu).items():
         expected = np.asarray(tree_paths.named_leaves(grads)[name])
@@ -71,11 +71,11 @@ def test_metrics_of_microbatches_are_merged_by_their_weights():
 def test_rows_without_a_kept_token_add_nothing_and_no_nan():
     batch = toy_run.make_batch(0, num_rows=8)
     batch["mask"] = np.zeros_like(batch["mask"])
-    state, told = _step_once(batch, num_microbatches=4, clip_norm=None)
-    assert told["loss/total"] == 0.0
-    assert told["optim/grad_norm"] == 0.0
-    assert told["optim/skipped_updates"] == 0.0
-    assert "loss/token" not in told
+    state, logged = _step_once(batch, num_microbatches=4, clip_norm=None)
+    assert logged["loss/total"] == 0.0
+    assert logged["optim/grad_norm"] == 0.0
+    assert logged["optim/skipped_updates"] == 0.0
+    assert "loss/token" not in logged
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
@@ -86,18 +86,18 @@ def test_a_step_whose_terms_have_no_weight_leaves_parameters_and_momentum_bit_eq
     step = _make_step(
         graphdef, toy_run.make_optimizer(params), num_microbatches=2, coefficients=factors
     )
-    good = train_step.split_rows(toy_run.make_batch(0, num_rows=8), 2)
+    good = batches.split(toy_run.make_batch(0, num_rows=8), 2)
     empty = good | {"mask": np.zeros_like(good["mask"])}
     state = toy_run.setup(num_microbatches=2)[1]()
     for _ in range(3):
-        state, told = step(state, good, KEY)
-        assert metrics.read(told)["optim/empty_updates"] == 0
+        state, logged = step(state, good, KEY)
+        assert metrics.read(logged)["optim/empty_updates"] == 0
     before = jax.device_get(state)
     for _ in range(2):
-        state, told = step(state, empty, KEY)
-        told = metrics.read(told)
-        assert told["optim/empty_updates"] == 1
-        assert told["optim/skipped_updates"] == told["optim/skipped_in_row"] == 0
+        state, logged = step(state, empty, KEY)
+        logged = metrics.read(logged)
+        assert logged["optim/empty_updates"] == 1
+        assert logged["optim/skipped_updates"] == logged["optim/skipped_in_row"] == 0
     assert int(state.step) == 5
     kept = tree_paths.named_leaves((state.params, state.opt_state))
     for name, leaf in tree_paths.named_leaves((before.params, before.opt_state)).items():
@@ -117,16 +117,16 @@ def test_a_loss_that_measures_nothing_learns_from_several_microbatches():
     )
     batch = toy_run.make_batch(0, num_rows=8)
     _, make_state, _ = toy_run.setup(num_microbatches=2)
-    _, told = silent(make_state(), train_step.split_rows(batch, 2), KEY)
+    _, logged = silent(make_state(), batches.split(batch, 2), KEY)
     _, expected = _step_once(batch, num_microbatches=2)
-    assert metrics.read(told)["loss/total"] == expected["loss/total"]
+    assert metrics.read(logged)["loss/total"] == expected["loss/total"]
 
 
 def test_three_steps_compile_once_and_donate_the_state():
     _, make_state, step = toy_run.setup(num_microbatches=2)
     state = first = make_state()
     for index in range(3):
-        batch = train_step.split_rows(toy_run.make_batch(index, num_rows=8), 2)
+        batch = batches.split(toy_run.make_batch(index, num_rows=8), 2)
         state, _ = step(state, batch, jax.random.fold_in(KEY, index))
     assert step._cache_size() == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
@@ -135,21 +135,21 @@ def test_three_steps_compile_once_and_donate_the_state():
 
 def test_a_batch_with_nan_is_skipped_and_counted():
     _, make_state, step = toy_run.setup(num_microbatches=2)
-    good = train_step.split_rows(toy_run.make_batch(0, num_rows=8), 2)
+    good = batches.split(toy_run.make_batch(0, num_rows=8), 2)
     bad = good | {"x": np.full_like(good["x"], np.nan)}
     state, _ = step(make_state(), good, KEY)
     before = jax.device_get(state)
     counts = []
     for _ in range(2):
-        state, told = step(state, bad, KEY)
-        counts.append(metrics.read(told)["optim/skipped_in_row"])
+        state, logged = step(state, bad, KEY)
+        counts.append(metrics.read(logged)["optim/skipped_in_row"])
     assert counts == [1, 2]
     assert int(state.step) == 3
     for name, leaf in tree_paths.named_leaves(before.params).items():
         np.testing.assert_array_equal(leaf, tree_paths.named_leaves(state.params)[name])
-    state, told = step(state, good, KEY)
-    assert metrics.read(told)["optim/skipped_in_row"] == 0
-    assert metrics.read(told)["optim/skipped_updates"] == 2
+    state, logged = step(state, good, KEY)
+    assert metrics.read(logged)["optim/skipped_in_row"] == 0
+    assert metrics.read(logged)["optim/skipped_updates"] == 2
 
 
 def test_frozen_parameters_keep_their_bits_and_are_not_differentiated():
@@ -170,8 +170,8 @@ def test_frozen_parameters_keep_their_bits_and_are_not_differentiated():
     step = _make_step(graphdef, optimizer, num_microbatches=1)
     state = train_state.init(Watched, optimizer, KEY, param_dtype=None, shardings=None)
     before = jax.device_get(state.params)
-    state, _ = step(state, train_step.split_rows(toy_run.make_batch(0, num_rows=8), 1), KEY)
-    state, _ = step(state, train_step.split_rows(toy_run.make_batch(1, num_rows=8), 1), KEY)
+    state, _ = step(state, batches.split(toy_run.make_batch(0, num_rows=8), 1), KEY)
+    state, _ = step(state, batches.split(toy_run.make_batch(1, num_rows=8), 1), KEY)
     np.testing.assert_array_equal(before["kernel"][...], state.params["kernel"][...])
     assert np.any(before["head"][...] != np.asarray(state.params["head"][...]))
     assert set(differentiated) == {"head"}
@@ -194,9 +194,9 @@ def test_eight_devices_give_the_step_of_one():
         toy_run.Toy, optimizer, KEY, param_dtype=jnp.float32, shardings=shardings
     )
     rows = NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
-    state, told = step(state, jax.device_put(train_step.split_rows(batch, 2), rows), KEY)
+    state, logged = step(state, jax.device_put(batches.split(batch, 2), rows), KEY)
     np.testing.assert_allclose(
-        metrics.read(told)["loss/total"], told_alone["loss/total"], rtol=1e-6
+        metrics.read(logged)["loss/total"], told_alone["loss/total"], rtol=1e-6
     )
     moments = tree_paths.named_leaves(state.opt_state.inner["plain"].mu)
     for name, expected in tree_paths.named_leaves(alone.opt_state.inner["plain"].mu).items():
@@ -206,14 +206,14 @@ def test_eight_devices_give_the_step_of_one():
 
 def test_a_batch_of_another_number_of_microbatches_is_refused():
     _, make_state, step = toy_run.setup(num_microbatches=2)
-    batch = train_step.split_rows(toy_run.make_batch(0, num_rows=8), 4)
+    batch = batches.split(toy_run.make_batch(0, num_rows=8), 4)
     with pytest.raises(ValueError, match=r"num_microbatches=2.*\(4, 2, 6\)"):
         step(make_state(), batch, KEY)
 
 
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="6 rows do not divide into num_microbatches=4"):
-        train_step.split_rows(toy_run.make_batch(0, num_rows=6), 4)
+        batches.split(toy_run.make_batch(0, num_rows=6), 4)
 
 
 def test_terms_without_a_coefficient_are_refused():
@@ -222,13 +222,13 @@ def test_terms_without_a_coefficient_are_refused():
     step = _make_step(graphdef, optimizer, num_microbatches=1, coefficients={"token": 1.0})
     state = train_state.init(toy_run.Toy, optimizer, KEY, param_dtype=None, shardings=None)
     with pytest.raises(ValueError, match=r"\['row', 'token'\], coefficients has \['token'\]"):
-        step(state, train_step.split_rows(toy_run.make_batch(0, num_rows=8), 1), KEY)
+        step(state, batches.split(toy_run.make_batch(0, num_rows=8), 1), KEY)
 
 
 def test_compiler_options_reach_the_compiler_and_leave_the_step_alone():
     graphdef, params = train_state.abstract_params(toy_run.Toy, param_dtype=None)
     optimizer = toy_run.make_optimizer(params)
-    batch = train_step.split_rows(toy_run.make_batch(0, num_rows=4), 1)
+    batch = batches.split(toy_run.make_batch(0, num_rows=4), 1)
 
     def loss_with(options):
         step = _make_step(graphdef, optimizer, num_microbatches=1, compiler_options=options)

@@ -1,6 +1,6 @@
 """Draw `numerals` scenes with Pillow: handwritten digits on paper, and bar charts.
 
-The handwriting is scikit-learn's bundled `load_digits`: 1797 gray pictures of 8x8 pixels. The
+The handwriting is scikit-learn's bundled `load_digits`: 1797 grey pictures of 8x8 pixels. The
 writers are not named, so train and test are disjoint in samples, by a hash of the sample's number.
 """
 
@@ -37,7 +37,7 @@ _STEEPEN = [min(255, max(0, (level - 70) * 2)) for level in range(256)]
 
 @functools.cache
 def handwriting(*, is_test: bool) -> dict[int, tuple[Image.Image, ...]]:
-    """Return the samples of a split by digit, each 10x10 gray: the 8x8 sample and a border."""
+    """Return the samples of a split by digit, each 10x10 grey: the 8x8 sample and a border."""
     bundle = sklearn_datasets.load_digits()
     by_digit = {digit: [] for digit in range(10)}
     for number, (pixels, digit) in enumerate(zip(bundle.images, bundle.target, strict=True)):

@@ -75,6 +75,7 @@ def verdicts(
     format_ok = np.array([segments.format_ok for segments in responses.segments])
     if options.advantage.accuracy == "off":
         return format_ok, None, {}
+    # As in the released run of gated_align, which never received an accuracy.
     if options.advantage.accuracy == "nobody":
         return format_ok, np.ones(len(format_ok), np.float32), {}
     # All of them, also malformed ones: the judge's format may be looser than the gate's.
@@ -151,7 +152,7 @@ def weights_by_part(options: align_config.Advantage) -> dict[str, dict[str, floa
 
 
 def by_token(by_part: Mapping[str, np.ndarray], responses: rollouts.Responses) -> np.ndarray:
-    """Return the advantage of each token: float32[N], or float32[N, longest response] with parts.
+    """Return advantages: float32[responses], or with parts float32[responses, longest response].
 
     A malformed response gets the "response" advantage on all its tokens.
     """
@@ -173,6 +174,7 @@ def choose(
     shared = {"num_groups": num_groups, "eps": options.eps, "weights": weights}
     if options.mode == "align":
         return functools.partial(advantage.align, **shared, format_penalty=options.format_penalty)
+    # Every other mode adds terms to that of the scores, and weighs them against it.
     shared["align_coef"] = options.align_coef
     penalties = {
         "wrong_penalty": options.wrong_penalty,

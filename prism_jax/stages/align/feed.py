@@ -67,6 +67,7 @@ class Feed:
             max_pixels=prompts.max_pixels,
             place="config.prompts.",
         )
+        # Each model scales pictures to bounds of its choice; without vision there are none.
         discriminator_words = self.words
         if discriminator.config.vision is not None:
             discriminator_words = processor.Processor.from_folder(

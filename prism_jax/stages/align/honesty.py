@@ -93,6 +93,7 @@ class Panel:
         continuations = responses.continuations()
         units, names, is_cut, known = [], [], [], []
         for number, text in enumerate(responses.segments):
+            # A malformed response was not cut, so it has no scores to compare.
             if not text.format_ok:
                 continue
             response = continuations[number]

@@ -49,7 +49,7 @@ class Scorer:
         """Store the parts; nothing is compiled before the first step.
 
         Args:
-          score: jitted (params, batch) -> float32[M, B, S], see `discriminator.loss.make_scorer`.
+          score: jitted (params, batch) -> float32[M, B, U], see `discriminator.loss.make_scorer`.
         """
         self._options, self._devices, self._discriminator = options, devices, discriminator
         self._feed, self._shape, self._score = feed, shape, score

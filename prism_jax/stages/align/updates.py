@@ -154,6 +154,7 @@ def make_refresh(
         key: jax.Array,
     ) -> discriminator_batch.SegmentBatch:
         discriminator = nnx.merge(model.graphdef, params)
+        # With the update's key, so that both drop the same numbers before the head.
         scores = discriminator_loss.all_scores(discriminator, batch, settings, key)
         gradients, _ = discriminator_loss.gradients(scores, places, rule)
         return dataclasses.replace(batch, score_gradients=gradients)

@@ -18,8 +18,8 @@ from prism_jax.stages.rlvr import config as rlvr_config
 class Distance:
     """The log-probs and the coefficient of the KL in the reward."""
 
-    old_logprobs: np.ndarray  # float32[N, T]
-    reference_logprobs: np.ndarray  # float32[N, T]
+    old_logprobs: np.ndarray  # float32[responses, max_response_tokens]
+    reference_logprobs: np.ndarray  # float32[responses, max_response_tokens]
     coefficient: float
 
 
@@ -27,7 +27,8 @@ class Distance:
 class Compared:
     """The advantages of a step's responses."""
 
-    advantages: np.ndarray  # float32[N], one a response, or of "reinforce++" float32[N, T]
+    # float32[responses], of "reinforce++" float32[responses, max_response_tokens]
+    advantages: np.ndarray
     next_coefficient: float | None  # of the KL in the reward; None: there is none
     metrics: metrics.Metrics
 
@@ -53,7 +54,7 @@ class Comparison:
         self._num_groups, self._max_response_tokens = num_groups, max_response_tokens
 
     def penalties(self, lengths: np.ndarray) -> np.ndarray:
-        """Return the term added to each response's reward for its length, <= 0: float32[N]."""
+        """Return the term, <= 0, added to each response's reward for its length."""
         if self._overlong.buffer_tokens is None:
             return np.zeros(len(lengths), np.float32)
         penalties = advantage.overlong_penalty(
@@ -75,9 +76,9 @@ class Comparison:
         """Return the advantage of each response, or of each of its tokens.
 
         Args:
-          rewards: float32[N].
-          prompt_id: int32[N] in [0, num_groups).
-          lengths: int32[N], tokens of the responses.
+          rewards: float32[responses].
+          prompt_id: int32[responses] in [0, num_groups).
+          lengths: int32[responses], tokens of the responses.
           distance: from the reference, taken off the rewards token by token; None: it is not.
         """
         coefficient = None if distance is None else distance.coefficient
@@ -91,6 +92,7 @@ class Comparison:
             token_rewards, mean_kl, logged = _penalise(
                 rewards, mask, distance, estimator=self._reference.reward_estimator
             )
+            # Of the next step: this step's rewards were made with the current one.
             coefficient = self._adapt(distance.coefficient, float(mean_kl), num_rows=len(rewards))
             logged["reward/reference_kl_coefficient"] = metrics.mean([distance.coefficient])
         if self._advantage.kind == "reinforce++":
@@ -105,7 +107,7 @@ class Comparison:
             if token_rewards is not None:
                 # Groups are compared response by response, so the KL counts by its sum.
                 rewards = np.asarray(token_rewards).sum(-1)
-            # A step may have fewer groups than that; a number of its own would be another program.
+            # A step may have fewer groups than that; another number would be another program.
             compare = make_advantage(self._advantage, num_groups=self._num_groups)
             advantages = compare(rewards, prompt_id)
         return Compared(

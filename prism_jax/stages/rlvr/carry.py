@@ -49,6 +49,7 @@ def decode(
     reader: policy_responses.Reader,
 ) -> rlvr_groups.Group:
     """Return the group that `encode` was given."""
+    # The prompt is read from the data again: pictures would swell the checkpoint.
     row = opened.rows[saved["index"]]
     (prompt,) = data_encode.encode_prompts([row], words)
     return rlvr_groups.Group(
@@ -74,6 +75,7 @@ def responses_of(
     segments = read(
         engine.Rollout(
             tokens=padded,
+            # Segments depend on the tokens alone.
             logprobs=np.zeros(padded.shape, np.float32),
             lengths=lengths,
             ended=np.array(saved["ended"], bool),

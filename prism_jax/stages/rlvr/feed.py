@@ -73,6 +73,7 @@ class Feed:
           InputError: it belongs to other prompts or to another reference policy.
         """
         self._prompts.set_state(dict(state))
+        # A KL term towards another policy is another training, and nothing else would tell.
         if self._reference != state.get("reference"):
             raise errors.InputError(
                 f"cannot resume: the reference policy was {state.get('reference')} when the "

@@ -60,14 +60,14 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepResponses:
-    """The responses of a step's groups as N entries, those to one prompt side by side."""
+    """The responses of a step's groups, an entry each, those to one prompt side by side."""
 
     responses: list[Response]
-    lengths: np.ndarray  # int32[N]  tokens
-    rewards: np.ndarray  # float32[N]  of the judge
-    prompt_id: np.ndarray  # int32[N]  number of the group
-    ended: np.ndarray  # bool[N]  not cut by the length limit
-    is_older: np.ndarray  # bool[N]  of an earlier step, from the policy as it was then
+    lengths: np.ndarray  # int32[responses]  tokens
+    rewards: np.ndarray  # float32[responses]  of the judge
+    prompt_id: np.ndarray  # int32[responses]  number of the group
+    ended: np.ndarray  # bool[responses]  not cut by the length limit
+    is_older: np.ndarray  # bool[responses]  of an earlier step, from the policy as it was then
 
 
 def make(
@@ -154,6 +154,7 @@ def fill(
     # The oldest come first: in the next step they may be too old.
     varying = list(carried)
     num_drawn, num_generations = 0, 0
+    # Bounded: a policy that solves every prompt, or none, would never fill the step.
     while len(varying) < num_prompts and num_generations < options.max_generations:
         groups = generate(num_generations)
         num_generations += 1
@@ -180,4 +181,5 @@ def fill(
 def _varies(group: Group, keep: str) -> bool:
     rewards = [response.reward for response in group.responses]
     values = {reward.accuracy if keep == "accuracy" else reward.total for reward in rewards}
+    # However little they differ: the advantage divides by the group's deviation.
     return len(values) > 1

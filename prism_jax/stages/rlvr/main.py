@@ -82,6 +82,7 @@ def main(argv: Sequence[str]) -> None:
                         rlvr_updates.make_update(options, devices, model, optimizer, start, shape),
                         num_epochs=options.train.num_epochs,
                     ),
+                    # Held-out prompts are left to the command `evaluate`.
                     evaluate=None,
                     skip_counters=("optim/skipped_in_row",),
                 ),
@@ -135,6 +136,7 @@ def open_sampler(
     opened: prompts_lib.Opened,
 ) -> rollouts.Sampler:
     """Return the sampler for the prompts of a generation."""
+    # A generation may have more prompts than a step learns from.
     return rollouts.Sampler(
         dataclasses.replace(options.rollout, num_prompts=options.generation_prompts),
         model,

@@ -102,7 +102,7 @@ class Packer:
     def finish(
         self, packed: PackedStep, responses: rlvr_groups.StepResponses, advantages: np.ndarray
     ) -> Batches:
-        """Return the batches of the updates, one a part, with advantages [N] or [N, T]."""
+        """Return the batches of the updates, one a part, with these advantages."""
         options, finished, start = self._options, [], 0
         for part, batch in zip(packed.parts, packed.batches, strict=True):
             within = slice(start, start + len(part.places))

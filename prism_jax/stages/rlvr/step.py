@@ -60,7 +60,8 @@ class Experience:
             responses.lengths,
             distance=distance,
         )
-        # 6. Each response token gets its advantage. What is left over waits for the next step.
+        # 6. Each response token gets its advantage. Groups that are left over wait for the next
+        # step.
         batches = self.packer.finish(packed, responses, comparison.advantages)
         self.feed.carry = Carry(
             groups=tuple(filled.surplus), coefficient=comparison.next_coefficient

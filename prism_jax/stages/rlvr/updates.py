@@ -3,7 +3,7 @@
     rollout   prompts a b c d e f      num_minibatches 3, num_epochs 2
     updates   a b | c d | e f | a b | c d | e f
 
-The denominators of a part are its alone. Several updates have a ratio to the policy before
+The denominators are those of the part. Several updates have a ratio to the policy before
 the first of them; see `policy.loss`.
 """
 
@@ -23,7 +23,7 @@ from prism_jax.setup import models as setup_models
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.training import optim, train_step
 
-# The optimiser's counters are not averaged over the updates: log the last, and the largest.
+# The optimizer's counters are not averaged over the updates: log the last, and the largest.
 _LAST, _LARGEST = "optim/skipped_updates", "optim/skipped_in_row"
 
 Batches = tuple[policy_batch.PolicyBatch, ...]
@@ -33,6 +33,7 @@ def shape_of(
     options: rlvr_config.Config, sizes: Sequence[encode.Size], devices: devices_lib.Devices
 ) -> RowShape:
     """Return the rows into which the responses of any part of a step fit."""
+    # A part is packed by itself: rows for the whole step would be mostly empty.
     part_prompts = options.rollout.num_prompts // options.train.num_minibatches
     part = dataclasses.replace(options.rollout, num_prompts=part_prompts)
     return policy_update.shape_of(options.rows, part, sizes, devices)
@@ -61,6 +62,7 @@ def make_update(
 @jax.jit
 def merge(updates: list[metrics.Metrics]) -> metrics.Metrics:
     """Merge the metrics of a step's updates."""
+    # On the devices: the loop reads metrics a step late, and nothing here may wait for an update.
     merged = updates[0]
     for logged in updates[1:]:
         merged = {name: merged[name].merge(logged[name]) for name in merged}

@@ -284,16 +284,16 @@ class Feed:
             for unit in pair.measured.units
         ]
         rows = packed_rows.place(extents, shape)
-        own = sorted({extents[unit].prompt for row in shape.own for unit in rows[row]})
-        read = self._read([pairs[number] for number in own])
+        local = sorted({extents[unit].prompt for row in shape.local_places for unit in rows[row]})
+        read = self._read([pairs[number] for number in local])
         units = {
-            own[place // num_names] * num_names + place % num_names: [
-                dataclasses.replace(side, prompt=own[side.prompt]) for side in unit
+            local[place // num_names] * num_names + place % num_names: [
+                dataclasses.replace(side, prompt=local[side.prompt]) for side in unit
             ]
             for place, unit in enumerate(read.units)
         }
         packed = packed_rows.pack_placed(
-            dict(zip(own, read.prompts, strict=True)),
+            dict(zip(local, read.prompts, strict=True)),
             units,
             extents,
             rows,

@@ -82,6 +82,7 @@ def beside(
 
     def both(state: Any, step: int) -> dict[str, float]:
         logged: dict[str, float] = {}
+        # Called at the common interval of both, see `every_steps`.
         is_last = step == num_steps
         if evaluate_every_steps is not None and (step % evaluate_every_steps == 0 or is_last):
             logged |= evaluate(state, step)

@@ -60,7 +60,7 @@ def test_the_discriminator_learns_to_tell_teacher_from_policy(learned):
         assert rows[-1][f"discriminator/{name}_pair_accuracy"] == 1
 
 
-def test_the_honesty_panel_asks_the_steps_own_pairs_before_they_are_learnt_from(learned):
+def test_the_honesty_panel_asks_the_steps_own_pairs_before_they_are_learned_from(learned):
     rows = rl_run.rows(learned[0])
     measured = [row["step"] for row in rows if "honesty/num_pairs" in row]
     assert measured == [1, 2, 4, 6, 8, 10]

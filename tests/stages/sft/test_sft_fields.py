@@ -75,7 +75,7 @@ def from_store(given):
 
 
 def held_out(given):
-    """Return the loss on held-out rows, where it is the sum of the tokens over those learnt."""
+    """Return the loss on held-out rows, where it is the sum of the tokens over those learned."""
     _, _, feed = _open(given)
 
     def loss_fn(model, batch, key):
