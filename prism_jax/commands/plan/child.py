@@ -1,4 +1,4 @@
-"""Compile one phase of a job in a process of its own: `python -m prism_jax.commands.plan.child`.
+"""Compile one phase of a job in a separate process: `python -m prism_jax.commands.plan.child`.
 
 The job comes as JSON on standard input, the bytes of the compiled program go to standard output. A
 program that the compiler refuses for its memory is a result.

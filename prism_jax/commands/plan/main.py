@@ -3,7 +3,7 @@
     python -m prism_jax plan --config=configs/rlvr.py:8b --topology=v5p:2x4x4
     python -m prism_jax plan --config=configs/sft.py:4b --gpus=4 --hbm=80
 
-For a TPU the stage's own programs are compiled at its own shapes, by libtpu on this machine, which
+For a TPU the programs of the stage are compiled at its shapes, by libtpu on this machine, which
 needs no TPU: minutes and some GiB of memory for each the first time, kept in --cache afterwards.
 For GPUs, and with --no-compile, all is an estimate from shapes. When something does not fit, the
 fields are named that would make it fit. Fields are overridden as in the stage itself

@@ -30,7 +30,7 @@ class Phase:
     is_compiled: bool
     # Its arrays were made as large as the memory allows: all of it may be taken.
     is_fitted: bool = False
-    # The compiler's own refusal; the figures are then an estimate.
+    # The compiler refused it; the figures are then an estimate.
     refusal: str | None = None
 
     @property
@@ -87,7 +87,7 @@ def counted_parts(program: programs.Program) -> dict[str, float]:
 def _temporary(program: programs.Program) -> float:
     """Return an estimate of the bytes of activations, gradients and gathered weights.
 
-    With a gradient these are the inputs of layers that the backward pass needs, one layer's own
+    With a gradient these are the inputs of layers that the backward pass needs, one layer's
     activations (four copies of its widest arrays, eight where every expert is computed), the logits
     of a chunk three times in float32, the gathered head and its gradient, two gathered layers, and
     the gradients, see `_gradients`; without one, a copy of each. Decoding holds no more than the
@@ -137,13 +137,13 @@ def _gradients(program: programs.Program) -> int:
 
     Those of float32 parameters are added up in place. Those of bfloat16 lie beside their sum.
     """
-    own = programs.num_bytes(program.gradients)
+    size = programs.num_bytes(program.gradients)
     wide = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
         program.gradients,
     )
-    is_wide = programs.num_bytes(wide) == own
-    return own if is_wide or program.work.calls == 1 else own + programs.num_bytes(wide)
+    is_wide = programs.num_bytes(wide) == size
+    return size if is_wide or program.work.calls == 1 else size + programs.num_bytes(wide)
 
 
 def _mlp_width(config: Qwen3VLConfig) -> int:

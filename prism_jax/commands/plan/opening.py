@@ -17,7 +17,7 @@ from models.config import Qwen3VLConfig
 from prism_jax import configuration, errors
 from prism_jax import mesh as mesh_lib
 from prism_jax.checkpoints import pretrained
-from prism_jax.commands.plan import asked, machines
+from prism_jax.commands.plan import machines, sampled
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import programs
 
@@ -76,7 +76,7 @@ def open_job(job: Job, *, is_compiled: bool) -> Opened:
     """
     machine = job.open_machine()
     options = configuration.parse(_kind(job.stage), ml_collections.ConfigDict(_fill(job.config)))
-    source = asked.model_of(options) if job.stage in ASKING else options.model
+    source = sampled.model_of(options) if job.stage in ASKING else options.model
     devices = _devices(options.mesh, source, machine, is_compiled=is_compiled)
     if job.stage not in ASKING:
         problems = options.problems_on(devices.layout())
@@ -124,7 +124,7 @@ def _kind(stage: str) -> type:
 
 def _programs_of(stage: str) -> Callable[..., list[programs.Program]]:
     if stage in ASKING:
-        return asked.programs_of
+        return sampled.programs_of
     return importlib.import_module(f"prism_jax.stages.{stage}.programs").programs_of
 
 

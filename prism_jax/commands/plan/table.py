@@ -159,7 +159,7 @@ and decoding fit whenever a slot on each part does. Made by
 `python -m prism_jax plan --table=docs/fits.md`; figures in docs/fits.json. **Nothing was executed
 on a TPU.**
 
-*compiled*: the stage's own programs were compiled for the topology (JAX 0.10.2, libtpu 0.0.42.1);
+*compiled*: the programs of the stage were compiled for the topology (JAX 0.10.2, libtpu 0.0.42.1);
 the last table names the digest of the code that they were compiled from. *estimate*: arithmetic
 from the shapes that those programs have, without compiling; temporaries are counted 1.2 times,
 since of the ten compiled gradients of `benchmarks/results/tpu_compile.json` the plain count makes

@@ -1,0 +1,218 @@
+"""All stages in a row as a user launches them, while processes are killed; prints what came out.
+
+    python -m tests.chain_campaign FOLDER [--processes=4] [--seconds=60] [--json=FILE]
+
+`launch/pipeline.sh` runs SFT, upcycling, warm-up, alignment, RLVR, evaluation and export at tiny
+size, once undisturbed as one process with all devices, once as several processes of one device
+each, of which one is killed every so many seconds. The pairs are given, since a model this small
+writes no response that could become one. Both must end with the same metrics and the same model.
+FOLDER keeps the compiled programs.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from safetensors import numpy as safetensors
+
+from tests.stages import rl_run, sft_run
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_STAGES = ("sft", "warmup", "align", "rlvr")
+_STEPS = {
+    "sft": (
+        "train.num_steps=24",
+        "train.num_rows=4",
+        "data.row_examples=1",
+        "optim.warmup_fraction=None",
+        "optim.warmup_steps=0",
+    ),
+    "warmup": (
+        "train.num_steps=12",
+        "train.num_pairs=4",
+        "evaluate.every_steps=6",
+        "optim.warmup_fraction=0.0",
+        "rows.num_rows=4",
+    ),
+    "align": (
+        "train.num_steps=6",
+        "rollout.num_responses=4",
+        "rollout.max_response_tokens=12",
+        "honesty.every_steps=None",
+        "rows.num_rows=4",
+        "discriminator.rows.num_rows=4",
+    ),
+    "rlvr": (
+        "train.num_steps=6",
+        "rollout.num_responses=4",
+        "rollout.max_response_tokens=12",
+        "reference.loss_coefficient=0.1",
+        "rows.num_rows=4",
+    ),
+    "evaluate": ("max_tokens=12", "batch_responses=4"),
+}
+
+
+def _prepare(folder: pathlib.Path) -> None:
+    """Write data, pairs and a base model."""
+    rl_run.write(folder)
+    (folder / "demonstrations").mkdir()
+    sft_run.write(folder / "demonstrations", num_rows=8)
+    made = folder / "made"
+    arguments = sft_run.arguments(folder / "demonstrations", made, "--config.train.num_steps=1")
+    arguments = [one for one in arguments if "model.folder" not in one]
+    arguments.append(f"--config.model.folder={folder / 'tok'}")
+    if rl_run.run_arguments(arguments) != 0:
+        raise RuntimeError("the base model could not be made")
+    if rl_run.run_arguments(["export", f"--workdir={made}", f"--to={folder / 'base'}"]) != 0:
+        raise RuntimeError("the base model could not be exported")
+
+
+def _command(files: pathlib.Path, root: pathlib.Path, launcher: list[str]) -> list[str]:
+    command = ["bash", "launch/pipeline.sh", "--size", "tiny", "--root", str(root)]
+    command += ["--base", str(files / "base")]
+    command += ["--demonstrations", str(files / "demonstrations" / "train.json")]
+    command += ["--align-prompts", str(files / "corpus" / "align" / "train.parquet")]
+    for name in ("--rl-prompts", "--test-prompts"):
+        command += [name, str(files / "corpus" / "rl" / "train.parquet")]
+    for stage, fields in _STEPS.items():
+        fields = (*fields, "mesh.num_devices=None")
+        if stage in _STAGES:
+            fields = (*fields, "checkpoint.save_every_steps=2")
+        for field in fields:
+            command += ["--args", f"{stage}=--config.{field}"]
+    return [*command, "--", "local_pod.sh", *launcher]
+
+
+def _workers(root: pathlib.Path) -> list[int]:
+    """Return the processes that run a stage in the folder."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if "prism_jax" in words and any(word.startswith(f"--workdir={root}/") for word in words):
+            found.append(int(entry.name))
+    return found
+
+
+def _run_chain(
+    files: pathlib.Path,
+    root: pathlib.Path,
+    launcher: list[str],
+    *,
+    kill_seconds: float | None,
+    seed: int,
+) -> dict:
+    """Run the chain until it has ended well; return its kills, starts and seconds."""
+    cache = files / "compiled"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(_ROOT),
+        "PRISM_PYTHON": sys.executable,
+        "PRISM_GRACE_SECONDS": "60",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    draw, kills, starts, begun = random.Random(seed), [], 0, time.monotonic()
+    while True:
+        starts += 1
+        with (root.parent / f"{root.name}.log").open("a") as log:
+            chain = subprocess.Popen(
+                _command(files, root, launcher), cwd=_ROOT, env=environment, stdout=log, stderr=log
+            )
+            due = time.monotonic() + (kill_seconds or math.inf)
+            while chain.poll() is None:
+                time.sleep(0.2)
+                if time.monotonic() < due:
+                    continue
+                workers = _workers(root)
+                if workers:
+                    victim = draw.choice(workers)
+                    stage = pathlib.Path(f"/proc/{victim}/cmdline").read_bytes().decode()
+                    os.kill(victim, signal.SIGKILL)
+                    stage = next(w for w in stage.split("\0") if w.startswith("--workdir="))
+                    kills.append(stage.rpartition("/")[2])
+                    print(f"killed a process of {kills[-1]}", flush=True)
+                due = time.monotonic() + kill_seconds
+        if chain.returncode == 0:
+            return {"kills": kills, "starts": starts, "seconds": time.monotonic() - begun}
+        if starts > 50:
+            raise RuntimeError(f"the chain did not end in {starts} starts; see {root}.log")
+
+
+def _differences(root: pathlib.Path, undisturbed: pathlib.Path) -> dict:
+    """Return the largest relative difference of a metric, and of a parameter, by stage."""
+    result = {}
+    for stage in _STAGES:
+        rows, wanted = rl_run.rows(root / stage), rl_run.rows(undisturbed / stage)
+        if [row["step"] for row in rows] != [row["step"] for row in wanted]:
+            raise AssertionError(f"{stage}: the steps differ")
+        pairs = [(a.get(k, math.nan), b[k]) for a, b in zip(rows, wanted, strict=True) for k in b]
+        metric = max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs)
+        result[stage] = {"steps": len(rows), "metric": metric}
+    models = [safetensors.load_file(one / "export" / "model.safetensors")
+              for one in (root, undisturbed)]  # fmt: skip
+    if models[0].keys() != models[1].keys():
+        raise AssertionError("the exports hold other parameters")
+    gaps = [np.abs(models[0][k].astype("f4") - models[1][k].astype("f4")).max() for k in models[0]]
+    result["parameter"] = float(max(gaps))
+    return result
+
+
+def main(argv: list[str]) -> int:
+    """Run both chains; return 1 when they end with different models."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=60.0, help="between two kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=pathlib.Path)
+    options = parser.parse_args(argv)
+    files = options.folder.resolve()
+    if not (files / "base").exists():
+        shutil.rmtree(files, ignore_errors=True)
+        files.mkdir(parents=True)
+        _prepare(files)
+    undisturbed, disturbed = files / "undisturbed", files / "disturbed"
+    shutil.rmtree(disturbed, ignore_errors=True)
+    for root in (undisturbed, disturbed):
+        if not root.exists():
+            root.mkdir()
+            shutil.copytree(files / "pairs", root / "pairs")
+            (root / "pairs" / "summary.json").write_text("{}\n")
+    calm = _run_chain(
+        files,
+        undisturbed,
+        ["1", "--devices", str(options.processes)],
+        kill_seconds=None,
+        seed=0,
+    )
+    print(f"undisturbed: {calm['seconds']:.0f} s", flush=True)
+    launcher = [str(options.processes), "--max-restarts", "100"]
+    killed = _run_chain(files, disturbed, launcher, kill_seconds=options.seconds, seed=options.seed)
+    gaps = _differences(disturbed, undisturbed)
+    result = {"processes": options.processes, "kill_seconds": options.seconds} | killed | gaps
+    print(json.dumps(result, indent=1))
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    worst = max(gaps["parameter"], *(gaps[stage]["metric"] for stage in _STAGES))
+    return int(not worst < 5e-4)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
