@@ -51,6 +51,12 @@ def _segment(text: str) -> str:
     return "".join(sorted(match.groups())) if match else text
 
 
+def name(text: str) -> str:
+    """Return the name of a point, `A` of `A(2,3)`, "" without one."""
+    match = _POINT.match(text)
+    return match["name"] if match else ""
+
+
 def without_names(answer: str, truth: str) -> tuple[str, str]:
     """Drop the name of a point, `A(2,3)`, unless the two differ; write `f(x) =` as `y =`."""
     texts = [re.sub(r"^f ?\(x\) ?=(?!.*=)", "y =", text) for text in (answer, truth)]
