@@ -98,7 +98,7 @@ def letters(text: str) -> frozenset[str]:
     """
     if re.fullmatch(r"\([^()]*\)", text):
         return frozenset()  # a pair, whose order counts
-    text = re.sub(r"\) ?\(", ") (", text)
+    text = re.sub(r"^(?:[Oo]nly )?[\[{]?(.*?)[\]}]?$", r"\1", re.sub(r"\) ?\(", ") (", text))
     parts = [part for part in re.split(r"[\s,;&]+(?:and\s+)?", text) if part]
     if len(parts) == 1 and re.fullmatch("[A-J]{2,10}", text):
         is_sorted = sorted(set(text)) == list(text)

@@ -24,8 +24,9 @@ _EFFORT_PER_COMPARISON = 100
 _MAX_NAME_WORDS = 4
 _WORD = re.compile(r"[A-Za-z\d]+")
 _ARTICLE = re.compile(r"^(?:[Aa]n?|[Tt]he) (?!and |or )")
+_ALL_OR_NONE = re.compile(r"\b(all|none) of (?:these|them|the (?:above|options|choices))\b", re.I)
 _NEGATIONS = frozenset(("not", "no", "never", "neither", "nor", "none"))
-_JOINING_WORDS = frozenset("and or of the a an to in on is are both not no".split())
+_JOINING_WORDS = frozenset("and or of the a an to in on it is are both not no".split())
 _REASON = re.compile(r"(?:because|since|as|so|by|from|for|due|given|it|this|that|which)\b", re.I)
 _INFINITE = ("\\infty", "-\\infty", "- \\infty")
 
@@ -58,15 +59,16 @@ class Comparison:
     def contradicts(self, answer: str, truth: str) -> bool:
         """Return whether the text of an option is another option's, both cleaned.
 
-        A remark, such as a reason, contradicts nothing; a value or a few words without one in
-        common do.
+        A remark, such as a reason, contradicts nothing. Another value does, and a few words if
+        each side has a word that the other has not.
         """
         if not answer or self.same(answer, truth):
             return False
         is_figure = geometry.same(answer, truth) is not None
         if is_figure or all(_is_value(text) for text in (answer, truth)):
             return True
-        words = [_WORD.findall(_ARTICLE.sub("", text)) for text in (answer, truth)]
+        texts = [_ALL_OR_NONE.sub(r"\1", _ARTICLE.sub("", text)) for text in (answer, truth)]
+        words = [_WORD.findall(text) for text in texts]
         if any(len(one) > _MAX_NAME_WORDS for one in words) or _REASON.match(answer):
             return False
         symbols = [
@@ -78,7 +80,7 @@ class Comparison:
             for one in words
         ]
         names = [{word.lower() for word in one} - _JOINING_WORDS for one in words]
-        return symbols[0] != symbols[1] or not names[0] & names[1]
+        return symbols[0] != symbols[1] or all((names[0] - names[1], names[1] - names[0]))
 
     def _same_words(self, answer: str, truth: str, depth: int) -> bool | None:
         del depth
@@ -186,9 +188,9 @@ class Comparison:
 
 
 def _is_value(text: str) -> bool:
-    """Return whether a text is a number, an expression, a point or a verdict."""
+    """Return whether a text is a number, an expression, a point, a ratio, a time or a verdict."""
     is_number = quantities.parse(text) is not None or expressions.is_expression(text)
-    return is_number or bool(phrases.yes_no(text, text))
+    return is_number or bool(times.same(text, text) or phrases.yes_no(text, text))
 
 
 def _without_blanks(text: str) -> str:
