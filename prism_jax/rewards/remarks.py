@@ -76,7 +76,8 @@ _REJECTION = re.compile(
     r"(?:is |are )?(?:not (?:\(?[A-J]\b|it\b|sure|correct|right|true|the )|isn't|wrong(?! \w)"
     r"|nor\b|unsure|maybe\b|incorrect(?! \w)|(?:no,? )?wait\b(?! (?:for|until|at|in)\b)|oops"
     r"|sorry\b|scratch that|just kidding|or\b|on second thought|alternatively\b|i mean\b|nope\b"
-    r"|hmm+\b)|(?:is|are) (?:false|untrue)\b",
+    r"|hmm+\b)|(?:is|are) (?:false|untrue)\b|(?:i'm |i am )(?:not sure|unsure|guessing)\b"
+    r"|(?:just )?(?:a )?guess\b|i guess\b|i don't know\b",
     re.IGNORECASE,
 )
 _CORRECTION = re.compile(
