@@ -30,16 +30,6 @@ class SFTBatch:
     is_assistant: Leaf  # bool[M, B, T]  the token is part of a response, its end token included
 
 
-def split_text(text: inputs.TextInput, num_microbatches: int) -> inputs.TextInput:
-    """Split host rows [rows, T] into [M, rows / M, T], positions [3, rows, T] accordingly."""
-    rows_first = dataclasses.replace(text, positions=np.moveaxis(text.positions, 1, 0))
-    parts = jax.tree.map(
-        lambda x: x.reshape(num_microbatches, x.shape[0] // num_microbatches, *x.shape[1:]),
-        rows_first,
-    )
-    return dataclasses.replace(parts, positions=np.moveaxis(parts.positions, 2, 1))
-
-
 def split(batch: Tree, num_microbatches: int) -> Tree:
     """Split host arrays [rows, ...] into [M, rows / M, ...], M = num_microbatches.
 

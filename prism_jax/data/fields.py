@@ -13,6 +13,8 @@ import numpy as np
 
 from prism_jax.data import records
 
+# `problem` is the column of geometry3k and the sets made like it.
+PROMPT_COLUMNS = ("prompt", "question", "problem")
 _MOST_LEVELS = 50
 _OTHER_MEDIA = ("videos", "video", "audios", "audio", "tools", "functions")
 # The start, without white space, of a text that is a turn or a list of turns, not a question.
@@ -55,6 +57,17 @@ def row_id(row: Mapping[str, Any], place: records.Place) -> str:
     if _is_number(value) and value == int(value):
         return str(int(value))
     return check_text(value, "id")
+
+
+def prompt(row: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the name and the value of the column that holds the prompt."""
+    for name in PROMPT_COLUMNS:
+        if not is_blank(row.get(name)):
+            return name, row[name]
+    first, *others = PROMPT_COLUMNS
+    raise records.RowError(
+        "empty_prompt", f"{first!r} (or {' or '.join(map(repr, others))}) is missing or empty"
+    )
 
 
 def answer_text(value: Any, name: str) -> str:

@@ -27,6 +27,8 @@ MAX_ASPECT_RATIO = 200
 
 # Pillow also opens formats that start other programs (EPS) or that no data set uses.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+# The step between two grey values of 1, 2 and 4 bits, by Pillow's name for the stored form.
+_GREY_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
 # Raised by Pillow's decoders for damaged files, besides UnidentifiedImageError.
 _DECODE_ERRORS = (
     OSError,
@@ -100,6 +102,7 @@ def open_image(
                 raise errors.InputError(
                     f"image {name}: must have at most {limit_pixels} pixels, got {width} x {height}"
                 )
+            _scale_transparency(image)
             image.load()
             return to_rgb(ImageOps.exif_transpose(image), name=name)
     except errors.InputError:
@@ -109,6 +112,21 @@ def open_image(
         raise errors.InputError(f"image {name}: not an image ({formats})") from error
     except _DECODE_ERRORS as error:
         raise errors.InputError(f"image {name}: cannot be decoded: {error}") from error
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """Bring a PNG's transparent colour to the 8 bits of the pixels, which Pillow scales alone.
+
+    Of 16 bits per channel the high byte counts, as in the pixels.
+    """
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or not image.tile:
+        return
+    stored = image.tile[0][3]
+    if stored == "RGB;16B" and isinstance(colour, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+    elif stored in _GREY_STEPS and isinstance(colour, int):
+        image.info["transparency"] = colour * _GREY_STEPS[stored] & 255
 
 
 def open_stored(image: records.Image) -> Image.Image:

@@ -3,7 +3,8 @@
   {"prompt", "image", "teacher_caption", "student_caption", "teacher_cot", "student_cot"}
   {"prompt", "image", "teacher_response", "student_response"}
 
-`prompt` may be called `question`, and may be a single turn of the user; `image` is optional.
+`prompt` may be called `question` or `problem`, and may be a single turn of the user; `image` is
+optional.
 
 Source: PRISM moe/train_moe_vl_warmup_fast.py:104-155.
 """
@@ -46,10 +47,7 @@ def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> recor
 
 def _prompt(row: Mapping[str, Any]) -> tuple[str, tuple[records.Image | None, ...]]:
     """Return the prompt's text and the pictures in it; turns must be a single turn of the user."""
-    name = "question" if fields.is_blank(row.get("prompt")) else "prompt"
-    value = row.get(name)
-    if fields.is_blank(value):
-        raise records.RowError("empty_prompt", "'prompt' (or 'question') is missing or empty")
+    name, value = fields.prompt(row)
     if isinstance(value, str):
         as_turns = fields.turns_in_text(value, name)
         if as_turns is None:

@@ -1,7 +1,7 @@
 """Prompts with answers and teacher texts: the columns of the RL parquet, and plain JSON lines.
 
   prompt        turns (list of {role, content}, one such dict, a dict of lists, or any of these as
-                JSON text), or a string
+                JSON text), or a string; it may be called `question` or `problem`
   images        pictures, marked by `<image>` in the turns; JSON lines may say `image`
   reward_model  {ground_truth, equivalent_answers?} as a struct or JSON text;
                 plain rows say `ground_truth` or `answer`; a number is read as text
@@ -51,10 +51,7 @@ def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> recor
 
 
 def _turns(row: Mapping[str, Any], num_images: int) -> turns.Turns:
-    name = "question" if fields.is_blank(row.get("prompt")) else "prompt"
-    value = row.get(name)
-    if fields.is_blank(value):
-        raise records.RowError("empty_prompt", "'prompt' (or 'question') is missing or empty")
+    name, value = fields.prompt(row)
     if isinstance(value, str):
         as_turns = fields.turns_in_text(value, name)
         if as_turns is None:

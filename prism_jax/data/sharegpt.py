@@ -131,6 +131,8 @@ def find_entry(path: str, name: str) -> Entry:
             f"{path}: no data set {name!r}; it has: {records.shorten(known, 200)}"
         )
     entry = {key: value for key, value in listed[name].items() if not fields.is_blank(value)}
+    if entry.get("ranking") is False:
+        del entry["ranking"]
     where = f"{path}: {name}"
     _check_keys(entry, {"file_name", "formatting", "columns", "tags"}, where)
     presets = {"sharegpt": CONVERSATIONS, "openai": MESSAGES}

@@ -32,7 +32,8 @@ def is_correct(answer: str, truth: str, mathematics: answer_official.Mathematics
     if given == wanted or answer.strip() == truth.strip():
         return True
     givens, wanteds = _forms(given), _forms(wanted)
-    by_options = _same_options(givens, wanteds)
+    comparison = compare.Comparison(mathematics)
+    by_options = _same_options(givens, wanteds, comparison)
     if by_options is not None:
         return by_options
     options = [choices.truth(form.value)[1] for form in wanteds]
@@ -40,13 +41,16 @@ def is_correct(answer: str, truth: str, mathematics: answer_official.Mathematics
         sentences.Stated("", notation.clean(option)) if option else form
         for form, option in zip(wanteds, options, strict=True)
     ]
-    comparison = compare.Comparison(mathematics)
     for wanted_form in wanteds:
         for given_form in givens:
             if _about_the_same(given_form, wanted_form) and comparison.same(
                 given_form.value, wanted_form.value
             ):
                 return True
+    for wanted_form in wanteds:
+        once, again = sentences.said_twice(wanted_form.value) or ("", "")
+        if comparison.same(again, once) and comparison.same(givens[-1].value, once):
+            return True
     twice = sentences.said_twice(givens[-1].value)
     return twice is not None and any(
         all(comparison.same(value, wanted_form.value) for value in twice)
@@ -65,17 +69,27 @@ def _about_the_same(given: sentences.Stated, wanted: sentences.Stated) -> bool:
     return not given.subject or not wanted.subject or phrases.same(given.subject, wanted.subject)
 
 
-def _same_options(givens: list[sentences.Stated], wanteds: list[sentences.Stated]) -> bool | None:
-    """Compare option letters; None if the truth has none, or the answer may be an option's text."""
+def _same_options(
+    givens: list[sentences.Stated], wanteds: list[sentences.Stated], comparison: compare.Comparison
+) -> bool | None:
+    """Compare option letters; None if the truth has none, or the answer may be an option's text.
+
+    Where both sides give the text of the option too, it must not be another one's.
+    """
     for wanted in wanteds:
         several = choices.letters(wanted.value)
         if len(several) > 1 and any(several == choices.letters(one.value) for one in givens):
             return True
     for wanted in wanteds:
         letter, option = choices.truth(wanted.value)
-        if letter:
-            given_letter = next(filter(None, (choices.letter(one.value) for one in givens)), "")
-            return given_letter == letter if given_letter or not option else None
+        if not letter:
+            continue
+        named = [(choices.letter(one.value), one.value) for one in givens]
+        given_letter, value = next((pair for pair in named if pair[0]), ("", ""))
+        if given_letter == letter and option:
+            text = notation.clean(choices.remark(value))
+            return not comparison.contradicts(text, notation.clean(option))
+        return given_letter == letter if given_letter or not option else None
     return None
 
 

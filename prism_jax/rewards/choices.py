@@ -33,6 +33,10 @@ _STATED = re.compile(
 _BOXED = re.compile(
     r"\\(?:boxed|fbox)\s*\{\s*(?:\\[a-z]+\s*\{\s*)?\(?([A-Ja-j])(?:[).:]*\s*\}|[).:]+\s)"
 )
+_STATED_TRUTH = re.compile(
+    r"(?i:the )?(?i:option|choice|answer) \(?([A-J])\)? is (?:the )?(?:correct|right)"
+    r"(?: (?:answer|option|choice))?"
+)
 _NEGATION = re.compile(
     r"\b(?:not|wrong|incorrect|never|neither|nor|unsure|maybe|cannot|doubt|deny|disagree|reject"
     r"|refuse|wonder|guess|suspect|whether)\b|n't\b",
@@ -46,6 +50,9 @@ def truth(text: str) -> tuple[str, str]:
     """Return the letter and the option text of a multiple-choice truth, "" for a missing part."""
     if re.fullmatch(r"\(?[A-J]\)?\.?", text):
         return text.strip("()."), ""
+    stated = _STATED_TRUTH.fullmatch(text)
+    if stated:
+        return stated[1], ""
     match = _TRUTH_WITH_TEXT.fullmatch(text)
     if match and not remarks.hedges(match["text"]):
         return (match.group(1) or match.group(2)).upper(), match["text"].strip()
@@ -75,6 +82,15 @@ def letter(text: str) -> str:
     return "" if remarks.takes_back(remark, named) else named
 
 
+def remark(text: str) -> str:
+    """Return the text after the letter of an answer that `letter` reads, "" if there is none."""
+    match = _WITH_TEXT.fullmatch(text.strip("* \n"))
+    if match:
+        return match["text"]
+    phrases = list(_PHRASE.finditer(text))
+    return text[phrases[-1].end() :].lstrip(" .,:;)-\n") if phrases else ""
+
+
 def letters(text: str) -> frozenset[str]:
     """Return the labels of an answer that chooses several: `A, C`, `(A) and (C)`, `AC`, `①③`.
 
@@ -82,7 +98,7 @@ def letters(text: str) -> frozenset[str]:
     """
     if re.fullmatch(r"\([^()]*\)", text):
         return frozenset()  # a pair, whose order counts
-    text = re.sub(r"\) ?\(", ") (", text)
+    text = re.sub(r"^(?:[Oo]nly )?[\[{]?(.*?)[\]}]?$", r"\1", re.sub(r"\) ?\(", ") (", text))
     parts = [part for part in re.split(r"[\s,;&]+(?:and\s+)?", text) if part]
     if len(parts) == 1 and re.fullmatch("[A-J]{2,10}", text):
         is_sorted = sorted(set(text)) == list(text)

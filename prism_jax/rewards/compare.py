@@ -20,6 +20,14 @@ _MAX_DEPTH = 4
 # A bound on the cost of an answer's comparisons, in characters, for lists of lists.
 _MAX_EFFORT = 45_000
 _EFFORT_PER_COMPARISON = 100
+# A longer text is a sentence, which may say the same in other words.
+_MAX_NAME_WORDS = 4
+_WORD = re.compile(r"[A-Za-z\d]+")
+_ARTICLE = re.compile(r"^(?:[Aa]n?|[Tt]he) (?!and |or )")
+_ALL_OR_NONE = re.compile(r"\b(all|none) of (?:these|them|the (?:above|options|choices))\b", re.I)
+_NEGATIONS = frozenset(("not", "no", "never", "neither", "nor", "none"))
+_JOINING_WORDS = frozenset("and or of the a an to in on it is are both not no".split())
+_REASON = re.compile(r"(?:because|since|as|so|by|from|for|due|given|it|this|that|which)\b", re.I)
 _INFINITE = ("\\infty", "-\\infty", "- \\infty")
 
 
@@ -48,6 +56,32 @@ class Comparison:
         answer, truth = map(_unwrapped, geometry.without_names(answer, truth))
         return self._same_parts_or_value(answer, truth, depth)
 
+    def contradicts(self, answer: str, truth: str) -> bool:
+        """Return whether the text of an option is another option's, both cleaned.
+
+        A remark, such as a reason, contradicts nothing. Another value does, and a few words if
+        each side has a word that the other has not.
+        """
+        if not answer or self.same(answer, truth):
+            return False
+        is_figure = geometry.same(answer, truth) is not None
+        if is_figure or all(_is_value(text) for text in (answer, truth)):
+            return True
+        texts = [_ALL_OR_NONE.sub(r"\1", _ARTICLE.sub("", text)) for text in (answer, truth)]
+        words = [_WORD.findall(text) for text in texts]
+        if any(len(one) > _MAX_NAME_WORDS for one in words) or _REASON.match(answer):
+            return False
+        symbols = [
+            {
+                word.lower()
+                for word in one
+                if word.lower() in _NEGATIONS or not re.search("[a-z]", word)
+            }
+            for one in words
+        ]
+        names = [{word.lower() for word in one} - _JOINING_WORDS for one in words]
+        return symbols[0] != symbols[1] or all((names[0] - names[1], names[1] - names[0]))
+
     def _same_words(self, answer: str, truth: str, depth: int) -> bool | None:
         del depth
         by_yes_no = phrases.yes_no(answer, truth)
@@ -75,6 +109,8 @@ class Comparison:
 
     def _same_parts_or_value(self, answer: str, truth: str, depth: int) -> bool:
         given, wanted = structure.readings(answer), structure.readings(truth)
+        if given and wanted and structure.is_single(answer) and not structure.is_single(truth):
+            return False  # `1,234` may be a number as well as the two of `(1,234)`
         if any(self._same_parts(a, t, depth) for a in given for t in wanted):
             return True
         # A text that can only be read as several values is never a single value.
@@ -86,9 +122,8 @@ class Comparison:
     def _same_parts(self, answer: structure.Parts, truth: structure.Parts, depth: int) -> bool:
         if len(answer.items) != len(truth.items) or not _brackets_agree(answer, truth):
             return False
-        is_hedge = not answer.ordered and not answer.brackets and truth.ordered
-        if is_hedge and not re.search(r"\d", "".join(truth.items)):
-            return False  # `cat or dog` is not `cat and dog`; of numbers both are two solutions
+        if _is_or(answer) != _is_or(truth) and not _are_solutions(answer.items + truth.items):
+            return False
         named = [
             dict(equations.name_and_value(item) for item in parts.items)
             for parts in (answer, truth)
@@ -96,6 +131,11 @@ class Comparison:
         if all("" not in one and len(one) == len(truth.items) for one in named):
             return named[0].keys() == named[1].keys() and all(
                 self.same(value, named[1][name], depth + 1) for name, value in named[0].items()
+            )
+        points = [{geometry.name(item): item for item in parts.items} for parts in (answer, truth)]
+        if all("" not in one and len(one) == len(truth.items) for one in points):
+            return points[0].keys() == points[1].keys() and all(
+                self.same(point, points[1][name], depth + 1) for name, point in points[0].items()
             )
         if (answer.ordered or truth.ordered) and "{}" not in (answer.brackets, truth.brackets):
             pairs = zip(answer.items, truth.items, strict=True)
@@ -130,6 +170,11 @@ class Comparison:
             return quantities.equal(given, wanted)
         if equations.is_equation(answer) or equations.is_equation(truth):
             return equations.same(answer, truth, self, depth)
+        ratios = [[term.strip() for term in text.split(":")] for text in (answer, truth)]
+        if 2 <= len(ratios[0]) == len(ratios[1]) <= 3 and all(
+            expressions.is_expression(term) for ratio in ratios for term in ratio
+        ):
+            return all(self.same(a, t, depth + 1) for a, t in zip(*ratios, strict=True))
         if phrases.same(answer, truth):
             return True
         return self.same_expression(answer, truth)
@@ -142,6 +187,12 @@ class Comparison:
         return both is not None and self.mathematics("expression", *both)
 
 
+def _is_value(text: str) -> bool:
+    """Return whether a text is a number, an expression, a point, a ratio, a time or a verdict."""
+    is_number = quantities.parse(text) is not None or expressions.is_expression(text)
+    return is_number or bool(times.same(text, text) or phrases.yes_no(text, text))
+
+
 def _without_blanks(text: str) -> str:
     """Drop the blanks before a unit and around the hyphen of a range: `300 K` is `300K`."""
     return re.sub(r"(?<=\d) (?=[A-Za-z%°])", "", re.sub(r"(?<=\d) - (?=\d)", "-", text))
@@ -150,7 +201,23 @@ def _without_blanks(text: str) -> str:
 def _unwrapped(text: str) -> str:
     text = re.sub(r"^[A-Za-z]\s*\\in\b\s*(?=[(\[{\\])", "", text)
     inner, brackets = structure.unwrap(text)
-    return inner if brackets in ("()", "{}", "[]") and not re.search(r"[,;]", inner) else text
+    is_one = brackets in ("()", "{}", "[]") and not re.search(r"[,;]|\\emptyset", inner)
+    return inner if is_one else text
+
+
+def _is_or(parts: structure.Parts) -> bool:
+    return not parts.ordered and not parts.brackets
+
+
+def _are_solutions(items: tuple[str, ...]) -> bool:
+    """Return whether "or" and "and" mean the same between items: between numbers of one name.
+
+    `cat or dog` is not `cat and dog`, and `x > 0 or y > 0` not `x > 0 and y > 0`.
+    """
+    names = {equations.name_and_value(item)[0] or geometry.name(item) for item in items} - {""}
+    if len(names) > 1 or any(expressions.RELATION.search(item) for item in items):
+        return False
+    return bool(re.search(r"\d", "".join(items)))
 
 
 def _brackets_agree(answer: structure.Parts, truth: structure.Parts) -> bool:

@@ -17,7 +17,9 @@ _NAME = re.compile(
     r"\\frac ?\{d[a-zA-Z]?\} ?\{d[a-z]\}"
     r"|(?:\\?[A-Za-zα-ω∠△°' |]|_\d*|\{\w+\}|\([A-Za-z\d, ]+\)|\\(?:angle|triangle) ?\d)+"
 )
-_VALUE = re.compile(r"(?!\\frac ?\{d).*\\(?:sqrt|frac|pi|infty)(?![A-Za-z])")
+_VALUE = re.compile(
+    r"(?!\\frac ?\{d).*(?:\\(?:sqrt|frac|pi|infty)(?![A-Za-z])|(?<![A-Za-z])sqrt ?\()"
+)
 _JOINT = re.compile(r"(?<![<>!\\])=|\\approx(?![A-Za-z])")
 _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!\\])=")

@@ -11,6 +11,7 @@ _WORDS = re.compile(
 _COMMANDS = {"perpendicular": "perp", "congruent": "cong", "similar": "sim"}
 _SEGMENT = re.compile(r"(?:\\overline ?|line |segment )?\{?([A-Z])([A-Z])\}?")
 _ANGLE = re.compile(r"m?\\angle ([A-Z])([A-Z])([A-Z])")
+_A_POINT = re.compile(r"^(?:the )?point (?=[A-Z]? ?\()", re.IGNORECASE)
 _VARIABLES = re.compile(r"\([a-z](?: ?, ?[a-z]){1,3}\) ?= ?(?=\()")
 _POINT = re.compile(
     r"(?P<name>[A-Z]'?|[a-z](?= ?=)|\\(?:vec|overrightarrow) ?\{[A-Za-z]+\})"
@@ -51,10 +52,16 @@ def _segment(text: str) -> str:
     return "".join(sorted(match.groups())) if match else text
 
 
+def name(text: str) -> str:
+    """Return the name of a point, `A` of `A(2,3)`, "" without one."""
+    match = _POINT.match(text)
+    return match["name"] if match else ""
+
+
 def without_names(answer: str, truth: str) -> tuple[str, str]:
     """Drop the name of a point, `A(2,3)`, unless the two differ; write `f(x) =` as `y =`."""
     texts = [re.sub(r"^f ?\(x\) ?=(?!.*=)", "y =", text) for text in (answer, truth)]
-    texts = [_without_variables(text) for text in texts]
+    texts = [_without_variables(_A_POINT.sub("", text)) for text in texts]
     points = [_POINT.match(text) if "," in text or ";" in text else None for text in texts]
     if all(points) and points[0]["name"] != points[1]["name"]:
         return answer, truth

@@ -33,6 +33,7 @@ _COMMANDS = {
     "textrm": 0, "textbf": 0, "textit": 0, "textsf": 0, "texttt": 0, "textnormal": 0, "mathrm": 0,
     "mathbf": 0, "mathit": 0, "mathsf": 0, "mathtt": 0, "boldsymbol": 0, "bm": 0, "bold": 0,
     "operatorname": 0, "mbox": 0, "ce": 0, "uline": 0, "pmb": 0,
+    "hbox": 0, "textup": 0, "si": 0, "unit": 0,
 }  # fmt: skip
 # Commands that change the text after them, with the number of their arguments.
 _SWITCHES = {

@@ -24,7 +24,8 @@ _CHARACTERS = {
     "α": "\\alpha ", "β": "\\beta ", "γ": "\\gamma ", "θ": "\\theta ", "λ": "\\lambda ",
     "φ": "\\phi ", "ω": "\\omega ", "≅": "\\cong ", "∼": "\\sim ", "∽": "\\sim ", "⟂": "\\perp ",
     "≃": "\\approx ", "≒": "\\approx ", "‖": "\\parallel ", "∖": "\\setminus ", "ℝ": "\\mathbb{R} ",
-    "∣": "|", "⩽": "\\le ", "⩾": "\\ge ", "∉": "\\notin ", "\\lt ": "<", "\\gt ": ">", "～": "~",
+    "∣": "|", "⩽": "\\le ", "⩾": "\\ge ", "∉": "\\notin ", "∨": "\\lor ",
+    "∧": "\\land ", "\\lt ": "<", "\\gt ": ">", "～": "~",
 } | _MULTIPLY  # fmt: skip
 # Only as a separate value; `Infinity War` is a name.
 _INFINITY = re.compile(
@@ -33,10 +34,11 @@ _INFINITY = re.compile(
     re.IGNORECASE,
 )
 _COMMANDS = (
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\(?:[dtcs]|nice)frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![A-Za-z])"), ""),
     (re.compile(r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![A-Za-z])"), "° "),
     (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\(?:SI|qty) ?\{([^{}]*)\} ?\{([^{}]*)\}"), r"\1 \2"),
     (re.compile(r"(?<=\d)\\[,!;: ](?=\d{3})"), ","),
     (re.compile(r"(?<=[A-Z]) ?~ ?(?=\\triangle|[A-Z]{2,})"), r" \\sim "),
     (re.compile(r"(?<!\\)\\(?:[,!;: ]|quad|qquad)|(?<![\\~])~(?!~)"), " "),
@@ -70,6 +72,9 @@ _COMMANDS = (
 )  # fmt: skip
 # Some characters have long spellings; a text longer than this cannot be an answer.
 MAX_CLEAN_CHARS = 4096
+_ENVIRONMENT = re.compile(
+    r"\\begin\{((?:equation|align|aligned|gather)\*?)\}(.*)\\end\{\1\}", re.DOTALL
+)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _DELIMITERS = (
     ("$$", "$$"),
@@ -102,13 +107,15 @@ def clean(text: str) -> str:
     if len(text) > MAX_CLEAN_CHARS:
         return text
     text = _without_wrapping(markup.merge_space(text))
+    if match := _ENVIRONMENT.fullmatch(text):
+        text = match[2].replace("&", "")
     for pattern, plain in _COMMANDS:
         text = pattern.sub(plain, text)
     text = _without_wrapping(markup.plain(markup.merge_space(text)))
     text = _INNER_DOLLARS.sub(r"\1", text)
     text = _INNER_PARENTHESES.sub(" ", text)
     text = markup.merge_space(text)
-    text = re.sub(r"_\{ ?(\d+|[A-Za-z]) ?\}", r"_\1", text)
+    text = re.sub(r"_\{ ?(\d+|[A-Za-z]) ?\}", r"_\1", re.sub(r"(_\{ ?\d+ ?\})(?=\d)", r"\1 ", text))
     return re.sub(r" (?=\^)", "", text).strip()
 
 
@@ -119,6 +126,8 @@ def _without_wrapping(text: str) -> str:
         shorter = text.rstrip(",;") if not text.endswith("\\,") else text
         if shorter.endswith(".") and not shorter.endswith(".."):
             shorter = shorter[:-1]
+        if shorter.endswith("\\\\"):
+            shorter = shorter[:-2]
         for left, right in _DELIMITERS:
             inner = shorter[len(left) : -len(right)]
             if (

@@ -48,12 +48,25 @@ def parse(text: str) -> tuple[Fraction, str] | None:
         return unsigned and (
             (-unsigned[0], unsigned[1]) if sign[1].lower() != "positive" else unsigned
         )
-    part = _FRACTION.match(text)
-    if part:
-        top = 1 if part["half"] else _ONES.get(part["n"].lower(), 1)
-        bottom = 2 if part["half"] else _PARTS[part["d"].lower()]
-        return Fraction(top, bottom), text[part.end() :]
-    return _whole(text)
+    match = _FRACTION.match(text)
+    if match:
+        return _fraction(match), text[match.end() :]
+    whole = _whole(text)
+    more = part(whole[1]) if whole else None
+    return (whole[0] + more[0], more[1]) if more else whole
+
+
+def part(rest: str) -> tuple[Fraction, str] | None:
+    """Return the fraction that follows a whole number, ` and a half`, and the rest of the text."""
+    match = _FRACTION.match(rest, 5) if rest.startswith(" and ") else None
+    if match is None or _fraction(match) >= 1:
+        return None
+    return _fraction(match), rest[match.end() :]
+
+
+def _fraction(match: re.Match) -> Fraction:
+    top = 1 if match["half"] else _ONES.get(match["n"].lower(), 1)
+    return Fraction(top, 2 if match["half"] else _PARTS[match["d"].lower()])
 
 
 def _whole(text: str) -> tuple[Fraction, str] | None:

@@ -34,6 +34,8 @@ _TAKEN_BACK = re.compile(
 
 def same(answer: str, truth: str) -> bool:
     """Compare two cleaned texts as phrases."""
+    if answer.rstrip("!").endswith("?") and not truth.endswith("?"):
+        return False  # a question
     given, wanted = _spelling(answer), _spelling(truth)
     if given.lower() != wanted.lower():
         # `counter-clockwise` may also be written as a single word.
@@ -60,6 +62,9 @@ def _spelling(text: str) -> str:
     text = re.sub(r"\"|(?<=[^\d\s])[,;:](?=\s|$)", "", text)
     text = re.sub(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|(?<=\b[A-Za-z])-(?=[A-Za-z]{3})", " ", text)
     text = re.sub(r"(?<=[A-Za-z)])_(?:\{(\d+)\}|(?=\d))", r"\1", text)
+    # The charge of an ion: `Na^{+}` is `Na+`, but `O^{2-}` is not `O_2^-`.
+    text = re.sub(r"(?<=[A-Za-z\d])\^ ?\{ ?(\d?[+-]) ?\}$", r"^\1", text)
+    text = re.sub(r"(?<=[A-Za-z\d])\^(?=[+-]$)", "", text)
     text = re.sub(r"(?<=[A-Za-z])\.", "", text)
     text = re.sub(r"\s+", " ", text).strip(" ,;:")
     text = text if text.endswith("..") else text.removesuffix(".")

@@ -41,7 +41,13 @@ _SHORT_SCALES = {"k": 3, "K": 3, "M": 6, "B": 9, "bn": 9}
 _SHORT_SCALE = re.compile(r"(k|K|M|B|bn)(?=$| [A-Za-z])")
 _SHORT_PRICES = _SHORT_SCALES | {"m": 6, "b": 9, "T": 12, "t": 12, "mn": 6}
 _SHORT_PRICE = re.compile(r" ?(k|K|M|m|mn|B|b|bn|T|t)$")
-_REPEATING = re.compile(r"(-?\d*)\.(\d*)\\overline ?\{(\d{1,9})\}")
+_REPEATING = re.compile(
+    r"(?P<whole>-?\d*)\.(?P<digits>\d*)(?:\\overline ?\{(?P<line>\d{1,9})\}|\((?P<round>\d{1,9})\)"
+    r"|\\dot ?\{?(?P<dot>\d)\}?)"
+)
+_UNIT_FRACTION = re.compile(
+    r"\s*\\frac ?\{ ?([A-Za-z]{1,4}) ?\} ?\{ ?([A-Za-z]{1,4}(?:\^\{?\d\}?)?) ?\}"
+)
 _DIGITS = re.compile(r"(\d[\d,]*)(?:\.(\d+))?(?:(?:[eE]| ?[*x] ?10 ?\^ ?\{?)([-+]?\d{1,4}))?")
 _PERCENT = (("percent", 1),)
 # "1990s" are years, "1990 s" seconds.
@@ -98,6 +104,8 @@ def parse(text: str) -> Quantity | None:
     if re.fullmatch(r"'?s", rest) and _DECADE.match(text):
         return None
     rest = re.sub(r"^\s*(?:-\s*(?=[A-Za-z])|of (?:an? )?)", "", rest)
+    if per := _UNIT_FRACTION.fullmatch(rest):
+        rest = f" {per[1]}/{per[2]}"
     if text[0].isalpha():
         rest = re.sub(r"^ an? (?=[a-z]{3})", " ", rest)  # `half a cup`
     # "2abc" is a product of letters, "2 ants" and "2boxes" are things.
@@ -113,10 +121,13 @@ def _leading_number(text: str) -> tuple[Fraction, str] | None:
     match = _POWER_OF_TEN.match(text) or _NUMBER.match(text)
     repeating = _REPEATING.fullmatch(text)
     if repeating:
-        return _repeating(*repeating.groups()), ""
+        return _repeating(repeating), ""
     if match is None:
         return number_words.parse(text)
     rest = text[match.end() :]
+    part = number_words.part(rest) if match.group().isdecimal() else None
+    if part is not None:
+        return int(match.group()) + part[0], part[1]
     # "1.2.3", "3-5", "10:30", "2/3/4", "3!" and "1,23" are not numbers followed by a text.
     if re.match(r"[\d.,:!^/+*=<>_\\-]", rest) and not re.match(r"-[A-Za-z]", rest):
         return None
@@ -124,8 +135,10 @@ def _leading_number(text: str) -> tuple[Fraction, str] | None:
     return None if value is None else (value, rest)
 
 
-def _repeating(whole: str, digits: str, period: str) -> Fraction:
-    """Return `0.1\\overline{6}` as 1/6."""
+def _repeating(match: re.Match) -> Fraction:
+    """Return `0.1\\overline{6}` or `0.1(6)` as 1/6."""
+    whole, digits = match["whole"], match["digits"]
+    period = match["line"] or match["round"] or match["dot"]
     tail = Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(digits))
     head = Fraction(Decimal(f"{whole or 0}.{digits or 0}"))
     return head - tail if whole.startswith("-") else head + tail
@@ -150,15 +163,17 @@ def _value(parts: dict[str, str]) -> Fraction | None:
 
 
 def _compound(text: str) -> Quantity | None:
-    """Read `1 hour 30 minutes`: the sum of numbers with units of the same dimension."""
-    total, dimensions, position = Fraction(0), None, 0
+    """Read `1 hour 30 minutes`: the sum of numbers with smaller and smaller units."""
+    total, dimensions, position, last = Fraction(0), None, 0, None
     while position < len(text):
         match = _COMPOUND.match(text, position)
         unit = units.parse(match.group(2)) if match else None
         if unit is None or dimensions not in (None, unit.dimensions):
             return None
-        if not units.is_known(match.group(2)):
+        # `5 cm, 6 cm` are two lengths.
+        if not units.is_known(match.group(2)) or (last is not None and unit.factor >= last):
             return None
+        last = unit.factor
         total, dimensions = total + Fraction(match.group(1)) * unit.factor, unit.dimensions
         position = match.end()
     return Quantity(total, units.Unit(Fraction(1), dimensions)) if dimensions else None
@@ -177,6 +192,8 @@ def equal(answer: Quantity, truth: Quantity) -> bool:
         if len(percents) == 1:
             return _equal_percent(answer, truth)
         return close(answer.value, truth.value)
+    if units.is_power_of_units(answer.unit) or units.is_power_of_units(truth.unit):
+        return units.same_power(answer.unit, truth.unit) and close(answer.value, truth.value)
     if answer.unit.dimensions != truth.unit.dimensions:
         return False
     return close(answer.value * answer.unit.factor, truth.value * truth.unit.factor)
@@ -186,14 +203,13 @@ def _equal_percent(answer: Quantity, truth: Quantity) -> bool:
     """Compare with a percentage: 0.5 and 50 are 50 %, 0.125 is not 0.125 %.
 
     A bare number is read as a percentage only if it cannot be the share itself: not a fraction,
-    and not from 0 to 1.
+    not from 0 to 1, and if it is the truth, not up to 10, since 2 may be 200 %.
     """
     scaled = [q.value * (q.unit.factor if q.unit else 1) for q in (answer, truth)]
     if close(*scaled):
         return True
     bare = truth if answer.unit and answer.unit.dimensions == _PERCENT else answer
-    smallest = 1 if bare is answer else Fraction(1000001, 1000000)
-    if bare.is_fraction or abs(bare.value) < smallest:
+    if bare.is_fraction or abs(bare.value) <= 1 or (bare is truth and abs(bare.value) <= 10):
         return False
     return close(answer.value, truth.value)
 

@@ -7,6 +7,8 @@ B`. Another letter is therefore allowed only beside words that say what it names
 
 import re
 
+from prism_jax.rewards import quantities
+
 _NOUNS = (
     "vitamin type point vertex line segment ray angle side triangle circle square arc chord figure "
     "plane face edge corner node plan company city town village country state team group class "
@@ -74,7 +76,14 @@ _REJECTION = re.compile(
     r"(?:is |are )?(?:not (?:\(?[A-J]\b|it\b|sure|correct|right|true|the )|isn't|wrong(?! \w)"
     r"|nor\b|unsure|maybe\b|incorrect(?! \w)|(?:no,? )?wait\b(?! (?:for|until|at|in)\b)|oops"
     r"|sorry\b|scratch that|just kidding|or\b|on second thought|alternatively\b|i mean\b|nope\b"
-    r"|hmm+\b)",
+    r"|hmm+\b)|(?:is|are) (?:false|untrue)\b|(?:i'm |i am )(?:not sure|unsure|guessing)\b"
+    r"|(?:just )?(?:a )?guess\b|i guess\b|i don't know\b",
+    re.IGNORECASE,
+)
+_CORRECTION = re.compile(
+    r"(?:^(?:no|nope|actually|rather|instead|correction)[,;:!-]+ ?"
+    r"|[,;.!] ?(?:no|nope|actually|rather|instead|correction|make that)(?:[,;:!-]+ ?| ))"
+    r"(?:(?:it's|it is|that's|make that) )?(?P<value>\S.{0,40})$",
     re.IGNORECASE,
 )
 _HEDGE = re.compile(
@@ -87,7 +96,7 @@ def takes_back(remark: str, named: str) -> bool:
     """Return whether a remark after the letter `named` takes it back or claims another letter."""
     if not remark:
         return False
-    if _REJECTION.match(remark.lstrip("([ ")):
+    if _REJECTION.match(remark.lstrip("([ ")) or _corrects(remark):
         return True
     rest = remark
     listing = _LISTING.match(remark)
@@ -104,6 +113,12 @@ def takes_back(remark: str, named: str) -> bool:
             letter.upper() != named for letter in _LONE_SMALL.findall(remark)
         )
     return bool(_SWITCH.search(rest))
+
+
+def _corrects(remark: str) -> bool:
+    """Return whether a remark is another value instead of the option: `No, 8`, `8, no 9`."""
+    match = _CORRECTION.search(remark)
+    return match is not None and quantities.parse(match["value"].rstrip(". ")) is not None
 
 
 def hedges(text: str) -> bool:

@@ -19,7 +19,7 @@ _RELATION = re.compile(r" ?(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>) ?")
 _MIRRORED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 _NAME = r"[A-Za-z]|\\(?:alpha|beta|theta|phi|lambda|omega|gamma)"
 _VARIABLE = re.compile(_NAME)
-_MEMBER = re.compile(rf"({_NAME}) ?(?:\\in(?![A-Za-z])|\bin\b) ?(?=[(\[{{\\])")
+_MEMBER = re.compile(rf"({_NAME}) ?(?:\\in(?![A-Za-z])|\bin\b) ?(?=[(\[\]{{\\])")
 _BUILDER = re.compile(
     rf"\\?\{{ ?({_NAME})(?: ?\\in ?\\mathbb ?\{{?R\}}?)? ?"
     r"(?:\\mid(?![A-Za-z])|\\vert|[|:]) ?(.*?)\\?\}",
@@ -27,15 +27,25 @@ _BUILDER = re.compile(
 )
 _BUILT = re.compile(rf"\\?\{{ ?(?:{_NAME})[^{{}}|]{{0,40}}(?:\\mid(?![A-Za-z])|\|)")
 _REALS = re.compile(r"\\mathbb ?\{?R\}?|\\R|(?:the set of )?(?:all )?real numbers|all reals")
-_EMPTY = re.compile(r"\\(?:emptyset|varnothing)(?![A-Za-z])|\\?\{ ?\\?\}|(?:the )?empty set")
+_EMPTY = re.compile(
+    r"\\(?:emptyset|varnothing)(?![A-Za-z])|\\?\{ ?\\?\}|(?:the )?(?:empty|null) set|no solutions?"
+)
 _EXCEPT = re.compile(
-    rf"(?:{_REALS.pattern})(?: ?\\(?:setminus|backslash) ?|,? (?:except|but|other than)(?: for)? )"
+    rf"(?:{_REALS.pattern})(?: ?\\(?:setminus|backslash) ?| ?- ?(?=\\?\{{)"
+    r"|,? (?:except|but|other than)(?: for)? )"
     rf"(?:(?:{_NAME}) ?= ?)?(?P<points>.+)"
 )
+# `x \in \mathbb{R}` beside a condition says nothing more.
+_REAL_NUMBER = re.compile(
+    rf"^(?:{_NAME}) ?\\in ?\\mathbb ?\{{?R\}}?(?: ?, ?(?:and )?| and )(?=\S)"
+    rf"|(?: ?, ?(?:and )?| and )(?:{_NAME}) ?\\in ?\\mathbb ?\{{?R\}}?$"
+)
 _NOT_EQUAL = re.compile(rf"({_NAME}) ?\\ne ?([^<>=]+)")
-_UNION = re.compile(r" ?\\cup(?![A-Za-z]) ?| or |, or ")
+_UNION = re.compile(
+    r" ?\\(?:cup|lor|vee)(?![A-Za-z]) ?| or |, or |(?<=[)\]}]) ?(?:U|union) ?(?=[(\[{\\])"
+)
 _BOTH = re.compile(r",? and |, ?| ?\\(?:land|wedge)(?![A-Za-z]) ?|; ?")
-_INTERVAL = re.compile(r"([(\[])([^()\[\]]*)([)\]])")
+_INTERVAL = re.compile(r"([(\[\]])([^()\[\]]*)([)\[\]])")
 _MAX_PIECES = 12
 
 Same = Callable[[str, str], bool]
@@ -106,6 +116,7 @@ def _parse(text: str) -> RealSet | None:
     if _REALS.fullmatch(text):
         return RealSet("", (Piece(_LEAST, _MOST, False, False),), is_explicit=True)
     name = ""
+    text = _REAL_NUMBER.sub("", text)
     match = _MEMBER.match(text)
     if match:
         inside = _parse(text[match.end() :])
@@ -146,9 +157,10 @@ def _piece(text: str) -> tuple[str, list[Piece], bool] | None:
         ends = [end.strip() for end in re.split("[,;]", match[2])]
         if len(ends) != 2 or not all(ends):
             return None
+        # `]1,2[` is the European spelling of (1,2).
         piece = Piece(*ends, match[1] == "[", match[3] == "]")
         # A point has neither a half-open bracket nor an infinite end.
-        is_interval = match[1] + match[3] in ("[)", "(]") or "\\infty" in match[2]
+        is_interval = match[1] + match[3] not in ("()", "[]") or "\\infty" in match[2]
         return "", [piece], is_interval
     match = _EXCEPT.fullmatch(text)
     if match:
@@ -164,6 +176,8 @@ def _piece(text: str) -> tuple[str, list[Piece], bool] | None:
 def _all_but(points: str) -> list[Piece] | None:
     """Return the real numbers except for one to three numbers."""
     points = re.sub(r"^\\?\{(.*?)\\?\}$", r"\1", points.strip())
+    points = re.sub(rf"(?<=[ ,])(?:{_NAME}) ?\\ne ?", "", points)
+    points = re.sub(r"\\pm ?([\d.]+)", r"\1, -\1", points)
     ends = [end.strip() for end in re.split(r",? and |[,;]", points)]
     values = [_number(end) for end in ends]
     if not 1 <= len(ends) <= 3 or None in values or len(set(values)) < len(values):

@@ -6,7 +6,8 @@ import re
 from prism_jax.rewards import notation
 
 _NUMBERED = re.compile(
-    r"(?:^|(?<=[\s,;.]))(?:\((?:\d|[a-h]|i{1,3}|iv|v)\)|[1-9]\))\s*(?=\S)|(?<=\d)\([1-9]\)(?=\S)"
+    r"(?:^|(?<=[\s,;.]))(?:\((?:\d|[a-h]|i{1,3}|iv|v)\)|[1-9a-h]\))\s*(?=\S)"
+    r"|(?:^|(?<=\n))[1-9]\. (?=\S)|(?<=\d)\([1-9]\)(?=\S)"
 )
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _SPACED = re.compile(r"[-+]?\d+(?:\.\d+)?(?: [-+]?\d+(?:\.\d+)?)+")
@@ -105,6 +106,7 @@ def _bare_list(text: str, *, protect_thousands: bool) -> Parts | None:
     if protect_thousands:
         masked = _THOUSANDS.sub(lambda match: match.group().replace(",", "\0"), masked)
     alternative = bool(_ALTERNATIVE.search(masked))
+    masked = re.sub("^either " if alternative else "^both ", "", masked)
     masked = _CONJUNCTION.sub(";", _ALTERNATIVE.sub(";", masked))
     items = _split(masked, {",", ";"})
     if len(items) < 2:

@@ -74,6 +74,11 @@ _OTHER = (
     ("kph kmph", "kph kmph", _make("5/18", m=1, s=-1)),
     ("cc", "", _make("1/1000000", m=3)),
     ("kWh", "kilowatt-hour kilowatthour", _make(3600000, kg=1, m=2, s=-2)),
+    ("Å", "angstrom", _make(Fraction(1, 10**10), m=1)),
+    ("um", "micron", _make(Fraction(1, 10**6), m=1)),
+    ("", "kilohm", _make(1000, A=-1, V=1)),
+    ("Nm", "", _make(1, kg=1, m=2, s=-2)),
+    ("bar", "bar", _make(100000, kg=1, m=-1, s=-2)),
     ("atm", "atmosphere atm", _make(101325, kg=1, m=-1, s=-2)),
     ("M", "molar", _make(1000, mol=1, m=-3)),
     ("mM", "millimolar", _make(1, mol=1, m=-3)),
@@ -151,16 +156,16 @@ _ANY_CASE = {
     for symbol, units in _BY_LOWER_CASE.items()
     if len(units) == 1 and symbol[0] != "p"
 }
-# Units that say only that there is a unit.
+# Units that say only that there is a unit, with the power of a length (0: any).
 _GENERIC = {
-    "unit",
-    "units",
-    "square units",
-    "sq units",
-    "cubic units",
-    "units squared",
-    "units^2",
-    "units^3",
+    "unit": 0,
+    "units": 0,
+    "square units": 2,
+    "sq units": 2,
+    "units squared": 2,
+    "units^2": 2,
+    "cubic units": 3,
+    "units^3": 3,
 }
 _POWER_WORDS = (
     (re.compile(r"\b(?:square|sq\.?)\s+([A-Za-z]+)"), r"\1^2"),
@@ -184,6 +189,7 @@ _NOT_A_UNIT = {
     "dozen", "probably", "likely", "think", "guess", "nearly", "almost", "around", "roughly",
     "surely",
     # Operations on the number: `7 squared` is 49, `7 halves` are 3.5.
+    "lakh", "lakhs", "crore", "crores", "dozens", "quadrillion",
     "factorial", "squared", "cubed", "doubled", "tripled", "halved", "divided", "multiplied",
     "choose", "over", "mod", "modulo", "except", "reciprocal", "inverse", "percentile", "halves",
     "thirds", "fourths", "quarters", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths",
@@ -203,14 +209,28 @@ def parse(text: str) -> Unit | None:
     symbol is written so (`KG`). A generic `units` has no dimension.
     """
     text = text.strip().rstrip(".").strip()
-    if is_generic(text.replace("{2}", "2")):
-        return _make(1)
+    power = _GENERIC.get(text.replace("{2}", "2").replace("{3}", "3").lower())
+    if power is not None:
+        return _make(1, units=power) if power else _make(1)
     return _known(text) or _counted_thing(text)
 
 
 def is_known(text: str) -> bool:
     """Return whether a text is a unit of measure from the tables."""
     return _known(text.strip()) is not None
+
+
+def is_power_of_units(unit: Unit) -> bool:
+    """Return whether a unit says only that it is one of area or volume: `square units`."""
+    return unit.dimensions[:1] in ((("units", 2),), (("units", 3),))
+
+
+def same_power(first: Unit, second: Unit) -> bool:
+    """Return whether two units are powers of a length, of whatever unit, with one exponent."""
+    powers = [dict(unit.dimensions) for unit in (first, second)]
+    if any(len(power) != 1 for power in powers):
+        return False
+    return powers[0].get("units", powers[0].get("m")) == powers[1].get("units", powers[1].get("m"))
 
 
 def is_generic(text: str) -> bool:
@@ -223,7 +243,7 @@ def _known(text: str) -> Unit | None:
         text = pattern.sub(power, text)
     total, powers = Fraction(1), {}
     for place, group in enumerate(_PER.split(text)):
-        for written in _TIMES.split(group.strip("() ")):
+        for written in _TIMES.split(group.strip("()[] ")):
             match = _FACTOR.fullmatch(written)
             unit = _look_up(match.group(1)) if match else None
             if unit is None or (match.group(2) and unit.dimensions == (("percent", 1),)):

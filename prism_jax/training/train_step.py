@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from prism_jax import metrics
@@ -124,23 +123,6 @@ def _gradients(
         is_empty=_is_empty(weights, coefficients),
         metrics=logged | {"loss/total": total},
     )
-
-
-def split_rows(batch: Tree, num_microbatches: int) -> Tree:
-    """Split host arrays [rows, ...] into [M, rows / M, ...], M = num_microbatches.
-
-    Raises:
-      ValueError: the rows of an array do not divide by M.
-    """
-
-    def split(x: np.ndarray) -> np.ndarray:
-        if x.shape[0] % num_microbatches:
-            raise ValueError(
-                f"{x.shape[0]} rows do not divide into num_microbatches={num_microbatches}"
-            )
-        return x.reshape(num_microbatches, x.shape[0] // num_microbatches, *x.shape[1:])
-
-    return jax.tree.map(split, batch)
 
 
 def _accumulate(loss_of, trainable, batch, key, num_microbatches, layout):

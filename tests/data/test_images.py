@@ -39,17 +39,18 @@ def png(image: Image.Image, **options) -> bytes:
     return file.getvalue()
 
 
-def claimed_png(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size and that has next to no data."""
+def raw_png(width, height, *, bits=8, colour=2, pixels=b"\0" * 100, transparent=b"") -> bytes:
+    """A PNG of any depth; by default one that claims a size and has next to no data."""
 
     def chunk(kind, data):
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = chunk(b"IDAT", zlib.compress(b"\0" * 100))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    chunks = [chunk(b"IHDR", header)] + ([chunk(b"tRNS", transparent)] if transparent else [])
+    chunks += [chunk(b"IDAT", zlib.compress(pixels)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 # Opening
@@ -103,7 +104,7 @@ def test_open_image_refuses_a_missing_file_a_folder_and_a_nul_byte(tmp_path):
 def test_open_image_refuses_too_many_pixels_before_decoding(size, recwarn):
     # Decoded, the data would be found truncated: another message.
     with pytest.raises(errors.InputError, match=r"60000000 pixels|decompression bomb"):
-        images.open_image(claimed_png(*size))
+        images.open_image(raw_png(*size))
     assert not recwarn.list
 
 
@@ -146,6 +147,24 @@ def test_a_palette_with_a_transparent_entry_is_blended_onto_white():
     image.putpixel((1, 0), 1)
     opened = images.open_image(png(image, transparency=0))
     np.testing.assert_array_equal(np.asarray(opened), [[[255, 255, 255], [40, 50, 60]]])
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "row", "transparent", "expected"),
+    [
+        (1, 0, b"\x40", 1, [0, 255, 0, 0]),
+        (2, 0, b"\x1b", 1, [0, 255, 170, 255]),
+        (4, 0, b"\x03\x5f", 3, [0, 255, 85, 255]),
+        (8, 0, b"\x00\x03\x05\xff", 3, [0, 255, 5, 255]),
+        (16, 0, b"\x00\x00\x03\x00\x05\x00\xff\xff", 0x0300, [0, 255, 5, 255]),
+        (16, 2, bytes(6) + b"\x03\x00" * 3 + b"\x05\x00" * 3 + b"\xff" * 6, 0x0300,
+         [0, 255, 5, 255]),
+    ],
+)  # fmt: skip
+def test_a_transparent_colour_is_found_at_every_depth(bits, colour, row, transparent, expected):
+    colours = struct.pack(">H", transparent) * (3 if colour == 2 else 1)
+    data = raw_png(4, 1, bits=bits, colour=colour, pixels=b"\0" + row, transparent=colours)
+    np.testing.assert_array_equal(np.asarray(images.open_image(data))[0, :, 0], expected)
 
 
 def test_grey_of_16_bits_keeps_its_high_byte():

@@ -38,8 +38,9 @@ def test_a_prompt_without_picture_stays_as_it_is():
     assert (row.prompt, row.image) == ("Q", None)
 
 
-def test_question_stands_in_for_an_empty_prompt():
-    assert parse(LEGACY | {"prompt": " ", "question": "Q2"}).prompt == "Q2"
+@pytest.mark.parametrize("name", ["question", "problem"])
+def test_another_column_stands_in_for_an_empty_prompt(name):
+    assert parse(LEGACY | {"prompt": " ", name: "Q2"}).prompt == "Q2"
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,16 @@ def test_the_marker_anywhere_in_the_equivalent_answers_voids_them_all(values):
     assert (parsed.ground_truth, parsed.equivalent_answers) == ("5", ())
 
 
+def test_a_row_of_geometry3k_is_read_as_it_is_published():
+    row = parse(
+        {"problem": "<image>Find x.", "answer": "3", "images": [{"bytes": b"", "path": "a"}]}
+    )
+    assert ([(turn.role, turn.content) for turn in row.prompt], row.ground_truth) == (
+        [("user", "<image>Find x.")],
+        "3",
+    )
+
+
 def test_what_is_not_given_is_none():
     row = parse({"question": "Q"})
     assert (row.ground_truth, row.teacher_caption, row.data_source) == (None, None, None)

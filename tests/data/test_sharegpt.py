@@ -119,7 +119,7 @@ def test_dataset_info_renames_columns_and_tags(tmp_path):
 
 
 def test_a_sharegpt_entry_without_tags_has_llama_factorys_defaults(tmp_path):
-    entry = {"file_name": "rows.json", "formatting": "sharegpt"}
+    entry = {"file_name": "rows.json", "formatting": "sharegpt", "ranking": False}
     found = sharegpt.find_entry(write_info(tmp_path, entry), "mine")
     assert found.columns == sharegpt.CONVERSATIONS
     assert found.path == str(tmp_path / "rows.json")

@@ -231,10 +231,7 @@ class Feed:
 
         def make(step: int) -> batches.SFTBatch:
             text, vision, is_assistant = packed.rows(step, local_rows)
-            return batches.SFTBatch(
-                text=batches.split_text(text, num_microbatches),
-                vision=train_step.split_rows(vision, num_microbatches),
-                is_assistant=train_step.split_rows(is_assistant, num_microbatches),
-            )
+            rows = batches.SFTBatch(text=text, vision=vision, is_assistant=is_assistant)
+            return batches.split(rows, num_microbatches)
 
         return make

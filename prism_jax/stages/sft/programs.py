@@ -11,7 +11,6 @@ from prism_jax.setup import models as setup_models
 from prism_jax.setup import programs
 from prism_jax.stages.sft import config as sft_config
 from prism_jax.stages.sft import step as sft_step
-from prism_jax.training import train_step
 
 
 def programs_of(
@@ -46,10 +45,9 @@ def programs_of(
     )
     count, rows = options.microbatches(devices.layout())
     batch = programs.expand(
-        batches.SFTBatch(
-            text=batches.split_text(text, 1),
-            vision=train_step.split_rows(vision, 1),
-            is_assistant=train_step.split_rows(is_assistant, 1),
+        batches.split(
+            batches.SFTBatch(text=text, vision=vision, is_assistant=is_assistant),
+            num_microbatches=1,
         ),
         devices,
         num_microbatches=count,
