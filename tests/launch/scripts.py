@@ -17,9 +17,9 @@ _STUB = """#!/usr/bin/env bash
 [ "$1" != -c ] || exec {python} "$@"
 trap 'echo "saved"; exit 143' TERM
 process="${{PRISM_PROCESS_ID:-$(basename "$HOME")}}"
-printf '%s: ' "$process" >>"$STUB/starts"
-printf '[%s]' "$@" >>"$STUB/starts"
-printf '\\n' >>"$STUB/starts"
+printf -v whole '[%s]' "$@"
+# One write: another process may write its line at the same time.
+printf '%s: %s\\n' "$process" "$whole" >>"$STUB/starts"
 echo "process $process of ${{PRISM_NUM_PROCESSES:-?}} flags [${{LIBTPU_INIT_ARGS:-}}]"
 codes="$STUB/codes.$process"
 code=0

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from prism_jax import configuration, errors
-from prism_jax.setup import judging
+from prism_jax.setup import judge_processes
 from prism_jax.teacher import budget, client, request
 
 Json = Any
@@ -130,7 +130,7 @@ class Teacher(configuration.Section):
     prices: Prices
     budget: float | None  # limit on the cost of all replies in the cache together
     cache_dir: str | None  # of replies; None: in the workdir
-    judge: judging.Processes  # the rule is the strict one
+    judge: judge_processes.Processes  # the rule is the strict one
     line_every_steps: int  # between progress lines where standard error is no terminal
 
     def problems(self) -> list[str]:

@@ -11,6 +11,7 @@ from prism_jax.rewards import score
 from prism_jax.running import metric_writers
 from prism_jax.setup import judging
 from prism_jax.setup import models as setup_models
+from prism_jax.stages.rlvr import step as rlvr_step
 from prism_jax.training import train_step
 from tests.stages import rl_run, rl_toy, sft_run
 
@@ -99,17 +100,19 @@ def test_all_choices_together_run_and_compile_the_update_once(whole):
 
 
 def test_a_run_with_surplus_stopped_by_sigterm_goes_on_bit_for_bit(folder, whole, tmp_path):
-    write = metric_writers.JsonLines.write
+    experience, steps = rlvr_step.Experience.__call__, []
 
-    def write_and_stop(self, step, values):
-        write(self, step, values)
-        if step == 2:
+    def stopped(self, state, prompts, key):
+        steps.append(None)
+        # Between the rollouts and the update of the fourth step.
+        if len(steps) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
+        return experience(self, state, prompts, key)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metric_writers.JsonLines, "write", write_and_stop)
+        patch.setattr(rlvr_step.Experience, "__call__", stopped)
         assert _run(folder, tmp_path) == 143
-    assert len(rl_run.rows(tmp_path)) < 4
+    assert len(rl_run.rows(tmp_path)) == 3
     assert rl_run.rows(tmp_path)[-1]["rollout/surplus_prompts"] > 0
     assert _run(folder, tmp_path) == 0
     assert sft_run.checksums(tmp_path) == sft_run.checksums(whole[0])
