@@ -24,35 +24,8 @@ def programs_of(
     model, data = models["policy"], options.data
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1000)
     start = setup_models.start_of(model, optimizer, devices, key=programs.key())
-    shapes = collate.Shapes(
-        row_tokens=data.row_tokens,
-        row_examples=data.row_examples,
-        row_patches=data.row_patches,
-        row_images=data.row_images,
-    )
-    one = programs.example()
-    row_patches = data.row_patches[-1] if data.row_patches else None
-    text, vision = collate.collate(
-        [[one]],
-        config=model.config,
-        shapes=shapes,
-        row_patches=row_patches,
-        segments=shapes.segments_for(data.row_examples, data.row_images),
-        dtype=np.uint8,
-    )
-    is_assistant = collate.lay(
-        [[np.ones(len(one.tokens), bool)]], row_tokens=data.row_tokens, dtype=np.dtype(bool)
-    )
     count, rows = options.microbatches(devices.layout())
-    batch = programs.expand(
-        batches.split(
-            batches.SFTBatch(text=text, vision=vision, is_assistant=is_assistant),
-            num_microbatches=1,
-        ),
-        devices,
-        num_microbatches=count,
-        rows=rows,
-    )
+    batch = _batch(options, devices, model)
     loss_fn = sft_step.make_loss(options, devices)
     return [
         programs.Program(
@@ -70,7 +43,7 @@ def programs_of(
                 attended_tokens=rows * data.row_tokens,
                 # Attention skips nothing of a packed row: the kernels only mask.
                 sequence_tokens=data.row_tokens,
-                patches=rows * (row_patches or 0),
+                patches=rows * max(data.row_patches, default=0),
                 head_tokens=rows * data.row_tokens,
                 head_chunk_tokens=options.train.head_chunk_tokens,
                 calls=count,
@@ -80,3 +53,37 @@ def programs_of(
             ),
         )
     ]
+
+
+def _batch(
+    options: sft_config.Config, devices: devices_lib.Devices, model: setup_models.Model
+) -> batches.SFTBatch:
+    """Return the abstract rows of a step, with the largest vision rows."""
+    data, example = options.data, programs.example()
+    shapes = collate.Shapes(
+        row_tokens=data.row_tokens,
+        row_examples=data.row_examples,
+        row_patches=data.row_patches,
+        row_images=data.row_images,
+    )
+    text, vision = collate.collate(
+        [[example]],
+        config=model.config,
+        shapes=shapes,
+        row_patches=max(data.row_patches, default=None),
+        segments=shapes.segments_for(data.row_examples, data.row_images),
+        dtype=np.uint8,
+    )
+    is_assistant = collate.lay(
+        [[np.ones(len(example.tokens), bool)]], row_tokens=data.row_tokens, dtype=np.dtype(bool)
+    )
+    count, rows = options.microbatches(devices.layout())
+    return programs.expand(
+        batches.split(
+            batches.SFTBatch(text=text, vision=vision, is_assistant=is_assistant),
+            num_microbatches=1,
+        ),
+        devices,
+        num_microbatches=count,
+        rows=rows,
+    )
