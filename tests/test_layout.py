@@ -45,13 +45,15 @@ _PARTS: dict[str, tuple[str, str]] = {
         "errors small_files tree_paths mesh training models",
         "jax flax numpy etils fsspec orbax safetensors",
     ),
-    "prism_jax.rewards": ("errors", "math_verify sympy"),
+    "prism_jax.rewards": ("errors", "latex2sympy2_extended math_verify sympy"),
     "prism_jax.rollout": ("models", "jax flax numpy jaxtyping"),
     "prism_jax.data": (
         "errors version small_files models",
         "absl array_record etils fsspec grain jinja2 numpy PIL pyarrow sklearn tensorflow_datasets"
         " tokenizers transformers",
     ),
+    # What a benchmark's scorer must know is written by its reader.
+    "prism_jax.data.benchmarks": ("errors data rewards", ""),
     # A teacher behind an address: no JAX.
     "prism_jax.teacher": ("errors small_files data", "numpy"),
     "prism_jax.report": ("errors small_files intervals progress", ""),

@@ -1,0 +1,78 @@
+"""The files of a benchmark in a folder as the hub publishes it."""
+
+import pathlib
+import re
+
+from prism_jax import errors
+from prism_jax.data import json_tables, parquet_tables
+from prism_jax.data.benchmarks import layout
+
+_ENDINGS = (".parquet", ".jsonl", ".json")
+_SHARD = r"(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?"
+
+
+def find(folder: pathlib.Path, wanted: layout.Layout) -> list[pathlib.Path]:
+    """Return the files of a benchmark's split, in order; `folder` may also be one file.
+
+    A file's name is the split's, with or without the number of a shard. Folders whose names begin
+    with a dot are not searched.
+
+    Raises:
+      InputError: there are none, they lie in several folders, or shards are missing.
+    """
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise errors.InputError(f"--from={folder}: no such folder")
+    name = re.compile(re.escape(wanted.split) + _SHARD + f"({'|'.join(map(re.escape, _ENDINGS))})")
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if name.fullmatch(path.name)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and (wanted.folders is None or _parent(path, folder) in wanted.folders)
+    ]
+    if not found:
+        where = "" if wanted.folders is None else f" in {' or '.join(filter(None, wanted.folders))}"
+        raise errors.InputError(
+            f"--from={folder}: holds no {wanted.split}*.parquet{where}, as {wanted.published} has"
+        )
+    parents = sorted({str(path.parent) for path in found})
+    if len(parents) > 1 or len({path.suffix for path in found}) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found[:4])
+        raise errors.InputError(
+            f"--from={folder}: files of {wanted.split} in several places, name one: {names}"
+        )
+    _check_shards(found)
+    return found
+
+
+def table(path: pathlib.Path) -> parquet_tables.ParquetTable | json_tables.JsonTable:
+    """Return the rows of a file."""
+    if path.suffix == ".parquet":
+        return parquet_tables.ParquetTable(str(path))
+    if path.suffix in _ENDINGS:
+        return json_tables.JsonTable(str(path))
+    raise errors.InputError(f"{path}: must end in {', '.join(_ENDINGS)}")
+
+
+def _parent(path: pathlib.Path, folder: pathlib.Path) -> str:
+    # A user may name the folder of the configuration itself.
+    return folder.name if path.parent == folder and folder.name else path.parent.name
+
+
+def _check_shards(found: list[pathlib.Path]) -> None:
+    """Raise InputError unless the numbered files are all there."""
+    counts = [re.search(r"-(\d{5})-of-(\d{5})", path.name) for path in found]
+    numbered = [(int(match[1]), int(match[2])) for match in counts if match is not None]
+    if not numbered:
+        if len(found) > 1:
+            raise errors.InputError(f"{found[0]} and {found[1]}: one file holds a split")
+        return
+    expected = [(number, numbered[0][1]) for number in range(numbered[0][1])]
+    if numbered != expected or len(numbered) != len(found):
+        names = ", ".join(path.name for path in found)
+        raise errors.InputError(
+            f"{found[0].parent}: must hold {numbered[0][1]} numbered files, got {names}"
+        )
