@@ -53,9 +53,9 @@ _PARTS: dict[str, tuple[str, str]] = {
         " tokenizers transformers",
     ),
     # What a benchmark's scorer must know is written by its reader.
-    "prism_jax.data.benchmarks": ("errors data rewards", ""),
+    "prism_jax.data.benchmarks": ("errors data rewards", "etils"),
     # A teacher behind an address: no JAX.
-    "prism_jax.teacher": ("errors small_files data", "numpy"),
+    "prism_jax.teacher": ("errors small_files configuration data", "numpy"),
     "prism_jax.report": ("errors small_files intervals progress", ""),
     "prism_jax.setup": (
         f"{_BASE} rows training checkpoints data rewards models",
@@ -86,8 +86,12 @@ _PARTS: dict[str, tuple[str, str]] = {
         "errors small_files progress configuration checkpoints report",
         "",
     ),
+    "prism_jax.commands.benchmarks": (
+        f"{_RUN} policy running teacher",
+        "jax ml_collections",
+    ),
     "prism_jax.commands": (
-        f"{_RUN} policy running report commands.ask models",
+        f"{_RUN} policy running report commands.ask commands.benchmarks models",
         "jax numpy ml_collections",
     ),
     # Commands and stages are found by name, and only the one that runs is imported.

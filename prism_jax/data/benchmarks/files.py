@@ -3,8 +3,10 @@
 import pathlib
 import re
 
+from etils import epath
+
 from prism_jax import errors
-from prism_jax.data import json_tables, parquet_tables
+from prism_jax.data import json_tables, manifest, parquet_tables, paths
 from prism_jax.data.benchmarks import layout
 
 _ENDINGS = (".parquet", ".jsonl", ".json")
@@ -46,6 +48,23 @@ def find(folder: pathlib.Path, wanted: layout.Layout) -> list[pathlib.Path]:
         )
     _check_shards(found)
     return found
+
+
+def suite(path: str) -> dict[str, str]:
+    """Return the built folders in a folder by name, none if it is not a folder of such.
+
+    Raises:
+      InputError: it holds other things beside them.
+    """
+    if not path or not paths.is_folder(path) or manifest.is_built(path):
+        return {}
+    with paths.explain(path):
+        inside = sorted(one for one in epath.Path(path).iterdir() if not one.name.startswith("."))
+    built = {one.name: str(one) for one in inside if one.is_dir() and manifest.is_built(str(one))}
+    others = [one.name for one in inside if one.name not in built]
+    if built and others:
+        raise errors.InputError(f"{path}: holds data sets, but also {others[0]}")
+    return built
 
 
 def table(path: pathlib.Path) -> parquet_tables.ParquetTable | json_tables.JsonTable:

@@ -159,7 +159,7 @@ def letter(row: Row, name: str, choices: Sequence[str]) -> str:
     """Return the letter of one of the choices."""
     if not 0 < len(choices) <= len(letters.ALPHABET):
         raise records.RowError("unknown_value", f"{len(choices)} options, must be 1 to 26")
-    return one_of(row, name, letters.ALPHABET[: len(choices)])
+    return one_of(row, name, tuple(letters.ALPHABET[: len(choices)]))
 
 
 def listed(choices: Sequence[str], form: str) -> str:

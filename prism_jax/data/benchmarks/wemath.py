@@ -18,7 +18,7 @@ _SYSTEM = (
     "<answer> </answer> tags that directly addresses the question."
 )
 _STEPS = (*groups.wemath_keys("2steps_1"), *groups.wemath_keys("3steps_1"))
-_LETTERS = "ABCDEFGH"
+_LETTERS = tuple("ABCDEFGH")
 
 
 def _read(row: layout.Row, protocol: facts_lib.Protocol, place: records.Place) -> layout.Question:
