@@ -173,7 +173,7 @@ def _hallusion() -> list[dict]:
             "figure_id": str(figure),
             "sample_note": "note",
             "question_id": str(question),
-            "question": f"Is {figure} more than {question}?",
+            "question": f"Is {figure} more than {question} in {category}?",
             "gt_answer_details": "It is." if answer == "1" else "It is not.",
             "gt_answer": answer,
             "filename": f"./hallusion_bench/VD/chart/0_{figure}.png",
