@@ -139,6 +139,17 @@ def test_a_suite_is_scored_by_rules_by_a_model_and_in_groups(folder, rows, tmp_p
     line = r"wemath +2 +score_loose +50\.0 % \[.*\] +100\.0 % \[.*\]"
     assert re.search(line, out), out
     assert json.loads((tmp_path / "run" / suite.FILE).read_text())["benchmarks"] == found
+    page = tmp_path / "page.html"
+    command = ["report", f"--workdir={tmp_path / 'run'}", f"--out={page}", "--num_examples=2"]
+    assert main.main(command) == 0
+    text = page.read_text()
+    assert text.count('<article class="card example">') == sum(
+        min(2, len(ids)) for ids in _PLACES.values()
+    )
+    assert "<td>score_loose</td>" in text and "<td>100.0 % [34.2, 100.0]</td>" in text
+    assert "judge: right (1)" in text and "judge: right (correct)" in text
+    assert "guessed, as published" in text and "Between &lt;image 1&gt;" not in text
+    assert text.count("<img src=") >= 12
 
 
 def test_a_killed_suite_goes_on_and_asks_neither_policy_nor_judge_twice(folder, rows, tmp_path):
