@@ -96,9 +96,10 @@ def _wemath() -> list[dict]:
             "knowledge concept description": "{}",
         }
 
+    # As published, problems of two and of three steps are numbered apart.
     two = [row("1", f"2steps_{part}", "A", 80 + i) for i, part in enumerate(("1", "2", "multi"))]
     three = [
-        row("2", f"3steps_{part}", "B", 90 + i) for i, part in enumerate(("1", "2", "3", "multi"))
+        row("1", f"3steps_{part}", "B", 90 + i) for i, part in enumerate(("1", "2", "3", "multi"))
     ]
     return [*two, *three]
 

@@ -33,7 +33,7 @@ def find(folder: pathlib.Path, wanted: layout.Layout) -> list[pathlib.Path]:
         if name.fullmatch(path.name)
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and (wanted.folders is None or _parent(path, folder) in wanted.folders)
+        and (wanted.folders is None or _parents(path, folder) & set(wanted.folders))
     ]
     if not found:
         where = "" if wanted.folders is None else f" in {' or '.join(filter(None, wanted.folders))}"
@@ -76,9 +76,10 @@ def table(path: pathlib.Path) -> parquet_tables.ParquetTable | json_tables.JsonT
     raise errors.InputError(f"{path}: must end in {', '.join(_ENDINGS)}")
 
 
-def _parent(path: pathlib.Path, folder: pathlib.Path) -> str:
+def _parents(path: pathlib.Path, folder: pathlib.Path) -> set[str]:
+    """Return the names of the folder that holds a file: the searched folder itself has no name."""
     # A user may name the folder of the configuration itself.
-    return folder.name if path.parent == folder and folder.name else path.parent.name
+    return {"", path.parent.name} if path.parent == folder else {path.parent.name}
 
 
 def _check_shards(found: list[pathlib.Path]) -> None:

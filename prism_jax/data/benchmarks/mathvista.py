@@ -33,7 +33,7 @@ def _read(row: layout.Row, protocol: facts_lib.Protocol, place: records.Place) -
     answer_type = layout.one_of(row, "answer_type", ("text",) if choices else _OPEN_TYPES)
     precision = _precision(row) if answer_type == "float" else None
     answer = layout.text(row, "answer")
-    if choices and answer not in choices:
+    if choices and answer.strip() not in [choice.strip() for choice in choices]:
         raise records.RowError("unknown_value", f"answer {answer!r:.80} is none of the choices")
     query = _query(row, choices, _HINTS[f"{answer_type}{precision or ''}"])
     picture = layout.image(row, "decoded_image")

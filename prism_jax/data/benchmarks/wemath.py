@@ -1,4 +1,4 @@
-"""We-Math testmini: 1740 questions, of which 525 are problems that others split into steps.
+"""We-Math testmini: 525 problems of two or three steps, and each step as a question: 1740.
 
 Source: PRISM scripts/eval/tasks/wemath/reasoning/utils.py: a system turn of its own.
 """
@@ -22,13 +22,13 @@ _LETTERS = tuple("ABCDEFGH")
 
 
 def _read(row: layout.Row, protocol: facts_lib.Protocol, place: records.Place) -> layout.Question:
-    del protocol
+    del protocol, place
     question = f"{layout.text(row, 'question')}\n{layout.text(row, 'option')}"
-    key = layout.one_of(row, "key", ("1step", "1steps", *_STEPS))
+    key = layout.one_of(row, "key", _STEPS)
     picture = layout.image(row, "image_path")
     problem = layout.text(row, "ID")
     return layout.Question(
-        id=f"{problem}-{key}" if key in _STEPS else f"{problem}-{key}-{place.row}",
+        id=f"{problem}-{key}",
         user=layout.shown([picture], question.strip()),
         images=(picture,),
         kind=key,
@@ -40,12 +40,11 @@ def _read(row: layout.Row, protocol: facts_lib.Protocol, place: records.Place) -
 
 
 def _problem(found: Sequence[Mapping[str, str]]) -> str | None:
-    """Return the first problem of several steps that lacks one."""
-    problems: dict[str, list[str]] = collections.defaultdict(list)
+    """Return the first problem that lacks a step."""
+    problems: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
     for group in found:
-        if group["key"] in _STEPS:
-            problems[group["problem"]].append(group["key"])
-    for name, keys in problems.items():
+        problems[groups.wemath_problem(group)].append(group["key"])
+    for (name, _), keys in problems.items():
         wanted = groups.wemath_keys(keys[0])
         if sorted(keys) != sorted(wanted):
             return f"problem {name} must have {', '.join(wanted)}, got {', '.join(sorted(keys))}"

@@ -37,6 +37,11 @@ def wemath_keys(key: str) -> tuple[str, ...]:
     return tuple(f"{steps}steps_{number}" for number in (*"123"[: int(steps)], _MULTI))
 
 
+def wemath_problem(group: Group) -> tuple[str, str]:
+    """Return what names a problem: problems of two and of three steps are numbered apart."""
+    return group["problem"], group["key"].partition("_")[0]
+
+
 def _wemath(questions: Sequence[tuple[Group, bool]]) -> Scores:
     """Return the two scores and the shares of the four dimensions.
 
@@ -49,13 +54,13 @@ def _wemath(questions: Sequence[tuple[Group, bool]]) -> Scores:
       wrong    all right   inadequate generalization (0.5)
       wrong    some wrong  insufficient knowledge (0)
     """
-    problems: dict[str, dict[str, bool]] = collections.defaultdict(dict)
+    problems: dict[tuple[str, str], dict[str, bool]] = collections.defaultdict(dict)
     for group, is_right in questions:
-        problems[group["problem"]][group["key"]] = is_right
+        problems[wemath_problem(group)][group["key"]] = is_right
     found: Scores = collections.defaultdict(list)
     for answers in problems.values():
-        keys = next((wemath_keys(key) for key in answers if "steps_" in key), ())
-        if not keys or answers.keys() != set(keys):
+        keys = wemath_keys(next(iter(answers)))
+        if answers.keys() != set(keys):
             continue
         *steps, whole = (answers[key] for key in keys)
         generalizes = not (all(steps) and not whole)

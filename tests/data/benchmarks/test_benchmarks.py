@@ -70,7 +70,7 @@ def test_rows_hold_what_the_scorer_needs(built):
     facts = facts_lib.read(found["mathvista", "prism"][3].extra_info, place="")
     assert (facts.answer_type, facts.precision) == ("float", 2)
     group = facts_lib.read(found["wemath", "prism"][-1].extra_info, place="").group
-    assert group == {"problem": "2", "key": "3steps_multi"}
+    assert group == {"problem": "1", "key": "3steps_multi"}
 
 
 def test_json_lines_with_pictures_as_files_are_read_alike(built, tmp_path):
@@ -105,7 +105,7 @@ def _changed(name, number, **changes):
         ("mathvision", 1, {"answer": "AB", "options": ["x", "y"]}, "must be one of A, B, got 'AB'"),
         ("mathvision", 0, {"hint": "x"}, "column 'hint' is not one of MathLLMs/MathVision"),
         ("mathverse", 1, {"problem_version": "4D"}, "problem_version must be one of .* got '4D'"),
-        ("wemath", 1, {"key": "4steps_1"}, "key must be one of 1step, .* got '4steps_1'"),
+        ("wemath", 1, {"key": "4steps_1"}, "key must be one of 2steps_1, .* got '4steps_1'"),
         ("wemath", 1, {"answer": "Z"}, r"row 2\b.*answer must be one of A, B"),
         ("mmmu", 0, {"options": "A or B"}, "options must be a list as text, got 'A or B'"),
         ("mmmu", 0, {"image_3": None}, "the text names <image 3>, not in 'image_3'"),
@@ -152,6 +152,13 @@ def test_files_are_found_as_the_hub_lays_them_and_a_missing_shard_is_named(tmp_p
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.InputError, match=r"holds no testmini\*.parquet, as We-Math/We-Math"):
         files.find(tmp_path / "empty", wanted)
+    # The split may lie in the folder itself, and parts of it by version beside it.
+    verse = published_benchmarks.write(tmp_path / "verse", "mathverse")
+    shutil.copytree(verse / "testmini", verse / "testmini_version_split")
+    assert len(files.find(verse, catalog.LAYOUTS["mathverse"])) == 1
+    (verse / "testmini" / "testmini-00000-of-00001.parquet").rename(verse / "testmini.parquet")
+    found = files.find(verse, catalog.LAYOUTS["mathverse"])
+    assert [path.name for path in found] == ["testmini.parquet"]
     pro = published_benchmarks.write(tmp_path / "pro", "mmmu_pro_standard")
     published_benchmarks.write(pro, "mmmu_pro_vision")
     found = files.find(pro, catalog.LAYOUTS["mmmu_pro_vision"])
