@@ -1,5 +1,7 @@
 """The scorers of benchmarks compute what the published ones computed on recorded responses."""
 
+import time
+
 import pytest
 
 from prism_jax.rewards import symbolic
@@ -80,6 +82,33 @@ def test_the_last_closed_box_counts_and_many_open_ones_take_no_time():
     assert wemath.last_box("\\boxed{A} so {x} \\boxed{B{1}} and \\boxed{C") == "B{1}"
     assert wemath.last_box("\\boxed{a \\boxed{b} c}") == "b"
     assert wemath.last_box("\\boxed{" * 100_000) == ""
+
+
+_LOOPS = (
+    "<answer>",
+    " ",
+    "1",
+    "1,",
+    "\\boxed{",
+    'The answer is "',
+    "is ",
+    "(A) ",
+    "1. A",
+    "{",
+    ".",
+)
+
+
+@pytest.mark.parametrize("name", rules.RULES)
+def test_a_response_that_repeats_itself_to_the_limit_is_read_at_once(name):
+    begun = time.process_time()
+    for loop in _LOOPS:
+        for end in ("", "x", "</answer>"):
+            response = "<answer>" + loop * (100_000 // len(loop)) + end
+            for protocol in facts_lib.PROTOCOLS:
+                for choices in ((), ("cat", "dog")):
+                    rules.read(_facts(name, protocol, choices=choices, precision=1), response)
+    assert time.process_time() - begun < 20
 
 
 @pytest.mark.parametrize(

@@ -103,4 +103,7 @@ def cells(rows: Mapping[str, Json]) -> list[tuple[str, ...]]:
                 verdict = str(tally.rate(judged[score])) if score in judged else "-"
                 prompts = str(value.get("num_groups", summary["num_prompts"]))
                 found.append((title, prompts, score, str(tally.rate(value)), verdict))
+            if scores is not None and scores["guessed"]:
+                guessed = f"{100 * scores['guessed']:.1f} %"
+                found.append((title, str(summary["num_prompts"]), "guessed", guessed, "-"))
     return found

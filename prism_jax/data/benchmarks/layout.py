@@ -138,6 +138,8 @@ def texts(value: Any, name: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list):
         raise records.RowError("bad_type", f"{name} must be a list, got {fields.show(value)}")
+    if len(value) > len(letters.ALPHABET):
+        raise records.RowError("unknown_value", f"{name} has {len(value)} texts, at most 26 fit")
     return tuple(fields.check_text(item, f"{name}[{i}]") for i, item in enumerate(value))
 
 

@@ -5,7 +5,6 @@ Source: PRISM scripts/eval/tasks/mathvista/mathvista_evals.py `extract_answer`,
 released `round` refuses. MathVista's own evaluation takes it as a whole number, as here.
 """
 
-import re
 from collections.abc import Sequence
 
 from prism_jax.rewards.benchmarks import facts as facts_lib
@@ -13,7 +12,7 @@ from prism_jax.rewards.benchmarks import letters, reading
 
 # A longer text is a response with its reasoning, in which any option would be found.
 _LONGEST_CHARS = 400
-_QUICK = re.compile(r'The answer is "(.*)"\.')
+_QUICK = 'The answer is "'
 
 
 def read(facts: facts_lib.Facts, response: str) -> reading.Reading:
@@ -27,8 +26,7 @@ def read(facts: facts_lib.Facts, response: str) -> reading.Reading:
         text = reading.tagged_or_all(text)
     direct = _direct(facts, text)
     if direct is None and facts.protocol == "prism":
-        quick = _QUICK.search(text)
-        direct = None if quick is None else quick.group(1)
+        direct = _quick(text)
     if direct is not None:
         return _judged(facts, direct, "exact")
     if not text or len(text) > _LONGEST_CHARS:
@@ -38,6 +36,8 @@ def read(facts: facts_lib.Facts, response: str) -> reading.Reading:
 
 def extracted(facts: facts_lib.Facts, extraction: str) -> reading.Reading:
     """Read the answer that a model extracted from a response."""
+    if len(extraction) > _LONGEST_CHARS:
+        return reading.Reading(answer="", is_right=False, how="none")
     return _judged(facts, extraction.strip(), "exact")
 
 
@@ -80,6 +80,16 @@ def _normal(facts: facts_lib.Facts, text: str) -> str | None:
     except (ValueError, OverflowError):
         return None
     return text
+
+
+def _quick(text: str) -> str | None:
+    """Return the text that a line states in quotes as the answer, None without one."""
+    for line in text.split("\n"):
+        start = line.find(_QUICK)
+        end = line.rfind('".') if start >= 0 else -1
+        if end >= start + len(_QUICK):
+            return line[start + len(_QUICK) : end]
+    return None
 
 
 def _names(choices: Sequence[str]) -> list[str]:

@@ -14,6 +14,8 @@ from prism_jax.rewards.benchmarks import letters, reading
 VISION = "mmmu_pro_vision"
 _SIGNS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _TRIVIAL = frozenset((":", ",", ".", "!", "?", ";", "'"))
+# In a longer text no numbers are looked for.
+_LONGEST_CHARS = 2000
 _SENTENCES = re.compile(r"\.\s(?=[A-Z])|\n")
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
@@ -32,10 +34,8 @@ def read(facts: facts_lib.Facts, response: str) -> reading.Reading:
         letter, how = letters.choose(text, facts.choices, seed=facts.question)
         return reading.Reading(answer=letter, is_right=letter in truths(facts), how=how)
     values = open_values(text)
-    shown = ", ".join(map(str, values))
-    if facts.protocol == "prism":
-        return reading.Reading(answer=shown, is_right=False, how="loose")
-    return reading.Reading(answer=shown, is_right=_matches(facts, values), how="loose")
+    is_right = facts.protocol == "upstream" and _matches(facts, values)
+    return reading.Reading(answer=", ".join(map(str, values)), is_right=is_right, how="loose")
 
 
 def truths(facts: facts_lib.Facts) -> tuple[str, ...]:
@@ -75,6 +75,8 @@ def _keys(response: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[str]:
+    if len(text) > _LONGEST_CHARS:
+        return []
     return [number for pattern in _NUMBERS for number in pattern.findall(text)]
 
 

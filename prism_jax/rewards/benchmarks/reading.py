@@ -1,14 +1,13 @@
 """What a scorer reads in a response."""
 
 import dataclasses
-import re
 from typing import Literal
 
 # exact: the rule names an answer without doubt. loose: it takes the nearest. guess: it draws one of
 # the options, as the published scorer does. none: it finds no answer.
 How = Literal["exact", "loose", "guess", "none"]
 
-_TAG = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+_OPEN, _CLOSE = "<answer>", "</answer>"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,9 @@ class Reading:
 
 def tagged(response: str) -> str | None:
     """Return the text of the first `<answer>…</answer>`, None without one."""
-    match = _TAG.search(response)
-    return None if match is None else match.group(1).strip()
+    start = response.find(_OPEN)
+    end = response.find(_CLOSE, start) if start >= 0 else -1
+    return None if end < 0 else response[start + len(_OPEN) : end].strip()
 
 
 def tagged_or_all(response: str) -> str:

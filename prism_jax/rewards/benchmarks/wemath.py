@@ -9,9 +9,8 @@ import re
 from prism_jax.rewards.benchmarks import facts as facts_lib
 from prism_jax.rewards.benchmarks import letters, reading
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BRACES = re.compile(r"\\boxed\{|[{}]")
-_LAST_NUMBER = re.compile(r"\b(\d+(?:\.\d+)?)\b\s*\.?\s*$")
+_LAST_NUMBER = re.compile(r"\b(\d+(?:\.\d+)?)$")
 
 
 def read(facts: facts_lib.Facts, response: str) -> reading.Reading:
@@ -26,13 +25,14 @@ def read(facts: facts_lib.Facts, response: str) -> reading.Reading:
 
 
 def _extracted(text: str) -> str:
-    tag = _TAG.search(text)
+    tag = reading.tagged(text)
     if tag is not None:
-        return tag.group(1)
+        return tag
     box = last_box(text)
     if box:
         return box
-    numbers = (_LAST_NUMBER.search(line) for line in reversed(text.split("\n")) if line.strip())
+    lines = (line.rstrip().removesuffix(".").rstrip() for line in reversed(text.split("\n")))
+    numbers = map(_LAST_NUMBER.search, lines)
     return next((number.group(1) for number in numbers if number is not None), "")
 
 

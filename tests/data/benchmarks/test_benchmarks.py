@@ -1,5 +1,6 @@
 """Published benchmarks become prompts for `evaluate`; anything else in their files is refused."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -127,6 +128,41 @@ def test_a_wrong_value_is_refused_in_one_line_with_file_row_and_value(
     assert file in last
     assert re.search(message, last), last
     assert not (tmp_path / "out").exists()
+
+
+_ODD = (
+    None,
+    "",
+    "x",
+    " ",
+    7,
+    -1.5,
+    float("nan"),
+    True,
+    b"x",
+    [],
+    ["a"] * 30,
+    [1],
+    {},
+    {"a": 1},
+    "[1",
+    "['a'",
+)
+
+
+@pytest.mark.parametrize("name", published_benchmarks.PUBLISHED)
+def test_no_value_of_a_column_is_a_bug(name):
+    for row in published_benchmarks.rows(name):
+        for column in row:
+            for value in _ODD:
+                with contextlib.suppress(records.RowError):
+                    place = records.Place(file="f", row=1)
+                    catalog.LAYOUTS[name].parse(
+                        row | {column: value}, place=place, protocol="prism"
+                    )
+            rest = {other: value for other, value in row.items() if other != column}
+            with contextlib.suppress(records.RowError):
+                catalog.LAYOUTS[name].parse(rest, place=place, protocol="upstream")
 
 
 def test_a_problem_without_one_of_its_steps_is_refused(tmp_path, capsys):
