@@ -23,6 +23,7 @@ import jax
 import ml_collections
 
 from prism_jax import configuration, errors, intervals, progress
+from prism_jax.checkpoints import pretrained
 from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.ask import parts as ask_parts
 from prism_jax.commands.benchmarks import grading, llm_judge, suite
@@ -88,9 +89,27 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = configuration.read(argv, command="evaluate")
     folders = benchmark_files.suite(config.prompts.path)
     if folders:
-        suite.run(config, workdir, folders, evaluate=run, open_sampler=ask_job.open_sampler)
+        suite.run(
+            config,
+            workdir,
+            folders,
+            check=check,
+            evaluate=run,
+            open_sampler=ask_job.open_sampler,
+        )
     else:
         run(config, workdir, open_sampler=ask_job.open_sampler)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raise InputError for a data set that `run` would refuse, without evaluating anything."""
+    options = configuration.parse(Config, config)
+    policy = options.policy
+    source = pretrained.Source.of(policy.folder, role="policy", step=policy.step)
+    _, opened = ask_job.open_rows(
+        source.files, options.prompts, need_teacher=False, need_answer=True, folder=None
+    )
+    _check_facts(options, opened)
 
 
 def run(
@@ -122,14 +141,19 @@ def run(
     return summary
 
 
-def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
-    facts = grading.facts_of([job.opened.rows[0]])
+def _check_facts(options: Config, opened: prompts_lib.Opened) -> int:
+    """Return the limit of a response's tokens; refuse what only a benchmark has elsewhere."""
+    facts = grading.facts_of([opened.rows[0]])
     if facts is None and options.max_tokens is None:
         raise errors.InputError("config.max_tokens must be given for data that is of no benchmark")
     if facts is None and options.llm_judge is not None:
         raise errors.InputError("config.llm_judge judges benchmarks, the data is of none")
+    return options.max_tokens or facts[0].max_tokens
+
+
+def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
+    passes = _passes(options, job, _check_facts(options, job.opened))
     model = None if options.llm_judge is None else options.llm_judge.open(job.workdir)
-    passes = _passes(options, job, options.max_tokens or facts[0].max_tokens)
     tallies = {
         sampling_pass.name: Tally(num_responses=sampling_pass.num_responses)
         for sampling_pass in passes

@@ -57,9 +57,14 @@ def _judged_config(folder, server, changes=None):
 def _suite(folder, config, workdir, sampler, names=None) -> dict:
     found = files.suite(str(folder / "suite"))
     found = {name: path for name, path in found.items() if names is None or name in names}
-    return suite.run(config, str(workdir), found, evaluate=evaluate.run, open_sampler=sampler.open)[
-        "benchmarks"
-    ]
+    return suite.run(
+        config,
+        str(workdir),
+        found,
+        check=evaluate.check,
+        evaluate=evaluate.run,
+        open_sampler=sampler.open,
+    )["benchmarks"]
 
 
 def _response(answer: str) -> str:
@@ -177,6 +182,18 @@ def test_a_killed_suite_goes_on_and_asks_neither_policy_nor_judge_twice(folder, 
     assert counts == num_asked
     written = {path.name for path in (workdir / "wemath").iterdir()}
     assert "parts" not in written and "summary.json" in written
+
+
+def test_a_suite_with_a_prompt_that_is_too_long_is_refused_before_any_is_evaluated(
+    folder, rows, tmp_path
+):
+    sampler = scripted.ScriptedSampler(folder / "policy", rows, _script)
+    config = scripted.configure(config_file, folder, folder / "suite", _CHANGES)
+    config.prompts.max_prompt_tokens = 300  # the prompts of HallusionBench have 278, others more
+    with pytest.raises(errors.InputError, match=r"mathvista: .*tokens, the limit is 300"):
+        _suite(folder, config, tmp_path, sampler, ("hallusion", "mathvista"))
+    assert sampler.num_opened == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_judge_that_fails_ends_the_job_and_its_replies_are_kept(folder, rows, tmp_path):

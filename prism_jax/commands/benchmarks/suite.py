@@ -14,6 +14,7 @@ from prism_jax.setup import agreement
 
 Json = Any
 FILE = "suite.json"
+Check = Callable[[ml_collections.ConfigDict], None]
 Evaluate = Callable[..., dict[str, Json]]  # (config, workdir, open_sampler=)
 OpenSampler = Callable[..., Any]
 _HEAD = ("benchmark", "prompts", "score", "rules", "with judge")
@@ -24,6 +25,7 @@ def run(
     workdir: str,
     folders: Mapping[str, str],
     *,
+    check: Check,
     evaluate: Evaluate,
     open_sampler: OpenSampler,
 ) -> dict[str, Json]:
@@ -33,18 +35,20 @@ def run(
 
     Args:
       folders: data sets by name.
+      check: refuses a data set; called for all that are not finished before any is evaluated, so
+        that a prompt that is too long is not met after hours.
     """
     if "://" in workdir:
         raise errors.InputError(f"--workdir={workdir}: a suite is kept in a local (mounted) folder")
+    for name, folder in folders.items():
+        if not pathlib.Path(workdir, name, "summary.json").exists():
+            check(_part(config, folder, config.policy.step))
     share = _Shared(open_sampler)
     rows: dict[str, Json] = {}
     step = config.policy.step
     for number, (name, folder) in enumerate(folders.items(), start=1):
         progress.say(f"{name} ({number} of {len(folders)})")
-        part = ml_collections.ConfigDict(config)
-        part.prompts.path = folder
-        with part.unlocked():
-            part.policy.step = step
+        part = _part(config, folder, step)
         summary = evaluate(part, str(pathlib.Path(workdir, name)), open_sampler=share)
         if step is None and model_files.is_run(config.policy.folder):
             step = summary["policy"]["step"]
@@ -57,6 +61,17 @@ def run(
     if jax.process_index() == 0:
         print(table(rows))
     return content
+
+
+def _part(
+    config: ml_collections.ConfigDict, folder: str, step: int | None
+) -> ml_collections.ConfigDict:
+    """Return the configuration of one benchmark."""
+    part = ml_collections.ConfigDict(config)
+    part.prompts.path = folder
+    with part.unlocked():
+        part.policy.step = step
+    return part
 
 
 class _Shared:
