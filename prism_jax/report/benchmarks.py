@@ -21,7 +21,7 @@ RESPONSE = {
     "reason": str,
     "ended": bool,
     "benchmark?": {"read": str, "how": str},
-    "judged?": {"accuracy": float, "asked": (str, type(None)), "reply": str},
+    "judged?": {"accuracy": float, "question": (str, type(None)), "reply": str},
 }
 IDENTITY = {"config": {"prompts": {"path": str}}}
 _HOW = {
@@ -64,9 +64,9 @@ def build(
     rows = [[examples.clean(cell) for cell in row] for row in scores]
     body += f"<section><h2>Scores</h2>{parts.table(head, rows)}{_lengths(suite)}</section>"
     for benchmark, given in shown.items():
-        drawn = "".join(map(_example, given))
+        articles = "".join(map(_example, given))
         note = '<p class="note">The first prompts, not chosen by hand.</p>' if given else ""
-        body += f"<section><h2>{examples.clean(benchmark)}</h2>{note}{drawn}</section>"
+        body += f"<section><h2>{examples.clean(benchmark)}</h2>{note}{articles}</section>"
     return page.document(name, body)
 
 
@@ -89,9 +89,11 @@ def _example(example: Example) -> str:
     question = "the question is not there any more"
     if example.question is not None:
         question = example.question
-    kept = line.get("benchmark")
-    read = "" if kept is None else f"<p>Read: <b>{examples.clean(kept['read'])}</b> "
-    read += "" if kept is None else f'<span class="note">{_HOW.get(kept["how"], "")}</span></p>'
+    reading = line.get("benchmark")
+    read = "" if reading is None else f"<p>Read: <b>{examples.clean(reading['read'])}</b> "
+    read += (
+        "" if reading is None else f'<span class="note">{_HOW.get(reading["how"], "")}</span></p>'
+    )
     return (
         '<article class="card example"><div class="question">'
         f"{examples.pictures(example.pictures, question)}<div>"
@@ -107,7 +109,7 @@ def _response(line: Mapping[str, Json]) -> str:
     judged = line.get("judged")
     if judged is not None:
         is_right = judged["accuracy"] == 1.0
-        reply = f" ({judged['reply'].strip()[:40]})" if judged["asked"] is not None else ""
+        reply = f" ({judged['reply'].strip()[:40]})" if judged["question"] is not None else ""
         verdicts.append(_verdict(f"judge: {'right' if is_right else 'wrong'}{reply}", is_right))
     cut = "" if line["ended"] else ' <span class="note">cut by the limit of tokens</span>'
     return (

@@ -95,5 +95,5 @@ def _record(facts: facts_lib.Facts, read: reading.Reading) -> dict[str, Json]:
 
 def reading_of(record: Mapping[str, Json]) -> reading.Reading:
     """Return the reading that a record keeps."""
-    kept = record["benchmark"]
-    return reading.Reading(answer=kept["read"], is_right=record["accuracy"] == 1.0, how=kept["how"])
+    read = record["benchmark"]
+    return reading.Reading(answer=read["read"], is_right=record["accuracy"] == 1.0, how=read["how"])

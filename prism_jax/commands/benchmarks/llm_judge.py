@@ -26,8 +26,6 @@ Json = Any
 Facts = Callable[[int], facts_lib.Facts]
 CACHE = "judge_replies"
 _PLACE = "config.llm_judge"
-# The part of a record that this module writes.
-RECORD = {"accuracy": float, "asked": (type(None), str), "reply": str, "is_refused": bool}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +101,7 @@ class Judge:
         Raises:
           RunError: the endpoint fails, or refuses all requests. Replies so far are kept.
         """
-        kept = cache.Cache(self._folder)
+        replies = cache.Cache(self._folder)
         shown = progress.Progress(
             sys.stderr,
             title=title,
@@ -115,7 +113,7 @@ class Judge:
 
         def judge(item: tuple[int, Mapping[str, Json]]) -> dict[str, Json]:
             number, record = item
-            return self._verdict(facts(number), record, kept)
+            return self._verdict(facts(number), record, replies)
 
         num_right = 0.0
         pairs = parallel.ordered_map(
@@ -132,18 +130,23 @@ class Judge:
         shown.close()
 
     def _verdict(
-        self, facts: facts_lib.Facts, record: Mapping[str, Json], kept: cache.Cache
+        self, facts: facts_lib.Facts, record: Mapping[str, Json], replies: cache.Cache
     ) -> dict[str, Json]:
         is_right = record["accuracy"] == 1.0
-        asked = rules.question(facts, grading.reading_of(record), is_right=is_right)
-        verdict = {"accuracy": float(is_right), "asked": asked, "reply": "", "is_refused": False}
-        if asked is None:
+        question = rules.question(facts, grading.reading_of(record), is_right=is_right)
+        verdict = {
+            "accuracy": float(is_right),
+            "question": question,
+            "reply": "",
+            "is_refused": False,
+        }
+        if question is None:
             return verdict
         try:
-            text = self._ask(asked, facts, record["response"], kept)
-            is_right = _is_right(asked, facts, text)
-            if asked == "extract" and not is_right and facts.protocol == "prism":
-                text = self._ask("right", facts, record["response"], kept)
+            text = self._ask(question, facts, record["response"], replies)
+            is_right = _is_right(question, facts, text)
+            if question == "extract" and not is_right and facts.protocol == "prism":
+                text = self._ask("right", facts, record["response"], replies)
                 is_right = llm.is_one(text)
         except client.RefusedError as error:
             # One response that the endpoint does not take, such as a too long one.
@@ -151,14 +154,14 @@ class Judge:
         return verdict | {"accuracy": float(is_right), "reply": text}
 
     def _ask(
-        self, asked: rules.Question, facts: facts_lib.Facts, response: str, kept: cache.Cache
+        self, question: rules.Question, facts: facts_lib.Facts, response: str, replies: cache.Cache
     ) -> str:
         model = self._options.endpoint.model
-        message = {"role": "user", "content": llm.prompt(self._wording[asked], facts, response)}
+        message = {"role": "user", "content": llm.prompt(self._wording[question], facts, response)}
         options = self._options.sampling.options()
         body = json.dumps({"model": model, "messages": [message], **options}).encode()
         key = hashlib.sha256(body).hexdigest()
-        received = kept.get(key)
+        received = replies.get(key)
         if received is None:
             try:
                 received = self._client.ask(body, unusable=lambda _: None)
@@ -171,14 +174,14 @@ class Judge:
                 )
                 self._stop.set()
                 raise self._failure from error
-            kept.put(key, received, model=model)
+            replies.put(key, received, model=model)
         return received.text
 
 
-def _is_right(asked: rules.Question, facts: facts_lib.Facts, text: str) -> bool:
-    if asked == "right":
+def _is_right(question: rules.Question, facts: facts_lib.Facts, text: str) -> bool:
+    if question == "right":
         return llm.is_one(text)
-    if asked == "extract":
+    if question == "extract":
         return mathvista.extracted(facts, text).is_right is True
     clarity = llm.clarity(text)
     return clarity == "correct" or (clarity == "unclear" and groups.has_no_figure(facts.group))

@@ -103,9 +103,9 @@ def table(rows: Mapping[str, Json]) -> str:
 
 def cells(rows: Mapping[str, Json]) -> list[tuple[str, ...]]:
     """Return a line of cells for each score of each benchmark and pass."""
-    found = []
+    lines = []
     for name, passes in rows.items():
-        for drawn, summary in passes.items():
+        for draw, summary in passes.items():
             scores = summary.get("benchmark")
             by_rules = {"accuracy": summary["accuracy"]}
             judged: Mapping[str, Json] = {}
@@ -113,12 +113,12 @@ def cells(rows: Mapping[str, Json]) -> list[tuple[str, ...]]:
                 by_rules |= scores["rules"]["groups"]
             if scores is not None and scores["judged"] is not None:
                 judged = {"accuracy": scores["judged"]["accuracy"]} | scores["judged"]["groups"]
-            title = name if len(passes) == 1 else f"{name} ({drawn})"
+            title = name if len(passes) == 1 else f"{name} ({draw})"
             for score, value in by_rules.items():
                 verdict = str(tally.rate(judged[score])) if score in judged else "-"
                 prompts = str(value.get("num_groups", summary["num_prompts"]))
-                found.append((title, prompts, score, str(tally.rate(value)), verdict))
+                lines.append((title, prompts, score, str(tally.rate(value)), verdict))
             if scores is not None and scores["guessed"]:
                 guessed = f"{100 * scores['guessed']:.1f} %"
-                found.append((title, str(summary["num_prompts"]), "guessed", guessed, "-"))
-    return found
+                lines.append((title, str(summary["num_prompts"]), "guessed", guessed, "-"))
+    return lines

@@ -22,12 +22,12 @@ def summary(prompts: Prompts, *, num_responses: int) -> dict[str, Json] | None:
     if first.get("benchmark") is None:
         return None
     records = [record for prompt in prompts for record in prompt]
-    kept = [record["benchmark"] for record in records]
+    readings = [record["benchmark"] for record in records]
     content: dict[str, Json] = {
         "name": first["benchmark"]["name"],
         "protocol": first["benchmark"]["protocol"],
-        "guessed": sum(one["how"] == "guess" for one in kept) / len(kept),
-        "unread": sum(one["how"] == "none" for one in kept) / len(kept),
+        "guessed": sum(one["how"] == "guess" for one in readings) / len(readings),
+        "unread": sum(one["how"] == "none" for one in readings) / len(readings),
         "rules": _scores(prompts, num_responses, verdicts=lambda record: record["accuracy"]),
         "judged": None,
     }
@@ -36,7 +36,7 @@ def summary(prompts: Prompts, *, num_responses: int) -> dict[str, Json] | None:
         content["judged"] = _scores(
             prompts, num_responses, verdicts=lambda record: record["judged"]["accuracy"]
         ) | {
-            "num_asked": sum(one["asked"] is not None for one in verdicts),
+            "num_asked": sum(one["question"] is not None for one in verdicts),
             "num_refused": sum(one["is_refused"] for one in verdicts),
         }
     return content
@@ -64,19 +64,19 @@ def _group_scores(
         for score, credits in groups.scores(name, questions).items():
             values.setdefault(score, []).append(credits)
     return {
-        score: {"num_groups": len(drawn[0])} | dataclasses.asdict(_rate(drawn))
-        for score, drawn in values.items()
+        score: {"num_groups": len(draws[0])} | dataclasses.asdict(_rate(draws))
+        for score, draws in values.items()
     }
 
 
-def _rate(drawn: Sequence[Sequence[float]]) -> intervals.Rate:
+def _rate(draws: Sequence[Sequence[float]]) -> intervals.Rate:
     """Return the mean over draws; only groups that have a credit in a draw count in it."""
-    if len({len(credits) for credits in drawn}) > 1:  # a share of some of the groups
-        size = max(map(len, drawn))
-        mean = sum(sum(credits) / len(credits) for credits in drawn) / len(drawn)
+    if len({len(credits) for credits in draws}) > 1:  # a share of some of the groups
+        size = max(map(len, draws))
+        mean = sum(sum(credits) / len(credits) for credits in draws) / len(draws)
         return intervals.rate([mean] * size, num_responses=1)
-    means = [sum(credits) / len(drawn) for credits in zip(*drawn, strict=True)]
-    return intervals.rate(means, num_responses=len(drawn))
+    means = [sum(credits) / len(draws) for credits in zip(*draws, strict=True)]
+    return intervals.rate(means, num_responses=len(draws))
 
 
 def line(scores: Mapping[str, Json]) -> str:

@@ -27,7 +27,7 @@ def find(folder: pathlib.Path, wanted: layout.Layout) -> list[pathlib.Path]:
     if not folder.is_dir():
         raise errors.InputError(f"--from={folder}: no such folder")
     name = re.compile(re.escape(wanted.split) + _SHARD + f"({'|'.join(map(re.escape, _ENDINGS))})")
-    found = [
+    matches = [
         path
         for path in sorted(folder.rglob("*"))
         if name.fullmatch(path.name)
@@ -35,19 +35,19 @@ def find(folder: pathlib.Path, wanted: layout.Layout) -> list[pathlib.Path]:
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and (wanted.folders is None or _parents(path, folder) & set(wanted.folders))
     ]
-    if not found:
+    if not matches:
         where = "" if wanted.folders is None else f" in {' or '.join(filter(None, wanted.folders))}"
         raise errors.InputError(
             f"--from={folder}: holds no {wanted.split}*.parquet{where}, as {wanted.published} has"
         )
-    parents = sorted({str(path.parent) for path in found})
-    if len(parents) > 1 or len({path.suffix for path in found}) > 1:
-        names = ", ".join(str(path.relative_to(folder)) for path in found[:4])
+    parents = sorted({str(path.parent) for path in matches})
+    if len(parents) > 1 or len({path.suffix for path in matches}) > 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in matches[:4])
         raise errors.InputError(
             f"--from={folder}: files of {wanted.split} in several places, name one: {names}"
         )
-    _check_shards(found)
-    return found
+    _check_shards(matches)
+    return matches
 
 
 def suite(path: str) -> dict[str, str]:
@@ -82,17 +82,17 @@ def _parents(path: pathlib.Path, folder: pathlib.Path) -> set[str]:
     return {"", path.parent.name} if path.parent == folder else {path.parent.name}
 
 
-def _check_shards(found: list[pathlib.Path]) -> None:
+def _check_shards(matches: list[pathlib.Path]) -> None:
     """Raise InputError unless the numbered files are all there."""
-    counts = [re.search(r"-(\d{5})-of-(\d{5})", path.name) for path in found]
+    counts = [re.search(r"-(\d{5})-of-(\d{5})", path.name) for path in matches]
     numbered = [(int(match[1]), int(match[2])) for match in counts if match is not None]
     if not numbered:
-        if len(found) > 1:
-            raise errors.InputError(f"{found[0]} and {found[1]}: one file holds a split")
+        if len(matches) > 1:
+            raise errors.InputError(f"{matches[0]} and {matches[1]}: one file holds a split")
         return
     expected = [(number, numbered[0][1]) for number in range(numbered[0][1])]
-    if numbered != expected or len(numbered) != len(found):
-        names = ", ".join(path.name for path in found)
+    if numbered != expected or len(numbered) != len(matches):
+        names = ", ".join(path.name for path in matches)
         raise errors.InputError(
-            f"{found[0].parent}: must hold {numbered[0][1]} numbered files, got {names}"
+            f"{matches[0].parent}: must hold {numbered[0][1]} numbered files, got {names}"
         )

@@ -39,10 +39,10 @@ def _read(row: layout.Row, protocol: facts_lib.Protocol, place: records.Place) -
     )
 
 
-def _problem(found: Sequence[Mapping[str, str]]) -> str | None:
+def _problem(question_groups: Sequence[Mapping[str, str]]) -> str | None:
     """Return the first problem that lacks a step."""
     problems: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-    for group in found:
+    for group in question_groups:
         problems[groups.wemath_problem(group)].append(group["key"])
     for (name, _), keys in problems.items():
         wanted = groups.wemath_keys(keys[0])

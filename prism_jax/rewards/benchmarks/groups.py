@@ -57,21 +57,21 @@ def _wemath(questions: Sequence[tuple[Group, bool]]) -> Scores:
     problems: dict[tuple[str, str], dict[str, bool]] = collections.defaultdict(dict)
     for group, is_right in questions:
         problems[wemath_problem(group)][group["key"]] = is_right
-    found: Scores = collections.defaultdict(list)
+    scores_by_name: Scores = collections.defaultdict(list)
     for answers in problems.values():
         keys = wemath_keys(next(iter(answers)))
         if answers.keys() != set(keys):
             continue
         *steps, whole = (answers[key] for key in keys)
         generalizes = not (all(steps) and not whole)
-        found["insufficient_knowledge"].append(float(not whole and not all(steps)))
-        found["inadequate_generalization"].append(float(not generalizes))
+        scores_by_name["insufficient_knowledge"].append(float(not whole and not all(steps)))
+        scores_by_name["inadequate_generalization"].append(float(not generalizes))
         for kind, knows in (("strict", all(steps)), ("loose", any(steps))):
-            found[f"score_{kind}"].append(float(whole and knows) + 0.5 * (not generalizes))
-            found[f"complete_mastery_{kind}"].append(float(whole and knows))
+            scores_by_name[f"score_{kind}"].append(float(whole and knows) + 0.5 * (not generalizes))
+            scores_by_name[f"complete_mastery_{kind}"].append(float(whole and knows))
             if whole:  # the published share is of the problems that are right
-                found[f"rote_memorization_{kind}"].append(float(not knows))
-    return dict(found)
+                scores_by_name[f"rote_memorization_{kind}"].append(float(not knows))
+    return dict(scores_by_name)
 
 
 def _hallusion(questions: Sequence[tuple[Group, bool]]) -> Scores:

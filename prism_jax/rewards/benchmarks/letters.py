@@ -36,8 +36,8 @@ def choose(response: str, choices: Sequence[str], *, seed: str) -> tuple[str, re
         named = [letter for letter, option in options.items() if option in low]
         if named:
             return _last(named, [low.rfind(options[letter]) for letter in named]), "loose"
-    drawn = hashlib.sha256(f"{seed}\0{response}".encode("utf-8", "replace")).digest()
-    return letters[int.from_bytes(drawn[:8]) % len(letters)], "guess"
+    hashed = hashlib.sha256(f"{seed}\0{response}".encode("utf-8", "replace")).digest()
+    return letters[int.from_bytes(hashed[:8]) % len(letters)], "guess"
 
 
 def _last(named: Sequence[str], places: Sequence[int]) -> str:
@@ -79,31 +79,31 @@ def relaxed(response: str) -> str:
     if not text.strip():
         return ""
     padded = f" {text} "
-    found: list[tuple[int, int, str]] = []  # rank, place, letter
+    candidates: list[tuple[int, int, str]] = []  # rank, place, letter
     for form, rank in (*_AFTER, ("{}=", 1)):
         for letter in _RELAXED:
             place = padded.rfind(form.format(letter))
             if place >= 0:
-                found.append((rank, place, letter))
+                candidates.append((rank, place, letter))
     low = padded.lower()
     for phrase in _PHRASES:
         start = low.find(phrase)
         if start >= 0:
             places = ((padded.find(letter, start), letter) for letter in _RELAXED)
-            found += [(7, place, letter) for place, letter in places if place >= 0]
+            candidates += [(7, place, letter) for place, letter in places if place >= 0]
     inner = padded.strip()
-    found += [(10, 0, letter) for letter in _RELAXED if inner.startswith(letter)]
-    found += [(9, len(padded) - 1, letter) for letter in _RELAXED if inner.endswith(letter)]
+    candidates += [(10, 0, letter) for letter in _RELAXED if inner.startswith(letter)]
+    candidates += [(9, len(padded) - 1, letter) for letter in _RELAXED if inner.endswith(letter)]
     for number, letter in enumerate(_RELAXED, start=1):
         place = padded.rfind(f"{number}. {letter}")
         if place >= 0:
-            found.append((8, place, letter))
-    if not found:
+            candidates.append((8, place, letter))
+    if not candidates:
         places = ((padded.rfind(letter), letter) for letter in _RELAXED)
-        found = [(0, place, letter) for place, letter in places if place >= 0]
-    if not found:
+        candidates = [(0, place, letter) for place, letter in places if place >= 0]
+    if not candidates:
         return ""
-    return max(found, key=lambda one: (one[0], -one[1]))[2]
+    return max(candidates, key=lambda candidate: (candidate[0], -candidate[1]))[2]
 
 
 def of_options(text: str) -> str | None:

@@ -39,12 +39,12 @@ def _extracted(text: str) -> str:
 def last_box(text: str) -> str:
     r"""Return the content of the last `\boxed{…}` that is closed, "" without one."""
     last, content = -1, ""
-    opened: list[int] = []  # where the content of each open brace begins; -1: not a box
+    openings: list[int] = []  # where the content of each open brace begins; -1: not a box
     for brace in _BRACES.finditer(text):
         if brace[0] != "}":
-            opened.append(brace.end() if brace[0] != "{" else -1)
-        elif opened:
-            begin = opened.pop()
+            openings.append(brace.end() if brace[0] != "{" else -1)
+        elif openings:
+            begin = openings.pop()
             if begin > last:
                 last, content = begin, text[begin : brace.start()]
     return content
