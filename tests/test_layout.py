@@ -50,15 +50,17 @@ _PARTS: dict[str, tuple[str, str]] = {
         "errors small_files tree_paths mesh training models",
         "jax flax numpy etils fsspec orbax safetensors",
     ),
-    "prism_jax.rewards": ("errors", "math_verify sympy"),
+    "prism_jax.rewards": ("errors", "latex2sympy2_extended math_verify sympy"),
     "prism_jax.rollout": ("models", "jax flax numpy jaxtyping"),
     "prism_jax.data": (
         "errors version small_files models",
         "absl array_record etils fsspec grain jinja2 numpy PIL pyarrow sklearn tensorflow_datasets"
         " tokenizers transformers",
     ),
+    # What a benchmark's scorer must know is written by its reader.
+    "prism_jax.data.benchmarks": ("errors data rewards", "etils"),
     # A teacher behind an address: no JAX.
-    "prism_jax.teacher": ("errors small_files data", "numpy"),
+    "prism_jax.teacher": ("errors small_files configuration data", "numpy"),
     "prism_jax.report": ("errors small_files intervals progress", ""),
     "prism_jax.setup": (
         f"{_BASE} rows training checkpoints data rewards models",
@@ -94,8 +96,12 @@ _PARTS: dict[str, tuple[str, str]] = {
         f"{_BASE} checkpoints setup policy commands.ask models",
         "jax ml_collections",
     ),
+    "prism_jax.commands.benchmarks": (
+        f"{_RUN} policy running teacher",
+        "jax ml_collections",
+    ),
     "prism_jax.commands": (
-        f"{_RUN} policy running report commands.ask models",
+        f"{_RUN} policy running report commands.ask commands.benchmarks models",
         "jax numpy ml_collections",
     ),
     # Commands and stages are found by name, and only the one that runs is imported.

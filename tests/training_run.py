@@ -33,14 +33,16 @@ def write(
     models: dict[str, pathlib.Path],
     steps: tuple[int, ...],
     finished: bool,
+    config: dict | None = None,
 ) -> pathlib.Path:
     """Write a run that starts from these folders; every step adds 1/64 to every parameter.
 
     Args:
       models: the one model under "", or folders for "policy" and "discriminator".
+      config: of the run; None: an empty one.
     """
     identity = checkpoint_meta.RunIdentity(
-        project_version="0", stage="test", config={}, model_config={}, may_differ=()
+        project_version="0", stage="test", config=config or {}, model_config={}, may_differ=()
     )
     states = {name: _state(folder) for name, folder in models.items()}
     folders = {"": "model", "policy": "model", "discriminator": "discriminator"}

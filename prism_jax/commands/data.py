@@ -1,5 +1,6 @@
 """Data sets: `python -m prism_jax data numerals --out=DIR`, `… data build --from=PATH --to=DIR`.
 
+`benchmark` reads a published benchmark for `evaluate` (docs/benchmarks.md).
 `tokenizer` trains a small tokenizer on the language of `numerals`, for a model trained from
 scratch. `numerals` writes the embedded corpus in the published formats (docs/numerals.md). `build`
 validates files of any published format and writes one ArrayRecord folder, which training reads
@@ -13,13 +14,15 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prism_jax import errors
 from prism_jax.data import build, images, records, tokenizer_files, validate
+from prism_jax.data.benchmarks import catalog, convert
 from prism_jax.data.numerals import corpus as numerals_corpus
 from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.rewards import answer
+from prism_jax.rewards.benchmarks import facts as facts_lib
 from prism_jax.setup import corpora, dropped_rows
 
 T = TypeVar("T", int, float)
@@ -82,7 +85,34 @@ def parser() -> argparse.ArgumentParser:
     )
     built("--need_teacher", action="store_true", help="prompts need the teacher's texts")
     built("--need_answer", action="store_true", help="prompts need an answer that can be judged")
+    _add_benchmark(parts)
     return options
+
+
+def _add_benchmark(parts: Any) -> None:
+    """Add the options of `data benchmark`."""
+    published = ", ".join(f"{name}: {one.published}" for name, one in catalog.LAYOUTS.items())
+    add = parts.add_parser(
+        "benchmark",
+        help="read a published benchmark for evaluate",
+        description=f"Write a published benchmark as ArrayRecord for `evaluate`. {published}.",
+    ).add_argument
+    add("name", choices=tuple(catalog.LAYOUTS))
+    add("--from", required=True, dest="source", help="folder as the hub publishes it, or its file")
+    add("--to", required=True, dest="target", help="new folder, local or gs://")
+    add(
+        "--scorer",
+        choices=facts_lib.PROTOCOLS,
+        default="prism",
+        help="prompts, limits and scorer: of PRISM's evaluation, or of lmms-eval and the benchmark",
+    )
+    add("--max_bad_rows", type=int, default=0, help="wrong rows that may be left out")
+    add(
+        "--limit_image_pixels",
+        type=int,
+        default=images.LIMIT_PIXELS,
+        help=f"of one picture; at most {images.LARGEST_LIMIT_PIXELS}",
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -108,6 +138,18 @@ def main(argv: Sequence[str]) -> None:
         summary = {"out": args.out, "parts": manifest["parts"]}
     elif args.part == "tokenizer":
         summary = {"out": args.out} | _tokenizer(args)
+    elif args.what == "benchmark":
+        rules = validate.Rules(
+            max_bad_rows=args.max_bad_rows,
+            option="--max_bad_rows",
+            limit_pixels=args.limit_image_pixels,
+            need_answer=True,
+        )
+        with dropped_rows.named(None):
+            written = convert.convert(
+                catalog.LAYOUTS[args.name], args.source, args.target, rules, protocol=args.scorer
+            )
+        summary = {"out": args.target, "scorer": args.scorer} | written.report
     else:
         rules = validate.Rules(
             max_bad_rows=args.max_bad_rows,

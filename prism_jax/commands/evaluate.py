@@ -2,25 +2,34 @@
 
     --config.policy.folder=…   Hugging Face folder, converted folder, or workdir of a stage
     --config.prompts.path=…    RL parquet, JSON lines, or a folder that `data build` wrote
+    --config.prompts.path=…    of `data benchmark`, or a folder of several such: a suite
 
 Every prompt is answered greedily, or several times with sampling, or both, with the sampler and the
 judge of training. DIR gets `responses.jsonl`, a line per response with its segments, its reward and
 the reason for it, and `summary.json` with rates and their 95 % intervals, over all prompts and by
 type of question. Both files appear when they are complete; a killed run resumes where it stopped.
+
+A benchmark is scored by its own rules and in its groups, with `config.llm_judge` also by a model. A
+suite evaluates each in a folder below DIR, with the policy loaded once, and writes `suite.json`;
+see docs/benchmarks.md.
 """
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
 
-from prism_jax import configuration, intervals, progress
+from prism_jax import configuration, errors, intervals, progress
+from prism_jax.checkpoints import pretrained
 from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.ask import parts as ask_parts
+from prism_jax.commands.benchmarks import grading, llm_judge, suite
+from prism_jax.commands.benchmarks import tally as benchmark_tally
 from prism_jax.data import records
+from prism_jax.data.benchmarks import files as benchmark_files
 from prism_jax.policy import responses
 from prism_jax.report import results
 from prism_jax.rewards import score, tags
@@ -42,6 +51,8 @@ _RECORD = {
     "accuracy": float,
     "reward": float,
     "reason": frozenset(reason.value for reason in score.Reason),
+    "response": str,
+    "benchmark?": grading.RECORD,
 }
 
 
@@ -56,9 +67,10 @@ class Config(configuration.Section):
     has_greedy: bool  # one response per prompt, always the most likely token
     num_samples: int  # responses per prompt drawn with `sampling`; 0 disables sampling
     sampling: ask_job.Sampling
-    max_tokens: int  # of a response
+    max_tokens: int | None  # of a response; None: as the benchmark limits it
     batch_responses: int  # sampled at a time
     rewards: judging.Rewards
+    llm_judge: llm_judge.LLMJudge | None  # judges a benchmark besides its rules
     # Steps between progress lines where standard error is no terminal.
     line_every_steps: int = configuration.free()
 
@@ -75,7 +87,29 @@ class Config(configuration.Section):
 def main(argv: Sequence[str]) -> None:
     """Evaluate one policy on one data set."""
     config, workdir = configuration.read(argv, command="evaluate")
-    run(config, workdir, open_sampler=ask_job.open_sampler)
+    folders = benchmark_files.suite(config.prompts.path)
+    if folders:
+        suite.run(
+            config,
+            workdir,
+            folders,
+            check=check,
+            evaluate=run,
+            open_sampler=ask_job.open_sampler,
+        )
+    else:
+        run(config, workdir, open_sampler=ask_job.open_sampler)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raise InputError for a data set that `run` would refuse, without evaluating anything."""
+    options = configuration.parse(Config, config)
+    policy = options.policy
+    source = pretrained.Source.of(policy.folder, role="policy", step=policy.step)
+    _, opened = ask_job.open_rows(
+        source.files, options.prompts, need_teacher=False, need_answer=True, folder=None
+    )
+    _check_facts(options, opened)
 
 
 def run(
@@ -107,8 +141,19 @@ def run(
     return summary
 
 
+def _check_facts(options: Config, opened: prompts_lib.Opened) -> int:
+    """Return the limit of a response's tokens; refuse what only a benchmark has elsewhere."""
+    facts = grading.facts_of([opened.rows[0]])
+    if facts is None and options.max_tokens is None:
+        raise errors.InputError("config.max_tokens must be given for data that is of no benchmark")
+    if facts is None and options.llm_judge is not None:
+        raise errors.InputError("config.llm_judge judges benchmarks, the data is of none")
+    return options.max_tokens or facts[0].max_tokens
+
+
 def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
-    passes = _passes(options, job)
+    passes = _passes(options, job, _check_facts(options, job.opened))
+    model = None if options.llm_judge is None else options.llm_judge.open(job.workdir)
     tallies = {
         sampling_pass.name: Tally(num_responses=sampling_pass.num_responses)
         for sampling_pass in passes
@@ -117,16 +162,22 @@ def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
         lines = (
             tallies[sampling_pass.name].add(record)
             for sampling_pass in passes
-            for record in ask_parts.ask(
+            for record in _judged(
+                model,
+                ask_parts.ask(
+                    sampling_pass,
+                    job.opened,
+                    job.words,
+                    workdir=job.workdir,
+                    key=jax.random.key(options.seed),
+                    sampler=job.sampler,
+                    describe=_describer(sampling_pass, options, job, judge),
+                    schema=_RECORD,
+                    line_every_steps=options.line_every_steps,
+                ),
                 sampling_pass,
-                job.opened,
-                job.words,
-                workdir=job.workdir,
-                key=jax.random.key(options.seed),
-                sampler=job.sampler,
-                describe=_describer(sampling_pass, options, job, judge),
-                schema=_RECORD,
-                line_every_steps=options.line_every_steps,
+                options,
+                job,
             )
         )
         ask_parts.write_lines(job.workdir / "responses.jsonl", lines)
@@ -139,11 +190,32 @@ def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
         "policy": {"folder": options.policy.folder, **job.identity.model_config},
         "prompts": {"path": options.prompts.path} | job.opened.report.summary(),
         "judge": options.rewards.judge,
+        **({} if options.llm_judge is None else {"llm_judge": options.llm_judge.endpoint.model}),
         **counted,
     }
 
 
-def _passes(options: Config, job: ask_job.Job) -> list[ask_parts.Pass]:
+def _judged(
+    model: llm_judge.Judge | None,
+    lines: Iterator[Mapping[str, Json]],
+    sampling_pass: ask_parts.Pass,
+    options: Config,
+    job: ask_job.Job,
+) -> Iterator[Mapping[str, Json]]:
+    """Return the records, which only process 0 has, with a model's verdicts if there is one."""
+    if model is None or jax.process_index() != 0:
+        return lines
+    rows, num_responses = job.opened.rows, sampling_pass.num_responses
+    return model.judged(
+        lines,
+        lambda number: grading.facts_of([rows[number // num_responses]])[0],
+        title=f"{sampling_pass.name}, judge",
+        num_records=len(rows) * num_responses,
+        line_every_steps=options.line_every_steps * options.batch_responses,
+    )
+
+
+def _passes(options: Config, job: ask_job.Job, max_tokens: int) -> list[ask_parts.Pass]:
     ends = job.words.ids.ends
     greedy = dataclasses.replace(options.sampling, temperature=0.0, top_k=None, top_p=None)
     wanted = [("greedy", greedy, int(options.has_greedy))]
@@ -151,7 +223,7 @@ def _passes(options: Config, job: ask_job.Job) -> list[ask_parts.Pass]:
     return [
         ask_parts.Pass(
             name=name,
-            sampling=sampling.with_limit(options.max_tokens, ends=ends),
+            sampling=sampling.with_limit(max_tokens, ends=ends),
             num_responses=num_responses,
             batch_prompts=ask_parts.batch_prompts(
                 options.batch_responses, num_responses=num_responses, row_parts=job.row_parts
@@ -174,16 +246,24 @@ def _describer(
     def describe(
         rows: Sequence[records.PromptRow], rollout: engine.Rollout
     ) -> list[dict[str, Json]]:
-        segments = reader.read(rollout)
-        rewards = judge.grade(
-            responses.tasks(rows, segments, num_responses=sampling_pass.num_responses)
-        )
-        return [
-            _record(
-                rows[n // sampling_pass.num_responses], n % sampling_pass.num_responses, one, reward
+        segments, each = reader.read(rollout), sampling_pass.num_responses
+        facts = grading.facts_of(rows)
+        if facts is None:
+            rewards = judge.grade(responses.tasks(rows, segments, num_responses=each))
+            graded = [(reward, None) for reward in rewards]
+        else:
+            graded = grading.grade(
+                [one for one in facts for _ in range(each)],
+                segments,
+                judge,
+                accuracy_weight=options.rewards.accuracy_weight,
+                format_weight=options.rewards.format_weight,
             )
+        return [
+            _record(rows[n // each], n % each, one, reward)
             | {"draw": sampling_pass.name}
-            for n, (one, reward) in enumerate(zip(segments, rewards, strict=True))
+            | ({} if of_benchmark is None else {"benchmark": of_benchmark})
+            for n, (one, (reward, of_benchmark)) in enumerate(zip(segments, graded, strict=True))
         ]
 
     return describe
@@ -222,7 +302,9 @@ class Tally:
     def add(self, record: Mapping[str, Json]) -> Mapping[str, Json]:
         """Count a record and return it."""
         counted = ("question_type", "response_tokens", "ended", "format_ok", "accuracy", "reward")
-        self._records.append({name: record[name] for name in (*counted, "reason")})
+        entry = {name: record[name] for name in (*counted, "reason")}
+        entry |= {name: record.get(name) for name in ("benchmark", "judged")}
+        self._records.append(entry)
         return record
 
     def summary(self) -> dict[str, Json]:
@@ -250,7 +332,12 @@ class Tally:
                 name: {"num_prompts": len(groups)} | self._rates(groups)
                 for name, groups in sorted(types.items())
             },
+            **self._of_benchmark(prompts),
         }
+
+    def _of_benchmark(self, prompts: benchmark_tally.Prompts) -> dict[str, Json]:
+        scores = benchmark_tally.summary(prompts, num_responses=self._num_responses)
+        return {} if scores is None else {"benchmark": scores}
 
     def _rates(self, prompts: Sequence[Sequence[Mapping[str, Json]]]) -> dict[str, Json]:
         names = {"accuracy": "accuracy", "format_valid": "format_ok"}
@@ -271,8 +358,9 @@ def _mean(entries: Sequence[Mapping[str, Json]], name: str) -> float:
 def _line(summary: Mapping[str, Json]) -> str:
     """Write the main figures of a pass in one line."""
     accuracy, form = (intervals.Rate(**summary[name]) for name in ("accuracy", "format_valid"))
+    scores = summary.get("benchmark")
     return (
         f"accuracy {accuracy}, format valid {form}, {summary['response_tokens']:.0f} tokens, "
         f"{100 * summary['cut']:.1f} % cut, {summary['num_prompts']} prompts x "
-        f"{summary['num_responses']}"
+        f"{summary['num_responses']}" + ("" if scores is None else benchmark_tally.line(scores))
     )

@@ -3,11 +3,16 @@
 Reads the newest complete step of a finished or running stage, verifies its checksums, and writes a
 Hugging Face folder with the tokenizer and processor files of the run's initial model. The score
 head of a discriminator becomes `v_head.1.weight`. The folder appears when it is complete.
+
+`--eval_template` makes vLLM and lmms-eval see the prompt and the pictures of training, see
+docs/benchmarks.md.
 """
 
 import argparse
+import contextlib
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -17,7 +22,9 @@ from models.hf import checkpoint as hf_checkpoint
 from models.hf import names as hf_names
 from models.hf import writer as hf_writer
 from prism_jax import errors
-from prism_jax.checkpoints import lora_files, model_files, pretrained
+from prism_jax.checkpoints import checkpoint, lora_files, model_files, pretrained
+from prism_jax.commands import eval_template
+from prism_jax.data import prompts
 
 _DTYPES = {"as_is": None, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -54,6 +61,14 @@ def parser() -> argparse.ArgumentParser:
         help="write the adapter of a LoRA run alone, as PEFT reads it, not the merged model",
     )
     add("--base", type=pathlib.Path, help="folder of the head of an untied discriminator")
+    add(
+        "--eval_template",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write files by which vLLM and lmms-eval use the system turn of training (or the text "
+        "of FILE) and its bounds on pictures",
+    )
     return options
 
 
@@ -78,21 +93,49 @@ def main(argv: Sequence[str]) -> None:
         dtype=source.dtype,
         param_dtype=source.dtype,
     )
-    params = source.load(params, shardings=None, param_dtype=dtype)
-    try:
-        hf_checkpoint.save(
-            args.target,
-            params,
-            _with_dtype(values, source.dtype if dtype is None else jnp.dtype(dtype).name),
-            layout=args.layout,
-            max_shard_bytes=hf_writer.SHARD_BYTES,
-            copy_from=args.base or source.files,
-        )
-    except (ValueError, OSError) as error:
-        raise errors.InputError(f"--to: {args.target} cannot be written: {error}") from error
+    with contextlib.ExitStack() as stack:
+        files = args.base or source.files
+        if args.eval_template is not None:
+            files = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            _write_eval_files(args, source, files)
+        params = source.load(params, shardings=None, param_dtype=dtype)
+        try:
+            hf_checkpoint.save(
+                args.target,
+                params,
+                _with_dtype(values, source.dtype if dtype is None else jnp.dtype(dtype).name),
+                layout=args.layout,
+                max_shard_bytes=hf_writer.SHARD_BYTES,
+                copy_from=files,
+            )
+        except (ValueError, OSError) as error:
+            raise errors.InputError(f"--to: {args.target} cannot be written: {error}") from error
     kind = "discriminator" if source.is_discriminator else "policy"
     print(f"{kind} of step {source.step} of {args.workdir}", file=sys.stderr)
     print(args.target)
+
+
+def _write_eval_files(
+    args: argparse.Namespace, source: pretrained.Source, target: pathlib.Path
+) -> None:
+    """Write the small files of the model as `--eval_template` asks for them."""
+    if source.is_discriminator:
+        raise errors.InputError("--eval_template is of a policy, got a discriminator")
+    prompt = prompts.SYSTEM_PROMPT
+    if args.eval_template:
+        try:
+            prompt = pathlib.Path(args.eval_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise errors.InputError(
+                f"--eval_template={args.eval_template}: cannot be read: {error}"
+            ) from error
+        if not prompt.strip():
+            raise errors.InputError(f"--eval_template={args.eval_template}: is empty")
+    config = checkpoint.read_meta(args.workdir, step=source.step)["config"]
+    pixels = eval_template.bounds(config)
+    eval_template.write(args.base or source.files, target, prompt=prompt, pixels=pixels)
+    named = ", ".join(f"{name} {value}" for name, value in pixels.items())
+    print(f"pictures: {named or 'the bounds of the model'}", file=sys.stderr)
 
 
 def _save_adapter(target: pathlib.Path, source: pretrained.Source, values: dict) -> None:

@@ -2,22 +2,23 @@
 
 DIR is a chain's folder as `pipeline` writes it, finished or not; a missing stage is shown as not
 run. The page is one file that loads no other: plots of accuracy, gaps, reward and loss, tables, and
-a few prompts of the test split with the response of each stage.
+a few prompts of the test split with the response of each stage. DIR may also be that of a suite of
+benchmarks (`evaluate`): then it shows their scores and a few prompts of each.
 """
 
 import argparse
 import collections
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prism_jax import errors, small_files
-from prism_jax.data import images, records, sources, validate
-from prism_jax.report import examples, honesty, page, results
+from prism_jax.commands import report_rows
+from prism_jax.commands.benchmarks import suite
+from prism_jax.data import records
+from prism_jax.report import benchmarks, examples, honesty, page, results
 
 Json = Any
-_MAX_PICTURE_PIXELS = 640  # of the longer side
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,6 +40,9 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     if args.num_examples < 0:
         raise errors.InputError(f"--num_examples must be >= 0, got {args.num_examples}")
+    if (args.workdir / suite.FILE).is_file():
+        _write_suite(args)
+        return
     chain = results.read(args.workdir)
     if chain.is_empty():
         raise errors.InputError(f"--workdir={args.workdir}: holds no stage of a chain")
@@ -50,6 +54,37 @@ def main(argv: Sequence[str]) -> None:
     if args.summary is not None:
         summary = results.summary(chain) | {"honesty": honesty.summary(chain)}
         _write(args.summary, small_files.dumps(summary, indent=1) + b"\n")
+    print(args.out)
+
+
+def _write_suite(args: argparse.Namespace) -> None:
+    """Write the page about a suite of benchmarks."""
+    content = small_files.read(args.workdir / suite.FILE, benchmarks.SUITE)
+    shown = {}
+    for name in content["benchmarks"]:
+        folder = args.workdir / name
+        lines = small_files.read_lines(folder / "responses.jsonl", benchmarks.RESPONSE)
+        first = list({line["id"]: line for line in reversed(lines)}.values())[::-1]
+        run = small_files.read(folder / "run.json", benchmarks.IDENTITY)
+        chosen = first[: args.num_examples]
+        prompts = run["config"]["prompts"] if run is not None else None
+        ids = {line["id"] for line in chosen}
+        rows = {} if prompts is None else report_rows.read(prompts["path"], None, ids)
+        shown[name] = [
+            benchmarks.Example(
+                line=line,
+                question=report_rows.question(rows[line["id"]]) if line["id"] in rows else None,
+                pictures=tuple(map(report_rows.picture, rows[line["id"]].images))
+                if line["id"] in rows
+                else (),
+            )
+            for line in chosen
+        ]
+    title = args.title or f"prism_jax: {args.workdir.resolve().name}"
+    text = benchmarks.build(content, suite.cells(content["benchmarks"]), shown, title=title)
+    _write(args.out, text.encode("utf-8", "replace"))
+    if args.summary is not None:
+        _write(args.summary, small_files.dumps(content, indent=1) + b"\n")
     print(args.out)
 
 
@@ -67,7 +102,9 @@ def choose(chain: results.Results, *, limit: int) -> list[examples.Example]:
     for record in next(iter(responses.values())).values():
         first_of_type.setdefault(record["question_type"], record)
     shown = list(first_of_type.values())[:limit]
-    prompts = _prompts(next(iter(evaluations.values())), {record["id"] for record in shown})
+    first = next(iter(evaluations.values()))
+    ids = {record["id"] for record in shown}
+    prompts = report_rows.read(first.prompts_path, first.image_root, ids)
     return [
         _example(record, {s: lines.get(record["id"]) for s, lines in responses.items()}, prompts)
         for record in shown
@@ -83,25 +120,6 @@ def _responses(evaluation: results.Evaluation) -> dict[str, Mapping[str, Json]]:
     return first_responses
 
 
-def _prompts(evaluation: results.Evaluation, ids: set[str]) -> dict[str, records.PromptRow]:
-    """Return rows of the test split by id; none when the split is gone."""
-    if not pathlib.Path(evaluation.prompts_path).exists():
-        return {}
-    source = sources.Source(
-        kind="prompts", path=evaluation.prompts_path, image_root=evaluation.image_root
-    )
-    # The evaluation has read these rows, so one that is wrong now is left out, not refused.
-    opened = sources.open_source(source, validate.Rules(max_bad_rows=10**9), cache_dir=None)
-    rows = {}
-    for number in range(len(opened.rows)):
-        row = opened.rows[number]
-        if row.id in ids:
-            rows[row.id] = row
-        if len(rows) == len(ids):
-            break
-    return rows
-
-
 def _example(
     record: Mapping[str, Json],
     responses: Mapping[str, Mapping[str, Json] | None],
@@ -111,9 +129,9 @@ def _example(
     return examples.Example(
         id=record["id"],
         question_type=record["question_type"],
-        question=None if row is None else _question(row),
+        question=None if row is None else report_rows.question(row),
         ground_truth=record["ground_truth"],
-        pictures=() if row is None else tuple(map(_picture, row.images)),
+        pictures=() if row is None else tuple(map(report_rows.picture, row.images)),
         has_pictures=row is not None,
         responses={
             stage: examples.Response(
@@ -123,19 +141,6 @@ def _example(
             if response is not None
         },
     )
-
-
-def _question(row: records.PromptRow) -> str:
-    turns = [turn.content for turn in row.prompt if turn.role == "user"]
-    return turns[-1].replace(records.IMAGE_MARK, "").strip()
-
-
-def _picture(image: records.Image) -> examples.Picture:
-    opened = images.open_stored(image)
-    opened.thumbnail((_MAX_PICTURE_PIXELS, _MAX_PICTURE_PIXELS))
-    written = io.BytesIO()
-    opened.save(written, "PNG")
-    return examples.Picture(png=written.getvalue(), width=opened.width, height=opened.height)
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:

@@ -5,12 +5,12 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from etils import epath
 
 from prism_jax import errors
-from prism_jax.data import arrayrecord, manifest, paths, sources, validate
+from prism_jax.data import arrayrecord, manifest, paths, records, sources, validate
 
 
 def build(source: sources.Source, out: str, rules: validate.Rules) -> manifest.Manifest:
@@ -24,16 +24,38 @@ def build(source: sources.Source, out: str, rules: validate.Rules) -> manifest.M
       InputError: `out` exists, the source cannot be read, or more than `max_bad_rows` rows are
         wrong; nothing is written then.
     """
+    files = sources.Files(source)
+    names = [name.rsplit("/", 1)[-1] for name in files.names]
+    return write(
+        files.candidates(), out, rules, kind=source.kind, label=source.label(), names=names
+    )
+
+
+def write(
+    candidates: Iterable[validate.Candidate],
+    out: str,
+    rules: validate.Rules,
+    *,
+    kind: str,
+    label: str,
+    names: list[str],
+    through: Callable[[Iterator[records.Row]], Iterator[records.Row]] = iter,
+) -> manifest.Manifest:
+    """Validate rows and write the valid ones to the folder `out`; see `build`.
+
+    Args:
+      label: the source, for messages.
+      names: of the files, for the manifest.
+      through: passes the valid rows on, and may refuse them all.
+    """
     with paths.explain(out):
         if epath.Path(out).exists():
             raise errors.InputError(f"{out}: must not exist yet")
-    files = sources.Files(source)
-    report = validate.Report(name=source.label())
-    rows = (row for _, row in validate.check(files.candidates(), rules, report))
+    report = validate.Report(name=label)
+    rows = through(row for _, row in validate.check(candidates, rules, report))
     with _workspace(out) as workspace:
-        folder = arrayrecord.write(rows, kind=source.kind, folder=workspace)
-        names = [name.rsplit("/", 1)[-1] for name in files.names]
-        written = manifest.write(folder, kind=source.kind, report=report, sources=names)
+        folder = arrayrecord.write(rows, kind=kind, folder=workspace)
+        written = manifest.write(folder, kind=kind, report=report, sources=names)
         _commit(folder, out)
     return written
 

@@ -42,6 +42,11 @@ def build(
             _commands(chain),
         )
     )
+    return document(name, body)
+
+
+def document(name: str, body: str) -> str:
+    """Return a whole page; title and body are HTML."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

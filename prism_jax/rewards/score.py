@@ -81,13 +81,17 @@ class Reward:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question:
-    """All that the accuracy of a response depends on; equal questions have equal verdicts."""
+    """All that the accuracy of a response depends on; equal questions have equal verdicts.
+
+    judge: besides the rewards' rules `rounded`, by which a benchmark compares values: answer and
+    one of the truths are equal to two decimal places.
+    """
 
     answer: str
     ground_truth: str
     equivalent_answers: tuple[str, ...]
     data_source: str
-    judge: Judge
+    judge: Judge | Literal["rounded"]
 
 
 def gate_of(task: Task, rule: Rule) -> tags.Gate:
@@ -124,6 +128,9 @@ def judge(question: Question, mathematics: answer_official.Mathematics) -> Reaso
             answer.is_correct(question.answer, truth, mathematics)
             for truth in (question.ground_truth, *equivalents)
         )
+    elif question.judge == "rounded":
+        truths = (question.ground_truth, *question.equivalent_answers)
+        right = any(mathematics("rounded", question.answer, truth) for truth in truths)
     elif question.data_source in EXTRACTION_SOURCES:
         right = answer_official.is_correct_by_extraction(
             question.answer, question.ground_truth, question.equivalent_answers, mathematics

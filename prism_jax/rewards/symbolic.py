@@ -6,6 +6,7 @@ big-integer arithmetic. They are switched off here; `workers.py` kills the proce
 
 import logging
 
+import latex2sympy2_extended
 import math_verify
 import sympy
 from math_verify import parser
@@ -51,8 +52,11 @@ def verify(method: str, answer: str, truth: str) -> bool:
 
     expression: both are LaTeX expressions. rounding: the answer is an expression, and the truth is
     a value and the largest difference from it. official_expression and
-    official_extraction: the two calls of the released judge.
+    official_extraction: the two calls of the released judge. rounded: the comparison of the
+    benchmark MathVision.
     """
+    if method == "rounded":
+        return _rounded_equal(answer, truth)
     if method in ("expression", "rounding"):
         compare = _expressions_equal if method == "expression" else _is_near
         try:
@@ -113,3 +117,39 @@ def _official_extractions_equal(answer: str, truth: str) -> bool:
     gold = math_verify.parse(f"\\boxed{{{truth}}}", _TRUTH_TARGETS, parsing_timeout=None)
     given = math_verify.parse(f"\\boxed{{{answer}}}", _ANSWER_TARGETS, parsing_timeout=None)
     return bool(gold) and bool(math_verify.verify(gold, given, 6, timeout_seconds=None))
+
+
+def _rounded_equal(answer: str, truth: str) -> bool:
+    """Compare values, or tuples and lists of values, to two decimal places.
+
+    Source: PRISM scripts/eval/tasks/mathvision/eval_utils.py `is_equal`, `eval_tuple`.
+    """
+    if _rounded_parts(answer) == _rounded_parts(truth):
+        return True
+    try:
+        return _rounded(answer) == _rounded(truth)
+    except Exception:  # The published scorer, too, takes any failure to read for a difference.
+        return False
+
+
+def _rounded_parts(text: str) -> str:
+    """Return a tuple or list with its values rounded, and any other text as it is."""
+    parts = text[1:-1].split(",")
+    if len(parts) < 2 or (text[0], text[-1]) not in (("(", ")"), ("[", "]")):
+        return text
+    try:
+        values = [
+            part if "infty" in part or part in ("a", "-a") else str(_rounded(part))
+            for part in parts
+        ]
+    except Exception:  # As above.
+        return text
+    return f"{text[0]}{','.join(values)}{text[-1]}"
+
+
+def _rounded(text: str) -> float:
+    value = latex2sympy2_extended.latex2sympy(text)
+    if not _is_number(value):
+        raise ValueError(text)
+    # As texts, 6 and 6.0 differ in a tuple.
+    return int(value) if value.is_Integer else round(float(value), 2)

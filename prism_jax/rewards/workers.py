@@ -138,18 +138,23 @@ class JudgePool:
 
     def grade(self, tasks: Sequence[score.Task]) -> list[score.Reward]:
         """Reward tasks, in order. Equal answers to equal truths are judged once."""
-        if not self._workers:
-            raise RuntimeError("JudgePool.grade was called after close")
         screened = [score.screen(task, self._rule) for task in tasks]
-        questions = dict.fromkeys(item for item in screened if isinstance(item, score.Question))
-        verdicts = {question: _judge_here(question) for question in questions}
-        waiting = [question for question, reason in verdicts.items() if reason is None]
-        verdicts |= zip(waiting, self._judge_elsewhere(waiting), strict=True)
+        questions = [item for item in screened if isinstance(item, score.Question)]
+        verdicts = dict(zip(questions, self.verdicts(questions), strict=True))
         reasons = [item if isinstance(item, score.Reason) else verdicts[item] for item in screened]
         return [
             score.reward(task, self._rule, reason)
             for task, reason in zip(tasks, reasons, strict=True)
         ]
+
+    def verdicts(self, questions: Sequence[score.Question]) -> list[score.Reason]:
+        """Judge questions, in order. Equal questions are judged once."""
+        if not self._workers:
+            raise RuntimeError("JudgePool was asked after close")
+        reasons = {question: _judge_here(question) for question in dict.fromkeys(questions)}
+        waiting = [question for question, reason in reasons.items() if reason is None]
+        reasons |= zip(waiting, self._judge_elsewhere(waiting), strict=True)
+        return [reasons[question] for question in questions]
 
     def _judge_elsewhere(self, questions: list[score.Question]) -> list[score.Reason]:
         lines = [

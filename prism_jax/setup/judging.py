@@ -37,6 +37,12 @@ class SharedJudge:
             for total, accuracy, form, reason in agreement.gather_parts(rewards, len(tasks))
         ]
 
+    def verdicts(self, questions: Sequence[score.Question]) -> list[score.Reason]:
+        """Judge questions, in order."""
+        own = self._pool.verdicts(agreement.own_part(list(questions)))
+        verdicts = agreement.gather_parts([reason.value for reason in own], len(questions))
+        return [score.Reason(verdict) for verdict in verdicts]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judge(judge_processes.Processes):

@@ -84,10 +84,13 @@ class Patience:
     max_wait_seconds: float  # between attempts; a longer `Retry-After` ends the job
 
 
-def read_key(variable: str) -> str | None:
+def read_key(variable: str, *, place: str) -> str | None:
     """Return the key in an environment variable, None if no variable is named.
 
-    No message quotes the argument or the key: a user may pass the key in place of the name.
+    No message quotes the variable or the key: a user may pass the key in place of the name.
+
+    Args:
+      place: the endpoint's section in the configuration, for messages.
 
     Raises:
       InputError: no such variable, or its value cannot be a key.
@@ -95,13 +98,11 @@ def read_key(variable: str) -> str | None:
     if not variable:
         return None
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):
-        raise errors.InputError(
-            "config.teacher.endpoint.api_key_env must name a variable, in capital letters"
-        )
+        raise errors.InputError(f"{place}.api_key_env must name a variable, in capital letters")
     value = os.environ.get(variable, "").strip()
     if not value:
         raise errors.InputError(
-            "the environment variable that config.teacher.endpoint.api_key_env names is not set"
+            f"the environment variable that {place}.api_key_env names is not set"
         )
     if not value.isascii() or not value.isprintable() or " " in value:
         raise errors.InputError(f"the value of {variable} must be one line of plain characters")

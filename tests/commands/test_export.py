@@ -10,6 +10,7 @@ import pytest
 from models.hf import writer as hf_writer
 from prism_jax import main
 from prism_jax.checkpoints import pretrained
+from prism_jax.data import processor, prompts
 from tests import hf_checkpoints, tiny_checkpoint, training_run
 
 
@@ -79,6 +80,72 @@ def test_config_json_names_the_type_of_the_weights(folder, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == config["text_config"]["dtype"] == "bfloat16"
     assert "dtype" not in config["vision_config"]
+
+
+@pytest.fixture(scope="module")
+def bounded(folder) -> pathlib.Path:
+    """Return a run whose configuration bounds its pictures."""
+    config = {"prompts": {"min_pixels": 2048, "max_pixels": 65536}, "discriminator": {}}
+    models = {"": folder / "start"}
+    return training_run.write(
+        folder / "bounded", models=models, steps=(1,), finished=False, config=config
+    )
+
+
+_QUESTION = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}
+
+
+def _rendered(words, system) -> str:
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    return words.tokenizer.apply_chat_template(
+        [*turns, _QUESTION],
+        chat_template=words.template,
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+
+
+@pytest.mark.parametrize("prompt", [None, 'Say "7",\nthen {{ stop }} – é.\n'])
+def test_an_evaluation_template_shows_the_prompt_of_training_where_no_other_is_given(
+    bounded, folder, tmp_path, prompt
+):
+    option = "--eval_template"
+    if prompt is not None:
+        (tmp_path / "system.txt").write_text(prompt)
+        option += f"={tmp_path / 'system.txt'}"
+    command = ["export", f"--workdir={bounded}", f"--to={tmp_path / 'out'}", option]
+    assert main.main(command) == 0
+    before, after = (
+        processor.Processor.from_folder(where) for where in (folder / "start", tmp_path / "out")
+    )
+    trained = _rendered(before, prompts.SYSTEM_PROMPT if prompt is None else prompt)
+    placeholder = "You are a helpful assistant."
+    # As vLLM, lmms-eval's simple class and its chat class give the messages.
+    for system in (None, placeholder, [{"type": "text", "text": placeholder}]):
+        assert _rendered(after, system) == trained
+    assert _rendered(after, "Another.") == _rendered(before, "Another.")
+    assert trained.count("<|im_start|>system") == 1
+    # No other place holds the former template.
+    assert "chat_template" not in json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert not (tmp_path / "out/chat_template.json").exists()
+
+
+def test_an_evaluation_template_bounds_pictures_as_training_did(bounded, tmp_path, capsys):
+    command = ["export", f"--workdir={bounded}", f"--to={tmp_path / 'out'}", "--eval_template"]
+    assert main.main(command) == 0
+    assert "pictures: min_pixels 2048, max_pixels 65536\n" in capsys.readouterr().err
+    settings = processor.Processor.from_folder(tmp_path / "out").image_settings
+    assert (settings.min_pixels, settings.max_pixels) == (2048, 65536)
+    values = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert values["size"] == {"shortest_edge": 2048, "longest_edge": 65536}
+
+
+def test_a_discriminator_has_no_evaluation_template(folder, tmp_path, capsys):
+    assert _export(folder, tmp_path / "out", "--item=discriminator", "--eval_template") == 2
+    assert "--eval_template is of a policy" in capsys.readouterr().err
+    assert _export(folder, tmp_path / "out", f"--eval_template={tmp_path / 'none'}") == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.torch

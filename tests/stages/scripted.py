@@ -70,6 +70,7 @@ class ScriptedSampler:
         self._script = script
         self._batches_left = num_batches
         self.num_opened = 0
+        self.max_tokens: set[int] = set()  # of a response, as the batches were asked
         self.batches: list[list[str]] = []  # ids of the rows of each batch that was asked
 
     def open(self, source, policy, devices) -> "ScriptedSampler":
@@ -85,6 +86,7 @@ class ScriptedSampler:
             if self._batches_left == 0:
                 raise Interrupted
             self._batches_left -= 1
+        self.max_tokens.add(sampling.max_tokens)
         rows = [self._rows[self._key(prompt)] for prompt in prompts]
         self.batches.append([row.id for row in rows])
         size = len(rows) * num_responses

@@ -267,13 +267,13 @@ def test_the_usage_of_a_reply_without_text_is_reported():
 
 def test_the_key_is_read_from_the_environment_and_is_in_no_message(monkeypatch):
     monkeypatch.setenv("TEACHER_KEY", f" {_KEY}\n")
-    assert client.read_key("TEACHER_KEY") == _KEY
-    assert client.read_key("") is None
+    assert client.read_key("TEACHER_KEY", place="config.teacher.endpoint") == _KEY
+    assert client.read_key("", place="config.teacher.endpoint") is None
     monkeypatch.setenv("TEACHER_KEY", "two words-of-a-key")
     # The last one is a key in place of a name.
     for variable in ("TEACHER_KEY", "NO_SUCH_VARIABLE", "sk-secret"):
         with pytest.raises(errors.InputError) as caught:
-            client.read_key(variable)
+            client.read_key(variable, place="config.teacher.endpoint")
         assert "words-of-a-key" not in str(caught.value)
         assert "sk-secret" not in str(caught.value)
 

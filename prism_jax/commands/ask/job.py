@@ -156,6 +156,38 @@ class Job:
     sampler: Callable[[], ask_parts.Sampler]  # loads the policy at the first call
 
 
+def open_rows(
+    files: pathlib.Path,
+    prompts: prompts_lib.Prompts,
+    *,
+    need_teacher: bool,
+    need_answer: bool,
+    folder: pathlib.Path | None,
+    place: str = "config",
+) -> tuple[processor.Processor, prompts_lib.Opened]:
+    """Open the processor of a policy's files, and the prompts as it measures them.
+
+    Args:
+      folder: see `prompts_lib.open_prompts`.
+    """
+    words = processor.Processor.from_folder(
+        files,
+        min_pixels=prompts.min_pixels,
+        max_pixels=prompts.max_pixels,
+        place=f"{place}.prompts.",
+    )
+    opened = prompts_lib.open_prompts(
+        [prompts.path],
+        prompts,
+        words,
+        need_teacher=need_teacher,
+        need_answer=need_answer,
+        folder=folder,
+        place=place,
+    )
+    return words, opened
+
+
 def begin(
     stage: str,
     config: ml_collections.ConfigDict,
@@ -191,20 +223,14 @@ def begin(
         step = agreement.on_first("step", lambda: ask_parts.recorded_step(workdir))
     source = pretrained.Source.of(policy.folder, role="policy", step=step)
     _, sizes = pretrained.config_of(source.files)
-    words = processor.Processor.from_folder(
+    # A folder that another job may have claimed keeps its list of dropped rows.
+    folder = None if ask_parts.is_claimed(workdir) else workdir
+    words, opened = open_rows(
         source.files,
-        min_pixels=prompts.min_pixels,
-        max_pixels=prompts.max_pixels,
-        place=f"{place}.prompts.",
-    )
-    opened = prompts_lib.open_prompts(
-        [prompts.path],
         prompts,
-        words,
         need_teacher=need_teacher,
         need_answer=need_answer,
-        # A folder that another job may have claimed keeps its list of dropped rows.
-        folder=None if ask_parts.is_claimed(workdir) else workdir,
+        folder=folder,
         place=place,
     )
     model = configuration.Model(

@@ -56,7 +56,9 @@ def run(
         raise errors.InputError("config.difficulty and config.teacher: one must be given")
     if options.teacher is not None:
         teacher_config.check_rows(options.teacher, has_difficulty=options.difficulty is not None)
-        options.teacher.endpoint.key()  # a missing key must fail now, not after hours of sampling
+        options.teacher.endpoint.key(
+            place="config.teacher.endpoint"
+        )  # a missing key must fail now, not after hours of sampling
     summaries: dict[str, Json] = {}
     mesh = None if options.difficulty is None else options.difficulty.mesh
     is_distributed = None if mesh is None else mesh.is_distributed

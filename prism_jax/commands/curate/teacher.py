@@ -40,7 +40,7 @@ def run(
     Raises:
       InputError: configuration or data are wrong, or the endpoint refuses every request.
     """
-    key = options.endpoint.key()
+    key = options.endpoint.key(place="config.teacher.endpoint")
     rules = validate.Rules(
         max_bad_rows=options.max_bad_rows,
         option="config.teacher.max_bad_rows",

@@ -1,11 +1,12 @@
 """The configuration of a teacher: endpoint, sampling, patience and cost."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 from prism_jax import configuration, errors
 from prism_jax.setup import judge_processes
-from prism_jax.teacher import budget, client, request
+from prism_jax.teacher import budget, request
+from prism_jax.teacher import endpoint as endpoint_lib
 
 Json = Any
 
@@ -20,81 +21,6 @@ class Rows(configuration.Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         return configuration.not_empty(self, "path")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Endpoint(configuration.Section):
-    """The endpoint, and the patience with it; see `teacher.client`."""
-
-    base_url: str  # to which /chat/completions is added
-    model: str
-    api_key_env: str  # the environment variable that holds the key; empty: send no key
-    num_concurrent: int
-    deadline_seconds: float
-    max_attempts: int
-    backoff_seconds: float
-    max_wait_seconds: float
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        problems = configuration.not_empty(self, "base_url", "model")
-        problems += configuration.at_least(self, 1, "num_concurrent", "max_attempts")
-        problems += configuration.at_least(self, 0, "backoff_seconds", "max_wait_seconds")
-        if self.max_attempts > 100:
-            problems.append(f"max_attempts must be <= 100, got {self.max_attempts}")
-        if self.deadline_seconds <= 0:
-            problems.append(f"deadline_seconds must be > 0, got {self.deadline_seconds:g}")
-        problem = client.problem_of(self.base_url, has_key=bool(self.api_key_env))
-        if self.base_url and problem is not None:
-            problems.append(f"base_url {problem}")
-        return problems
-
-    def key(self) -> str | None:
-        """Return the key from the environment; None sends no key.
-
-        Raises:
-          InputError: the key is missing, or the configuration holds it too.
-        """
-        key = client.read_key(self.api_key_env)
-        if key is not None and (key in self.base_url or key in self.model):
-            raise errors.InputError("config.teacher.endpoint must not hold the key itself")
-        return key
-
-    def patience(self) -> client.Patience:
-        """Return the limits in the form that the client reads."""
-        return client.Patience(
-            deadline_seconds=self.deadline_seconds,
-            max_attempts=self.max_attempts,
-            backoff_seconds=self.backoff_seconds,
-            max_wait_seconds=self.max_wait_seconds,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling(configuration.Section):
-    """Sampling by the teacher; None leaves a choice to the endpoint."""
-
-    max_tokens: int  # of a reply
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"]  # endpoints differ
-    temperature: float | None
-    top_p: float | None
-    reasoning_effort: str | None
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        return configuration.at_least(self, 1, "max_tokens") + configuration.at_least(
-            self, 0, "temperature", "top_p"
-        )
-
-    def options(self) -> dict[str, Json]:
-        """Return the fields of a request."""
-        named = {
-            self.max_tokens_field: self.max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "reasoning_effort": self.reasoning_effort,
-        }
-        return {name: value for name, value in named.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,8 +48,8 @@ class Teacher(configuration.Section):
     max_rows: int | None  # use only the first N; None: all
     max_bad_rows: int
     limit_image_pixels: int  # of a picture's file; a larger one is a wrong row
-    endpoint: Endpoint
-    sampling: Sampling
+    endpoint: endpoint_lib.Endpoint
+    sampling: endpoint_lib.Sampling
     instruction: str  # follows the system prompt; the student never sees it
     num_tries: int  # of a prompt, until a reply is kept
     max_failed_in_row: int  # successive prompts without any reply that end the job

@@ -1,0 +1,42 @@
+"""The prompts of an evaluation as a report shows them."""
+
+import io
+import pathlib
+from collections.abc import Collection
+
+from prism_jax.data import images, records, sources, validate
+from prism_jax.report import examples
+
+_MAX_PICTURE_PIXELS = 640  # of the longer side
+
+
+def read(path: str, image_root: str | None, ids: Collection[str]) -> dict[str, records.PromptRow]:
+    """Return rows of a test split by id; none when the split is gone."""
+    if not pathlib.Path(path).exists():
+        return {}
+    source = sources.Source(kind="prompts", path=path, image_root=image_root)
+    # The evaluation has read these rows, so one that is wrong now is left out, not refused.
+    opened = sources.open_source(source, validate.Rules(max_bad_rows=10**9), cache_dir=None)
+    rows = {}
+    for number in range(len(opened.rows)):
+        row = opened.rows[number]
+        if row.id in ids:
+            rows[row.id] = row
+        if len(rows) == len(ids):
+            break
+    return rows
+
+
+def question(row: records.PromptRow) -> str:
+    """Return the text of a row's last question, without the marks of pictures."""
+    turns = [turn.content for turn in row.prompt if turn.role == "user"]
+    return turns[-1].replace(records.IMAGE_MARK, "").strip()
+
+
+def picture(image: records.Image) -> examples.Picture:
+    """Return a picture, a large one made smaller."""
+    opened = images.open_stored(image)
+    opened.thumbnail((_MAX_PICTURE_PIXELS, _MAX_PICTURE_PIXELS))
+    written = io.BytesIO()
+    opened.save(written, "PNG")
+    return examples.Picture(png=written.getvalue(), width=opened.width, height=opened.height)
