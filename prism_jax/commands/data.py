@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> None:
         summary = {"out": args.out, "parts": manifest["parts"]}
     elif args.part == "tokenizer":
         summary = {"out": args.out} | _tokenizer(args)
-    elif args.what == "benchmark":
+    elif args.part == "benchmark":
         rules = validate.Rules(
             max_bad_rows=args.max_bad_rows,
             option="--max_bad_rows",
