@@ -29,6 +29,7 @@ _LINE_CHARS = 4000
 # is imported, since all of them together take seconds.
 COMMANDS = {
     "generate": ("commands.generate", "ask a model about images"),
+    "serve": ("commands.serve.main", "answer clients of OpenAI's API, score with a discriminator"),
     "convert": ("commands.convert", "Hugging Face folder to Flax and back"),
     "export": ("commands.export", "write a run's model for transformers"),
     "upcycle": ("commands.upcycle", "make a mixture of experts from a dense model"),

@@ -84,9 +84,13 @@ _PARTS: dict[str, tuple[str, str]] = {
         "errors small_files progress configuration checkpoints report",
         "",
     ),
+    "prism_jax.commands.serve": (
+        f"{_RUN} discriminator commands.loaded models",
+        "jax numpy flax PIL prometheus_client starlette uvicorn",
+    ),
     "prism_jax.commands": (
         f"{_RUN} policy running report commands.ask models",
-        "jax numpy ml_collections",
+        "jax flax numpy ml_collections",
     ),
     # Commands and stages are found by name, and only the one that runs is imported.
     "prism_jax.main": ("errors", ""),
