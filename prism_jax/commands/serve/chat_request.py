@@ -153,6 +153,15 @@ def read_prompt(fields: Fields, limits: Limits) -> Prompt:
     return Prompt(messages=messages, pictures=tuple(pictures))
 
 
+def checked(fields: Fields, field: str, value: Any) -> str:
+    """Return a text that a model reads; it may hold no token that the chat template writes."""
+    text = fields.checked_text(field, value)
+    for token in chat.RESERVED_TOKENS:
+        if token in text:
+            raise fields.refusal(field, f"must not contain the special token {token}")
+    return text
+
+
 def _message(value: Any, place: str, pictures: list[Picture]) -> chat.Message:
     """Return a message with a list of parts; its pictures are added to `pictures`."""
     fields = Fields(value, place)
@@ -162,21 +171,22 @@ def _message(value: Any, place: str, pictures: list[Picture]) -> chat.Message:
     role = "system" if value["role"] == "developer" else value["role"]
     content = fields.needed("content")
     if isinstance(content, str):
-        content = [{"type": "text", "text": content}]
-    if not isinstance(content, list) or not content:
+        content = [{"type": "text", "text": checked(fields, "content", content)}]
+    elif isinstance(content, list) and content:
+        content = [_part(x, f"{place}.content[{n}]", pictures) for n, x in enumerate(content)]
+    else:
         raise fields.refusal("content", "must be a text or a list of parts")
-    parts = [_part(x, f"{place}.content[{n}]", pictures) for n, x in enumerate(content)]
     for name, values in _MESSAGE_OFF.items():
         fields.off(name, *values)
     fields.close()
-    return {"role": role, "content": parts}
+    return {"role": role, "content": content}
 
 
 def _part(value: Any, place: str, pictures: list[Picture]) -> dict[str, str]:
     fields = Fields(value, place)
     kind = fields.needed("type")
     if kind == "text":
-        part = {"type": "text", "text": fields.checked_text("text", fields.needed("text"))}
+        part = {"type": "text", "text": checked(fields, "text", fields.needed("text"))}
     elif kind == "image_url":
         inner = Fields(fields.needed("image_url"), fields.name("image_url"))
         url = inner.checked_text("url", inner.needed("url"))

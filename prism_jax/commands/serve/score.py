@@ -21,7 +21,7 @@ from flax import nnx
 
 from models.config import Qwen3VLConfig
 from models.inputs import Example
-from prism_jax import batches, errors
+from prism_jax import batches
 from prism_jax.checkpoints import pretrained
 from prism_jax.commands import loaded
 from prism_jax.commands.serve import chat_request
@@ -29,7 +29,7 @@ from prism_jax.commands.serve.encoding import Encoder
 from prism_jax.commands.serve.exchange import Reply
 from prism_jax.commands.serve.fields import Fields
 from prism_jax.commands.serve.refusals import Refusal
-from prism_jax.data import chat, processor, records
+from prism_jax.data import processor, records
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
@@ -164,11 +164,7 @@ class Score:
         fields = Fields(value, "")
         chat_request.take_model(fields, self._name)
         prompt = chat_request.read_prompt(fields, self._limits)
-        response = fields.checked_text("response", fields.needed("response"))
-        try:
-            chat.check_text(response, place="response")
-        except errors.InputError as error:
-            raise Refusal(str(error), field="response", code="invalid_value") from None
+        response = chat_request.checked(fields, "response", fields.needed("response"))
         view = fields.choice("view", list(segments.VIEWS)) or "caption_cot"
         fields.text("user")
         fields.close()
