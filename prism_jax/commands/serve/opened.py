@@ -4,11 +4,13 @@ import argparse
 import concurrent.futures
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 from PIL import Image
 
+from models import inputs
 from prism_jax import errors
 from prism_jax.checkpoints import model_files, pretrained
 from prism_jax.commands import loaded
@@ -16,13 +18,13 @@ from prism_jax.commands.serve import chat as chat_lib
 from prism_jax.commands.serve import chat_request, encoding, measures, text
 from prism_jax.commands.serve import pictures as pictures_lib
 from prism_jax.commands.serve import score as score_lib
-from prism_jax.commands.serve.sampler import Response, Sampler
+from prism_jax.commands.serve.sampler import Sampler
 from prism_jax.data import chat, examples, processor
 from prism_jax.rollout import engine, memory, prefill
 from prism_jax.rollout.sampling import Sampling
 from prism_jax.rollout.session import Session
 
-_MANY_PROMPTS = 5  # more than are read in a row for one prompt of the largest size
+_LEAST_PREFILL_TOKENS = 256  # smaller prompts are read no faster
 # The programs of decoding: the likeliest token, a drawn one, one drawn among the likeliest.
 _MODES = ((0.0, None), (1.0, None), (1.0, 0.9))
 
@@ -65,6 +67,7 @@ class Policy:
             work,
             num_ends=len(words.ids.ends),
             key_impl=str(jax.random.key_impl(chat_lib.key_of(0))),
+            least_prefill_tokens=_LEAST_PREFILL_TOKENS,
         )
         return cls(words=words, vocabulary=text.Vocabulary.of(words), room=room, session=session)
 
@@ -100,35 +103,59 @@ class Policy:
         """
         # It is resized to the least picture.
         side = self.words.image_settings.factor
-        picture = Image.new("RGB", (side, side))
-        prompts = []
-        for pictures in ((), (picture,)):
-            turn = chat.turn("user", "?", num_images=len(pictures))
-            encoded = self.words.encode([turn], images=pictures, add_generation_prompt=True)
-            prompts.append(examples.from_encoded(encoded, self.words))
-        tokens, patches, _ = prefill.measure(prompts[1])
+        plain, pictured = self._example(()), self._example((Image.new("RGB", (side, side)),))
+        tokens, patches, _ = prefill.measure(pictured)
         if tokens > self.room.tokens or patches > self.room.patches:
             raise errors.InputError(
                 f"--max_prompt_tokens must be >= {tokens}, which a prompt with the least picture "
                 f"has, got {self.room.tokens}"
             )
-        many = min(_MANY_PROMPTS, sampler.most_responses)
-        for prompt, count, (temperature, top_p) in (
-            (prompts[0], 1, _MODES[0]),
-            (prompts[1], 1, _MODES[1]),
-            (prompts[0], many, _MODES[2]),
-            (prompts[1], many, _MODES[0]),
-        ):
-            sampling = Sampling(
-                temperature=temperature,
-                top_k=None,
-                top_p=top_p,
-                max_tokens=1,
-                end_token_ids=self.words.ids.ends,
-            )
-            key = chat_lib.key_of(0)
-            for response in sampler.submit(prompt, sampling, key, num_responses=count):
-                await _finished(response)
+        prompts: list[tuple[inputs.Example, int]] = []
+        smaller = 0
+        for level in self.session.levels:
+            if level.prompts > self.session.levels[0].prompts:
+                # For several prompts at a time, which small ones fill by their number.
+                count = min(self.session.levels[0].prompts + 1, sampler.most_responses)
+                prompts += [(plain, count), (pictured, count)]
+            else:
+                prompts += [(_longer(one, smaller + 1), 1) for one in (plain, pictured)]
+            smaller = level.tokens
+        for number, (prompt, count) in enumerate(prompts):
+            # At least two prompts; a third request is there for the third mode.
+            await self._draw(sampler, prompt, _MODES[number % len(_MODES)], count)
+        await self._draw(sampler, plain, _MODES[-1], 1)
+
+    async def _draw(
+        self,
+        sampler: Sampler,
+        prompt: inputs.Example,
+        mode: tuple[float, float | None],
+        num_responses: int,
+    ) -> None:
+        sampling = Sampling(
+            temperature=mode[0],
+            top_k=None,
+            top_p=mode[1],
+            max_tokens=1,
+            end_token_ids=self.words.ids.ends,
+        )
+        responses = sampler.submit(
+            prompt, sampling, chat_lib.key_of(0), num_responses=num_responses
+        )
+        for response in responses:
+            async for _ in response.parts():
+                pass
+
+    def _example(self, pictures: Sequence[Image.Image]) -> inputs.Example:
+        turn = chat.turn("user", "?", num_images=len(pictures))
+        encoded = self.words.encode([turn], images=pictures, add_generation_prompt=True)
+        return examples.from_encoded(encoded, self.words)
+
+
+def _longer(prompt: inputs.Example, num_tokens: int) -> inputs.Example:
+    """Return a prompt of at least so many tokens."""
+    missing = max(num_tokens - len(prompt.tokens), 0)
+    return inputs.continued(prompt, np.repeat(prompt.tokens[-1:], missing))
 
 
 def open_score(
@@ -191,8 +218,3 @@ def _words(
         max_pixels=args.max_pixels,
         place="--",
     )
-
-
-async def _finished(response: Response) -> None:
-    async for _ in response.parts():
-        pass

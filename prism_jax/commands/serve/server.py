@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, key: bytes | None, say: Callable[[str], None])
             score = None
             if args.discriminator is not None:
                 score = opened.open_score(args, threads, say)
-            life = _Life(args, key, policy, score, threads, say)
+            life = Life(args, key, policy, score, threads, say)
             stopped_by = asyncio.run(life.serve(listener))
             if score is not None:
                 score.close()
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, key: bytes | None, say: Callable[[str], None])
     raise SystemExit(STOPPED)
 
 
-class _Life:
+class Life:
     """One server from its first compilation to its end."""
 
     def __init__(
@@ -86,7 +86,7 @@ class _Life:
         """Serve; return the signal that ended it."""
         args, sampler = self._args, None
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
+            asyncio.get_running_loop().add_signal_handler(number, self.stop, number)
         works: dict[str, exchange.Work] = {}
         try:
             if self._policy is not None:
@@ -106,6 +106,10 @@ class _Life:
                 works["score"] = self._score
             if self._stopped_by is None and self._failure is None:
                 await self._listen(listener, works)
+        except Exception:
+            # Where the sampler has failed, its own error says why.
+            if self._failure is None:
+                raise
         finally:
             if sampler is not None:
                 await sampler.close()
@@ -158,7 +162,7 @@ class _Life:
         self._say(f"serving {', '.join(m['id'] for m in models)} on http://{shown}:{port}/v1")
         await self._server.serve(sockets=[listener])
 
-    def _stop(self, number: signal.Signals) -> None:
+    def stop(self, number: signal.Signals) -> None:
         """Take no more requests; at the second signal, wait no longer for those that are open."""
         if self._server is not None and self._stopped_by is not None:
             self._server.force_exit = True
