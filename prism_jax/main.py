@@ -10,7 +10,7 @@ Exit codes, as the README has them too:
     42   a process of the job did not come; one line says which
     134  another process of the job was lost; started again, the job goes on
     130  interrupted from the keyboard
-    143  stopped by SIGTERM; a training stage has saved its state
+    143  stopped by SIGTERM; a training stage has saved its state, a server has answered
 """
 
 import errno

@@ -99,7 +99,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "launch": ("prism_jax models configs", "jinja2 yaml"),
     "benchmarks": (
         "prism_jax models",
-        "jax flax numpy torch transformers optax ml_collections peft",
+        "jax flax numpy torch transformers optax ml_collections peft httpx PIL",
     ),
 }
 _STANDARD = set(__import__("sys").stdlib_module_names)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from flax import nnx
 from PIL import Image
 
 from models import inputs
@@ -42,7 +43,7 @@ class Policy:
 
     @classmethod
     def open(cls, args: argparse.Namespace, say: Say) -> "Policy":
-        """Load `--model` and make its slots, fewer than asked for where memory is short."""
+        """Load `--model` and make its slots."""
         place = _place(args, args.model, "policy")
         words = _words(args, args.model, is_discriminator=False)
         room = encoding.Room.of(args.max_prompt_tokens, args.max_images, words)
@@ -53,23 +54,12 @@ class Policy:
             num_slots=args.num_slots,
             say=say,
         )
-        work = memory.Work(
-            num_groups=args.num_slots,
-            num_responses=args.num_slots,
-            group_responses=args.group_responses,
-            prompt_tokens=room.tokens,
-            prompt_patches=room.patches,
-            prompt_images=room.images,
-            response_tokens=args.max_new_tokens,
+        return cls(
+            words=words,
+            vocabulary=text.Vocabulary.of(words),
+            room=room,
+            session=session(sampler, policy.params, words, room, args),
         )
-        session = sampler.open(
-            policy.params,
-            work,
-            num_ends=len(words.ids.ends),
-            key_impl=str(jax.random.key_impl(chat_lib.key_of(0))),
-            least_prefill_tokens=_LEAST_PREFILL_TOKENS,
-        )
-        return cls(words=words, vocabulary=text.Vocabulary.of(words), room=room, session=session)
 
     def chat(
         self,
@@ -150,6 +140,32 @@ class Policy:
         turn = chat.turn("user", "?", num_images=len(pictures))
         encoded = self.words.encode([turn], images=pictures, add_generation_prompt=True)
         return examples.from_encoded(encoded, self.words)
+
+
+def session(
+    sampler: engine.Engine,
+    params: nnx.State,
+    words: processor.Processor,
+    room: encoding.Room,
+    args: argparse.Namespace,
+) -> Session:
+    """Return the slots, fewer than asked for where memory is short."""
+    work = memory.Work(
+        num_groups=args.num_slots,
+        num_responses=args.num_slots,
+        group_responses=args.group_responses,
+        prompt_tokens=room.tokens,
+        prompt_patches=room.patches,
+        prompt_images=room.images,
+        response_tokens=args.max_new_tokens,
+    )
+    return sampler.open(
+        params,
+        work,
+        num_ends=len(words.ids.ends),
+        key_impl=str(jax.random.key_impl(chat_lib.key_of(0))),
+        least_prefill_tokens=_LEAST_PREFILL_TOKENS,
+    )
 
 
 def _longer(prompt: inputs.Example, num_tokens: int) -> inputs.Example:

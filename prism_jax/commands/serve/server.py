@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, key: bytes | None, say: Callable[[str], None])
       SystemExit: SIGTERM came, and all requests were answered or `--grace_seconds` were over.
     """
     # Before the models are loaded, which takes minutes.
-    with contextlib.closing(_listener(args.host, args.port)) as listener:
+    with contextlib.closing(listener_of(args.host, args.port)) as listener:
         policy = None if args.model is None else opened.Policy.open(args, say)
         with concurrent.futures.ThreadPoolExecutor(args.num_threads, "encoder") as threads:
             score = None
@@ -184,7 +184,7 @@ def _quiet() -> dict:
     return settings | {"loggers": loggers}
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listener_of(host: str, port: int) -> socket.socket:
     """Return a bound socket; no client can connect before the server listens.
 
     Raises:
