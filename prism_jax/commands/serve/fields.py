@@ -84,7 +84,7 @@ class Fields:
         """Return the value, which must be a text that UTF-8 can encode."""
         if not isinstance(value, str):
             raise self.refusal(field, f"must be a text, got {show(value)}")
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
+        if value != value.encode(errors="replace").decode():
             raise self.refusal(field, "must not hold half of a surrogate pair")
         return value
 

@@ -77,7 +77,10 @@ def main(argv: Sequence[str]) -> None:
     if key is None and args.host not in _LOCAL:
         _say(f"no API key: whoever reaches {args.host}:{args.port} can use this server")
     if args.name is None:
-        args.name = (args.model or args.discriminator).resolve().name
+        args.name = pathlib.Path(os.path.abspath(args.model or args.discriminator)).name
+    # Python escapes bytes of an argument that are not UTF-8.
+    if not args.name or args.name != args.name.encode(errors="replace").decode():
+        raise errors.InputError(f"--name must be a text, got {args.name!r}")
     try:
         server = importlib.import_module("prism_jax.commands.serve.server")
     except ModuleNotFoundError as error:
@@ -128,10 +131,13 @@ def _key(path: pathlib.Path | None) -> bytes | None:
     place, text = _KEY_VARIABLE, os.environ.get(_KEY_VARIABLE)
     if path is not None:
         place = f"--api_key_file={path}"
+        if "\0" in str(path) or not path.is_file():
+            raise errors.InputError(f"{place}: no such file")
         try:
-            text = path.read_bytes()[: _MOST_KEY_BYTES + 1].decode("ascii")
-        except UnicodeDecodeError:
-            raise errors.InputError(f"{place}: the key must be ASCII") from None
+            with path.open("rb") as file:
+                text = file.read(_MOST_KEY_BYTES + 1).decode("ascii", errors="replace")
+        except OSError as error:
+            raise errors.InputError(f"{place}: {error.strerror}") from error
     if text is None:
         return None
     key = text.strip()

@@ -199,6 +199,6 @@ def listener_of(host: str, port: int) -> socket.socket:
         if sys.platform == "linux":  # accepted connections inherit it
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _UNREAD_SECONDS)
         listener.bind(address)
-    except (OSError, UnicodeError) as error:
+    except (OSError, ValueError) as error:
         raise errors.InputError(f"--host={host} --port={port}: {error}") from error
     return listener

@@ -1,6 +1,7 @@
 """The end of a server; this file comes last in the folder, since one server serves all files."""
 
 import signal
+import sys
 
 import httpx
 
@@ -18,7 +19,7 @@ def test_wrong_options_are_refused_before_anything_is_loaded(server, capsys, tmp
         (["--model=x", "--max_responses=999"], "--max_responses must be between 1 and 272"),
         (["--model=x", f"--api_key_file={tmp_path / 'key'}"], "between 8 and 4096 ASCII"),
         (["--model=x", f"--api_key_file={tmp_path / 'two'}"], "the key must be one word"),
-        (["--model=x", f"--api_key_file={tmp_path / 'none'}"], "No such file"),
+        (["--model=x", f"--api_key_file={tmp_path / 'none'}"], "none: no such file"),
         (["--model=x", "--image_host=http://a"], "--image_host must be HOST or HOST:PORT"),
         (["--model=x", f"--host={host}", f"--port={port}"], "Address already in use"),
         (["--model=x", "--port=0"], "x is not a folder"),
@@ -28,6 +29,13 @@ def test_wrong_options_are_refused_before_anything_is_loaded(server, capsys, tmp
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
         assert "two words" not in error
+
+
+def test_without_its_packages_the_command_says_how_to_install_them(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "prism_jax.commands.serve.server", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main.main(["serve", "--model=x"]) == 2
+    assert "uvicorn: pip install 'prism-jax[serve]'" in capsys.readouterr().err
 
 
 def test_sigterm_answers_what_is_open_and_leaves_with_143(server):
