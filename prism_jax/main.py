@@ -8,8 +8,8 @@ Exit codes, as the README has them too:
     2    the input is wrong: options, configuration, files, a checkpoint that is not the one that
          was written; one line names it, nothing was lost
     42   a process of the job did not come; one line says which
-    134  another process of the job was lost; started again, the job goes on
     130  interrupted from the keyboard
+    134  another process of the job was lost; started again, the job goes on
     143  stopped by SIGTERM; a training stage has saved its state, a server has answered
 """
 

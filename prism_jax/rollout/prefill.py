@@ -23,7 +23,7 @@ from prism_jax.rollout import decode
 from prism_jax.rollout.memory import round_up
 
 _SPLASH_ROW = 128  # of which splash attention reads multiples, see `models.attention`
-_LEVEL_FACTOR = 4  # between the sizes of levels for parts of the largest prompt
+_LEVEL_FACTOR = 2  # between the sizes of levels for parts of the largest prompt
 _MOST_PROMPTS = 4  # in a row, for each prompt of the largest size that it has room for
 
 
@@ -99,7 +99,7 @@ def levels(
 
     Args:
       one: the shape for one prompt of the largest size; `most` such are read at a time.
-      least_tokens: also quarters of `one`, quarters of those and so on, of at least so many tokens;
+      least_tokens: also halves of `one`, halves of those and so on, of at least so many tokens;
         None: no parts of it.
     """
     shapes, factor = [one] if most == 1 else [one, one.times(most)], _LEVEL_FACTOR
