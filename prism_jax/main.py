@@ -10,7 +10,7 @@ Exit codes, as the README has them too:
     42   a process of the job did not come; one line says which
     130  interrupted from the keyboard
     134  another process of the job was lost; started again, the job goes on
-    143  stopped by SIGTERM; a training stage has saved its state
+    143  stopped by SIGTERM; a training stage has saved its state, a server has answered
 """
 
 import errno
@@ -29,6 +29,7 @@ _LINE_CHARS = 4000
 # is imported, since all of them together take seconds.
 COMMANDS = {
     "generate": ("commands.generate", "ask a model about images"),
+    "serve": ("commands.serve.main", "answer clients of OpenAI's API, score with a discriminator"),
     "convert": ("commands.convert", "Hugging Face folder to Flax and back"),
     "export": ("commands.export", "write a run's model for transformers"),
     "upcycle": ("commands.upcycle", "make a mixture of experts from a dense model"),

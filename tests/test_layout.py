@@ -100,9 +100,13 @@ _PARTS: dict[str, tuple[str, str]] = {
         f"{_RUN} policy running teacher",
         "jax ml_collections",
     ),
+    "prism_jax.commands.serve": (
+        f"{_RUN} discriminator commands.loaded models",
+        "jax numpy flax PIL prometheus_client starlette uvicorn",
+    ),
     "prism_jax.commands": (
         f"{_RUN} policy running report commands.ask commands.benchmarks models",
-        "jax numpy ml_collections",
+        "jax flax numpy ml_collections",
     ),
     # Commands and stages are found by name, and only the one that runs is imported.
     "prism_jax.main": ("errors", ""),
@@ -111,7 +115,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "launch": ("prism_jax models configs", "jinja2 yaml"),
     "benchmarks": (
         "prism_jax models",
-        "jax flax numpy torch transformers optax ml_collections peft",
+        "jax flax numpy torch transformers optax ml_collections peft httpx PIL",
     ),
 }
 _STANDARD = set(__import__("sys").stdlib_module_names)

@@ -13,18 +13,14 @@ import time
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
-from models import inputs, sharding
+from models import inputs
 from prism_jax import errors
-from prism_jax import mesh as mesh_lib
-from prism_jax.checkpoints import model_files, pretrained
+from prism_jax.checkpoints import model_files
+from prism_jax.commands import loaded
 from prism_jax.data import chat, examples, images, processor
-from prism_jax.rollout import engine, serving
+from prism_jax.rollout import engine
 from prism_jax.rollout.sampling import Sampling
-from prism_jax.setup import devices as devices_lib
-
-_DTYPES = ("auto", "float32", "bfloat16")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,9 +39,11 @@ def parser() -> argparse.ArgumentParser:
     add("--top_p", type=float)
     add("--top_k", type=int)
     add("--seed", type=int, default=0, help="of the sampling")
-    add("--dtype", choices=_DTYPES, default="auto", help="of the computation; auto: as stored")
+    add(
+        "--dtype", choices=loaded.DTYPES, default="auto", help="of the computation; auto: as stored"
+    )
     add("--tensor", type=int, default=1, help="devices over which each weight is split")
-    add("--attention", choices=("auto", "xla", "splash", "cudnn"), default="auto")
+    add("--attention", choices=loaded.ATTENTIONS, default="auto")
     return options
 
 
@@ -56,48 +54,22 @@ def main(argv: Sequence[str]) -> None:
     sampling = _sampling(args)
     files = model_files.of(args.model)
     # This project's message about a wrong folder, before the tokenizer's.
-    _check_tensor(args.tensor, pretrained.config_of(files)[1].text.num_kv_heads)
+    place = loaded.Place.of(
+        args.model,
+        role="policy",
+        dtype=args.dtype,
+        tensor=args.tensor,
+        attention=args.attention,
+    )
     words = processor.Processor.from_folder(files)
     example = _example(args, words)
-
-    start = time.perf_counter()
-    mesh, rules = None, sharding.REPLICATED
-    if args.tensor > 1:
-        sizes = {"data": 1, "fsdp": 1, "tensor": args.tensor, "expert": 1}
-        mesh = mesh_lib.make(sizes, jax.devices()[: args.tensor])
-        rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
-    dtype = None if args.dtype == "auto" else jnp.dtype(args.dtype)
-    stored = jnp.dtype(pretrained.Source.of(args.model, role="policy").dtype)
-    prefill, decode = devices_lib.implementations(
-        args.attention, stored if dtype is None else dtype
-    )
-    model = pretrained.load(args.model, mesh=mesh, rules=rules, dtype=dtype, param_dtype=dtype)
-    if model.dtype == jnp.float32:
-        jax.config.update("jax_default_matmul_precision", "highest")
-    graphdef, params = serving.prepare(
-        model.graphdef, model.params, dtype=model.dtype, donate=True, mesh=mesh, rules=rules
-    )
-    jax.block_until_ready(params)
-    loaded = time.perf_counter()
-    _say(
-        f"loaded {args.model} in {loaded - start:.1f} s: {model.dtype.name} on "
-        f"{jax.devices()[0].device_kind}, attention {prefill}, in decoding {decode}"
-    )
+    policy = loaded.Policy.load(args.model, place, _say)
+    begun = time.perf_counter()
     _say(f"the prompt has {len(example.tokens)} tokens, {len(args.image)} images")
-    sampler = engine.Engine(
-        graphdef=graphdef,
-        config=model.config,
-        shapes=engine.Shapes(prompt_tokens=128, prompt_patches=256, prompt_images=4),
-        prefill_implementation=prefill,
-        decode_implementation=decode,
-        chunk_tokens=64,
-        num_slots=None,
-        mesh=mesh,
-        rules=rules,
-        say=_say,
-    )
+    shapes = engine.Shapes(prompt_tokens=128, prompt_patches=256, prompt_images=4)
+    sampler = policy.engine(shapes, chunk_tokens=64, num_slots=None, say=_say)
     rollout = sampler.generate(
-        params,
+        policy.params,
         [example],
         dataclasses.replace(sampling, end_token_ids=words.ids.ends),
         jax.random.key(args.seed),
@@ -106,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     if not rollout.is_finite():
         raise errors.InputError(f"{args.model}: the logits of this model are not finite")
     length = int(rollout.lengths[0])
-    seconds = time.perf_counter() - loaded
+    seconds = time.perf_counter() - begun
     how = "ended by itself" if rollout.ended[0] else f"cut at --max_new_tokens={length}"
     _say(f"{length} tokens in {seconds:.1f} s, compilation included; {how}")
     sys.stdout.write(words.decode(rollout.tokens[0, :length]) + "\n")
@@ -121,11 +93,6 @@ def _example(args: argparse.Namespace, words: processor.Processor) -> inputs.Exa
     messages.append(chat.turn("user", args.prompt, num_images=len(pictures)))
     encoded = words.encode(messages, images=pictures, add_generation_prompt=True)
     return examples.from_encoded(encoded, words)
-
-
-def _check_tensor(tensor: int, num_kv_heads: int) -> None:
-    if num_kv_heads % tensor:
-        raise errors.InputError(f"--tensor must divide {num_kv_heads} kv heads, got {tensor}")
 
 
 def _check(args: argparse.Namespace) -> None:

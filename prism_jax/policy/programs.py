@@ -213,7 +213,7 @@ def _prompts(laid: _Rollouts) -> prefill.Rows:
     """Return the prompts of the largest call, one row a part."""
     parts, devices, shape = laid.plan.num_parts, laid.devices, laid.prefill_shape
     config = laid.engine.config
-    rows = prefill.pack(
+    rows = prefill.pack_prompts(
         [[(0, programs.example())]], shape, config=config, num_entries=laid.plan.num_prompts
     )
     vision = None

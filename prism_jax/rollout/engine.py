@@ -150,12 +150,15 @@ class Engine:
         num_ends: int,
         key_impl: str,
         on_look: Callable[[Look], None] | None = None,
+        least_prefill_tokens: int | None = None,
     ) -> Session:
         """Return a session with as many slots as the work needs and memory holds.
 
         Args:
           num_ends: most end tokens of a request.
           key_impl: of all keys, as `jax.random.key_impl` names it.
+          least_prefill_tokens: compile programs for small prompts too, see `prefill.levels`; None:
+            each prompt takes as long to read as the largest.
         """
         if nnx.merge(self.graphdef, params).rules != self.rules:
             raise ValueError("the engine's rules must be those that its model was made with")
@@ -184,6 +187,7 @@ class Engine:
             work=work,
             limits=limits,
             shape=shape,
+            least_prefill_tokens=least_prefill_tokens,
             plans=self.plans,
             num_ends=num_ends,
             key_impl=key_impl,

@@ -1,11 +1,13 @@
 """Read prompts: packed into rows, each image encoded once, keys and values into the prompt store.
 
-A call reads at most one row of each part. Its shapes are `level` 0, for one prompt of the largest
-size, or the plan's highest, for as many as are read at a time; smaller prompts are packed closer.
+A call reads at most one row of each part. Its shape is the least of a few `levels`: for as many of
+the largest prompts as are read at a time, for one, and, where asked for, for parts of one. Smaller
+prompts are packed closer.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from prism_jax.rollout import decode
 from prism_jax.rollout.memory import round_up
 
 _SPLASH_ROW = 128  # of which splash attention reads multiples, see `models.attention`
+_LEVEL_FACTOR = 2  # between the sizes of levels for parts of the largest prompt
 _MOST_PROMPTS = 4  # in a row, for each prompt of the largest size that it has room for
 
 
@@ -89,17 +92,41 @@ def next_position(prompt: Example, config: Qwen3VLConfig) -> int:
     return int(places.max()) + 1
 
 
+def levels(
+    one: Shape, most: int, *, least_tokens: int | None, implementation: attention.Implementation
+) -> list[Shape]:
+    """Return the shapes that calls may have, ascending.
+
+    Args:
+      one: the shape for one prompt of the largest size; `most` such are read at a time.
+      least_tokens: also halves of `one`, halves of those and so on, of at least so many tokens;
+        None: no parts of it.
+    """
+    shapes, factor = [one] if most == 1 else [one, one.times(most)], _LEVEL_FACTOR
+    while least_tokens is not None and one.tokens // factor >= least_tokens:
+        tokens, patches = (math.ceil(size / factor) for size in (one.tokens, one.patches))
+        smaller = shape(
+            tokens=tokens, patches=patches, frames=one.frames, implementation=implementation
+        )
+        shapes.insert(0, smaller)
+        factor *= _LEVEL_FACTOR
+    return shapes
+
+
 def split(
-    parts: Sequence[Sequence[tuple[int, Example]]], one: Shape, most: int
+    parts: Sequence[Sequence[tuple[int, Example]]], shapes: Sequence[Shape]
 ) -> list[tuple[Shape, list[list[tuple[int, Example]]]]]:
     """Lay each part's prompts into rows, first fit; return the shape and the parts of each call.
 
     Args:
       parts: for each part the prompts and the entries of the store that they get.
-      one: the shape for one prompt of the largest size; `most` such are read at a time.
+      shapes: from `levels`.
     """
-    large = one.times(most)
-    limits = np.array([large.tokens, large.patches, large.frames, large.prompts])
+
+    def room(shape: Shape) -> np.ndarray:
+        return np.array([shape.tokens, shape.patches, shape.frames, shape.prompts])
+
+    limits = room(shapes[-1])
     rows: list[list[list[tuple[int, Example]]]] = []
     for prompts in parts:
         mine, used = [], []
@@ -117,8 +144,8 @@ def split(
     for number in range(max((len(mine) for mine in rows), default=0)):
         call = [mine[number] if number < len(mine) else [] for mine in rows]
         sizes = [np.sum([[*measure(p), 1] for _, p in row], axis=0) for row in call if row]
-        small = np.array([one.tokens, one.patches, one.frames, one.prompts])
-        calls.append((one if (np.array(sizes) <= small).all() else large, call))
+        least = next(shape for shape in shapes if (np.array(sizes) <= room(shape)).all())
+        calls.append((least, call))
     return calls
 
 

@@ -69,6 +69,7 @@ class Session:
     Args:
       plans: of sessions so far: one of the same sizes gets the same, and so the same programs,
         however little the free memory has changed.
+      least_prefill_tokens: see `prefill.levels`.
       num_ends: most end tokens of a request.
       key_impl: of all keys, as `jax.random.key_impl` names it.
     """
@@ -81,6 +82,7 @@ class Session:
         work: memory.Work,
         limits: memory.Limits,
         shape: prefill.Shape,
+        least_prefill_tokens: int | None,
         plans: dict,
         num_ends: int,
         key_impl: str,
@@ -90,7 +92,7 @@ class Session:
         self._device, self._params = device, params
         self._work, self._limits, self._shape = work, limits, shape
         self._num_ends, self._key_impl, self._say = max(1, num_ends), key_impl, say
-        self._on_look = on_look
+        self._on_look, self._least_prefill_tokens = on_look, least_prefill_tokens
         self._queue: collections.deque[Group] = collections.deque()
         self._cancelled: list[Ticket] = []
         self._finished: list[Ticket] = []  # and not yet handed out
@@ -107,6 +109,12 @@ class Session:
 
     def _open(self, plan: memory.Plan) -> None:
         self.plan, self._slots = plan, Slots(plan)
+        self.levels = prefill.levels(
+            self._shape,
+            plan.prefill_prompts,
+            least_tokens=self._least_prefill_tokens,
+            implementation=self._device.prefill_implementation,
+        )
         self._pending: decode.Chunk | None = None
         self._state = None  # frees the old one first
         self._state = self._device.empty(plan)
@@ -307,7 +315,7 @@ class Session:
         with self._changed:
             new = slots.fill(self._queue)
         parts = [[(group.entry, group.prompt) for group in part] for part in new]
-        for shape, call in prefill.split(parts, self._shape, self.plan.prefill_prompts):
+        for shape, call in prefill.split(parts, self.levels):
             self._state = device.fill(self._params, self._state, call, shape, self.plan)
         if slots.is_idle():
             return

@@ -84,6 +84,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 _OPTIONS = {
     "generate": ("--model", "--image", "--prompt", "--max_new_tokens", "--temperature", "--seed"),
+    "serve": ("--model", "--discriminator", "--name", "--host", "--port", "--api_key_file"),
     "convert": ("--from", "--to", "--direction", "--dtype"),
     "export": ("--workdir", "--to", "--dtype", "--step"),
     "upcycle": ("--from", "--to", "--num_experts"),
@@ -110,6 +111,7 @@ class Commands(Target):
         for name in _OPTIONS.keys() & main.COMMANDS.keys():
             # What a command imports is no input's fault.
             importlib.import_module(f"prism_jax.{main.COMMANDS[name][0]}")
+        importlib.import_module("prism_jax.commands.serve.server")
 
     def make(self, rng: random.Random) -> list[str]:
         """Return the arguments of the program."""

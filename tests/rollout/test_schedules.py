@@ -138,7 +138,14 @@ def _open(monkeypatch, classes: tuple, num_prompts: int, width: int, chunk_token
         prompt_images=1,
         response_tokens=_MOST_TOKENS,
     )
-    return built.open(params, work, num_ends=3, key_impl=str(jax.random.key_impl(_KEY)))
+    # With a program for short prompts too.
+    return built.open(
+        params,
+        work,
+        num_ends=3,
+        key_impl=str(jax.random.key_impl(_KEY)),
+        least_prefill_tokens=2,
+    )
 
 
 def _check(ticket, prompt: int, temperature: float) -> None:
