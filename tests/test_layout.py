@@ -49,7 +49,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.rollout": ("models", "jax flax numpy jaxtyping"),
     "prism_jax.data": (
         "errors version small_files models",
-        "absl array_record etils fsspec grain jinja2 numpy PIL pyarrow sklearn tensorflow_datasets"
+        "absl array_record etils fsspec grain jinja2 numpy PIL pyarrow tensorflow_datasets"
         " tokenizers transformers",
     ),
     # A teacher behind an address: no JAX.
