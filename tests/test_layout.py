@@ -26,6 +26,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "configs": ("", "ml_collections"),
     "prism_jax.errors": ("", ""),
     "prism_jax.version": ("", ""),
+    "prism_jax.user_functions": ("errors", ""),
     "prism_jax.small_files": ("errors", ""),
     "prism_jax.intervals": ("", ""),
     "prism_jax.tree_paths": ("", "jax flax"),
@@ -45,10 +46,10 @@ _PARTS: dict[str, tuple[str, str]] = {
         "errors small_files tree_paths mesh training models",
         "jax flax numpy etils fsspec orbax safetensors",
     ),
-    "prism_jax.rewards": ("errors", "math_verify sympy"),
+    "prism_jax.rewards": ("errors user_functions", "math_verify sympy"),
     "prism_jax.rollout": ("models", "jax flax numpy jaxtyping"),
     "prism_jax.data": (
-        "errors version small_files models",
+        "errors version small_files user_functions models",
         "absl array_record etils fsspec grain jinja2 numpy PIL pyarrow tensorflow_datasets"
         " tokenizers transformers",
     ),
@@ -56,7 +57,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.teacher": ("errors small_files data", "numpy"),
     "prism_jax.report": ("errors small_files intervals progress", ""),
     "prism_jax.setup": (
-        f"{_BASE} rows training checkpoints data rewards models",
+        f"{_BASE} user_functions rows training checkpoints data rewards models",
         "jax flax numpy",
     ),
     "prism_jax.policy": (f"{_RUN} models", "jax flax numpy"),
