@@ -81,6 +81,10 @@ _PARTS: dict[str, tuple[str, str]] = {
         f"{_RUN} policy running teacher commands.ask",
         "jax ml_collections",
     ),
+    "prism_jax.commands.audit": (
+        "errors small_files intervals data rewards report setup",
+        "numpy",
+    ),
     "prism_jax.commands.pipeline": (
         "errors small_files progress configuration checkpoints report",
         "",

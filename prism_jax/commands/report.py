@@ -7,7 +7,6 @@ a few prompts of the test split with the response of each stage.
 
 import argparse
 import collections
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -131,11 +130,8 @@ def _question(row: records.PromptRow) -> str:
 
 
 def _picture(image: records.Image) -> examples.Picture:
-    opened = images.open_stored(image)
-    opened.thumbnail((_MAX_PICTURE_PIXELS, _MAX_PICTURE_PIXELS))
-    written = io.BytesIO()
-    opened.save(written, "PNG")
-    return examples.Picture(png=written.getvalue(), width=opened.width, height=opened.height)
+    png, width, height = images.thumbnail(image, side_pixels=_MAX_PICTURE_PIXELS)
+    return examples.Picture(png=png, width=width, height=height)
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:
