@@ -106,8 +106,6 @@ def test_your_own_reward(run, downloads, tmp_path, capsys, monkeypatch):
     assert row["reward/reason_scored_fraction"] == 1
     assert row["reward/part_total_mean"] == pytest.approx(
         0.9 * row["reward/part_near_mean"] + 0.1 * row["rollout/ended_fraction"]
-        if "rollout/ended_fraction" in row
-        else row["reward/part_total_mean"]
     )
     summary = json.loads((folder / "runs/near_test/summary.json").read_text())
     assert summary["greedy"]["reasons"] == {"scored": 2, "timeout": 0, "error": 0}

@@ -254,11 +254,7 @@ class Tally:
             "response_tokens": _mean(entries, "response_tokens"),
             "cut": _mean([{"cut": not record["ended"]} for record in entries], "cut"),
             "reasons": reasons,
-            **(
-                {"parts": {name: _mean(scored, name) for name in sorted(scored[0])}}
-                if scored
-                else {}
-            ),
+            **({"parts": _part_means(scored)} if scored else {}),
             "by_type": {
                 name: {"num_prompts": len(groups)} | self._rates(groups)
                 for name, groups in sorted(types.items())
@@ -275,6 +271,11 @@ class Tally:
             )
             for name, field in names.items()
         }
+
+
+def _part_means(scored: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = sorted({name for parts in scored for name in parts})
+    return {name: _mean([parts for parts in scored if name in parts], name) for name in names}
 
 
 def _mean(entries: Sequence[Mapping[str, Json]], name: str) -> float:

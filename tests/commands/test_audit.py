@@ -62,6 +62,8 @@ def test_the_numbers_say_what_the_rows_hold(audit):
     assert numbers["pictures"]["longer_side_pixels"]["greatest"] == 96
     # 96 x 64 pixels are 6 tokens.
     assert 6 < numbers["lengths"]["prompt_tokens"]["least"] < 80
+    prompts = numbers["lengths"]["prompt_tokens"]
+    assert 12 * prompts["least"] <= prompts["sum"] <= 12 * prompts["greatest"]
     assert numbers["lengths"]["response_tokens"]["least"] == 3  # `<think>It is`
     # "wrong" has no format, and "tag" a tag in its answer, which is therefore empty.
     assert numbers["responses"]["strict_format"]["mean"] == pytest.approx(10 / 12)

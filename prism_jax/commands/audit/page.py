@@ -57,7 +57,10 @@ def summary(audit: Audit) -> dict[str, Json]:
         "rows_with_system_turn": sum(row.has_system for row in rows),
         "rows_by_pictures": _counts(len(row.pictures) for row in rows),
         "rows_by_turns": _counts(row.num_turns for row in rows),
-        "lengths": {name: _quantiles(values) for name, values in lengths(audit).items()},
+        "lengths": {
+            name: _quantiles(values) | {"sum": sum(values)}
+            for name, values in lengths(audit).items()
+        },
         "pictures": {
             "used": sum(len(row.pictures) for row in rows),
             "distinct": len(distinct),
@@ -179,10 +182,14 @@ def _plots(audit: Audit) -> str:
         figures.append(parts.figure(title, f"Length in {unit}", drawn))
     drawn = plots.histogram(_sides(audit), title="Pictures", unit="pixels")
     figures.append(parts.figure("Pictures", "Longer side of each distinct picture", drawn))
-    head = ("", "least", "median", "90 %", "99 %", "greatest")
+    head = ("", "least", "median", "90 %", "99 %", "greatest", "in all")
     named = lengths(audit) | {"longer_side_pixels": _sides(audit)}
     rows = [
-        (name.replace("_", " "), *(f"{value:,}" for value in _quantiles(values).values()))
+        (
+            name.replace("_", " "),
+            *(f"{value:,}" for value in _quantiles(values).values()),
+            f"{sum(values):,}" if name in lengths(audit) else "",
+        )
         for name, values in named.items()
         if values
     ]
