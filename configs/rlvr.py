@@ -26,6 +26,7 @@ and weights that correct for the sampler's log-probs are off, as in every releas
     --config.reference.reward_coefficient=0.001 --config.reference.reward_target=0.1 \
         --config.reference.reward_horizon=10000.0
     --config.algorithm.sampler_weights=truncate --config.algorithm.sampler_high=2.0
+    --config.rewards.custom=FILE.py:FUNCTION (docs/your_own_reward.md)
 
 4b and 8b: not run here. Source: PRISM scripts/train/experiment/qwen3_vl_*_after_prism*.sh and
 README §6. Where they disagree: the README names 8 GPUs, the scripts use 4; the 8B script reads a

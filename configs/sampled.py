@@ -70,6 +70,8 @@ def rewards(*, is_official: bool) -> ConfigDict:
     return ConfigDict(
         {
             "judge": "official" if is_official else "strict",
+            # FILE.py:FUNCTION in place of the judge, see docs/your_own_reward.md.
+            "custom": config_dict.placeholder(str),
             # Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:354-378.
             "accuracy_weight": 0.8,
             "format_weight": 0.2,

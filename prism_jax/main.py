@@ -41,6 +41,7 @@ COMMANDS = {
     "align": ("stages.align.main", "train policy and discriminator against each other"),
     "rlvr": ("stages.rlvr.main", "reinforcement learning with verifiable rewards"),
     "data": ("commands.data", "write the embedded corpus, build data sets"),
+    "audit": ("commands.audit.main", "what is in a data set, and what is wrong with it"),
     "pipeline": ("commands.pipeline.main", "run the whole chain of stages on the embedded corpus"),
     "plan": ("commands.plan.main", "tell whether a configuration fits a machine, without it"),
     "report": ("commands.report", "one page about a chain: plots, tables, responses"),

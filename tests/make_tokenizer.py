@@ -6,6 +6,7 @@ python -m tests.make_tokenizer FOLDER
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from prism_jax.data import tokenizer_files
 
@@ -28,11 +29,12 @@ def write(
     max_pixels: int = 16777216,
     video_min_pixels: int = 4096,
     video_max_pixels: int = 25165824,
+    texts: Sequence[str] = SENTENCES,
 ) -> Ids:
-    """Write tokenizer and processor files, its merges learned from `SENTENCES`; return the ids."""
+    """Write tokenizer and processor files, its merges learned from `texts`; return the ids."""
     return tokenizer_files.write(
         folder,
-        SENTENCES,
+        texts,
         num_merges=num_merges,
         min_pixels=min_pixels,
         max_pixels=max_pixels,

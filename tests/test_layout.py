@@ -27,6 +27,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "configs": ("", "ml_collections"),
     "prism_jax.errors": ("", ""),
     "prism_jax.version": ("", ""),
+    "prism_jax.user_functions": ("errors", ""),
     "prism_jax.small_files": ("errors", ""),
     "prism_jax.intervals": ("", ""),
     "prism_jax.tree_paths": ("", "jax flax"),
@@ -50,11 +51,11 @@ _PARTS: dict[str, tuple[str, str]] = {
         "errors small_files tree_paths mesh training models",
         "jax flax numpy etils fsspec orbax safetensors",
     ),
-    "prism_jax.rewards": ("errors", "latex2sympy2_extended math_verify sympy"),
+    "prism_jax.rewards": ("errors user_functions", "latex2sympy2_extended math_verify sympy"),
     "prism_jax.rollout": ("models", "jax flax numpy jaxtyping"),
     "prism_jax.data": (
-        "errors version small_files models",
-        "absl array_record etils fsspec grain jinja2 numpy PIL pyarrow sklearn tensorflow_datasets"
+        "errors version small_files user_functions models",
+        "absl array_record etils fsspec grain jinja2 numpy PIL pyarrow tensorflow_datasets"
         " tokenizers transformers",
     ),
     # What a benchmark's scorer must know is written by its reader.
@@ -63,7 +64,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.teacher": ("errors small_files configuration data", "numpy"),
     "prism_jax.report": ("errors small_files intervals progress", ""),
     "prism_jax.setup": (
-        f"{_BASE} rows training checkpoints data rewards models",
+        f"{_BASE} user_functions rows training checkpoints data rewards models",
         "jax flax numpy",
     ),
     "prism_jax.policy": (f"{_RUN} models", "jax flax numpy"),
@@ -86,6 +87,10 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.commands.curate": (
         f"{_RUN} policy running teacher commands.ask",
         "jax ml_collections",
+    ),
+    "prism_jax.commands.audit": (
+        "errors small_files intervals data rewards report setup",
+        "numpy",
     ),
     "prism_jax.commands.pipeline": (
         "errors small_files progress configuration checkpoints report",

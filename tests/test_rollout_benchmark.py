@@ -84,7 +84,6 @@ def test_it_imports_what_jax_and_flax_need_alone():
     blocked += [
         "array_record",
         "safetensors",
-        "sklearn",
         "tensorboardX",
         "tokenizers",
         "PIL",

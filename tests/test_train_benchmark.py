@@ -121,7 +121,7 @@ def test_kernels_are_told_with_where_they_come_from():
 
 def test_it_needs_no_package_of_the_data_or_of_the_configuration():
     blocked = ["grain", "ml_collections", "transformers", "torch", "tensorflow_datasets", "pyarrow"]
-    blocked += ["array_record", "safetensors", "sklearn", "tensorboardX", "tokenizers", "PIL"]
+    blocked += ["array_record", "safetensors", "tensorboardX", "tokenizers", "PIL"]
     blocked += ["orbax", "etils"]
     code = f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
     subprocess.run([sys.executable, "-c", code + "import benchmarks.train_step"], check=True)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -33,10 +34,16 @@ def write(
     tied: bool = True,
     dtype=np.float32,
     score: bool = False,
+    texts: Sequence[str] = make_tokenizer.SENTENCES,
+    num_merges: int = 64,
 ) -> pathlib.Path:
-    """Write the folder; every tensor's values follow from its name."""
+    """Write the folder; every tensor's values follow from its name.
+
+    The tokenizer's merges are learnt from `texts`.
+    """
     folder.mkdir(parents=True)
-    ids = make_tokenizer.write(folder, min_pixels=32 * 32, max_pixels=128 * 128)
+    pixels = {"min_pixels": 32 * 32, "max_pixels": 128 * 128}
+    ids = make_tokenizer.write(folder, num_merges=num_merges, texts=texts, **pixels)
     config = config_json(ids, num_experts=num_experts, tied=tied)
     _, params = pretrained.abstract(
         config_lib.from_hf(config),

@@ -64,6 +64,11 @@ def parser() -> argparse.ArgumentParser:
     words("--num_merges", type=int, default=1024, help="most merges; few words need fewer")
     words("--min_pixels", type=int, default=32 * 32, help="a smaller picture is scaled up")
     words("--max_pixels", type=int, default=512 * 512, help="a larger picture is scaled down")
+    _add_build(parts)
+    return options
+
+
+def _add_build(parts: argparse._SubParsersAction) -> None:
     built = parts.add_parser(
         "build",
         help="validate files and write ArrayRecord",
@@ -71,7 +76,13 @@ def parser() -> argparse.ArgumentParser:
         "tokens a row has depends on the model that reads it: rows that are too long are found "
         "when a stage opens the data, see overlong in its configuration.",
     ).add_argument
-    built("--from", required=True, dest="source", help="PATH, or PATH#ENTRY of a dataset_info.json")
+    built(
+        "--from",
+        required=True,
+        dest="source",
+        help="PATH, PATH#ENTRY of a dataset_info.json, or "
+        "PATH@FILE.py:FUNCTION, a function of yours that reads it",
+    )
     built("--to", required=True, dest="target", help="new folder, local or gs://")
     built("--kind", required=True, choices=records.KINDS, help="the kind of the rows")
     built("--image_root", default="", help="of relative image paths; the file's folder without")

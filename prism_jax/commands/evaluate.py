@@ -128,8 +128,9 @@ def run(
             workdir=folder,
             open_sampler=open_sampler,
             need_teacher=False,
-            need_answer=True,
+            need_answer=options.rewards.custom is None,
             may_differ=configuration.free_fields(Config),
+            digests=options.rewards.digests(),
         )
         summary = ask_parts.finished(folder, results.EVALUATION)
         if summary is None:
@@ -189,7 +190,7 @@ def _evaluate(options: Config, job: ask_job.Job) -> dict[str, Json]:
     return {
         "policy": {"folder": options.policy.folder, **job.identity.model_config},
         "prompts": {"path": options.prompts.path} | job.opened.report.summary(),
-        "judge": options.rewards.judge,
+        "judge": options.rewards.custom or options.rewards.judge,
         **({} if options.llm_judge is None else {"llm_judge": options.llm_judge.endpoint.model}),
         **counted,
     }
@@ -289,6 +290,9 @@ def _record(
         "accuracy": reward.accuracy,
         "reward": reward.total,
         "reason": reward.reason.value,
+        # Of a function of the user's: its parts, or why there are none.
+        **({"parts": dict(reward.parts)} if reward.parts is not None else {}),
+        **({"detail": reward.detail} if reward.detail is not None else {}),
     }
 
 
@@ -303,16 +307,19 @@ class Tally:
         """Count a record and return it."""
         counted = ("question_type", "response_tokens", "ended", "format_ok", "accuracy", "reward")
         entry = {name: record[name] for name in (*counted, "reason")}
-        entry |= {name: record.get(name) for name in ("benchmark", "judged")}
+        entry |= {name: record.get(name) for name in ("benchmark", "judged", "parts")}
         self._records.append(entry)
         return record
 
     def summary(self) -> dict[str, Json]:
         """Return the statistics as JSON values, with 95 % intervals."""
         entries = self._records
-        reasons = dict.fromkeys((reason.value for reason in score.Reason), 0)
-        for record in entries:
-            reasons[record["reason"]] += 1
+        counts = collections.Counter(record["reason"] for record in entries)
+        is_custom = counts[score.Reason.SCORED] > 0
+        reasons = {
+            reason.value: counts[reason] for reason in (score.CUSTOM if is_custom else score.JUDGED)
+        }
+        scored = [record["parts"] for record in entries if record["parts"] is not None]
         each = self._num_responses
         prompts = [entries[i : i + each] for i in range(0, len(entries), each)]
         any_right = [max(r["accuracy"] for r in group) for group in prompts]
@@ -328,6 +335,7 @@ class Tally:
             "response_tokens": _mean(entries, "response_tokens"),
             "cut": _mean([{"cut": not record["ended"]} for record in entries], "cut"),
             "reasons": reasons,
+            **({"parts": _part_means(scored)} if scored else {}),
             "by_type": {
                 name: {"num_prompts": len(groups)} | self._rates(groups)
                 for name, groups in sorted(types.items())
@@ -349,6 +357,11 @@ class Tally:
             )
             for name, field in names.items()
         }
+
+
+def _part_means(scored: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = sorted({name for parts in scored for name in parts})
+    return {name: _mean([parts for parts in scored if name in parts], name) for name in names}
 
 
 def _mean(entries: Sequence[Mapping[str, Json]], name: str) -> float:

@@ -1,6 +1,5 @@
 """The prompts of an evaluation as a report shows them."""
 
-import io
 import pathlib
 from collections.abc import Collection
 
@@ -35,8 +34,5 @@ def question(row: records.PromptRow) -> str:
 
 def picture(image: records.Image) -> examples.Picture:
     """Return a picture, a large one made smaller."""
-    opened = images.open_stored(image)
-    opened.thumbnail((_MAX_PICTURE_PIXELS, _MAX_PICTURE_PIXELS))
-    written = io.BytesIO()
-    opened.save(written, "PNG")
-    return examples.Picture(png=written.getvalue(), width=opened.width, height=opened.height)
+    png, width, height = images.thumbnail(image, side_pixels=_MAX_PICTURE_PIXELS)
+    return examples.Picture(png=png, width=width, height=height)

@@ -137,6 +137,15 @@ def open_stored(image: records.Image) -> Image.Image:
     return open_image(image.data, name=name, limit_pixels=limit)
 
 
+def thumbnail(image: records.Image, *, side_pixels: int) -> tuple[bytes, int, int]:
+    """Return a validated image as PNG, no longer than that on each side, and its width, height."""
+    opened = open_stored(image)
+    opened.thumbnail((side_pixels, side_pixels))
+    written = io.BytesIO()
+    opened.save(written, "PNG")
+    return written.getvalue(), opened.width, opened.height
+
+
 def file_format(data: bytes) -> str:
     """Return Pillow's name for the format of a validated picture."""
     with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:

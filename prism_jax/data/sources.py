@@ -1,8 +1,8 @@
 """Open data sets for training, with their rows validated.
 
 A source is a file (`.json`, `.jsonl`, `.parquet`), a folder of such files, an entry of a
-LLaMA-Factory `dataset_info.json`, or a folder that `build.build` wrote. Files and the folder built
-from them give the same rows in the same order.
+LLaMA-Factory `dataset_info.json`, a folder that `build.build` wrote, or anything with a function of
+the user's that reads it. Files and the folder built from them give the same rows in the same order.
 """
 
 import bisect
@@ -16,7 +16,7 @@ from typing import Protocol, SupportsIndex
 
 from etils import epath
 
-from prism_jax import errors
+from prism_jax import errors, user_functions
 from prism_jax.data import (
     json_tables,
     manifest,
@@ -27,6 +27,7 @@ from prism_jax.data import (
     rl_parquet,
     row_images,
     sharegpt,
+    user_tables,
     validate,
 )
 
@@ -52,6 +53,7 @@ class Source:
       image_root: the folder that image paths are relative to and must stay in; None: the folder of
         the file.
       name: in reports and rows; None: `entry`, or the last part of the path.
+      reader: FILE.py:FUNCTION that gives the rows, see `reader_process`; None: as the path ends.
     """
 
     kind: str
@@ -59,6 +61,7 @@ class Source:
     entry: str | None = None
     image_root: str | None = None
     name: str | None = None
+    reader: str | None = None
 
     def __post_init__(self):
         if self.kind not in records.KINDS:
@@ -85,17 +88,18 @@ class Files:
     """The files of a source: candidates in order, then raw rows by number."""
 
     def __init__(self, source: Source):
-        columns, names = _files(source)
+        columns = None
+        if source.reader is None:
+            columns, names = _files(source)
+            self._tables = [_table(name) for name in names]
+        else:
+            names, self._tables = [source.path], [_user_table(source)]
         self.names = names
         self.source = source
-        self._tables = [
-            parquet_tables.ParquetTable(name)
-            if name.endswith(".parquet")
-            else json_tables.JsonTable(name)
-            for name in names
-        ]
         self._labels = _labels(names)
-        self._roots = [source.image_root or paths.parent(name) for name in names]
+        is_folder = source.reader is not None and paths.is_folder(source.path)
+        own = [source.path] if is_folder else [paths.parent(name) for name in names]
+        self._roots = [source.image_root or folder for folder in own]
         self._parse = _parser(source, columns)
         self._ends: list[int] = []
 
@@ -198,7 +202,7 @@ def open_source(source: Source, rules: validate.Rules, *, cache_dir: str | None)
     ground truth. `cache_dir` is for copies of built folders on gs://.
     """
     report = validate.Report(name=source.label())
-    if paths.is_folder(source.path) and manifest.is_built(source.path):
+    if source.reader is None and paths.is_folder(source.path) and manifest.is_built(source.path):
         rows = manifest.open_folder(source.path, kind=source.kind, cache_dir=cache_dir)
         return Opened(rows=_select(rows, source, rules, report), report=report)
     return Opened(rows=RawRows(Files(source), rules, report), report=report)
@@ -210,6 +214,22 @@ def _select(rows: Rows, source: Source, rules: validate.Rules, report: validate.
         return rows
     numbers = validate.recheck(rows, rules, report, file=source.path)
     return rows if len(numbers) == len(rows) else Selection(rows, numbers)
+
+
+def _table(name: str) -> parquet_tables.ParquetTable | json_tables.JsonTable:
+    if name.endswith(".parquet"):
+        return parquet_tables.ParquetTable(name)
+    return json_tables.JsonTable(name)
+
+
+def _user_table(source: Source) -> user_tables.UserTable:
+    if source.entry is not None:
+        raise errors.InputError(
+            f"{source.path}: an entry and a reader cannot both be given, got {source.entry} and "
+            f"{source.reader}"
+        )
+    function = user_functions.find(source.reader, field=f"{source.path}@READER")
+    return user_tables.UserTable(source.path, function)
 
 
 def _files(source: Source) -> tuple[sharegpt.Columns | None, list[str]]:

@@ -8,7 +8,7 @@ tokens, where a discriminator meets it. A token that the tokenizer does not have
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from prism_jax import metrics
 from prism_jax.data import processor, records
@@ -62,16 +62,10 @@ class Reader:
 def tasks(
     rows: Sequence[records.PromptRow], segments: Sequence[tags.Segments], *, num_responses: int
 ) -> list[score.Task]:
-    """Return the judge's tasks for responses, those to one row side by side.
-
-    Raises:
-      ValueError: a row has no ground truth.
-    """
+    """Return the judge's tasks for responses, those to one row side by side."""
     if len(segments) != len(rows) * num_responses:
         raise ValueError(f"{len(segments)} responses to {len(rows)} rows x {num_responses}")
-    missing = [row.id for row in rows if row.ground_truth is None]
-    if missing:
-        raise ValueError(f"rows without ground truth cannot be judged: {missing[:5]}")
+    values = [_values(row) for row in rows]
     return [
         score.Task(
             response=response.text,
@@ -79,13 +73,31 @@ def tasks(
             ground_truth=rows[number // num_responses].ground_truth,
             equivalent_answers=rows[number // num_responses].equivalent_answers,
             data_source=rows[number // num_responses].data_source or "",
+            row=values[number // num_responses],
         )
         for number, response in enumerate(segments)
     ]
 
 
+def _values(row: records.PromptRow) -> dict[str, Any]:
+    """Return the fields of a row that `rewards.custom` gives to a function of the user's."""
+    return {
+        "id": row.id,
+        "prompt": [{"role": turn.role, "content": turn.content} for turn in row.prompt],
+        "images": [
+            {
+                "sha256": image.sha256,
+                "width_pixels": image.width_pixels,
+                "height_pixels": image.height_pixels,
+            }
+            for image in row.images
+        ],
+        "extra_info": dict(row.extra_info),
+    }
+
+
 class Judge(Protocol):
-    """The checker of answers, see `rewards.workers.JudgePool`."""
+    """The checker of answers, see `rewards.workers.JudgePool` and `rewards.custom`."""
 
     def grade(self, tasks: Sequence[score.Task]) -> list[score.Reward]:
         """Return the reward of each response, in order."""

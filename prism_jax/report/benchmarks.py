@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prism_jax.report import examples, page, parts
+from prism_jax.report import examples, parts
 
 Json = Any
 # `suite.json`, a line of `responses.jsonl`, and `run.json`, as far as the page reads them.
@@ -67,7 +67,7 @@ def build(
         articles = "".join(map(_example, given))
         note = '<p class="note">The first prompts, not chosen by hand.</p>' if given else ""
         body += f"<section><h2>{examples.clean(benchmark)}</h2>{note}{articles}</section>"
-    return page.document(name, body)
+    return parts.document(name, body)
 
 
 def _lengths(suite: Mapping[str, Json]) -> str:
@@ -96,7 +96,7 @@ def _example(example: Example) -> str:
     )
     return (
         '<article class="card example"><div class="question">'
-        f"{examples.pictures(example.pictures, question)}<div>"
+        f"{examples.pictures(example.pictures, about=question)}<div>"
         f"<h3>{examples.clean(question)}</h3>"
         f"<p>Answer: <b>{examples.clean(line['ground_truth'])}</b></p>{read}</div></div>"
         f"{_response(line)}</article>"

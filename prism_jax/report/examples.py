@@ -91,19 +91,19 @@ def coloured(text: str) -> str:
 def _pictures(example: Example) -> str:
     if not example.has_pictures:
         return '<div class="no-picture">the picture is not there any more</div>'
-    return pictures(example.pictures, example.question or example.id)
+    return pictures(example.pictures, about=example.question or example.id)
 
 
-def pictures(given: Sequence[Picture], question: str) -> str:
-    """Return the pictures of a question as HTML."""
+def pictures(shown: Sequence[Picture], *, about: str) -> str:
+    """Return pictures as HTML; `about` is the plain text of their question."""
     parts = []
-    for number, picture in enumerate(given, start=1):
+    for number, picture in enumerate(shown, start=1):
         factor = max(1, _SHOWN_PIXELS // picture.width)
         data = base64.b64encode(picture.png).decode()
         parts.append(
             f'<img src="data:image/png;base64,{data}" width="{factor * picture.width}" '
             f'height="{factor * picture.height}" alt="Picture {number} of the question below: '
-            f'{clean(question)}">'
+            f'{clean(about)}">'
         )
     return "".join(parts)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from prism_jax import intervals, progress
-from prism_jax.report import examples, honesty, parts, plots, results, style
+from prism_jax.report import examples, honesty, parts, plots, results
 
 _NAMES = {
     "caption": "caption (perception)",
@@ -13,8 +13,6 @@ _NAMES = {
 _LINES = {"caption": ("perception", "a"), "cot": ("reasoning", "b"), "response": ("response", "c")}
 _NOT_RUN = '<span class="absent-value">not run</span>'
 _WHEN = {"warmup_held_out": "warmup", "before": "align", "after": "align"}
-# A response is untrusted text: allow only what the file contains.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def build(
@@ -33,32 +31,16 @@ def build(
         (
             f"<header><h1>{name}</h1>{_lead(chain)}</header>",
             _tiles(chain),
-            _section("Accuracy and format", _rate_plots(chain)),
-            _section("Training", _curve_plots(chain)),
-            _section("Stages", _stages_table(chain) + _types_table(chain)),
-            _section("Discriminator", _discriminator(chain) + honesty.build(chain)),
-            _section("Responses", _examples(shown, selection)),
-            _section("Wall time", _times(chain)),
+            parts.section("Accuracy and format", _rate_plots(chain)),
+            parts.section("Training", _curve_plots(chain)),
+            parts.section("Stages", _stages_table(chain) + _types_table(chain)),
+            parts.section("Discriminator", _discriminator(chain) + honesty.build(chain)),
+            parts.section("Responses", _examples(shown, selection)),
+            parts.section("Wall time", _times(chain)),
             _commands(chain),
         )
     )
-    return document(name, body)
-
-
-def document(name: str, body: str) -> str:
-    """Return a whole page; title and body are HTML."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="icon" href="data:,">'
-        f"<title>{name}</title><style>{style.STYLE}</style></head><body><main>{body}</main>"
-        "</body></html>\n"
-    )
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>"
+    return parts.document(name, body)
 
 
 def _lead(chain: results.Results) -> str:

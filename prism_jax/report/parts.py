@@ -1,8 +1,28 @@
-"""Parts of the page: figures, curves and tables as HTML."""
+"""Parts of a page: the whole file, sections, figures, curves and tables as HTML."""
 
 from collections.abc import Sequence
 
-from prism_jax.report import plots
+from prism_jax.report import plots, style
+
+# The texts of a page are untrusted: allow only what the file contains.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def document(title: str, body: str) -> str:
+    """Return the file of a page, which loads no other; title and body are HTML."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{title}</title><style>{style.STYLE}</style></head><body><main>{body}</main>"
+        "</body></html>\n"
+    )
+
+
+def section(title: str, body: str) -> str:
+    """Return a part of a page with its heading; both are HTML."""
+    return f"<section><h2>{title}</h2>{body}</section>"
 
 
 def lines(

@@ -101,6 +101,39 @@ def lines(curves: Sequence[Line], *, title: str, unit: str, has_zero: bool, abse
     return _svg(parts, label=f"{title}: {description}.")
 
 
+def histogram(values: Sequence[float], *, title: str, unit: str) -> str:
+    """Draw how many of the values lie in each of about 24 intervals.
+
+    Args:
+      unit: the label of the horizontal axis.
+    """
+    if not values:
+        return _empty(title, "no values")
+    x = _axis(min(values), max(values), start=_LEFT, end=_WIDTH - _RIGHT, num_ticks=4)
+    num_bins = 6 * (len(x.ticks) - 1)
+    counts = [0] * num_bins
+    for value in values:
+        share = (value - x.low) / (x.high - x.low)
+        counts[min(int(share * num_bins), num_bins - 1)] += 1
+    y = _axis(0, max(counts), start=_HEIGHT - _BOTTOM, end=_TOP + 6, num_ticks=4)
+    parts = _grid(y, "rows", scale=1)
+    for tick in x.ticks:
+        kind = "tick end" if tick == x.ticks[-1] else "tick middle"
+        parts.append(_text(x(tick), _HEIGHT - _BOTTOM + 16, f"{tick:,.10g}", kind))
+    parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 3, unit, "tick end"))
+    wide = (x.high - x.low) / num_bins
+    for number, count in enumerate(counts):
+        if count:
+            low, high = x.low + wide * number, x.low + wide * (number + 1)
+            parts.append(
+                f"<g><title>{low:,.10g} to {high:,.10g}: {count:,}</title>"
+                f'<rect class="bar a" x="{x(low) + 0.5:.1f}" y="{y(count):.1f}" '
+                f'width="{x(high) - x(low) - 1:.1f}" height="{max(y(0) - y(count), 1):.1f}"/></g>'
+            )
+    label = f"{title}: {len(values):,} from {min(values):,.10g} to {max(values):,.10g} {unit}."
+    return _svg(parts, label=label)
+
+
 def _empty(title: str, absent: str) -> str:
     """Draw an empty frame with a text in place of a plot."""
     frame = f'<rect class="absent" x="1" y="1" width="{_WIDTH - 2}" height="{_HEIGHT - 2}" rx="6"/>'

@@ -85,6 +85,8 @@ tbody tr:last-child > * { border-bottom: 0; }
 td small { display: block; color: var(--soft); white-space: nowrap; }
 .length { display: block; height: 8px; border-radius: 4px; background: var(--a); opacity: .75; }
 td.wide { width: 45%; }
+.tile, header, section > h3, p.note { overflow-wrap: anywhere; }
+.wrapped td small { white-space: normal; overflow-wrap: anywhere; text-align: left; }
 details summary { cursor: pointer; padding: 4px 0; }
 pre {
   margin: 0; font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;

@@ -9,8 +9,8 @@ Source: PRISM verl/verl/utils/reward_score/mm_gad_no_llm.py:354-378.
 import collections
 import dataclasses
 import enum
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from prism_jax import errors
 from prism_jax.rewards import answer, answer_official, tags
@@ -34,6 +34,12 @@ class Reason(enum.StrEnum):
     TOO_LONG = "too_long"
     TIMEOUT = "timeout"
     ERROR = "error"
+    SCORED = "scored"  # by a function of the user's, see `custom`
+
+
+# The reasons of the judge, and those of a function of the user's.
+JUDGED = tuple(reason for reason in Reason if reason is not Reason.SCORED)
+CUSTOM = (Reason.SCORED, Reason.TIMEOUT, Reason.ERROR)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,19 +70,27 @@ class Task:
 
     response: str
     ended: bool
-    ground_truth: str
+    ground_truth: str | None  # a function of the user's needs none
     equivalent_answers: tuple[str, ...]
     data_source: str
+    row: Mapping[str, Any] | None = None  # JSON values for a function of the user's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
-    """A reward and its parts; accuracy and format are 0 or 1."""
+    """A reward and its parts; accuracy and format of the judge are 0 or 1."""
 
     total: float
     accuracy: float
     format: float
     reason: Reason
+    parts: Mapping[str, float] | None = None  # from a function of the user's
+    detail: str | None = None  # why that function gave no reward
+
+    @property
+    def is_custom(self) -> bool:
+        """Return whether a function of the user's was asked."""
+        return self.parts is not None or self.detail is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +119,7 @@ def screen(task: Task, rule: Rule) -> Reason | Question:
     """Return the question for the judge, or the reason if no judge is needed."""
     given = tags.answer_text(task.response)
     pays_apart = rule.judge == "official" and task.data_source == GEOMETRY_SOURCE
-    if not pays_apart and not _format_ok(task, rule):
+    if not pays_apart and not format_ok(task, rule):
         return Reason.FORMAT
     if not given:
         return Reason.NO_ANSWER
@@ -154,7 +168,7 @@ def reward(task: Task, rule: Rule, reason: Reason) -> Reward:
     of such a response.
     """
     accuracy = float(reason is Reason.CORRECT)
-    form = float(_format_ok(task, rule))
+    form = float(format_ok(task, rule))
     if rule.judge == "official" and task.data_source == GEOMETRY_SOURCE:
         total = (1.0 - _GEOMETRY_FORMAT_WEIGHT) * accuracy + _GEOMETRY_FORMAT_WEIGHT * form
     else:
@@ -165,12 +179,15 @@ def reward(task: Task, rule: Rule, reason: Reason) -> Reward:
 
 
 def count_reasons(rewards: Iterable[Reward]) -> dict[str, int]:
-    """Count rewards by reason; all reasons have an entry."""
+    """Count rewards by reason; all reasons of the judge, or of the function, have an entry."""
+    rewards = list(rewards)
     counts = collections.Counter(reward.reason for reward in rewards)
-    return {reason.value: counts[reason] for reason in Reason}
+    is_custom = any(reward.is_custom for reward in rewards)
+    return {reason.value: counts[reason] for reason in (CUSTOM if is_custom else JUDGED)}
 
 
-def _format_ok(task: Task, rule: Rule) -> bool:
+def format_ok(task: Task, rule: Rule) -> bool:
+    """Return whether a response has the format of the rule's gate."""
     ended = task.ended or rule.judge == "official"
     return ended and tags.format_ok(task.response, gate=gate_of(task, rule))
 

@@ -16,7 +16,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import jax
@@ -139,15 +139,21 @@ class Run(Generic[Options]):
     begun: float  # `time.monotonic()` at the start of the program
     inputs: agreement.Inputs
 
-    def identity(self, *models: setup_models.Model) -> checkpoint_meta.RunIdentity:
-        """Return the names of the run in its checkpoints; of models the policy comes first."""
+    def identity(
+        self, *models: setup_models.Model, digests: Mapping[str, str] | None = None
+    ) -> checkpoint_meta.RunIdentity:
+        """Return the names of the run in its checkpoints; of models the policy comes first.
+
+        Args:
+          digests: of files of the user's that are executed, by the field that names them.
+        """
         values = dict(models[0].values)
         if len(models) > 1:
             values = {"policy": values, "discriminator": dict(models[1].values)}
         return checkpoint_meta.RunIdentity(
             project_version=version.VERSION,
             stage=self.stage,
-            config=configuration.plain(self.config),
+            config=configuration.plain(self.config) | ({"files": dict(digests)} if digests else {}),
             model_config=values,
             may_differ=configuration.free_fields(type(self.options)),
         )

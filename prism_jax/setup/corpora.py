@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import pathlib
+import re
 from collections.abc import Sequence
 
 import jax
@@ -12,16 +13,27 @@ from prism_jax import errors, progress
 from prism_jax.data import sources, validate
 from prism_jax.setup import dropped_rows
 
+_READER = re.compile(r"(?P<path>.*)@(?P<function>[^@]+\.py:\w+)", re.DOTALL)
+
 
 def source(text: str, *, kind: str, image_root: str) -> sources.Source:
-    """Return the data set that a configuration names: PATH, or PATH#ENTRY of a dataset_info.json.
+    """Return the data set that a configuration names.
+
+    PATH, PATH#ENTRY of a dataset_info.json, or PATH@FILE.py:FUNCTION, which reads it.
 
     Args:
       kind: of its rows: sft, pairs or prompts.
       image_root: folder of relative image paths; empty for the folder of the file.
     """
-    path, _, entry = text.partition("#")
-    return sources.Source(kind=kind, path=path, entry=entry or None, image_root=image_root or None)
+    reader = _READER.fullmatch(text)
+    path, _, entry = (text if reader is None else reader["path"]).partition("#")
+    return sources.Source(
+        kind=kind,
+        path=path,
+        entry=entry or None,
+        image_root=image_root or None,
+        reader=None if reader is None else reader["function"],
+    )
 
 
 def open_all(

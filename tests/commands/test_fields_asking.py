@@ -211,6 +211,7 @@ _STAGES = {
                 written: field_tables.each(
                     {
                         "rewards.judge": "official",
+                        "rewards.custom": "@reward.py:score",
                         "rewards.accuracy_weight": 0.5,
                         "rewards.format_weight": 0.5,
                     }

@@ -1,6 +1,5 @@
 """The report of a chain's folder: what it says, and that what was not run is never a number."""
 
-import html.parser
 import json
 import math
 import re
@@ -10,6 +9,7 @@ import pytest
 
 from prism_jax import intervals, main
 from prism_jax.report import examples, plots, results
+from tests import html_page
 from tests.commands import made_up_chain
 
 
@@ -29,32 +29,6 @@ def _report(chain, tmp_path, *arguments) -> tuple[str, dict]:
     given = ["report", f"--workdir={chain}", f"--out={page}", f"--summary={summary}", *arguments]
     assert main.main(given) == 0
     return page.read_text(encoding="utf-8"), json.loads(summary.read_text())
-
-
-class _Page(html.parser.HTMLParser):
-    """Collect tags with their attributes; refuse what is not closed."""
-
-    _ALONE = ("meta", "link", "img", "path", "rect", "circle")
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert not self._open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self._ALONE:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in self._ALONE:
-            assert self._open.pop() == tag
 
 
 def test_the_summary_holds_the_rates_of_every_stage_with_their_intervals(chain, tmp_path):
@@ -168,7 +142,9 @@ def test_what_was_not_run_is_null_in_the_summary_and_said_on_the_page(partial, t
         assert summary[name]["rlvr"] is None
         assert summary[name]["sft"] is not None
     assert set(summary["discriminator_pair_accuracy"]["after"].values()) == {None}
-    labels = [values["aria-label"] for tag, values in _Page(text).tags if "aria-label" in values]
+    labels = [
+        values["aria-label"] for tag, values in html_page.Page(text).tags if "aria-label" in values
+    ]
     assert "Gap in alignment: not run." in labels
     assert "Reward in RLVR: not run." in labels
     (accuracy,) = (label for label in labels if label.startswith("Accuracy by stage"))
@@ -203,7 +179,9 @@ def test_the_honesty_panel_is_shown_with_a_warning_where_a_probe_explains_a_segm
     assert lines == [[], [], [expected]]
     assert text.count('<p class="warning">') == 1 and expected in text
     assert summary["honesty"][2]["values"]["router_information_bits_mean"] == 0.25
-    labels = [values["aria-label"] for tag, values in _Page(text).tags if "aria-label" in values]
+    labels = [
+        values["aria-label"] for tag, values in html_page.Page(text).tags if "aria-label" in values
+    ]
     (cot,) = (label for label in labels if label.startswith("Told apart: cot"))
     assert "discriminator from 0.897 at step 1 to 0.775 at step 40" in cot
     assert "10.0\u00a0% · 20.0\u00a0% · 30.0\u00a0% · 40.0\u00a0%" in text
@@ -217,13 +195,13 @@ def test_a_chain_without_the_panel_says_so_and_has_no_plot_of_it(partial, tmp_pa
     text, summary = _report(partial, tmp_path)
     assert summary["honesty"] == []
     assert "The honesty panel was not measured." in text
-    plotted = [values for _, values in _Page(text).tags if values.get("role") == "img"]
+    plotted = [values for _, values in html_page.Page(text).tags if values.get("role") == "img"]
     assert len(plotted) == 5
 
 
 def test_the_page_is_whole_and_asks_for_nothing(chain, tmp_path):
     text, _ = _report(chain, tmp_path, "--title=A & <b>title</b>")
-    page = _Page(text)
+    page = html_page.Page(text)
     assert "<h1>A &amp; &lt;b&gt;title&lt;/b&gt;</h1>" in text
     assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
     for _, values in page.tags:
@@ -234,7 +212,7 @@ def test_the_page_is_whole_and_asks_for_nothing(chain, tmp_path):
 
 
 def test_every_picture_and_plot_has_a_text_in_its_place(chain, tmp_path):
-    tags = _Page(_report(chain, tmp_path)[0]).tags
+    tags = html_page.Page(_report(chain, tmp_path)[0]).tags
     pictures = [values for tag, values in tags if tag == "img"]
     plotted = [values for tag, values in tags if values.get("role") == "img"]
     assert len(plotted) == 7

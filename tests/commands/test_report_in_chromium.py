@@ -6,7 +6,7 @@ import pytest
 
 from prism_jax import main
 from tests import chromium
-from tests.commands import made_up_chain
+from tests.commands import audited, made_up_chain
 
 _PUBLISHED = pathlib.Path(__file__).parents[2] / "docs" / "small" / "report.html"
 
@@ -104,6 +104,23 @@ def test_the_published_report_is_drawn_silent_and_no_wider_than_its_window(brows
     assert browser.logged == []
     assert browser.run("document.documentElement.scrollWidth") <= width
     assert browser.run(_SMALLEST_TEXT) >= 10
+
+
+def test_the_page_of_an_audit_is_drawn_silent_and_fits_a_phone(browser, tmp_path):
+    audited.write(tmp_path)
+    assert audited.run(tmp_path) == 0
+    for width, is_dark in ((390, True), (1280, False)):
+        browser.open(tmp_path / "audit.html", width=width, height=844, dark=is_dark)
+        plots, pictures = browser.run(_BOXES % "figure > svg"), browser.run(_BOXES % "img")
+        assert len(plots) == 4
+        assert all(w > 200 and h > 100 for w, h, _ in plots)
+        assert pictures
+        assert all(w > 60 and h > 20 and natural > 0 for w, h, natural in pictures)
+        assert all(count > 0 for count in browser.run(_MARKS))
+        assert browser.logged == []
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.run(_SMALLEST_TEXT) >= 10
+        assert browser.run(_CONTRAST) >= 4.5
 
 
 @pytest.mark.parametrize("name", chromium.NAMES)

@@ -11,13 +11,14 @@ OFFICIAL = score.Rule(judge="official", accuracy_weight=0.8, format_weight=0.2)
 GEOMETRY = "hiyouga/geometry3k"
 
 
-def task(response, truth="3", *, ended=True, equivalents=(), source="mm_gad"):
+def task(response, truth="3", *, ended=True, equivalents=(), source="mm_gad", row=None):
     return score.Task(
         response=response,
         ended=ended,
         ground_truth=truth,
         equivalent_answers=equivalents,
         data_source=source,
+        row=row,
     )
 
 

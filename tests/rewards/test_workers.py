@@ -122,8 +122,8 @@ def test_a_worker_that_fails_costs_only_its_task(faulty, answer, reason, restart
 def test_a_worker_killed_from_outside_between_batches_is_replaced():
     with make_pool() as pool:
         assert ask(pool, "x+1")[0].total == 1.0
-        pool._workers[0].process.kill()
-        pool._workers[0].process.wait()
+        pool.pool._workers[0].process.kill()
+        pool.pool._workers[0].process.wait()
         assert ask(pool, "x+1")[0].total == 1.0
         assert pool.num_restarts == 1
 
@@ -138,7 +138,7 @@ def test_a_pool_works_outside_the_main_thread(pool):
 
 def test_close_ends_the_processes_and_is_idempotent():
     pool = make_pool(num_workers=2)
-    processes = [worker.process for worker in pool._workers]
+    processes = [worker.process for worker in pool.pool._workers]
     pool.close()
     pool.close()
     assert all(process.poll() is not None for process in processes)
@@ -152,7 +152,7 @@ def test_workers_end_by_themselves_when_their_parent_is_killed():
         "from tests.rewards import test_workers\n"
         "pool = test_workers.make_pool()\n"
         "test_workers.ask(pool, 'x+1')\n"
-        "print(pool._workers[0].process.pid, flush=True)\n"
+        "print(pool.pool.process_ids[0], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     path = os.pathsep.join(part or "." for part in sys.path)

@@ -51,6 +51,7 @@ def write(folder: pathlib.Path) -> None:
     }
     for name, found in files.items():
         data_files.write_lines(folder / f"{name}.jsonl", found)
+    (folder / "reward.py").write_text("def score(sample):\n    return 0.5\n")
     source = sources.Source(kind="prompts", path=str(folder / "rows.jsonl"))
     build.build(source, str(folder / "store"), validate.Rules())
 

@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -200,6 +200,7 @@ def begin(
     need_teacher: bool,
     need_answer: bool,
     may_differ: Sequence[str],
+    digests: Mapping[str, str] | None = None,
     place: str = "config",
 ) -> Job:
     """Open the prompts, locate the policy, and claim the folder; no weights are loaded yet.
@@ -209,6 +210,7 @@ def begin(
 
     Args:
       may_differ: the fields of `config` that may change when a killed job is started again.
+      digests: of files of the user's that are executed, by the field that names them.
       place: the section that holds `policy`, `prompts` and `mesh`, for messages.
 
     Raises:
@@ -233,21 +235,12 @@ def begin(
         folder=folder,
         place=place,
     )
-    model = configuration.Model(
-        folder=policy.folder,
-        init="pretrained",
-        sizes=None,
-        dtype=policy.dtype,
-        param_dtype=policy.dtype,
-        attention=policy.attention,
-        remat="none",
-        lora=configuration.NO_LORA,
-    )
-    devices = devices_lib.open_devices(mesh, model, section="policy", place=place)
+    devices = devices_lib.open_devices(mesh, _model(policy), section="policy", place=place)
     facts = {
         "step": source.step,
         "fingerprint": source.fingerprint(),
         f"rows of {place}.prompts.path": opened.digest,
+        **({"files": dict(digests)} if digests else {}),
     }
     identity = checkpoint_meta.RunIdentity(
         project_version=version.VERSION,
@@ -267,4 +260,18 @@ def begin(
         opened=opened,
         row_parts=devices.row_parts(),
         sampler=functools.cache(lambda: open_sampler(source, policy, devices)),
+    )
+
+
+def _model(policy: Policy) -> configuration.Model:
+    """Return a policy that is only sampled from as the model of a stage."""
+    return configuration.Model(
+        folder=policy.folder,
+        init="pretrained",
+        sizes=None,
+        dtype=policy.dtype,
+        param_dtype=policy.dtype,
+        attention=policy.attention,
+        remat="none",
+        lora=configuration.NO_LORA,
     )

@@ -220,7 +220,7 @@ def _select(options: Difficulty, job: ask_job.Job) -> dict[str, Json]:
         "always_right": rates.count(1.0),
         "num_rl": len(rl),
         "num_hard": len(hard),
-        "reasons": {reason.value: reasons[reason] for reason in score.Reason},
+        "reasons": {reason.value: reasons[reason] for reason in score.JUDGED},
     }
 
 

@@ -28,7 +28,7 @@ from prism_jax.commands.ask import job as ask_job
 from prism_jax.commands.curate import difficulty, teacher, teacher_config
 from prism_jax.data import sources
 from prism_jax.running import run as run_lib
-from prism_jax.setup import agreement
+from prism_jax.setup import agreement, corpora
 
 Json = Any
 
@@ -95,8 +95,8 @@ def _rows(options: teacher_config.Teacher, folder: pathlib.Path) -> sources.Sour
     if options.prompts is None:
         path = folder / "difficulty" / difficulty.HARD_FILE
         return sources.Source(kind="prompts", path=str(path))
-    return sources.Source(
-        kind="prompts", path=options.prompts.path, image_root=options.prompts.image_root
+    return corpora.source(
+        options.prompts.path, kind="prompts", image_root=options.prompts.image_root or ""
     )
 
 

@@ -1,18 +1,22 @@
 """Draw `numerals` scenes with Pillow: handwritten digits on paper, and bar charts.
 
-The handwriting is scikit-learn's bundled `load_digits`: 1797 grey pictures of 8x8 pixels. The
-writers are not named, so train and test are disjoint in samples, by a hash of the sample's number.
+The handwriting, `handwriting.npz`, is the test set of UCI's "Optical Recognition of Handwritten
+Digits" (E. Alpaydin and C. Kaynak, 1998, CC BY 4.0): 1797 grey pictures of 8x8 pixels. The writers
+are not named, so train and test are disjoint in samples, by a hash of the sample's number.
 """
 
 import functools
 import io
+import pathlib
 import random
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from sklearn import datasets as sklearn_datasets
 
 from prism_jax.data.numerals import scenes as numerals_scenes
 
+# As in scikit-learn's `load_digits`: levels uint8[1797, 8, 8] from 0 to 16, digits uint8[1797].
+_HANDWRITING = pathlib.Path(__file__).with_name("handwriting.npz")
 _PAPER_RGB = {
     "white": (252, 252, 252),
     "cream": (246, 236, 208),
@@ -38,14 +42,14 @@ _STEEPEN = [min(255, max(0, (level - 70) * 2)) for level in range(256)]
 @functools.cache
 def handwriting(*, is_test: bool) -> dict[int, tuple[Image.Image, ...]]:
     """Return the samples of a split by digit, each 10x10 grey: the 8x8 sample and a border."""
-    bundle = sklearn_datasets.load_digits()
+    with np.load(_HANDWRITING, allow_pickle=False) as bundle:
+        levels, digits = bundle["levels"], bundle["digits"]
     by_digit = {digit: [] for digit in range(10)}
-    for number, (pixels, digit) in enumerate(zip(bundle.images, bundle.target, strict=True)):
+    for number, (pixels, digit) in enumerate(zip(levels, digits, strict=True)):
         if numerals_scenes.belongs_to_test(f"digit sample {number}") != is_test:
             continue
         sample = Image.new("L", (10, 10))
-        # Levels are 0 .. 16.
-        sample.paste(Image.fromarray((pixels * 255 / 16).astype("uint8")), (1, 1))
+        sample.paste(Image.fromarray((pixels * (255 / 16)).astype("uint8")), (1, 1))
         by_digit[int(digit)].append(sample)
     return {digit: tuple(samples) for digit, samples in by_digit.items()}
 

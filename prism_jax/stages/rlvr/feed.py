@@ -92,7 +92,7 @@ class Feed:
 def open_prompts(
     options: rlvr_config.Config, files: pathlib.Path, *, folder: pathlib.Path | None
 ) -> tuple[processor.Processor, prompts_lib.Opened]:
-    """Return the processor and the validated prompts, each with a ground truth.
+    """Return the processor and the validated prompts, each with a ground truth for the judge.
 
     Args:
       files: small files of the policy.
@@ -112,7 +112,7 @@ def open_prompts(
         options.prompts,
         words,
         need_teacher=False,
-        need_answer=True,
+        need_answer=options.rewards.custom is None,
         folder=folder,
     )
     prompt_mixture.require(opened, options.rollout.num_prompts, field="rollout.num_prompts")

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
         # that it started from.
         files = setup_models.keep_files(options.model, run.folder)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
-        identity = run.identity(model)
+        identity = run.identity(model, digests=options.rewards.digests())
         # Before data and weights are read, which a finished run does not need.
         if run.is_finished(identity):
             return

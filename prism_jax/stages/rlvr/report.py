@@ -63,6 +63,18 @@ def of_rewards(rewards: Sequence[score.Reward], *, num_responses: int) -> metric
             f"reward/reason_{reason}_fraction": metrics.mean([count / len(rewards)])
             for reason, count in counts.items()
         },
+        **_parts(rewards),
+    }
+
+
+def _parts(rewards: Sequence[score.Reward]) -> metrics.Metrics:
+    """Return the means of the parts that a function of the user's returned."""
+    parts = [reward.parts for reward in rewards if reward.parts is not None]
+    if not parts:
+        return {}
+    return {
+        f"reward/part_{name}_mean": metrics.mean([values[name] for values in parts])
+        for name in sorted(parts[0])
     }
 
 
@@ -91,7 +103,11 @@ def merge_generations(generations: Sequence[metrics.Metrics]) -> metrics.Metrics
         return {}
     merged = generations[0]
     for logged in generations[1:]:
-        merged = {name: merged[name].merge(logged[name]) for name in merged}
+        # The parts of rewards are absent where no response got one.
+        merged = merged | {
+            name: merged[name].merge(value) if name in merged else value
+            for name, value in logged.items()
+        }
     return {
         # A step's time is that of all its generations; every other metric is a mean over them.
         name: metrics.Mean(total=m.total, weight=np.float32(1)) if "time/" in name else m

@@ -11,7 +11,8 @@ from prism_jax.setup import train_sections
 class Data(configuration.Section):
     """The demonstrations, and the rows into which they are packed."""
 
-    train: tuple[str, ...]  # PATH or PATH#ENTRY of a dataset_info.json
+    # PATH, PATH#ENTRY of a dataset_info.json, or PATH@FILE.py:FUNCTION.
+    train: tuple[str, ...]
     weights: tuple[float, ...]  # of the sources in the mixture; empty: each row once an epoch
     held_out: tuple[str, ...]  # for the evaluation loss; empty: none
     image_root: str  # of relative image paths; empty: the folder of the file

@@ -22,6 +22,17 @@ def _pixels(digit: int, seed: int, *, is_test: bool) -> np.ndarray:
     return np.asarray(picture.convert("L").resize((8, 8)), np.float32).ravel()
 
 
+def test_the_handwriting_has_the_published_samples():
+    splits = [numerals_pictures.handwriting(is_test=is_test) for is_test in (False, True)]
+    counts = [sum(len(split[digit]) for split in splits) for digit in range(10)]
+    # Source: UCI optdigits.names, class distribution of optdigits.tes.
+    assert counts == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    levels = {
+        level for split in splits for rows in split.values() for x in rows for level in x.tobytes()
+    }
+    assert levels == {number * 255 // 16 for number in range(17)}
+
+
 def test_nearest_training_picture_reads_most_test_digits():
     train = np.stack([_pixels(n % 10, n, is_test=False) for n in range(1500)])
     right = 0
