@@ -1,6 +1,6 @@
 """A TPU kernel for decoding: a few queries a row against a cache, which is read to its length.
 
-JAX's own paged kernels return no log-sum-exp, without which the part that rows share cannot be
+JAX's paged kernels return no log-sum-exp, without which the part that rows share cannot be
 merged with the part of each row. This one walks over a row's blocks of places and copies the next
 block, or the first of the next row, while it computes.
 """

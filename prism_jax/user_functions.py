@@ -1,7 +1,7 @@
 """Functions of the user's, named as FILE.py:FUNCTION in the configuration.
 
 Such a file is a part of the user's program, like the file of `--config`: it is executed, in a
-process of its own. Data and weights name no code, and nothing is executed for what they hold.
+separate process. Data and weights name no code, and nothing is executed for what they hold.
 """
 
 import ast

@@ -2,8 +2,8 @@
 
 vLLM and lmms-eval render messages with the folder's chat template, and scale pictures as its
 processor says. `write` copies these files with two changes: a conversation without a system turn
-gets that of training, and pictures have the bounds of training. lmms-eval's own class for Qwen3-VL
-puts a system turn of its own before every question; it counts as none.
+gets that of training, and pictures have the bounds of training. lmms-eval's class for Qwen3-VL
+puts its system turn before every question; it counts as none.
 """
 
 import json

@@ -9,7 +9,7 @@ judge of training. DIR gets `responses.jsonl`, a line per response with its segm
 the reason for it, and `summary.json` with rates and their 95 % intervals, over all prompts and by
 type of question. Both files appear when they are complete; a killed run resumes where it stopped.
 
-A benchmark is scored by its own rules and in its groups, with `config.llm_judge` also by a model. A
+A benchmark is scored by its rules and in its groups, with `config.llm_judge` also by a model. A
 suite evaluates each in a folder below DIR, with the policy loaded once, and writes `suite.json`;
 see docs/benchmarks.md.
 """

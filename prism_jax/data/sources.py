@@ -98,8 +98,8 @@ class Files:
         self.source = source
         self._labels = _labels(names)
         is_folder = source.reader is not None and paths.is_folder(source.path)
-        own = [source.path] if is_folder else [paths.parent(name) for name in names]
-        self._roots = [source.image_root or folder for folder in own]
+        parents = [source.path] if is_folder else [paths.parent(name) for name in names]
+        self._roots = [source.image_root or folder for folder in parents]
         self._parse = _parser(source, columns)
         self._ends: list[int] = []
 

@@ -1,6 +1,6 @@
 """Rows of files in a format of the user's, read by a function of the user's.
 
-The function runs in a process of its own (see `reader_process`); it is called once each time that
+The function runs in a separate process (see `reader_process`); it is called once each time that
 the data set is opened, and the rows that it gives are kept in a temporary file.
 """
 

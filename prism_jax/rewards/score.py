@@ -89,7 +89,7 @@ class Reward:
 
     @property
     def is_custom(self) -> bool:
-        """Return whether a function of the user's was asked."""
+        """Return whether a function of the user's gave it."""
         return self.parts is not None or self.detail is not None
 
 

@@ -1,6 +1,6 @@
 """Compare two mathematical expressions with math-verify: unbounded cost, for workers only.
 
-math-verify's own time limits raise SIGALRM, which works in a main thread only and never interrupts
+math-verify's time limits raise SIGALRM, which works in a main thread only and never interrupts
 big-integer arithmetic. They are switched off here; `workers.py` kills the process instead.
 """
 

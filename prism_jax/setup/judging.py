@@ -82,8 +82,8 @@ class SharedJudge:
 
     def verdicts(self, questions: Sequence[score.Question]) -> list[score.Reason]:
         """Judge questions, in order."""
-        own = self._pool.verdicts(agreement.own_part(list(questions)))
-        verdicts = agreement.gather_parts([reason.value for reason in own], len(questions))
+        judged = self._pool.verdicts(agreement.own_part(list(questions)))
+        verdicts = agreement.gather_parts([reason.value for reason in judged], len(questions))
         return [score.Reason(verdict) for verdict in verdicts]
 
 

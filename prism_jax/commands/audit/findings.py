@@ -95,7 +95,7 @@ def repeated(rows: Sequence[Facts]) -> list[Finding]:
 
 
 def not_earned(rows: Sequence[Facts], grade: Grade) -> Finding:
-    """Return rows whose own ground truth, given as the answer, is not judged right."""
+    """Return rows whose ground truth, given as the answer, is not judged right."""
     with_truth = [row for row in rows if row.truth is not None]
     keys = dict.fromkeys((row.truth, row.equivalents, row.data_source) for row in with_truth)
     tasks = [_task(_RESPONSE.format(key[0]), key) for key in keys]
@@ -136,13 +136,18 @@ def leaks(rows: Sequence[Facts], name: str, others: Sequence[Facts]) -> list[Fin
     both, picture, similar, text = [], [], [], []
     for row in rows:
         same = [o for s in row.pictures for k in (s.pixels, s.file) for o in by_pixels.get(k, ())]
-        asked = by_question.get(row.question, [])
+        same_text = by_question.get(row.question, [])
         near = [o for seen in row.pictures for o in look.get(seen.pixels, ())]
         with_both = [o for o in [*same, *near] if o.question == row.question]
         if not row.pictures:
             # Without a picture the question is all there is.
-            with_both = [o for o in asked if not o.pictures]
-        for matches, target in ((with_both, both), (same, picture), (near, similar), (asked, text)):
+            with_both = [o for o in same_text if not o.pictures]
+        for matches, target in (
+            (with_both, both),
+            (same, picture),
+            (near, similar),
+            (same_text, text),
+        ):
             if matches:
                 target.append((row, f"row {matches[0].id} of {name}"))
                 break

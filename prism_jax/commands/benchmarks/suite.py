@@ -1,4 +1,4 @@
-"""Evaluate a policy on several benchmarks: each in its own folder, and a table of all of them."""
+"""Evaluate a policy on several benchmarks: each in a folder, and a table of all of them."""
 
 import pathlib
 from collections.abc import Callable, Mapping

@@ -213,7 +213,7 @@ async def _collect(
 async def _stream(
     steps: AsyncIterator[Step], answer: _Answer, request: ChatRequest, reply: Reply
 ) -> None:
-    """Send events; a slow reader holds back its own events alone."""
+    """Send events; a slow reader holds back only its events."""
     begun: set[int] = set()
     async for step in steps:
         piece = step.piece

@@ -102,7 +102,7 @@ class ChatRequest:
         fields = Fields(value, "")
         take_model(fields, name)
         prompt = read_prompt(fields, limits)
-        # The text that names the client's own user changes no answer.
+        # The text that names the client's user changes no answer.
         fields.text("user")
         is_stream = fields.boolean("stream")
         request = cls(

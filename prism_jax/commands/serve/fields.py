@@ -21,7 +21,7 @@ class Fields:
         """Store the fields.
 
         Args:
-          place: the object's own field, "" for the request.
+          place: the object's field, "" for the request.
         """
         if not isinstance(value, dict):
             raise Refusal(

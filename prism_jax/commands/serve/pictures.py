@@ -101,7 +101,7 @@ def _fetch(picture: Picture, rules: Rules) -> bytes:
         raise _refusal(
             picture, "must be a data URL: this server fetches no pictures from that host"
         )
-    # Proxies of the environment are not used: the host itself is asked.
+    # Proxies of the environment are not used: the host itself is reached.
     opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + _FETCH_SECONDS
     data = b""

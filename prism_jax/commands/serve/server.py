@@ -107,7 +107,7 @@ class Life:
             if self._stopped_by is None and self._failure is None:
                 await self._listen(listener, works)
         except Exception:
-            # Where the sampler has failed, its own error says why.
+            # Where the sampler has failed, its error says why.
             if self._failure is None:
                 raise
         finally:

@@ -1,6 +1,6 @@
 """We-Math testmini: 525 problems of two or three steps, and each step as a question: 1740.
 
-Source: PRISM scripts/eval/tasks/wemath/reasoning/utils.py: a system turn of its own.
+Source: PRISM scripts/eval/tasks/wemath/reasoning/utils.py: with its system turn.
 """
 
 import collections

@@ -21,7 +21,7 @@ class Facts:
     protocol: Protocol
     question: str  # as a model that judges answers reads it; may be empty
     answer: str
-    answer_type: str  # the benchmark's own word, "" if it has none
+    answer_type: str  # the benchmark's word, "" if it has none
     choices: tuple[str, ...]  # texts of the options, in order; empty for an open question
     precision: int | None  # decimal places of a number
     group: Mapping[str, str]  # names the questions that are scored together

@@ -2,7 +2,7 @@
 
 Source: PRISM scripts/eval/tasks/mathvista/mathvista_evals.py `extract_answer`,
 `normalize_extracted_answer`; the number of places is a fraction in the published file, which the
-released `round` refuses. MathVista's own evaluation takes it as a whole number, as here.
+released `round` refuses. MathVista's evaluation takes it as a whole number, as here.
 """
 
 from collections.abc import Sequence
