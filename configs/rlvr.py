@@ -118,7 +118,12 @@ def _base(size: str) -> ConfigDict:
     config.rewards = sampled.rewards(is_official=False)
     # Source: PRISM verl/verl/trainer/ppo/core_algos.py compute_grpo_outcome_advantage: eps 1e-6.
     config.advantage = ConfigDict(
-        {"kind": "grpo", "eps": 1e-6, "discount": config_dict.placeholder(float)}
+        {
+            "kind": "grpo",
+            "eps": 1e-6,
+            "discount": config_dict.placeholder(float),
+            "credit": "response",
+        }
     )
     # Source: loss_agg_mode token-mean, of the whole batch here.
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")

@@ -73,6 +73,9 @@ class Advantage(configuration.Section):
     kind: Literal["grpo", "dr_grpo", "rloo", "reinforce++"]
     eps: float | None  # of "grpo" and "reinforce++"
     discount: float | None  # of "reinforce++"
+    # The tokens that learn from the accuracy: all, as released; those of think and answer; or
+    # these, and captions half of it. See `stages.rlvr.credit`.
+    credit: Literal["response", "segment", "segment_shared"]
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -88,6 +91,11 @@ class Advantage(configuration.Section):
             )
         if self.discount is not None and not 0 <= self.discount <= 1:
             problems.append(f"discount must be in [0, 1], got {self.discount}")
+        if self.kind == "reinforce++" and self.credit != "response":
+            problems.append(
+                "credit must be 'response' for reinforce++, which adds up the rewards behind each "
+                f"token, got {self.credit!r}"
+            )
         return problems
 
 

@@ -110,7 +110,7 @@ def open_experience(
 ) -> rlvr_step.Experience:
     """Return the parts of a step; nothing is compiled before the first one."""
     return rlvr_step.Experience(
-        num_updates=options.train.num_updates,
+        options=options,
         feed=feed,
         sampling=rlvr_sampling.Sampling(options, sampler, judge),
         packer=rlvr_packing.Packer(options, devices, model, shape=shape, reference=reference),

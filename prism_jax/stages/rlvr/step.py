@@ -14,6 +14,8 @@ import jax
 
 from prism_jax import metrics
 from prism_jax.stages.rlvr import advantages as rlvr_advantages
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import credit
 from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import groups as rlvr_groups
 from prism_jax.stages.rlvr import packing as rlvr_packing
@@ -29,7 +31,7 @@ from prism_jax.training import train_state, train_step
 class Experience:
     """The half of a step that turns prompts into the batches of its updates."""
 
-    num_updates: int  # of a step
+    options: rlvr_config.Config
     feed: rlvr_feed.Feed
     sampling: rlvr_sampling.Sampling
     packer: rlvr_packing.Packer
@@ -41,7 +43,7 @@ class Experience:
     ) -> tuple[Batches, metrics.Metrics]:
         """Return the batches of the updates, on the devices, and metrics about the responses."""
         # The policy counts updates, of which a step has several.
-        step = int(state.step) // self.num_updates + 1
+        step = int(state.step) // self.options.train.num_updates + 1
         # 1, 2. The policy responds, several times to each prompt, and the judge rewards each
         # response. 3. With `groups.keep` both repeat until enough groups vary, since a group
         # without variation has no advantage.
@@ -59,6 +61,11 @@ class Experience:
             responses.prompt_id,
             responses.lengths,
             distance=distance,
+            parts=credit.parts_of(
+                responses,
+                self.options.advantage,
+                accuracy_weight=self.options.rewards.accuracy_weight,
+            ),
         )
         # 6. Each response token gets its advantage. What is left over waits for the next step.
         batches = self.packer.finish(packed, responses, comparison.advantages)
