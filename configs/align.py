@@ -24,7 +24,8 @@ import copy
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import common, sampled_training
+from configs import common, discriminators, sampled_training
+from configs import held_out as held_out_config
 
 _SIZES = common.table("""
          num_prompts  num_responses  max_response_tokens  num_steps  peak  discriminator_peak
@@ -113,9 +114,7 @@ def _config(arg: str) -> ConfigDict:
         {"rule": "strict", "num_workers": 2, "deadline_seconds": 10.0, "memory_bytes": 2 << 30}
     )
     config.advantage = _advantage(options)
-    config.pace = ConfigDict(
-        {"discriminator_updates": 1, "policy_every_steps": 1, "discriminator_warmup_steps": 0}
-    )
+    config.pace = _pace()
     config.algorithm = sampled_training.weighing(aggregation="token-mean")
     config.rows = ConfigDict(vars(_ROWS[size]))
     config.train = ConfigDict(
@@ -131,6 +130,7 @@ def _config(arg: str) -> ConfigDict:
         every_steps=intervals.panel_steps, num_pairs=intervals.panel_pairs
     )
     config.optim = common.optim(peak=row.peak)
+    config.held_out = held_out_config.held_out()
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(every_steps=intervals.save_steps)
     config.resume = common.resume()
@@ -138,6 +138,19 @@ def _config(arg: str) -> ConfigDict:
     if "official" in options:
         _official(config)
     return config
+
+
+def _pace() -> ConfigDict:
+    """Return an update of each model in each step, whatever the discriminator's accuracy."""
+    return ConfigDict(
+        {
+            "discriminator_updates": 1,
+            "policy_every_steps": 1,
+            "discriminator_warmup_steps": 0,
+            "discriminator_max_accuracy": config_dict.placeholder(float),
+            "policy_min_accuracy": config_dict.placeholder(float),
+        }
+    )
 
 
 def _official(config: ConfigDict) -> None:
@@ -196,6 +209,9 @@ def _advantage(options: set[str]) -> ConfigDict:
             "response_weight": config_dict.placeholder(float),
             # Source: core_algos.py:536: the sum of both stands on every token.
             "credit": "response",
+            "scale": "group",
+            "std_floor": config_dict.placeholder(float),
+            "teacher_gate": "off",
             "eps": 1e-6,
             "align_coef": config_dict.placeholder(float) if mode == "align" else 1.0,
             "accuracy_weight": 1.0 if has_reward else config_dict.placeholder(float),
@@ -245,6 +261,8 @@ def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDi
             "all_invalid": "none",
             "rows": ConfigDict(vars(_ROWS[size])),
             "optim": common.optim(peak=_SIZES[size].discriminator_peak),
+            "lengths": discriminators.lengths(),
+            "steadying": discriminators.steadying(),
         }
     )
     for view in _VIEWS:

@@ -37,6 +37,7 @@ and no warm-up, which `official` takes from the scripts instead.
 from ml_collections import ConfigDict, config_dict
 
 from configs import common, sampled, sampled_training
+from configs import held_out as held_out_config
 
 _SIZES = common.table("""
          num_prompts  num_responses  max_response_tokens  num_steps  peak  save_every  log_every
@@ -142,6 +143,7 @@ def _base(size: str) -> ConfigDict:
         }
     )
     config.optim = common.optim(peak=row.peak)
+    config.held_out = held_out_config.held_out()
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(every_steps=row.save_every)
     config.resume = common.resume()

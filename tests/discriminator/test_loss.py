@@ -14,6 +14,7 @@ from models import discriminator, inputs, kinds, qwen3_vl, sharding
 from prism_jax import rows as packed_rows
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.discriminator import surrogate
 from prism_jax.rows import Continuation
 from tests.models import cases
 
@@ -261,10 +262,10 @@ def _pulled_gradient(rule=_RULE, settings=_SETTINGS, seed=None):
 
     found, told = jax.jit(pull)(params, packed.batch)
     gradient, _ = _whole_gradient(
-        lambda model, part, key: discriminator_loss.surrogate_loss(model, part, 0.0, settings, key),
-        lambda batch: discriminator_loss.surrogate_weights(batch, 0.0),
+        lambda model, part, key: surrogate.loss(model, part, 0.0, settings, key),
+        lambda batch: surrogate.weights(batch, 0.0, settings),
         dataclasses.replace(packed.batch, score_gradients=found),
-        {discriminator_loss.SCORES: 1.0},
+        {surrogate.SCORES: 1.0},
         key,
     )
     return gradient, told

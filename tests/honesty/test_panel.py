@@ -8,6 +8,7 @@ import pytest
 
 from models import kinds
 from models.inputs import Example
+from prism_jax.discriminator import swaps
 from prism_jax.honesty import other_pictures, probes
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import router as honesty_router
@@ -322,7 +323,7 @@ def test_shuffled_pictures_are_the_next_prompts_in_this_prompts_grid():
 
 def test_a_borrowed_picture_keeps_its_places():
     def picture(grid, merge):
-        places = other_pictures._coords(grid, merge)
+        places = swaps._coords(grid, merge)
         pixels = (1000 * places[:, 1:2] + places[:, 2:3]).astype(np.float32)
         return Example(
             tokens=np.zeros(1, np.int32),
@@ -334,7 +335,7 @@ def test_a_borrowed_picture_keeps_its_places():
     small, large = picture((1, 2, 4), 2), picture((1, 4, 8), 2)
     found, _ = other_pictures.changed([small, large], "shuffled", spatial_merge_size=2)
     # Every second row and column of the large one, in the order of the small one's patches.
-    places = other_pictures._coords((1, 2, 4), 2)
+    places = swaps._coords((1, 2, 4), 2)
     np.testing.assert_array_equal(
         found.pixels[0][:, 0], 2 * (1000 * places[:, 1] + places[:, 2]).astype(np.float32)
     )

@@ -21,6 +21,7 @@ from prism_jax.stages.align import config as align_config
 class Prompts:
     """The prompts of a step, as each model reads them, and the teacher's responses."""
 
+    indices: list[int]  # of the rows
     rows: list[records.PromptRow]
     policy: list[Example]
     discriminator: list[Example]
@@ -130,13 +131,17 @@ class Feed:
         """Return the rows into which any step fits."""
         options = self.options
         num_names = len(options.discriminator.form.names)
-        num_responses = options.rollout.num_prompts * options.rollout.num_responses
+        # With those of earlier steps that the discriminator learns from again.
+        num_prompts = options.rollout.num_prompts
+        num_prompts += options.discriminator.steadying.replay_prompts or 0
+        num_responses = num_prompts * options.rollout.num_responses
+        has_swaps = options.discriminator.lengths.swap_coefficient is not None
         # No segment of a response is longer than the response, but for how it ends.
         longest = options.rollout.max_response_tokens + self.reader.tail_tokens
         continued = max(self._longest, longest)
         largest = Largest(
             # The most that a step may hold: all responses well-formed, no two segments equal.
-            num_units=num_names * (options.rollout.num_prompts + num_responses),
+            num_units=num_names * (num_prompts + num_responses) + has_swaps * num_prompts,
             unit_sequences=1,
             unit_tokens=max(size.tokens for size in self._discriminator_sizes) + continued,
             continued_tokens=continued,
@@ -168,7 +173,7 @@ class Feed:
         options = self.options
         return prompt_mixture.index_steps(
             self._opened,
-            self._prompts,
+            self.prompts_of,
             weights=options.prompts.weights,
             num_prompts=options.rollout.num_prompts,
             num_steps=options.train.num_steps,
@@ -176,10 +181,12 @@ class Feed:
             num_threads=options.train.num_threads,
         )
 
-    def _prompts(self, indices: Sequence[int]) -> Prompts:
+    def prompts_of(self, indices: Sequence[int]) -> Prompts:
+        """Return the prompts of rows."""
         rows = [self._opened.rows[index] for index in indices]
         sees_images = self.options.discriminator.sees_images
         return Prompts(
+            indices=list(indices),
             rows=rows,
             policy=encode.encode_prompts(rows, self.words),
             discriminator=[

@@ -15,6 +15,7 @@ from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
+from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align import updates as align_updates
 
 
@@ -91,13 +92,14 @@ class Panel:
         """Return the teacher beside each well-formed response, and float[pairs, 2] scores."""
         form = self._options.discriminator.form
         continuations = responses.continuations()
+        # As they were scored, equal lengths included.
+        teachers, students = align_scores.cuts_of(prompts, responses, self._feed)
         units, names, is_cut, known = [], [], [], []
         for number, text in enumerate(responses.segments):
             if not text.format_ok:
                 continue
             response = continuations[number]
-            teacher = prompts.teachers[response.prompt]
-            student = self._feed.reader.cut(response.tokens, text)
+            teacher, student = teachers[response.prompt], students[number]
             for place, name in enumerate(form.names):
                 both = (teacher, student)
                 units.append([segments.continuation(response.prompt, cut, name) for cut in both])

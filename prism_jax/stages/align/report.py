@@ -38,7 +38,9 @@ class Report:
           step: number of this step, counted from 1.
           state: before the step's updates.
         """
-        self.dump.write(step, prompts.rows, responses.segments, _columns(scores, comparison))
+        self.dump.write(
+            step, prompts.rows, responses.segments, _columns(scores.rewarding, comparison)
+        )
         # The panel scores the pairs again with changes, still with the parameters from before the
         # update.
         logged = scores.metrics | responses.metrics() | comparison.metrics
@@ -48,17 +50,17 @@ class Report:
 
 
 def _columns(
-    scores: align_scores.StepScores, comparison: align_advantages.Compared
+    scores: align_scores.Places, comparison: align_advantages.Compared
 ) -> dict[str, Sequence[Any]]:
     """Return the dump's columns besides the text, one value a response."""
     advantages = comparison.by_part["response"]
-    num_prompts = len(next(iter(scores.by_name.values())).teacher)
+    num_prompts = len(next(iter(scores.values())).teacher)
     num_responses = len(advantages) // num_prompts
     columns: dict[str, Sequence[Any]] = {"advantage": advantages}
     for part, values in comparison.by_part.items():
         if part != "response":
             columns[f"{part}_advantage"] = values
-    for name, segment in scores.by_name.items():
+    for name, segment in scores.items():
         pairs = zip(segment.student, segment.is_pair, strict=True)
         # A response without a score has None in the dump: 0 is a score.
         columns[f"{name}_score"] = [score if is_scored else None for score, is_scored in pairs]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from prism_jax import metrics
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.discriminator import surrogate
 from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import update as policy_update
 from prism_jax.rows import RowShape
@@ -17,10 +19,12 @@ from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
+from prism_jax.stages.align import mean_weights
 from prism_jax.stages.align import scores as align_scores
 from prism_jax.training import optim, train_state, train_step
 
-State = dict[str, train_state.TrainState]  # "policy" and "discriminator"
+# "policy" and "discriminator", and with a mean of weights "mean_discriminator", its parameters
+State = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class StepBatch:
     policy: policy_batch.PolicyBatch | None  # None in a step in which the policy stands still
     discriminator: discriminator_batch.SegmentBatch  # with the gradient of each score
     places: align_scores.Places  # of each score in the batch
+    # False in a step whose pair accuracy is high enough already, see `pace`.
+    has_discriminator_update: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,8 @@ class Updates:
     refresh: Callable[..., discriminator_batch.SegmentBatch]
     # Refresh before the first update too: the scores at hand were computed without its dropout.
     is_always_fresh: bool
+    # (mean, parameters) -> mean of the discriminator's weights; None: there is no mean
+    average: Callable[[nnx.State, nnx.State], nnx.State] | None = None
 
 
 def score_settings(
@@ -53,6 +61,7 @@ def score_settings(
         remat=options.discriminator.remat,
         head_dropout=options.discriminator.head_dropout,
         score_dtype=options.discriminator.score_dtype,
+        penalty=options.discriminator.steadying.penalty,
     )
 
 
@@ -106,6 +115,7 @@ def open_updates(
         ),
         refresh=make_refresh(rule, settings, discriminator),
         is_always_fresh=options.discriminator.head_dropout > 0,
+        average=mean_weights.make_average(options.discriminator.steadying.ema_decay),
     )
     return starts, updates
 
@@ -119,19 +129,16 @@ def make_discriminator_update(
     shape: RowShape,
 ) -> train_step.TrainStep:
     """Return the update of the discriminator by the gradients of its scores."""
-    # The coefficients of the pair loss are in the gradients of the scores already.
-    coefficients = {discriminator_loss.SCORES: 1.0}
 
     def loss(model: nnx.Module, batch: discriminator_batch.SegmentBatch, key: jax.Array):
-        return discriminator_loss.surrogate_loss(model, batch, rule.router, settings, key)
+        return surrogate.loss(model, batch, rule.router, settings, key)
 
     return train_step.make_train_step(
         model.graphdef,
         loss,
         optimizer,
-        weights_fn=lambda batch: discriminator_loss.surrogate_weights(batch, rule.router),
-        coefficients=coefficients
-        | ({discriminator_loss.ROUTER: rule.router} if rule.router else {}),
+        weights_fn=lambda batch: surrogate.weights(batch, rule.router, settings),
+        coefficients=surrogate.coefficients(rule.router, settings),
         num_microbatches=shape.num_microbatches,
         shardings=start.shardings,
     )
@@ -162,10 +169,14 @@ def skip_policy(
     policy: train_state.TrainState,
 ) -> tuple[train_state.TrainState, metrics.Metrics]:
     """Return the policy after a step in which it stands still: only the step is counted."""
+    return dataclasses.replace(policy, step=policy.step + 1), of_skipped(policy)
+
+
+def of_skipped(state: train_state.TrainState) -> metrics.Metrics:
+    """Return the metrics of a step in which a model stands still."""
     # A copy, because the next update donates the state, and metrics are read after that.
-    skipped = jnp.copy(policy.opt_state.num_skipped_in_row)
-    logged = {"optim/skipped_in_row": metrics.Mean(total=skipped, weight=jnp.ones(()))}
-    return dataclasses.replace(policy, step=policy.step + 1), logged
+    skipped = jnp.copy(state.opt_state.num_skipped_in_row)
+    return {"optim/skipped_in_row": metrics.Mean(total=skipped, weight=jnp.ones(()))}
 
 
 def with_owner(logged: metrics.Metrics, owner: str) -> metrics.Metrics:

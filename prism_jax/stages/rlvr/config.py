@@ -14,8 +14,8 @@ from typing import Literal
 
 from prism_jax import configuration
 from prism_jax.losses import kl
+from prism_jax.policy import held_out, rollouts
 from prism_jax.policy import loss as policy_loss
-from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import judging, prompt_mixture, row_shapes
 
@@ -178,6 +178,7 @@ class Config(configuration.TrainingRun):
     reference: Reference
     rows: row_shapes.Rows
     train: Train
+    held_out: held_out.HeldOut
     optim: configuration.Optim
 
     @property
@@ -188,7 +189,7 @@ class Config(configuration.TrainingRun):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        problems = super().problems()
+        problems = super().problems() + self.held_out.problems_beside(self.prompts.path)
         rollout, parts = self.rollout, self.train.num_minibatches
         if rollout.num_prompts % parts:
             problems.append(

@@ -11,14 +11,16 @@ folder. Runs on TPU, GPU or CPU; configs/rlvr.py names sizes, hardware and sourc
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import nnx
 
 from prism_jax.data import processor
+from prism_jax.policy import held_out, rollouts
 from prism_jax.policy import responses as policy_responses
-from prism_jax.policy import rollouts
 from prism_jax.rows import RowShape
+from prism_jax.running import best as best_lib
 from prism_jax.running import dump as running_dump
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
@@ -61,39 +63,72 @@ def main(argv: Sequence[str]) -> None:
         sampler = open_sampler(options, model, devices, words, opened)
         feed = rlvr_feed.open_feed(options, words, opened, sampler.reader, reference)
         with options.rewards.open_judge() as judge:
+            evaluate, best = open_evaluation(run, model, words=words, judge=judge)
+            stage = loop.Stage(
+                experience=open_experience(
+                    options,
+                    devices,
+                    model,
+                    feed=feed,
+                    sampler=sampler,
+                    judge=judge,
+                    shape=shape,
+                    reference=None if reference is None else reference.params,
+                    dump=running_dump.Dump(
+                        run.folder, options.rollout.dump_every_steps, inputs=run.inputs
+                    ),
+                ),
+                update=functools.partial(
+                    rlvr_step.update,
+                    rlvr_updates.make_update(options, devices, model, optimizer, start, shape),
+                    num_epochs=options.train.num_epochs,
+                ),
+                evaluate=evaluate,
+                best=best,
+                skip_counters=("optim/skipped_in_row",),
+            )
             run.train(
                 identity,
-                loop.Stage(
-                    experience=open_experience(
-                        options,
-                        devices,
-                        model,
-                        feed=feed,
-                        sampler=sampler,
-                        judge=judge,
-                        shape=shape,
-                        reference=None if reference is None else reference.params,
-                        dump=running_dump.Dump(
-                            run.folder, options.rollout.dump_every_steps, inputs=run.inputs
-                        ),
-                    ),
-                    update=functools.partial(
-                        rlvr_step.update,
-                        rlvr_updates.make_update(options, devices, model, optimizer, start, shape),
-                        num_epochs=options.train.num_epochs,
-                    ),
-                    evaluate=None,
-                    skip_counters=("optim/skipped_in_row",),
-                ),
+                stage,
                 feed,
                 start,
                 limits=loop.Limits(
                     num_steps=options.train.num_steps,
-                    evaluate_every_steps=None,
+                    evaluate_every_steps=options.held_out.every_steps,
                     max_skipped_in_row=options.train.max_skipped_in_row,
                 ),
-                watched=_WATCHED,
+                watched=(*_WATCHED, *held_out.WATCHED),
             )
+
+
+def open_evaluation(
+    run: run_lib.Run[rlvr_config.Config],
+    model: setup_models.Model,
+    *,
+    words: processor.Processor,
+    judge: policy_responses.Judge,
+) -> tuple[Callable[[Any, int], dict[str, float]] | None, best_lib.Best | None]:
+    """Return the evaluation on held-out prompts and the comparison of steps; None without any."""
+    options = run.options
+    if not options.held_out.path:
+        return None, None
+    evaluation = held_out.Evaluation(
+        options.held_out,
+        options.rollout,
+        options.prompts,
+        model,
+        run.devices,
+        words=words,
+        gate=options.rewards.judge,
+        judge=judge,
+        key=run.keys.run,
+    )
+    return lambda state, step: evaluation(state.params), best_lib.Best(
+        run.folder,
+        metric=held_out.METRIC,
+        is_kept=options.held_out.is_best_kept,
+        patience=options.held_out.patience,
+    )
 
 
 def open_experience(
