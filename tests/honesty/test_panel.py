@@ -9,7 +9,7 @@ import pytest
 from models import kinds
 from models.inputs import Example
 from prism_jax.discriminator import swaps
-from prism_jax.honesty import other_pictures, probes
+from prism_jax.honesty import other_pictures, probes, strata
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import router as honesty_router
 from prism_jax.rows import Continuation
@@ -92,12 +92,35 @@ def test_a_discriminator_that_looks_at_lengths_alone_is_exposed():
         assert told[f"honesty/{name}_length_probe_accuracy"] == 1
         assert told[f"honesty/{name}_last_token_probe_accuracy"] == 0.5
         assert told[f"honesty/{name}_probe_explains"] == 1
+        # In every pair the teacher is longer: there is no other stratum to look at.
+        assert f"honesty/{name}_shorter_pair_accuracy" not in told
     first, second = honesty_panel.warnings(told, _SEGMENTS)
     assert first == (
         "WARNING: caption: the length alone tells teacher from student in 100 % of pairs, the "
         "discriminator in 100 %: it may look at nothing else"
     )
     assert second.startswith("WARNING: cot: the length alone")
+
+
+def test_among_segments_of_similar_length_a_discriminator_of_lengths_is_a_coin():
+    rng = np.random.default_rng(3)
+    student = rng.integers(20, 40, 400)
+    teacher = student + rng.integers(-12, 13, 400)
+    pairs = probes.Pairs(
+        teacher_tokens=teacher,
+        student_tokens=student,
+        teacher_last=np.zeros(400, int),
+        student_last=np.zeros(400, int),
+        prompt=np.arange(400),
+    )
+    by_length = strata.measure(pairs, teacher - student)
+    assert by_length["longer_pair_accuracy"] == 1 and by_length["shorter_pair_accuracy"] == 0
+    assert 0.35 < by_length["similar_pair_accuracy"] < 0.65
+    assert 0.35 < by_length["similar_length_probe_accuracy"] < 0.65
+    by_content = strata.measure(pairs, np.ones(400))
+    shares = [by_content[f"{name}_fraction"] for name in ("shorter", "similar", "longer")]
+    assert sum(shares) == pytest.approx(1) and min(shares) > 0.1
+    assert by_content["similar_pair_accuracy"] == by_content["shorter_pair_accuracy"] == 1
 
 
 def test_a_discriminator_that_looks_at_the_last_token_alone_is_exposed():

@@ -173,6 +173,7 @@ _ELSEWHERE = {
         *("model.folder", "model.init"),
     ),
     "tests/policy/test_rollouts.py": ("rollout.is_cut_allowed",),
+    "tests/policy/test_held_out.py": field_tables.HELD_OUT,
     "one process alone": ("mesh.is_distributed",),
 }
 
