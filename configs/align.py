@@ -20,8 +20,6 @@ GPU), 4b and 8b (8 devices of 80 GB, or a v5p-16 with mesh.axes as they are), 2b
 Where they disagree: the README names 500 steps, the script allows 1500 and saves every 500.
 """
 
-import copy
-
 from ml_collections import ConfigDict, config_dict
 
 from configs import common, discriminators, sampled_training
@@ -53,7 +51,6 @@ _INTERVALS = common.table("""
   8b     50           32           50          1
 """)
 _MODES = ("acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align")
-_VIEWS = ("whole", "both")
 
 
 def get_config(arg: str = "4b") -> ConfigDict:
@@ -85,9 +82,9 @@ def _for_one_gpu(size: str, config: ConfigDict) -> None:
 def _config(arg: str) -> ConfigDict:
     """Return a configuration of any other size."""
     size, options = common.arguments(
-        arg, ("new", "text_only", "text_trunk", "official", *_VIEWS, *_MODES), _SIZES
+        arg, ("new", "text_only", "text_trunk", "official", *discriminators.VIEWS, *_MODES), _SIZES
     )
-    for alternatives in (_VIEWS, _MODES):
+    for alternatives in (discriminators.VIEWS, _MODES):
         if len(options & set(alternatives)) > 1:
             raise ValueError(f"options: one of {', '.join(alternatives)} must be chosen at most")
     row, intervals, is_large = _SIZES[size], _INTERVALS[size], common.is_large(size)
@@ -96,7 +93,13 @@ def _config(arg: str) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = common.new_model(size) if "new" in options else common.model(size)
-    config.discriminator = _discriminator(size, options, config.model)
+    config.discriminator = discriminators.discriminator(
+        size,
+        options,
+        config.model,
+        rows=ConfigDict(vars(_ROWS[size])),
+        peak=row.discriminator_peak,
+    )
     config.prompts = sampled_training.prompts(size)
     if is_large:
         # Source: filter_overlong_prompts; every row that is left out is named.
@@ -228,49 +231,3 @@ def _advantage(options: set[str]) -> ConfigDict:
     if "both" in options:
         advantage.caption_weight, advantage.cot_weight, advantage.response_weight = 0.25, 0.25, 0.5
     return advantage
-
-
-def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDict:
-    is_large = common.is_large(size)
-    is_text_only = "text_only" in options
-    has_tower = "text_trunk" not in options
-    discriminator = ConfigDict(
-        {
-            "folder": "",
-            "init": policy.init,
-            # A copy: with the policy's struct an override of either would change both.
-            "sizes": copy.deepcopy(policy.sizes),
-            "remat": "full" if is_large else "none",
-            "sees_images": has_tower and not is_text_only,
-            "min_pixels": config_dict.placeholder(int),
-            # As in warm-up. The released run shows it pictures of any size here, but of at most
-            # 560 x 560 pixels there.
-            "max_pixels": 560 * 560 if is_large else config_dict.placeholder(int),
-            "view": "caption_cot",
-            "scored_token": "last",
-            "teacher_max_tokens": config_dict.placeholder(int),
-            "positions": "mrope",
-            "score_clip": 10.0,
-            "length_beta": (),
-            "regulariser": 1e-3,
-            # The released update drops the router's term of the warm-up.
-            "router": 0.0,
-            "score_dtype": "float32",
-            "head_dropout": 0.0,
-            "microbatch_pairs": config_dict.placeholder(int),
-            "all_invalid": "none",
-            "rows": ConfigDict(vars(_ROWS[size])),
-            "optim": common.optim(peak=_SIZES[size].discriminator_peak),
-            "lengths": discriminators.lengths(),
-            "steadying": discriminators.steadying(),
-        }
-    )
-    for view in _VIEWS:
-        if view in options:
-            discriminator.view = view
-    if not has_tower:
-        # It has no bias.
-        discriminator.optim.no_decay = (".*/scale",)
-    if is_text_only:
-        discriminator.optim.frozen = ("trunk/vision/.*",)
-    return discriminator

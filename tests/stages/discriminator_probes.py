@@ -12,6 +12,7 @@ import numpy as np
 
 from configs import align, warmup
 from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.discriminator import step_scores
 from prism_jax.policy import responses, rollouts
 from prism_jax.rewards import score
 from prism_jax.rollout import engine
@@ -23,7 +24,6 @@ from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
 from prism_jax.stages.align import mean_weights
 from prism_jax.stages.align import replay as align_replay
-from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align import step as align_step
 from prism_jax.stages.align import updates as align_updates
 from prism_jax.stages.warmup import config as warmup_config
@@ -115,7 +115,7 @@ def replayed(options, folder):
         None,
         num_prompts=own.replay_prompts,
         num_steps=own.replay_steps,
-        read=lambda indices: list(indices),
+        read=list,
         reader=types.SimpleNamespace(read=lambda rollout: [None] * len(rollout.lengths)),
     )
     rollout = engine.Rollout(
@@ -287,8 +287,8 @@ def packed_segments(options, folder, workdir, texts):
     drawn = rollouts.Responses(
         rollout=rollout, segments=reader.read(rollout), num_prompts=len(prompts.rows), seconds=0.0
     )
-    packed, places = align_scores.packed_segments(
-        prompts, drawn, feed, shapes.discriminator, discriminator
+    packed, places = step_scores.packed_segments(
+        prompts, drawn, feed.cutter, shapes.discriminator, discriminator
     )
     return prompts, feed, shapes, packed, places
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from prism_jax import metrics
 from prism_jax.discriminator import loss as discriminator_loss
-from prism_jax.losses import advantage, pairwise
+from prism_jax.losses import advantage, credit, pairwise
 from prism_jax.policy import responses as policy_responses
 from prism_jax.policy import rollouts
 from prism_jax.stages.align import config as align_config
@@ -160,27 +160,8 @@ def gated(
 
 
 def weights_by_part(options: align_config.Advantage) -> dict[str, dict[str, float]]:
-    """Return the weight of each segment's normalised scores in the advantage of each part.
-
-                        tokens of the caption      of think and answer
-        response        w_caption, w_cot           w_caption, w_cot         the sum, as released
-        segment         2 w_caption                2 w_cot
-        segment_shared  2 w_caption, w_cot         2 w_cot
-
-    A token learns from one segment in place of two, so the weight is doubled: with equal weights
-    both sums are the same. In `segment_shared` the caption also gets half of the weight of the
-    reasoning that rests on it. All else, such as penalties, gates and the score of the whole
-    response, stands on every token. "response" is always there: a malformed response has no parts.
-    """
-    weights = options.weights
-    if options.credit == "response":
-        return {"response": weights}
-    shared = weights["cot"] if options.credit == "segment_shared" else 0.0
-    return {
-        "response": weights,
-        "caption": weights | {"caption": 2 * weights["caption"], "cot": shared},
-        "cot": weights | {"caption": 0.0, "cot": 2 * weights["cot"]},
-    }
+    """Return the weights of segments in the advantage of each part; see `losses.credit`."""
+    return credit.weights_by_part(options.credit, options.weights)
 
 
 def by_token(by_part: Mapping[str, np.ndarray], responses: rollouts.Responses) -> np.ndarray:

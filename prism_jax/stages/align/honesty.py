@@ -7,7 +7,7 @@ from flax import nnx
 
 from prism_jax import metrics, progress
 from prism_jax.discriminator import loss as discriminator_loss
-from prism_jax.discriminator import segments
+from prism_jax.discriminator import segments, step_scores
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import scoring as honesty_scoring
 from prism_jax.policy import rollouts
@@ -15,7 +15,6 @@ from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
-from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align import updates as align_updates
 
 
@@ -93,7 +92,7 @@ class Panel:
         form = self._options.discriminator.form
         continuations = responses.continuations()
         # As they were scored, equal lengths included.
-        teachers, students = align_scores.cuts_of(prompts, responses, self._feed)
+        teachers, students = step_scores.cuts_of(prompts, responses, self._feed.cutter)
         units, names, is_cut, known = [], [], [], []
         for number, text in enumerate(responses.segments):
             if not text.format_ok:

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 
 from prism_jax.checkpoints import model_files
 from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.discriminator import step_scores
 from prism_jax.policy import held_out, rollouts
 from prism_jax.running import best as best_lib
 from prism_jax.running import dump as running_dump
@@ -38,7 +39,6 @@ from prism_jax.stages.align import honesty as align_honesty
 from prism_jax.stages.align import mean_weights
 from prism_jax.stages.align import replay as align_replay
 from prism_jax.stages.align import report as align_report
-from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align import step as align_step
 from prism_jax.stages.align import updates as align_updates
 
@@ -182,8 +182,8 @@ def open_experience(
         gate=align_gate.TeacherGate(judge) if has_gate else None,
         replay=replay,
         sampler=sampler,
-        scorer=align_scores.Scorer(
-            options, devices, discriminator, feed=feed, shape=shapes.discriminator, score=score
+        scorer=step_scores.Scorer(
+            feed.cutter, devices, discriminator, shape=shapes.discriminator, score=score
         ),
         comparison=align_advantages.Comparison(options, judge),
         report=align_report.Report(dump=dump, panel=panel),

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from prism_jax import metrics
+from prism_jax.discriminator import step_scores
 from prism_jax.policy import rollouts
 from prism_jax.running import dump as running_dump
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import feed as align_feed
 from prism_jax.stages.align import honesty as align_honesty
-from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align.updates import State
 
 
@@ -29,7 +29,7 @@ class Report:
         state: State,
         prompts: align_feed.Prompts,
         responses: rollouts.Responses,
-        scores: align_scores.StepScores,
+        scores: step_scores.StepScores,
         comparison: align_advantages.Compared,
     ) -> metrics.Metrics:
         """Write the dump, measure the panel where it is due, and return all metrics.
@@ -50,7 +50,7 @@ class Report:
 
 
 def _columns(
-    scores: align_scores.Places, comparison: align_advantages.Compared
+    scores: step_scores.Places, comparison: align_advantages.Compared
 ) -> dict[str, Sequence[Any]]:
     """Return the dump's columns besides the text, one value a response."""
     advantages = comparison.by_part["response"]

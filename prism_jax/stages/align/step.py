@@ -14,6 +14,7 @@ import dataclasses
 import jax
 
 from prism_jax import metrics
+from prism_jax.discriminator import step_scores
 from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import devices as devices_lib
@@ -25,7 +26,6 @@ from prism_jax.stages.align import gate as align_gate
 from prism_jax.stages.align import mean_weights
 from prism_jax.stages.align import replay as align_replay
 from prism_jax.stages.align import report as align_report
-from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align import updates as align_updates
 from prism_jax.stages.align.updates import State, StepBatch
 
@@ -38,7 +38,7 @@ class Experience:
     gate: align_gate.TeacherGate | None  # None: teachers are not judged
     replay: align_replay.Replay | None
     sampler: rollouts.Sampler
-    scorer: align_scores.Scorer
+    scorer: step_scores.Scorer
     comparison: align_advantages.Comparison
     report: align_report.Report
     policy: setup_models.Model
@@ -74,7 +74,7 @@ class Experience:
             is_trusted = is_trusted[: len(prompts.rows)]
         # 4. Each response is compared with the others to its prompt. The judge is off by default.
         comparison = self.comparison(scores.rewarding, prompts, responses, is_trusted)
-        accuracy = align_scores.pair_accuracy(scores.by_name)
+        accuracy = step_scores.pair_accuracy(scores.by_name)
         rows = None
         if self.pace.has_policy_update(step, accuracy):
             rows = policy_update.on_policy_batch(

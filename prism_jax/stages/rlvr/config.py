@@ -4,6 +4,7 @@
     rewards    the judge                 overlong   cost of long responses
     advantage  comparison of rewards     algorithm  the loss
     reference  a KL term                 train      updates that follow a rollout
+    adversary  a discriminator's term    held_out   when to stop
 
 configs/rlvr.py names the algorithms of the literature, each in a few lines. A field set to `None`
 is switched off.
@@ -18,6 +19,7 @@ from prism_jax.policy import held_out, rollouts
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import judging, prompt_mixture, row_shapes
+from prism_jax.stages.rlvr import adversary_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,7 @@ class Config(configuration.TrainingRun):
     advantage: Advantage
     algorithm: policy_loss.Algorithm
     reference: Reference
+    adversary: adversary_config.Adversary | None  # None: there is no discriminator
     rows: row_shapes.Rows
     train: Train
     held_out: held_out.HeldOut
@@ -205,6 +208,12 @@ class Config(configuration.TrainingRun):
             problems.append(
                 "groups.surplus_steps must be 0 or None for the loss reinforce, which has no ratio "
                 f"to an older policy, got {self.groups.surplus_steps}"
+            )
+        has_parts = self.adversary is None or "caption" in self.adversary.weights
+        if self.advantage.credit != "response" and not has_parts:
+            problems.append(
+                "advantage.credit must be 'response' for an adversary whose view has no parts, "
+                f"got {self.advantage.credit!r}"
             )
         buffer = self.overlong.buffer_tokens
         if buffer is not None and buffer > rollout.max_response_tokens:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from prism_jax import errors
 from prism_jax.data import encode as data_encode
 from prism_jax.data import processor, steps
+from prism_jax.discriminator import opening
 from prism_jax.policy import responses as policy_responses
 from prism_jax.setup import prompt_mixture
 from prism_jax.setup import prompts as prompts_lib
@@ -89,13 +90,18 @@ class Feed:
 
 
 def open_prompts(
-    options: rlvr_config.Config, files: pathlib.Path, *, folder: pathlib.Path | None
+    options: rlvr_config.Config,
+    files: pathlib.Path,
+    *,
+    folder: pathlib.Path | None,
+    open_cutter: Callable[[processor.Processor], opening.Cutter] | None = None,
 ) -> tuple[processor.Processor, prompts_lib.Opened]:
     """Return the processor and the validated prompts, each with a ground truth.
 
     Args:
       files: small files of the policy.
       folder: gets the list of the prompts that are left out.
+      open_cutter: of the adversary, whose prompts also need a teacher; None: there is none.
 
     Raises:
       InputError: for wrong data, or fewer prompts than a step takes.
@@ -110,9 +116,10 @@ def open_prompts(
         options.prompts.path,
         options.prompts,
         words,
-        need_teacher=False,
+        need_teacher=open_cutter is not None,
         need_answer=True,
         folder=folder,
+        check=None if open_cutter is None else open_cutter(words).check_teacher,
     )
     prompt_mixture.require(opened, options.rollout.num_prompts, field="rollout.num_prompts")
     prompt_mixture.require(opened, options.generation_prompts, field="groups.generation_prompts")

@@ -14,8 +14,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 
+from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.data import processor
 from prism_jax.policy import held_out, rollouts
 from prism_jax.policy import responses as policy_responses
@@ -28,6 +30,7 @@ from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.setup import prompts as prompts_lib
 from prism_jax.stages.rlvr import advantages as rlvr_advantages
+from prism_jax.stages.rlvr import adversary_opening
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import packing as rlvr_packing
@@ -48,11 +51,17 @@ def main(argv: Sequence[str]) -> None:
         # that it started from.
         files = setup_models.keep_files(options.model, run.folder)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
-        identity = run.identity(model)
+        adversary = adversary_opening.open_model(options, devices, run.folder)
+        identity = run.identity(model, *([] if adversary is None else [adversary.model]))
         # Before data and weights are read, which a finished run does not need.
         if run.is_finished(identity):
             return
-        words, opened = rlvr_feed.open_prompts(options, files, folder=run.folder)
+        open_cutter = None
+        if adversary is not None:
+            open_cutter = functools.partial(adversary.cutter, options)
+        words, opened = rlvr_feed.open_prompts(
+            options, files, folder=run.folder, open_cutter=open_cutter
+        )
         shape = rlvr_updates.shape_of(options, opened.sizes, devices)
         # The learning-rate schedule counts updates, of which a step has several.
         num_updates = options.train.num_steps * options.train.num_updates
@@ -62,43 +71,77 @@ def main(argv: Sequence[str]) -> None:
         reference = rlvr_reference.open_reference(options.reference, model, devices, start)
         sampler = open_sampler(options, model, devices, words, opened)
         feed = rlvr_feed.open_feed(options, words, opened, sampler.reader, reference)
-        with options.rewards.open_judge() as judge:
-            evaluate, best = open_evaluation(run, model, words=words, judge=judge)
-            stage = loop.Stage(
-                experience=open_experience(
-                    options,
-                    devices,
-                    model,
-                    feed=feed,
-                    sampler=sampler,
-                    judge=judge,
-                    shape=shape,
-                    reference=None if reference is None else reference.params,
-                    dump=running_dump.Dump(
-                        run.folder, options.rollout.dump_every_steps, inputs=run.inputs
-                    ),
-                ),
-                update=functools.partial(
-                    rlvr_step.update,
-                    rlvr_updates.make_update(options, devices, model, optimizer, start, shape),
-                    num_epochs=options.train.num_epochs,
-                ),
-                evaluate=evaluate,
-                best=best,
-                skip_counters=("optim/skipped_in_row",),
-            )
-            run.train(
-                identity,
-                stage,
-                feed,
+        update = functools.partial(
+            rlvr_step.update,
+            rlvr_updates.make_update(options, devices, model, optimizer, start, shape),
+            num_epochs=options.train.num_epochs,
+        )
+        scoring = None
+        if adversary is not None:
+            scoring, update, start = adversary_opening.open_parts(
+                options,
+                devices,
+                adversary,
+                open_cutter(words),
+                opened,
                 start,
-                limits=loop.Limits(
-                    num_steps=options.train.num_steps,
-                    evaluate_every_steps=options.held_out.every_steps,
-                    max_skipped_in_row=options.train.max_skipped_in_row,
-                ),
-                watched=(*_WATCHED, *held_out.WATCHED),
+                update,
+                key=jax.random.fold_in(run.keys.init, 1),
             )
+        with options.rewards.open_judge() as judge:
+            experience = open_experience(
+                options,
+                devices,
+                model,
+                feed=feed,
+                sampler=sampler,
+                judge=judge,
+                shape=shape,
+                reference=None if reference is None else reference.params,
+                dump=running_dump.Dump(
+                    run.folder, options.rollout.dump_every_steps, inputs=run.inputs
+                ),
+            )
+            experience = dataclasses.replace(experience, adversary=scoring)
+            evaluation = open_evaluation(run, model, words=words, judge=judge)
+            train(run, identity, experience, update, feed, start, evaluation)
+
+
+def train(
+    run: run_lib.Run[rlvr_config.Config],
+    identity: checkpoint_meta.RunIdentity,
+    experience: rlvr_step.Experience,
+    update: adversary_opening.PolicyUpdate,
+    feed: rlvr_feed.Feed,
+    start: setup_models.Start,
+    evaluation: tuple[Any, best_lib.Best | None],
+) -> None:
+    """Train to the end of the run."""
+    options = run.options
+    evaluate, best = evaluation
+    counters, watched = ("optim/skipped_in_row",), (*_WATCHED, *held_out.WATCHED)
+    if experience.adversary is not None:
+        counters += ("optim/discriminator_skipped_in_row",)
+        names = options.adversary.discriminator.form.names
+        watched += tuple(f"discriminator/{name}_gap" for name in names)
+    run.train(
+        identity,
+        loop.Stage(
+            experience=experience,
+            update=update,
+            evaluate=evaluate,
+            best=best,
+            skip_counters=counters,
+        ),
+        feed,
+        start,
+        limits=loop.Limits(
+            num_steps=options.train.num_steps,
+            evaluate_every_steps=options.held_out.every_steps,
+            max_skipped_in_row=options.train.max_skipped_in_row,
+        ),
+        watched=watched,
+    )
 
 
 def open_evaluation(
@@ -123,7 +166,13 @@ def open_evaluation(
         judge=judge,
         key=run.keys.run,
     )
-    return lambda state, step: evaluation(state.params), best_lib.Best(
+    has_two = options.adversary is not None
+
+    def evaluate(state: Any, step: int) -> dict[str, float]:
+        del step
+        return evaluation((state["policy"] if has_two else state).params)
+
+    return evaluate, best_lib.Best(
         run.folder,
         metric=held_out.METRIC,
         is_kept=options.held_out.is_best_kept,

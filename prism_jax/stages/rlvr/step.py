@@ -14,6 +14,7 @@ import jax
 
 from prism_jax import metrics
 from prism_jax.stages.rlvr import advantages as rlvr_advantages
+from prism_jax.stages.rlvr import adversary as rlvr_adversary
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import credit
 from prism_jax.stages.rlvr import feed as rlvr_feed
@@ -26,6 +27,9 @@ from prism_jax.stages.rlvr.carry import Carry
 from prism_jax.stages.rlvr.updates import Batches
 from prism_jax.training import train_state, train_step
 
+# Of the policy; with an adversary of both models by name.
+State = train_state.TrainState | rlvr_adversary.State
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experience:
@@ -37,22 +41,24 @@ class Experience:
     packer: rlvr_packing.Packer
     comparison: rlvr_advantages.Comparison
     report: rlvr_report.Report
+    adversary: rlvr_adversary.Scoring | None = None  # None: there is no discriminator
 
     def __call__(
-        self, state: train_state.TrainState, prompts: rlvr_groups.Prompts | None, key: jax.Array
-    ) -> tuple[Batches, metrics.Metrics]:
+        self, state: State, prompts: rlvr_groups.Prompts | None, key: jax.Array
+    ) -> tuple[Batches | rlvr_adversary.StepBatch, metrics.Metrics]:
         """Return the batches of the updates, on the devices, and metrics about the responses."""
+        policy = state if self.adversary is None else state["policy"]
         # The policy counts updates, of which a step has several.
-        step = int(state.step) // self.options.train.num_updates + 1
+        step = int(policy.step) // self.options.train.num_updates + 1
         # 1, 2. The policy responds, several times to each prompt, and the judge rewards each
         # response. 3. With `groups.keep` both repeat until enough groups vary, since a group
         # without variation has no advantage.
-        filled, sampling_metrics = self.sampling(state.params, prompts, self.feed, key, step=step)
+        filled, sampling_metrics = self.sampling(policy.params, prompts, self.feed, key, step=step)
         responses = rlvr_groups.flatten(filled.groups, step=step)
         # 4. The reward is the judge's, less a penalty on length, less the distance from the
         # reference policy. The rows come before the advantages for its sake: the log-probs of both
         # policies are computed over packed rows, and then used again by the loss.
-        packed = self.packer(state.params, filled.groups)
+        packed = self.packer(policy.params, filled.groups)
         penalties = self.comparison.penalties(responses.lengths)
         distance = self.packer.distance(packed, responses, self.feed.carry.coefficient)
         # 5. Each response is compared with the others to its prompt.
@@ -67,13 +73,24 @@ class Experience:
                 accuracy_weight=self.options.rewards.accuracy_weight,
             ),
         )
+        # With an adversary its advantages are added, whatever the algorithm compares.
+        advantages, scored = comparison.advantages, None
+        if self.adversary is not None:
+            scored = self.adversary(step, state, filled.groups)
+            advantages = scored.added_to(advantages)
         # 6. Each response token gets its advantage. What is left over waits for the next step.
-        batches = self.packer.finish(packed, responses, comparison.advantages)
+        batches = self.packer.finish(packed, responses, advantages)
         self.feed.carry = Carry(
             groups=tuple(filled.surplus), coefficient=comparison.next_coefficient
         )
         logged = self.report(step, filled, responses, penalties, comparison)
-        return batches, sampling_metrics | packed.metrics | logged
+        logged = sampling_metrics | packed.metrics | logged
+        if scored is None:
+            return batches, logged
+        both = rlvr_adversary.StepBatch(
+            policy=batches, discriminator=scored.batch, places=scored.places
+        )
+        return both, logged | scored.metrics
 
 
 def update(

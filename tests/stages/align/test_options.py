@@ -12,11 +12,11 @@ import pytest
 from prism_jax import errors
 from prism_jax.checkpoints import checkpoint
 from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.discriminator import step_scores
 from prism_jax.rewards import score
 from prism_jax.running import metric_writers
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import gate as align_gate
-from prism_jax.stages.align import scores as align_scores
 from tests.stages import discriminator_probes as probes
 from tests.stages import rl_run, sft_run
 from tests.stages.align import align_run
@@ -155,7 +155,7 @@ def test_a_prompt_with_a_wrong_teacher_is_dropped_or_learned_from_the_judge(fold
 
 def test_no_pair_of_a_wrong_teacher_is_learned_from():
     places = {"cot": dataclasses.replace(probes._numbers(_OK)["cot"])}
-    (found,) = align_scores._of_trusted(places, np.array([False, True])).values()
+    (found,) = step_scores.of_trusted(places, np.array([False, True])).values()
     np.testing.assert_array_equal(found.is_pair, [False] * 4 + [True] * 4)
 
 
@@ -196,8 +196,8 @@ def test_the_pace_goes_by_the_accuracy_of_pairs(folder):
     )
     # Right, a tie, no pair, a tie; and a name without a pair.
     none = dataclasses.replace(scores, is_pair=np.zeros(4, bool))
-    assert align_scores.pair_accuracy({"cot": scores, "caption": none}) == pytest.approx(2 / 3)
-    assert align_scores.pair_accuracy({"cot": none}) is None
+    assert step_scores.pair_accuracy({"cot": scores, "caption": none}) == pytest.approx(2 / 3)
+    assert step_scores.pair_accuracy({"cot": none}) is None
     pace = probes.options(
         "align",
         folder,

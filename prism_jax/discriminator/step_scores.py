@@ -3,26 +3,32 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
 from flax import nnx
 
+from models.inputs import Example
 from prism_jax import batches, metrics
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import lengths as lengths_lib
 from prism_jax.discriminator import loss as discriminator_loss
-from prism_jax.discriminator import segments, swaps
-from prism_jax.honesty import scoring as honesty_scoring
+from prism_jax.discriminator import opening, segments, swaps
 from prism_jax.policy import rollouts
 from prism_jax.rows import RowShape
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
-from prism_jax.stages.align import config as align_config
-from prism_jax.stages.align import feed as align_feed
 
 Places = dict[str, discriminator_loss.Scores]
+
+
+class Prompts(Protocol):
+    """The prompts of a step, as a discriminator reads them."""
+
+    discriminator: list[Example]
+    teachers: list[segments.Cut]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,45 +48,46 @@ class Scorer:
 
     def __init__(
         self,
-        options: align_config.Config,
+        cutter: opening.Cutter,
         devices: devices_lib.Devices,
         discriminator: setup_models.Model,
         *,
-        feed: align_feed.Feed,
         shape: RowShape,
-        score: honesty_scoring.Scorer,
+        score: Callable[[nnx.State, discriminator_batch.SegmentBatch], jax.Array],
     ):
         """Store the parts; nothing is compiled before the first step.
 
         Args:
           score: jitted (params, batch) -> float32[M, B, S], see `discriminator.loss.make_scorer`.
         """
-        self._options, self._devices, self._discriminator = options, devices, discriminator
-        self._feed, self._shape, self._score = feed, shape, score
-        rule = options.discriminator.rule(discriminator)
+        self._cutter, self._devices, self._discriminator = cutter, devices, discriminator
+        self._shape, self._score = shape, score
+        rule = cutter.section.rule(discriminator)
         self._scores_at = jax.jit(discriminator_loss.scores_at)
         self._gradients = jax.jit(functools.partial(discriminator_loss.gradients, rule=rule))
 
     def __call__(
         self,
         params: nnx.State,
-        prompts: align_feed.Prompts,
+        prompts: Prompts,
         responses: rollouts.Responses,
         *,
-        rewarding: nnx.State | None,
-        is_trusted: np.ndarray | None,
         num_prompts: int,
+        rewarding: nnx.State | None = None,
+        is_trusted: np.ndarray | None = None,
     ) -> StepScores:
         """Return the scores that the discriminator with these parameters gives.
 
         Args:
           rewarding: parameters whose scores reward the policy; None: the same.
-          is_trusted: bool[N], False for prompts without a pair, see `gate`; None: all True.
-          num_prompts: of this step, the first ones; the others were asked earlier, see `replay`.
+          is_trusted: bool[N], False for prompts without a pair, see `stages.align.gate`; None: all
+            True.
+          num_prompts: of this step, the first ones; the others were asked earlier, see
+            `stages.align.replay`.
         """
         begun = time.monotonic()
         packed, places = packed_segments(
-            prompts, responses, self._feed, self._shape, self._discriminator
+            prompts, responses, self._cutter, self._shape, self._discriminator
         )
         batch = self._devices.put(packed.batch, num_rows=self._shape.microbatch_rows)
         scores = self._score(params, batch)
@@ -95,7 +102,7 @@ class Scorer:
         # The loss depends on the parameters through these scores alone, so its gradient with
         # respect to them is known before the update.
         if is_trusted is not None:
-            places = _of_trusted(places, is_trusted)
+            places = of_trusted(places, is_trusted)
         gradients, logged = self._gradients(scores, places)
         return StepScores(
             by_name=by_name,
@@ -132,7 +139,7 @@ def _first(by_name: Places, num_prompts: int) -> Places:
     return {name: cut(scores) for name, scores in by_name.items()}
 
 
-def _of_trusted(places: Places, is_trusted: np.ndarray) -> Places:
+def of_trusted(places: Places, is_trusted: np.ndarray) -> Places:
     """Return the places, without pairs where the teacher is wrong."""
 
     def masked(place: discriminator_loss.Scores) -> discriminator_loss.Scores:
@@ -145,17 +152,17 @@ def _of_trusted(places: Places, is_trusted: np.ndarray) -> Places:
 
 
 def cuts_of(
-    prompts: align_feed.Prompts, responses: rollouts.Responses, feed: align_feed.Feed
+    prompts: Prompts, responses: rollouts.Responses, cutter: opening.Cutter
 ) -> tuple[Sequence[segments.Cut], dict[int, segments.Cut]]:
     """Return the segments of teachers, and of well-formed responses by number, as scored."""
     continuations = responses.continuations()
     # A malformed response has no segments. It is not scored and pays its penalty instead.
     cuts = {
-        number: feed.reader.cut(continuations[number].tokens, text)
+        number: cutter.reader.cut(continuations[number].tokens, text)
         for number, text in enumerate(responses.segments)
         if text.format_ok
     }
-    min_tokens = feed.options.discriminator.lengths.equal_min_tokens
+    min_tokens = cutter.section.lengths.equal_min_tokens
     if min_tokens is None:
         return prompts.teachers, cuts
     prompt_of = {number: continuations[number].prompt for number in cuts}
@@ -163,9 +170,9 @@ def cuts_of(
 
 
 def packed_segments(
-    prompts: align_feed.Prompts,
+    prompts: Prompts,
     responses: rollouts.Responses,
-    feed: align_feed.Feed,
+    cutter: opening.Cutter,
     shape: RowShape,
     discriminator: setup_models.Model,
 ) -> tuple[discriminator_batch.PackedSegments, Places]:
@@ -176,11 +183,11 @@ def packed_segments(
     the position in the row, and dividing by the group's standard deviation blows that difference
     up.
     """
-    options = feed.options.discriminator
+    options = cutter.section
     names = options.form.names
     continuations = responses.continuations()
     format_ok = np.array([response.format_ok for response in responses.segments])
-    teachers, cuts = cuts_of(prompts, responses, feed)
+    teachers, cuts = cuts_of(prompts, responses, cutter)
     units, kinds, numbers = [], [], []
     known: dict[tuple[int, int, bytes], int] = {}
     for kind, name in enumerate(names):
