@@ -54,20 +54,6 @@ class Scored:
     places: step_scores.Places
     metrics: metrics.Metrics
 
-    def added_to(self, advantages: np.ndarray) -> np.ndarray:
-        """Return the sum with the algorithm's advantages, [N] or [N, T]."""
-        if self.advantages is None:
-            return advantages
-        sides = [x if x.ndim == 2 else x[:, None] for x in (advantages, self.advantages)]
-        width = max(x.shape[1] for x in sides)
-        # Behind a response neither means anything.
-        one, other = (
-            x if x.shape[1] in (1, width) else np.pad(x, ((0, 0), (0, width - x.shape[1])))
-            for x in sides
-        )
-        total = one + other
-        return total[:, 0] if advantages.ndim == self.advantages.ndim == 1 else total
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepBatch:

@@ -4,7 +4,8 @@
     rewards    the judge                 overlong   cost of long responses
     advantage  comparison of rewards     algorithm  the loss
     reference  a KL term                 train      updates that follow a rollout
-    adversary  a discriminator's term    held_out   when to stop
+    adversary  a discriminator's term    distill    an open teacher's term
+    held_out   when to stop
 
 configs/rlvr.py names the algorithms of the literature, each in a few lines. A field set to `None`
 is switched off.
@@ -19,7 +20,7 @@ from prism_jax.policy import held_out, rollouts
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import judging, prompt_mixture, row_shapes
-from prism_jax.stages.rlvr import adversary_config
+from prism_jax.stages.rlvr import adversary_config, distill_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,6 +180,7 @@ class Config(configuration.TrainingRun):
     algorithm: policy_loss.Algorithm
     reference: Reference
     adversary: adversary_config.Adversary | None  # None: there is no discriminator
+    distill: distill_config.Distill
     rows: row_shapes.Rows
     train: Train
     held_out: held_out.HeldOut

@@ -56,3 +56,19 @@ def by_token(
     ends = np.array([s.caption_tokens if s.format_ok else 0 for s in segments], np.int32)[:, None]
     values = np.where(places < ends, caption[:, None], whole[:, None])
     return np.where(places < lengths[:, None], values, np.float32(0)).astype(np.float32)
+
+
+def summed(advantages: np.ndarray, more: np.ndarray | None) -> np.ndarray:
+    """Return the sum of advantages by response [N] or by token [N, T]; None adds nothing."""
+    if more is None:
+        return advantages
+    if advantages.ndim == more.ndim == 1:
+        return advantages + more
+    sides = [x if x.ndim == 2 else x[:, None] for x in (advantages, more)]
+    width = max(x.shape[1] for x in sides)
+    # Behind a response neither means anything.
+    one, other = (
+        x if x.shape[1] in (1, width) else np.pad(x, ((0, 0), (0, width - x.shape[1])))
+        for x in sides
+    )
+    return one + other

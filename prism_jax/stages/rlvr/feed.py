@@ -13,6 +13,7 @@ from prism_jax.setup import prompt_mixture
 from prism_jax.setup import prompts as prompts_lib
 from prism_jax.stages.rlvr import carry as rlvr_carry
 from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import distill as rlvr_distill
 from prism_jax.stages.rlvr import groups as rlvr_groups
 from prism_jax.stages.rlvr import reference as rlvr_reference
 
@@ -132,8 +133,11 @@ def open_feed(
     opened: prompts_lib.Opened,
     reader: policy_responses.Reader,
     reference: rlvr_reference.Reference | None,
+    teacher: rlvr_distill.Teacher | None = None,
 ) -> Feed:
     """Return the prompts of the run, with the carry between its steps."""
+    fixed = {"": reference, "teacher ": teacher}
+    fingerprints = [prefix + one.fingerprint for prefix, one in fixed.items() if one is not None]
 
     def make(indices: Sequence[int]) -> rlvr_groups.Prompts:
         rows = [opened.rows[index] for index in indices]
@@ -158,6 +162,6 @@ def open_feed(
         is_refilled=is_refilled,
         coefficient=options.reference.reward_coefficient,
         is_adapted=options.reference.reward_target is not None,
-        reference=None if reference is None else reference.fingerprint,
+        reference=" ".join(fingerprints) or None,
         decode=functools.partial(rlvr_carry.decode, opened=opened, words=words, reader=reader),
     )

@@ -17,6 +17,7 @@ from prism_jax.running import metric_writers
 from prism_jax.stages.rlvr import adversary as rlvr_adversary
 from prism_jax.stages.rlvr import adversary_config
 from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import credit as rlvr_credit
 from tests.stages import rl_run, rl_toy, sft_run
 from tests.stages.align import align_run
 
@@ -128,7 +129,7 @@ def test_each_token_gets_the_advantage_of_its_segment_times_the_coefficient(cred
     shared = {"response": 0.5, "segment": 0.0, "segment_shared": 0.5}[credit]
     factor = 1.0 if credit != "response" else 0.5
     lengths = responses.rollout.lengths
-    values = scored.added_to(np.zeros(len(lengths), np.float32))
+    values = rlvr_credit.summed(np.zeros(len(lengths), np.float32), scored.advantages)
     values = values if values.ndim == 2 else np.repeat(values[:, None], lengths.max(), axis=1)
     for row, length in enumerate(lengths):
         for token in range(length):
