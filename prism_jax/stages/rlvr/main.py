@@ -59,9 +59,7 @@ def main(argv: Sequence[str]) -> None:
         # Before data and weights are read, which a finished run does not need.
         if run.is_finished(identity):
             return
-        open_cutter = None
-        if adversary is not None:
-            open_cutter = functools.partial(adversary.cutter, options)
+        open_cutter = None if adversary is None else functools.partial(adversary.cutter, options)
         words, opened = rlvr_feed.open_prompts(
             options, files, folder=run.folder, open_cutter=open_cutter
         )
