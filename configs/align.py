@@ -20,11 +20,10 @@ GPU), 4b and 8b (1 to 256 devices; docs/fits.md names those that are large enoug
 Where they disagree: the README names 500 steps, the script allows 1500 and saves every 500.
 """
 
-import copy
-
 from ml_collections import ConfigDict, config_dict
 
-from configs import common, sampled_training
+from configs import common, discriminators, sampled_training
+from configs import held_out as held_out_config
 
 _SIZES = common.table("""
          num_prompts  num_responses  max_response_tokens  num_steps  peak  discriminator_peak
@@ -52,7 +51,6 @@ _INTERVALS = common.table("""
   8b     50           32           50          1
 """)
 _MODES = ("acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align")
-_VIEWS = ("whole", "both")
 
 
 def get_config(arg: str = "4b") -> ConfigDict:
@@ -84,9 +82,9 @@ def _for_one_gpu(size: str, config: ConfigDict) -> None:
 def _config(arg: str) -> ConfigDict:
     """Return a configuration of any other size."""
     size, options = common.arguments(
-        arg, ("new", "text_only", "text_trunk", "official", *_VIEWS, *_MODES), _SIZES
+        arg, ("new", "text_only", "text_trunk", "official", *discriminators.VIEWS, *_MODES), _SIZES
     )
-    for alternatives in (_VIEWS, _MODES):
+    for alternatives in (discriminators.VIEWS, _MODES):
         if len(options & set(alternatives)) > 1:
             raise ValueError(f"options: one of {', '.join(alternatives)} must be chosen at most")
     row, intervals, is_large = _SIZES[size], _INTERVALS[size], common.is_large(size)
@@ -95,7 +93,13 @@ def _config(arg: str) -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = common.new_model(size) if "new" in options else common.model(size)
-    config.discriminator = _discriminator(size, options, config.model)
+    config.discriminator = discriminators.discriminator(
+        size,
+        options,
+        config.model,
+        rows=ConfigDict(vars(_ROWS[size])),
+        peak=row.discriminator_peak,
+    )
     config.prompts = sampled_training.prompts(size)
     if is_large:
         # Source: filter_overlong_prompts; every row that is left out is named.
@@ -113,9 +117,7 @@ def _config(arg: str) -> ConfigDict:
         {"rule": "strict", "num_workers": 2, "deadline_seconds": 10.0, "memory_bytes": 2 << 30}
     )
     config.advantage = _advantage(options)
-    config.pace = ConfigDict(
-        {"discriminator_updates": 1, "policy_every_steps": 1, "discriminator_warmup_steps": 0}
-    )
+    config.pace = _pace()
     config.algorithm = sampled_training.weighing(aggregation="token-mean")
     config.rows = ConfigDict(vars(_ROWS[size]))
     config.train = ConfigDict(
@@ -131,6 +133,7 @@ def _config(arg: str) -> ConfigDict:
         every_steps=intervals.panel_steps, num_pairs=intervals.panel_pairs
     )
     config.optim = common.optim(peak=row.peak)
+    config.held_out = held_out_config.held_out()
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(every_steps=intervals.save_steps)
     config.resume = common.resume()
@@ -138,6 +141,19 @@ def _config(arg: str) -> ConfigDict:
     if "official" in options:
         _official(config)
     return config
+
+
+def _pace() -> ConfigDict:
+    """Return an update of each model in each step, whatever the discriminator's accuracy."""
+    return ConfigDict(
+        {
+            "discriminator_updates": 1,
+            "policy_every_steps": 1,
+            "discriminator_warmup_steps": 0,
+            "discriminator_max_accuracy": config_dict.placeholder(float),
+            "policy_min_accuracy": config_dict.placeholder(float),
+        }
+    )
 
 
 def _official(config: ConfigDict) -> None:
@@ -196,6 +212,9 @@ def _advantage(options: set[str]) -> ConfigDict:
             "response_weight": config_dict.placeholder(float),
             # Source: core_algos.py:536: the sum of both stands on every token.
             "credit": "response",
+            "scale": "group",
+            "std_floor": config_dict.placeholder(float),
+            "teacher_gate": "off",
             "eps": 1e-6,
             "align_coef": config_dict.placeholder(float) if mode == "align" else 1.0,
             "accuracy_weight": 1.0 if has_reward else config_dict.placeholder(float),
@@ -212,47 +231,3 @@ def _advantage(options: set[str]) -> ConfigDict:
     if "both" in options:
         advantage.caption_weight, advantage.cot_weight, advantage.response_weight = 0.25, 0.25, 0.5
     return advantage
-
-
-def _discriminator(size: str, options: set[str], policy: ConfigDict) -> ConfigDict:
-    is_large = common.is_large(size)
-    is_text_only = "text_only" in options
-    has_tower = "text_trunk" not in options
-    discriminator = ConfigDict(
-        {
-            "folder": "",
-            "init": policy.init,
-            # A copy: with the policy's struct an override of either would change both.
-            "sizes": copy.deepcopy(policy.sizes),
-            "remat": "full" if is_large else "none",
-            "sees_images": has_tower and not is_text_only,
-            "min_pixels": config_dict.placeholder(int),
-            # As in warm-up. The released run shows it pictures of any size here, but of at most
-            # 560 x 560 pixels there.
-            "max_pixels": 560 * 560 if is_large else config_dict.placeholder(int),
-            "view": "caption_cot",
-            "scored_token": "last",
-            "teacher_max_tokens": config_dict.placeholder(int),
-            "positions": "mrope",
-            "score_clip": 10.0,
-            "length_beta": (),
-            "regulariser": 1e-3,
-            # The released update drops the router's term of the warm-up.
-            "router": 0.0,
-            "score_dtype": "float32",
-            "head_dropout": 0.0,
-            "microbatch_pairs": config_dict.placeholder(int),
-            "all_invalid": "none",
-            "rows": ConfigDict(vars(_ROWS[size])),
-            "optim": common.optim(peak=_SIZES[size].discriminator_peak),
-        }
-    )
-    for view in _VIEWS:
-        if view in options:
-            discriminator.view = view
-    if not has_tower:
-        # It has no bias.
-        discriminator.optim.no_decay = (".*/scale",)
-    if is_text_only:
-        discriminator.optim.frozen = ("trunk/vision/.*",)
-    return discriminator

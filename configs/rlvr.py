@@ -16,6 +16,8 @@ Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 millio
   rloo         against the mean of the others, no ratio
   reinforce++  returns whitened over the batch, no groups
   official     the released run of grpo, dapo or gspo, see `_official`
+  adversary    a discriminator's advantages beside those of the reward, which fall to 0 over the
+               first half of the run; any algorithm. Prompts need a teacher; see `_adversary`
   new          tiny, demo, small: a new model; model.folder then names its tokenizer
 
 Every other choice is a field. Several updates of a rollout, a KL term in the loss or the reward,
@@ -37,7 +39,8 @@ and no warm-up, which `official` takes from the scripts instead.
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import common, sampled, sampled_training
+from configs import common, discriminators, sampled, sampled_training
+from configs import held_out as held_out_config
 
 _SIZES = common.table("""
          num_prompts  num_responses  max_response_tokens  num_steps  peak  save_every  log_every
@@ -55,6 +58,10 @@ _ROWS = common.table("""
   4b     10240       8              -1        True
   8b     10240       8              -1        True
 """)
+
+
+# Of a discriminator, as in configs/align.py.
+_PEAKS = {"tiny": 1e-3, "demo": 2e-4, "small": 2e-5, "4b": 1e-6, "8b": 1e-6}
 
 
 def get_config(arg: str = "4b") -> ConfigDict:
@@ -83,10 +90,12 @@ def _for_one_gpu(size: str, config: ConfigDict) -> None:
 
 def _config(arg: str) -> ConfigDict:
     """Return a configuration of any other size."""
-    size, options = common.arguments(arg, ("new", "official", "grpo", *_ALGORITHMS), _SIZES)
+    size, options = common.arguments(
+        arg, ("new", "official", "adversary", "grpo", *_ALGORITHMS), _SIZES
+    )
     if common.is_large(size) and "new" in options:
         raise ValueError(f"size {size} has no option new")
-    algorithms = sorted(options - {"new", "official"})
+    algorithms = sorted(options - {"new", "official", "adversary"})
     if len(algorithms) > 1:
         raise ValueError(f"at most one algorithm must be named, got {', '.join(algorithms)}")
     name = algorithms[0] if algorithms else "grpo"
@@ -97,6 +106,8 @@ def _config(arg: str) -> ConfigDict:
         _ALGORITHMS[name](config)
     if "official" in options:
         _official(config, name)
+    if "adversary" in options:
+        _adversary(config, size)
     return config
 
 
@@ -119,7 +130,12 @@ def _base(size: str) -> ConfigDict:
     config.rewards = sampled.rewards(is_official=False)
     # Source: PRISM verl/verl/trainer/ppo/core_algos.py compute_grpo_outcome_advantage: eps 1e-6.
     config.advantage = ConfigDict(
-        {"kind": "grpo", "eps": 1e-6, "discount": config_dict.placeholder(float)}
+        {
+            "kind": "grpo",
+            "eps": 1e-6,
+            "discount": config_dict.placeholder(float),
+            "credit": "response",
+        }
     )
     # Source: loss_agg_mode token-mean, of the whole batch here.
     config.algorithm = sampled_training.algorithm(aggregation="token-mean")
@@ -138,11 +154,37 @@ def _base(size: str) -> ConfigDict:
         }
     )
     config.optim = common.optim(peak=row.peak)
+    config.held_out = held_out_config.held_out()
     config.mesh = common.mesh()
     config.checkpoint = common.checkpoint(every_steps=row.save_every)
     config.resume = common.resume()
     config.log = common.log(every_steps=row.log_every)
     return config
+
+
+def _adversary(config: ConfigDict, size: str) -> None:
+    """Add a discriminator; `adversary.discriminator.folder` must be set.
+
+    The weights and the updates are those of alignment. That its advantages count as much as the
+    reward's at first, and not at all from the middle of the run on, is a choice made here.
+    """
+    config.adversary = ConfigDict(
+        {
+            "discriminator": discriminators.discriminator(
+                size, set(), config.model, rows=ConfigDict(vars(_ROWS[size])), peak=_PEAKS[size]
+            ),
+            "coefficient": 1.0,
+            "end_coefficient": 0.0,
+            "decay_steps": max(1, config.train.num_steps // 2),
+            "updates": 1,
+            "caption_weight": 0.5,
+            "cot_weight": 0.5,
+            "response_weight": config_dict.placeholder(float),
+            "eps": 1e-6,
+            "scale": "group",
+            "std_floor": config_dict.placeholder(float),
+        }
+    )
 
 
 def _add_unused_sections(config: ConfigDict, *, is_large: bool) -> None:
@@ -162,6 +204,16 @@ def _add_unused_sections(config: ConfigDict, *, is_large: bool) -> None:
             "buffer_tokens": config_dict.placeholder(int),
             "penalty_factor": config_dict.placeholder(float),
             "is_filtered": False,
+        }
+    )
+    config.adversary = config_dict.placeholder(ConfigDict)
+    config.distill = ConfigDict(
+        {
+            "folder": config_dict.placeholder(str),
+            "coefficient": config_dict.placeholder(float),
+            "end_coefficient": config_dict.placeholder(float),
+            "decay_steps": config_dict.placeholder(int),
+            "has_reward": True,
         }
     )
     config.reference = ConfigDict(

@@ -20,7 +20,7 @@ last four the published 2B x 4 experts, which serves either policy. Options:
 
 from ml_collections import ConfigDict, config_dict
 
-from configs import common
+from configs import common, discriminators
 
 # num_pairs: published are 4 pairs of segments x 4 accumulations x 8 devices = 128, two a line.
 # max_tokens: source MAX_LENGTH. held_out: the release trains on every pair, its accuracy is that of
@@ -166,6 +166,7 @@ def _pairs() -> ConfigDict:
             "regulariser": 0.0,
             "router": 0.01,
             "length_beta": (),
+            "lengths": discriminators.pair_lengths(),
             "score_dtype": "float32",
             "head_dropout": 0.0,
         }

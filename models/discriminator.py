@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from models import attention, kinds, layers, moe, sharding, shared
 from models.config import Qwen3VLConfig
 from models.inputs import Leaf, TextInput, VisionInput
+from models.noise import EmbeddingNoise
 from models.qwen3_vl import Qwen3VL
 from models.text import Remat
 
@@ -79,6 +80,7 @@ class Discriminator(nnx.Module):
         kind: Int[Array, "B U"] | None = None,
         head_dropout: HeadDropout | None = None,
         score_dtype: DTypeLike | None = None,
+        noise: EmbeddingNoise | None = None,
     ) -> tuple[Float[Array, "B U"], moe.RouterStats | None]:
         """Return a score per segment, float32, and the router's counts per layer (None if dense).
 
@@ -104,6 +106,7 @@ class Discriminator(nnx.Module):
             implementation=implementation,
             remat=remat,
             kind=token_kind,
+            noise=noise,
         )
         scored = jnp.take_along_axis(hidden, last[..., None], axis=1)  # [B, U, D]
         scored = scored.astype(jnp.float32)

@@ -13,6 +13,7 @@ from models.cache import Cache
 from models.config import Qwen3VLConfig
 from models.deepstack import DeepStack
 from models.inputs import TextInput, VisionInput
+from models.noise import EmbeddingNoise
 from models.text import Remat, TextDecoder
 from models.vision import VisionTower
 
@@ -93,6 +94,7 @@ class Qwen3VL(nnx.Module):
         implementation: attention.Implementation,
         remat: Remat,
         kind: Int[Array, "B T"] | None = None,
+        noise: EmbeddingNoise | None = None,
     ) -> tuple[Float[Array, "B T D"], moe.RouterStats | None]:
         """Return normalised hidden states of packed rows, and the router's counts per layer.
 
@@ -107,6 +109,8 @@ class Qwen3VL(nnx.Module):
                 vision, implementation=implementation, remat=remat != "none"
             )
         x, levels = self.embed(text, images)
+        if noise is not None:
+            x = noise.add(x)
         return self.text(
             x,
             text.positions,

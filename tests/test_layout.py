@@ -81,7 +81,7 @@ _PARTS: dict[str, tuple[str, str]] = {
         f"{_RUN} policy discriminator honesty running models",
         "jax flax numpy",
     ),
-    "prism_jax.stages.rlvr": (f"{_RUN} policy running models", "jax flax numpy"),
+    "prism_jax.stages.rlvr": (f"{_RUN} policy discriminator running models", "jax flax numpy"),
     "prism_jax.stages": ("", ""),
     "prism_jax.commands.ask": (f"{_RUN} running models", "jax flax ml_collections"),
     "prism_jax.commands.curate": (

@@ -86,10 +86,13 @@ class Checkpointer:
         self._allow_mismatch = allow_mismatch
         self._is_writing = False  # a save has started whose result is not known yet
         self._last_save = (0, 0)  # step and bytes, for the message if it fails later
+        self._kept = checkpoint_files.Kept()
         policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=policies.FixedIntervalPolicy(save_every_steps),
-            preservation_policy=policies.LatestN(num_kept),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(num_kept), self._kept]
+            ),
             cleanup_tmp_directories=True,
         )
         self._root = self._workdir / checkpoint_files.FOLDER
@@ -105,6 +108,10 @@ class Checkpointer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def keep(self, step: int | None) -> None:
+        """Keep the state of this step from now on, whatever its age, and no other besides."""
+        self._kept.step = step
 
     def steps(self) -> list[int]:
         """Return the complete steps on disk, oldest first."""

@@ -49,6 +49,18 @@ class DamagedError(CheckpointError):
     exit_code = 2
 
 
+class Kept(ocp.checkpoint_managers.PreservationPolicy):
+    """Orbax's rule that keeps one step beside the newest ones."""
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Return True for the step."""
+        del context
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
+
+
 @contextlib.contextmanager
 def opened(folder: epath.Path) -> Iterator[ocp.CheckpointManager]:
     root = folder / FOLDER

@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     words("--min_pixels", type=int, default=32 * 32, help="a smaller picture is scaled up")
     words("--max_pixels", type=int, default=512 * 512, help="a larger picture is scaled down")
     _add_build(parts)
+    _add_benchmark(parts)
     return options
 
 
@@ -96,8 +97,6 @@ def _add_build(parts: argparse._SubParsersAction) -> None:
     )
     built("--need_teacher", action="store_true", help="prompts need the teacher's texts")
     built("--need_answer", action="store_true", help="prompts need an answer that can be judged")
-    _add_benchmark(parts)
-    return options
 
 
 def _add_benchmark(parts: Any) -> None:

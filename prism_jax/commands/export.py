@@ -25,6 +25,7 @@ from prism_jax import errors
 from prism_jax.checkpoints import checkpoint, lora_files, model_files, pretrained
 from prism_jax.commands import eval_template
 from prism_jax.data import prompts
+from prism_jax.running import best
 
 _DTYPES = {"as_is": None, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -42,7 +43,11 @@ def parser() -> argparse.ArgumentParser:
         choices=("policy", "discriminator"),
         help="for a run that trains both; default: the model that is trained, of both the policy",
     )
-    add("--step", type=int, help="a step that the run still keeps; default: the newest")
+    add(
+        "--step",
+        type=_step,
+        help="a step that the run still keeps, or best: that of best.json; default: the newest",
+    )
     add(
         "--dtype",
         choices=tuple(_DTYPES),
@@ -72,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
+def _step(text: str) -> int | str:
+    """Return the number of a step, or "best"."""
+    return text if text == "best" else int(text)
+
+
 def main(argv: Sequence[str]) -> None:
     """Export one model of one run."""
     args = parser().parse_args(argv)
@@ -80,7 +90,8 @@ def main(argv: Sequence[str]) -> None:
     problem = hf_writer.check_target(args.target)
     if problem is not None:
         raise errors.InputError(f"--to: {problem}")
-    source = pretrained.Source.of(args.workdir, role=args.item, step=args.step)
+    step = best.read_step(args.workdir) if args.step == "best" else args.step
+    source = pretrained.Source.of(args.workdir, role=args.item, step=step)
     values, config = pretrained.config_of(source.files)
     if args.adapter:
         _save_adapter(args.target, source, values)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from prism_jax import configuration
+from prism_jax.discriminator import lengths as lengths_lib
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import pairwise
 from prism_jax.setup import models as setup_models
@@ -39,6 +40,7 @@ class Pairs(configuration.Section):
         *,
         microbatch_pairs: int | None,
         all_invalid: pairwise.AllInvalid,
+        lengths: lengths_lib.PairLengths,
     ) -> discriminator_loss.PairRule:
         """Return the rule of the loss for this discriminator."""
         return discriminator_loss.PairRule(
@@ -49,4 +51,5 @@ class Pairs(configuration.Section):
             microbatch_pairs=microbatch_pairs,
             all_invalid=all_invalid,
             score_dtype=self.score_dtype,
+            match_ratio=lengths.match_ratio,
         )

@@ -4,7 +4,7 @@ Warm-up knows its pairs beforehand: teacher and student of a pair stand side by 
 and `pair_loss` compares them. Alignment compares each teacher's segment with those of many
 responses, too many for one microbatch. But the loss depends on the parameters through the scores
 alone, which were computed for the reward, from the same parameters. So its gradient with respect
-to every score is known before the update (`gradients`), and `surrogate_loss` sums
+to every score is known before the update (`gradients`), and `surrogate.loss` sums
 score x gradient over any split of the segments: the same update, each segment scored once.
 """
 
@@ -17,14 +17,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from models import attention, discriminator, moe
+from models.noise import EmbeddingNoise
 from models.text import Remat
 from prism_jax import metrics
+from prism_jax.discriminator import balance, lengths, swaps
 from prism_jax.discriminator import batch as discriminator_batch
-from prism_jax.losses import pairwise, reduce
+from prism_jax.discriminator import penalty as penalty_lib
+from prism_jax.losses import pairwise
 from prism_jax.training import train_step
 
-ROUTER = "router"
-SCORES = "scores"
+ROUTER = balance.ROUTER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class Settings:
     remat: Remat
     head_dropout: float  # while learning; 0 for none
     score_dtype: pairwise.ScoreDtype  # of the head
+    penalty: penalty_lib.Penalty | None = None  # of the update alone
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,11 @@ class PairRule:
     microbatch_pairs: int | None
     all_invalid: pairwise.AllInvalid
     score_dtype: pairwise.ScoreDtype  # of the loss, see `losses.pairwise`
+    # See `discriminator.lengths`: pairs of similar lengths alone; the fitted effect of length
+    # removed; the coefficient of other pictures.
+    match_ratio: float | None = None
+    is_fitted: bool = False
+    swap_coefficient: float | None = None
 
     def coefficients(self, names: Sequence[str], *, of_segment: float) -> dict[str, float]:
         """Return the factor of each term of `pair_loss`."""
@@ -62,6 +70,7 @@ def scores(
     batch: discriminator_batch.SegmentBatch,
     settings: Settings,
     key: jax.Array | None,
+    noise: EmbeddingNoise | None = None,
 ) -> tuple[jax.Array, moe.RouterStats | None]:
     """Return float32[B, U] scores of one microbatch and the router's counts.
 
@@ -85,6 +94,7 @@ def scores(
             kind=batch.kind,
             head_dropout=dropout,
             score_dtype=None if settings.score_dtype == "float32" else settings.score_dtype,
+            noise=noise,
         )
 
     shapes = jax.eval_shape(forward, params)
@@ -129,13 +139,14 @@ def pair_weights(
     batch: discriminator_batch.SegmentBatch, names: Sequence[str], rule: PairRule
 ) -> dict[str, jax.Array]:
     """Return the weights of `pair_loss` over the whole batch, from its masks alone."""
+    pair_name = _learned_pairs(batch, rule)
     weights = pairwise.weights(
-        {name: batch.pair_name == number for number, name in enumerate(names)},
-        batch.pair_name >= 0,
+        {name: pair_name == number for number, name in enumerate(names)},
+        pair_name >= 0,
         normalisation="global",
         all_invalid="none",
     )
-    return weights | _router_weight(batch, rule.router)
+    return weights | balance.weight(batch, rule.router)
 
 
 def pair_loss(
@@ -151,7 +162,7 @@ def pair_loss(
     The regulariser counts the scores of each pair once; see `losses.pairwise.loss`.
     """
     raw, stats = scores(model, batch, settings, key)
-    pair_name = batch.pair_name.reshape(-1)
+    pair_name = _learned_pairs(batch, rule).reshape(-1)
     corrected = _corrected(raw, batch, names, rule)
     segments = {
         name: pairwise.Segment(
@@ -173,8 +184,16 @@ def pair_loss(
         batch_pairs=None,
         score_dtype=rule.score_dtype,
     )
-    router_terms, router_metrics = _router_term(batch, stats, rule.router)
+    router_terms, router_metrics = balance.term(batch, stats, rule.router)
     return terms | router_terms, logged | router_metrics
+
+
+def _learned_pairs(batch: discriminator_batch.SegmentBatch, rule: PairRule) -> jax.Array:
+    """Return `pair_name`, -1 for pairs whose lengths are too different to learn from."""
+    if rule.match_ratio is None:
+        return batch.pair_name
+    teacher, student = batch.num_tokens[..., 0::2], batch.num_tokens[..., 1::2]
+    return jnp.where(lengths.is_matched(teacher, student, rule.match_ratio), batch.pair_name, -1)
 
 
 def _corrected(
@@ -203,6 +222,9 @@ class Scores:
     is_pair: Any  # bool[prompts * R]  the response has the segment
     teacher_tokens: Any  # int32[prompts]
     student_tokens: Any  # int32[prompts * R]  0 where there is none
+    # Of the teacher's segment behind another picture, see `discriminator.swaps`; None: not scored.
+    swapped: Any = None  # float32[prompts]  0 where there is none
+    has_swap: Any = None  # bool[prompts]
 
     def segment(self) -> pairwise.Segment:
         """Return every response beside the teacher's."""
@@ -214,6 +236,13 @@ class Scores:
             teacher_tokens=jnp.repeat(self.teacher_tokens, each),
             student_tokens=self.student_tokens,
         )
+
+    def without_length(self) -> tuple["Scores", jax.Array]:
+        """Return the scores without the fitted effect of length, and its slope."""
+        fit = lengths.without_length(
+            self.teacher, self.student, self.is_pair, self.teacher_tokens, self.student_tokens
+        )
+        return dataclasses.replace(self, teacher=fit.teacher, student=fit.student), fit.beta
 
 
 ByName = Mapping[str, Scores]
@@ -230,6 +259,9 @@ def scores_at(scores: jax.Array, places: ByName) -> dict[str, Scores]:
             place,
             teacher=flat[place.teacher],
             student=jnp.where(place.is_pair, flat[place.student], 0.0),
+            swapped=None
+            if place.swapped is None
+            else jnp.where(place.has_swap, flat[place.swapped], 0.0),
         )
         for name, place in places.items()
     }
@@ -246,6 +278,9 @@ def gradients(
         students = jnp.where(places[name].is_pair, places[name].student, scores.size)
         flat = flat.at[places[name].teacher].add(gradient.teacher)
         flat = flat.at[students].add(gradient.student, mode="drop")
+        if gradient.swapped is not None:
+            swapped = jnp.where(places[name].has_swap, places[name].swapped, scores.size)
+            flat = flat.at[swapped].add(gradient.swapped, mode="drop")
     return flat.reshape(scores.shape), logged
 
 
@@ -256,27 +291,73 @@ def gradients_by_name(scores: ByName, rule: PairRule) -> tuple[dict[str, Scores]
     pair teaches nothing, so all gradients are 0, the regulariser's too; `all_invalid="released"`
     learns from such a step.
     """
-    has_pair = jnp.stack([jnp.any(segment.is_pair) for segment in scores.values()]).any()
+    is_learned = {name: _is_learned(segment, rule) for name, segment in scores.items()}
+    has_pair = jnp.stack([jnp.any(x) for x in is_learned.values()]).any()
 
-    def loss(values: Mapping[str, tuple[jax.Array, jax.Array]]):
-        segments = {
-            name: dataclasses.replace(scores[name], teacher=teacher, student=student).segment()
-            for name, (teacher, student) in values.items()
+    def loss(values: Mapping[str, tuple[jax.Array, jax.Array, jax.Array | None]]):
+        own, slopes = {}, {}
+        for name, (teacher, student, swapped) in values.items():
+            own[name] = dataclasses.replace(
+                scores[name], teacher=teacher, student=student, swapped=swapped
+            )
+            if rule.is_fitted:
+                own[name], slopes[name] = own[name].without_length()
+        segments = {name: one.segment() for name, one in own.items()}
+        learned = {
+            name: dataclasses.replace(one, is_pair=is_learned[name])
+            for name, one in segments.items()
         }
-        terms, logged = _terms(segments, rule)
+        terms, logged = _terms(learned, rule)
+        if rule.match_ratio is not None:
+            logged = _of_all_pairs(segments, is_learned, logged, rule)
         # The router's term has no gradient with respect to scores.
         factors = dataclasses.replace(rule, router=0.0).coefficients(list(values), of_segment=1.0)
         total = sum(factors[name] * term.value for name, term in terms.items())
+        for name, slope in slopes.items():
+            logged[f"discriminator/{name}_length_slope"] = metrics.Mean(
+                total=jax.lax.stop_gradient(slope), weight=jnp.ones(())
+            )
+        for name, (teacher, _, swapped) in values.items():
+            if swapped is not None and rule.swap_coefficient is not None:
+                term, swap_metrics = swaps.term(teacher, swapped, scores[name].has_swap)
+                total += rule.swap_coefficient * term
+                logged |= jax.lax.stop_gradient(swap_metrics)
         if rule.all_invalid == "none":
             total = jnp.where(has_pair, total, 0.0)
         return total, logged
 
-    values = {name: (segment.teacher, segment.student) for name, segment in scores.items()}
+    values = {name: (one.teacher, one.student, one.swapped) for name, one in scores.items()}
     by_name, logged = jax.grad(loss, has_aux=True)(values)
     return {
-        name: dataclasses.replace(scores[name], teacher=teacher, student=student)
-        for name, (teacher, student) in by_name.items()
+        name: dataclasses.replace(scores[name], teacher=teacher, student=student, swapped=swapped)
+        for name, (teacher, student, swapped) in by_name.items()
     }, logged
+
+
+def _is_learned(scores: Scores, rule: PairRule) -> jax.Array:
+    """Return bool[N * R], the responses whose pair with the teacher counts in the loss."""
+    if rule.match_ratio is None:
+        return scores.is_pair
+    segment = scores.segment()
+    is_matched = lengths.is_matched(
+        segment.teacher_tokens, segment.student_tokens, rule.match_ratio
+    )
+    return scores.is_pair & is_matched
+
+
+def _of_all_pairs(
+    segments: Mapping[str, pairwise.Segment],
+    is_learned: Mapping[str, jax.Array],
+    logged: metrics.Metrics,
+    rule: PairRule,
+) -> metrics.Metrics:
+    """Return accuracies and gaps over all pairs, losses over those of similar lengths."""
+    _, of_all = _terms(segments, rule)
+    losses = {name: metric for name, metric in logged.items() if name.endswith("_loss")}
+    for name, segment in segments.items():
+        share = metrics.Mean.of(is_learned[name], segment.is_pair)
+        losses[f"discriminator/{name}_matched_fraction"] = share
+    return of_all | losses
 
 
 def _terms(
@@ -304,64 +385,3 @@ def _terms(
     parts = jax.tree.map(lambda x: x.reshape(-1, size), dict(segments))
     # Terms and metrics are sums and weights: those of the parts add up.
     return jax.tree.map(lambda x: x.sum(0), jax.vmap(loss)(parts))
-
-
-def surrogate_weights(
-    batch: discriminator_batch.SegmentBatch, router: float
-) -> dict[str, jax.Array]:
-    """Return the weights of `surrogate_loss`: the gradients are those of the whole batch already.
-
-    Without any gradient there is nothing to learn, nor from the router's term: all weights are 0.
-    """
-    has_gradient = (batch.score_gradients != 0).any().astype(jnp.float32)
-    weights = {SCORES: jnp.ones(())} | _router_weight(batch, router)
-    return {name: weight * has_gradient for name, weight in weights.items()}
-
-
-def surrogate_loss(
-    model: discriminator.Discriminator,
-    batch: discriminator_batch.SegmentBatch,
-    router: float,
-    settings: Settings,
-    key: jax.Array,
-) -> tuple[train_step.Terms, metrics.Metrics]:
-    """Return the sum over segments of score x its gradient; only its gradient has a meaning."""
-    raw, stats = scores(model, batch, settings, key)
-    total = jnp.where(batch.is_segment, raw * batch.score_gradients, 0.0).sum()
-    terms, logged = _router_term(batch, stats, router)
-    logged["discriminator/segments"] = metrics.Sum(value=batch.is_segment.sum(dtype=jnp.float32))
-    return {SCORES: reduce.Sum(total=total, weight=jnp.ones(()))} | terms, logged
-
-
-def _router_weight(
-    batch: discriminator_batch.SegmentBatch, coefficient: float
-) -> dict[str, jax.Array]:
-    if not coefficient:
-        return {}
-    return {ROUTER: _num_tokens(batch)}
-
-
-def _num_tokens(batch: discriminator_batch.SegmentBatch) -> jax.Array:
-    """Return the tokens of all sequences, those of a shared prompt once for each."""
-    text = batch.text
-    segments = text.segments if text.shared is None else text.shared.segments
-    return (segments.ids > 0).sum(dtype=jnp.float32)
-
-
-def _router_term(
-    batch: discriminator_batch.SegmentBatch, stats: moe.RouterStats | None, coefficient: float
-) -> tuple[train_step.Terms, metrics.Metrics]:
-    """Return the load balance of a microbatch, weighted by its tokens.
-
-    It is not a sum over tokens, so it is the one term that depends on the split into microbatches:
-    it asks for balance within each. It is measured even when its coefficient is 0.
-    """
-    if stats is None:
-        return {}, {}
-    tokens = _num_tokens(batch)
-    total = moe.load_balance(stats) * tokens
-    logged = {"discriminator/router_balance": metrics.Mean(total=total, weight=tokens)}
-    if not coefficient:
-        return {}, jax.lax.stop_gradient(logged)
-    term = reduce.Sum(total=total, weight=tokens)
-    return {ROUTER: term}, jax.lax.stop_gradient(logged)

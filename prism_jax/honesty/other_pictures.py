@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from models import positions
 from models.inputs import Example
+from prism_jax.discriminator import swaps
 
 # blank: grey; shuffled: those of another prompt; replaced: noise, the same at every measurement
 Change = Literal["blank", "shuffled", "replaced"]
@@ -34,7 +34,7 @@ def changed(
         prompt = prompts[number]
         if change == "shuffled":
             other = prompts[pictured[(place + 1) % len(pictured)]]
-            pixels = _borrowed(prompt, other, spatial_merge_size)
+            pixels = swaps.borrowed(prompt, other, spatial_merge_size)
         elif change == "blank":
             pixels = [_grey(picture) for picture in prompt.pixels]
         else:
@@ -52,26 +52,3 @@ def _noise(pixels: np.ndarray, seed: int) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return rng.integers(0, 256, pixels.shape, np.uint8)
     return rng.uniform(-1, 1, pixels.shape).astype(pixels.dtype)
-
-
-def _borrowed(prompt: Example, other: Example, merge: int) -> list[np.ndarray]:
-    """Return the pixels of another prompt's pictures in the grids of this one's."""
-    borrowed = []
-    for number, grid in enumerate(prompt.grids):
-        source = number % len(other.grids)
-        grid_there, pixels = other.grids[source], other.pixels[source]
-        if grid_there == grid:
-            borrowed.append(pixels)
-            continue
-        sizes, sizes_there = np.array(grid), np.array(grid_there)
-        here = _coords(grid, merge) * sizes_there // sizes
-        rank = np.lexsort(_coords(grid_there, merge).T[::-1])  # patches, frame by frame, row by row
-        borrowed.append(pixels[rank[np.ravel_multi_index(here.T, grid_there)]])
-    return borrowed
-
-
-def _coords(grid: positions.Grid, merge: int) -> np.ndarray:
-    """Return int[P, 3]: frame, row and column of each patch, in the order of the processor."""
-    places = positions.patch_coords(grid, spatial_merge_size=merge)
-    frames = np.repeat(np.arange(grid[0]), grid[1] * grid[2])
-    return np.concatenate([frames[:, None], places], axis=1)

@@ -14,7 +14,7 @@ import numpy as np
 from models import kinds
 from models.inputs import Example
 from prism_jax import configuration
-from prism_jax.honesty import other_pictures, probes
+from prism_jax.honesty import other_pictures, probes, strata
 from prism_jax.honesty import router as honesty_router
 from prism_jax.rows import Continuation
 
@@ -179,6 +179,8 @@ def _of_segment(
         f"honesty/{name}_teacher_cut_fraction": float(np.mean(pairs.is_cut)),
     }
     probed, accuracies = pairs.probed(), []
+    by_length = strata.measure(probed, gaps)
+    logged |= {f"honesty/{name}_{key}": value for key, value in by_length.items()}
     for probe, fit in probes.PROBES.items():
         if fitted is None:
             value = probes.across_prompts(fit, probed)

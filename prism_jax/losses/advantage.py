@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from prism_jax.losses import groups
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,10 @@ class AlignmentScores:
     by_segment: Any
     format_ok: Any  # bool[B]     the response has the required form
     accuracy: Any  # float32[B] or None  the judge's score; at most 0 is wrong
+    # {segment: float32[B]}  the teacher's scores, for the scale "teacher"; None: not read
+    teacher: Any = None
+    # The scale of A_al; None: `group_normalise`.
+    scale: groups.Scale | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 def group_normalise(
@@ -39,11 +45,26 @@ def group_normalise(
 
     Source: PRISM verl/verl/trainer/ppo/core_algos.py:415.
     """
-    size = _size(prompt_id, num_groups)
-    deviation = _centre(values, prompt_id, num_groups)
-    variance = _sum(jnp.square(deviation), prompt_id, num_groups) / jnp.maximum(size - 1.0, 1.0)
-    std = jnp.where(size == 1, 1.0, jnp.sqrt(variance))
-    return deviation / (std + eps)
+    centred = groups.centre(values, prompt_id, num_groups)
+    return centred / (groups.deviation(centred, prompt_id, num_groups) + eps)
+
+
+def grpo_part(
+    part: Float[Array, "B"],
+    rewards: Float[Array, "B"],
+    prompt_id: Int[Array, "B"],
+    *,
+    num_groups: int,
+    eps: float,
+) -> Float[Array, "B"]:
+    """Return `grpo` of a part of the rewards: centred by itself, over the whole's deviation.
+
+    Parts that add up to the rewards have advantages that add up to those of the rewards; over its
+    own deviation a small part would count as much as a large one.
+    """
+    whole = groups.centre(rewards, prompt_id, num_groups)
+    spread = groups.deviation(whole, prompt_id, num_groups)
+    return groups.centre(part, prompt_id, num_groups) / (spread + eps)
 
 
 def grpo(
@@ -63,7 +84,7 @@ def dr_grpo(
 
     Source: arXiv 2503.20783.
     """
-    return _centre(rewards, prompt_id, num_groups)
+    return groups.centre(rewards, prompt_id, num_groups)
 
 
 def rloo(
@@ -74,8 +95,8 @@ def rloo(
     (x − mean) · n / (n − 1) for a group of n; a group of one keeps its reward.
     Source: arXiv 2402.14740; PRISM verl/verl/trainer/ppo/core_algos.py:658.
     """
-    size = _size(prompt_id, num_groups)
-    return _centre(rewards, prompt_id, num_groups) * size / jnp.maximum(size - 1.0, 1.0)
+    size = groups.size(prompt_id, num_groups)
+    return groups.centre(rewards, prompt_id, num_groups) * size / jnp.maximum(size - 1.0, 1.0)
 
 
 def reinforce_plus_plus(
@@ -281,14 +302,25 @@ def _aligned(
             f"weights must be of the segments {sorted(scores.by_segment)}, got {sorted(weights)}"
         )
 
-    def normalised(values):
+    def normalised(name):
+        values = scores.by_segment[name]
         valid = jnp.where(scores.format_ok, values, jnp.inf)
         lowest = jax.ops.segment_min(valid, scores.prompt_id, num_segments=num_groups)
         lowered = jnp.where(jnp.isfinite(lowest), lowest, 0.0)[scores.prompt_id] - 1.0
         values = jnp.where(scores.format_ok, values, lowered)
-        return group_normalise(values, scores.prompt_id, num_groups=num_groups, eps=eps)
+        if scores.scale is None:
+            return group_normalise(values, scores.prompt_id, num_groups=num_groups, eps=eps)
+        return groups.scaled(
+            values,
+            scores.format_ok,
+            scores.prompt_id,
+            None if scores.teacher is None else scores.teacher[name],
+            num_groups=num_groups,
+            eps=eps,
+            scale=scores.scale,
+        )
 
-    return sum(weights[name] * normalised(scores.by_segment[name]) for name in sorted(weights))
+    return sum(weights[name] * normalised(name) for name in sorted(weights))
 
 
 def _invalid(scores: AlignmentScores) -> Array:
@@ -303,24 +335,3 @@ def _accuracy(scores: AlignmentScores) -> Array:
 
 def _wrong(scores: AlignmentScores) -> Array:
     return ((_accuracy(scores) <= 0) & scores.format_ok).astype(jnp.float32)
-
-
-def _sum(values: Array, prompt_id: Array, num_groups: int) -> Array:
-    """Return the sum over each row's group, on the rows."""
-    return jax.ops.segment_sum(values, prompt_id, num_segments=num_groups)[prompt_id]
-
-
-def _size(prompt_id: Array, num_groups: int) -> Array:
-    return _sum(jnp.ones(prompt_id.shape, jnp.float32), prompt_id, num_groups)
-
-
-def _centre(values: Array, prompt_id: Array, num_groups: int) -> Array:
-    """Return x − mean of the group, x itself in a group of one."""
-    values = jax.lax.stop_gradient(values)
-    size = _size(prompt_id, num_groups)
-    # Subtract the group's minimum first: equal scores then give exactly 0. A rounding error would
-    # be divided by a standard deviation of the same size.
-    lowest = jax.ops.segment_min(values, prompt_id, num_segments=num_groups)[prompt_id]
-    above = values - lowest
-    centred = above - _sum(above, prompt_id, num_groups) / size
-    return jnp.where(size == 1, values, centred)

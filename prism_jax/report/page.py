@@ -117,7 +117,17 @@ def _curve_plots(chain: results.Results) -> str:
         plots.Line(name="training", curve=chain.curve("sft", "loss/nll"), colour="a"),
         plots.Line(name="held out", curve=chain.curve("sft", "eval/nll"), colour="b"),
     ]
-    return parts.row(
+    held_out = [
+        plots.Line(name=stage, curve=chain.curve(stage, "eval/accuracy"), colour=colour)
+        for stage, colour in (("align", "a"), ("rlvr", "b"))
+    ]
+    measured = [line for line in held_out if line.curve.steps]
+    best = ", ".join(
+        f"{line.name} {max(line.curve.values):.3g} after step "
+        f"{line.curve.steps[line.curve.values.index(max(line.curve.values))]}"
+        for line in measured
+    )
+    return _held_out(measured, best) + parts.row(
         parts.lines(
             "Loss of SFT",
             "Negative log-likelihood a token",
@@ -142,6 +152,22 @@ def _curve_plots(chain: results.Results) -> str:
             has_zero=True,
             absent=chain.absent("rlvr"),
         ),
+    )
+
+
+def _held_out(lines: Sequence[plots.Line], best: str) -> str:
+    """Return the accuracy on held-out prompts during training; nothing where none was measured."""
+    if not lines:
+        return ""
+    return parts.row(
+        parts.lines(
+            "Held-out prompts while training",
+            f"Share of right answers; the best: {best}",
+            lines,
+            unit="share",
+            has_zero=True,
+            absent="not measured",
+        )
     )
 
 

@@ -20,6 +20,7 @@ import jax
 
 from prism_jax import errors, metrics, progress
 from prism_jax.checkpoints import checkpoint
+from prism_jax.running import best as best_lib
 from prism_jax.running import goodput, metric_writers, preemption
 from prism_jax.setup import agreement
 
@@ -57,6 +58,8 @@ class Stage:
     evaluate: Callable[[State, int], Mapping[str, float]] | None
     # metrics that count the updates skipped in a row; each step has all of them
     skip_counters: tuple[str, ...]
+    # compares the evaluations, see `running.best`; None: no state is kept for its value
+    best: best_lib.Best | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,7 +179,7 @@ def run(
             if is_stopping:
                 raise preemption.Preempted(step)
 
-        for step in range(first_step, limits.num_steps):
+        for step in range(first_step, _end(stage, first_step, limits, checkpointer)):
             begun = time.monotonic()
             position = data.get_state()
             experience_key, update_key = jax.random.split(jax.random.fold_in(key, step))
@@ -202,11 +205,16 @@ def run(
                 begun=begun,
                 data_seconds=data_seconds,
             )
-            _evaluate(stage, state, step + 1, limits, logs, pending)
+            verdict = _evaluate(stage, state, step + 1, limits, logs, pending)
+            if verdict.is_best:
+                checkpointer.keep(step + 1)
             is_stopping = is_preempted(2 * step + 1)
-            is_due = checkpointer.is_due(step + 1) or is_late
-            if is_stopping or step + 1 == limits.num_steps or is_due:
+            is_last = step + 1 == limits.num_steps or verdict.is_over
+            is_due = checkpointer.is_due(step + 1) or is_late or verdict.is_best
+            if is_stopping or is_last or is_due:
                 save(step + 1, state, data.get_state(), is_stopping=is_stopping)
+            if is_last:
+                break
     with logs.goodput.spent_on("save"):
         checkpointer.wait()
     return state
@@ -319,11 +327,29 @@ def _next_batch(data: Data, step: int) -> Batch:
         ) from None
 
 
+def _end(
+    stage: Stage, first_step: int, limits: Limits, checkpointer: checkpoint.Checkpointer
+) -> int:
+    """Return the step to train to; the first one where the run has been stopped early before."""
+    if stage.best is None:
+        return limits.num_steps
+    stage.best.begin(first_step)
+    checkpointer.keep(stage.best.kept_step)
+    return first_step if stage.best.is_over else limits.num_steps
+
+
 def _evaluate(
     stage: Stage, state: State, step: int, limits: Limits, logs: Logs, pending: _Pending
-) -> None:
+) -> best_lib.Verdict:
     if stage.evaluate is None or limits.evaluate_every_steps is None:
-        return
-    if step % limits.evaluate_every_steps == 0 or step == limits.num_steps:
-        with logs.goodput.spent_on("evaluate"):
-            pending.add(stage.evaluate(state, step))
+        return best_lib.NOTHING
+    if step % limits.evaluate_every_steps and step != limits.num_steps:
+        return best_lib.NOTHING
+    with logs.goodput.spent_on("evaluate"):
+        values = stage.evaluate(state, step)
+    pending.add(values)
+    if stage.best is None:
+        return best_lib.NOTHING
+    verdict, more = stage.best.add(step, values)
+    pending.add(more)
+    return verdict

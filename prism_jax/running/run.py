@@ -230,8 +230,13 @@ class Run(Generic[Options]):
                     logs.progress.close()
                     progress.say(str(stop))
                     raise
-            checkpointer.finish({"steps": num_steps})
+            checkpointer.finish(_summary(stage, num_steps))
         return state
+
+
+def _summary(stage: loop.Stage, num_steps: int) -> dict[str, Any]:
+    """Return the record of a finished run."""
+    return {"steps": num_steps} | ({} if stage.best is None else stage.best.summary())
 
 
 @contextlib.contextmanager

@@ -11,9 +11,12 @@ from flax import nnx
 
 from models import config as config_lib
 from models import discriminator, inputs, kinds, qwen3_vl, sharding
+from models import noise as noise_lib
 from prism_jax import rows as packed_rows
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.discriminator import penalty as penalty_lib
+from prism_jax.discriminator import surrogate
 from prism_jax.rows import Continuation
 from tests.models import cases
 
@@ -261,10 +264,10 @@ def _pulled_gradient(rule=_RULE, settings=_SETTINGS, seed=None):
 
     found, told = jax.jit(pull)(params, packed.batch)
     gradient, _ = _whole_gradient(
-        lambda model, part, key: discriminator_loss.surrogate_loss(model, part, 0.0, settings, key),
-        lambda batch: discriminator_loss.surrogate_weights(batch, 0.0),
+        lambda model, part, key: surrogate.loss(model, part, 0.0, settings, key),
+        lambda batch: surrogate.weights(batch, 0.0, settings),
         dataclasses.replace(packed.batch, score_gradients=found),
-        {discriminator_loss.SCORES: 1.0},
+        {surrogate.SCORES: 1.0},
         key,
     )
     return gradient, told
@@ -415,3 +418,80 @@ def test_the_router_term_is_weighted_by_tokens_and_has_a_gradient():
         if "router" in path
     ]
     assert routers and min(routers) > 1e-6
+
+
+def test_the_gradient_penalty_is_the_squared_gradient_by_the_embedded_tokens_of_segments():
+    graphdef, params = _model()
+    packed = _singles()
+    microbatch = jax.tree.map(lambda x: jnp.asarray(x[0]), packed.batch)
+    numbers = penalty_lib.Penalty(coefficient=1.0, noise=1e-2)
+    noise = penalty_lib.noise_of(microbatch, numbers, jax.random.key(0))
+    counts = microbatch.num_tokens.sum(-1)
+    np.testing.assert_array_equal(noise.mask.sum(-1), counts)
+
+    @jax.jit
+    def squared(directions):
+        """Return the mean over directions of (score after a small step - score)² / step²."""
+        model = nnx.merge(graphdef, params)
+        plain, _ = discriminator_loss.scores(model, microbatch, _SETTINGS, None)
+
+        def one(key):
+            moved = dataclasses.replace(noise, key=key)
+            noisy, _ = discriminator_loss.scores(model, microbatch, _SETTINGS, None, moved)
+            return jnp.square((noisy - plain) / numbers.noise)
+
+        return jax.lax.map(one, directions).mean(0)
+
+    @jax.jit
+    def exact():
+        """Return the squared norm of each score's gradient by the step along unit noise."""
+
+        def of(step):
+            model = nnx.merge(graphdef, params)
+            moved = _Along(scale=1.0, key=step, mask=noise.mask)
+            return discriminator_loss.scores(model, microbatch, _SETTINGS, None, moved)[0]
+
+        sizes = (*microbatch.text.tokens.shape, _CONFIG.text.hidden_size)
+        jacobian = jax.jacrev(of)(jnp.zeros(sizes))
+        return jnp.square(jacobian).sum((-1, -2, -3))
+
+    found = squared(jax.random.split(jax.random.key(1), 400))
+    wanted = exact()
+    is_there = np.asarray(microbatch.is_segment)
+    assert is_there.sum() >= 2 and wanted[is_there].min() > 0
+    np.testing.assert_allclose(found[is_there], wanted[is_there], rtol=0.35)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Along(noise_lib.EmbeddingNoise):
+    """A step of each embedded token, in units of its size; `key` holds it."""
+
+    def add(self, x):
+        size = jnp.sqrt(jnp.square(x).mean(-1, keepdims=True))
+        return jnp.where(self.mask[..., None], x + size * self.key, x)
+
+
+def test_a_penalty_adds_its_term_to_the_update_and_leaves_the_others_as_they_are():
+    packed = _singles()
+    batch = dataclasses.replace(
+        packed.batch, score_gradients=np.ones(packed.batch.is_segment.shape, np.float32)
+    )
+    settings = dataclasses.replace(
+        _SETTINGS, penalty=penalty_lib.Penalty(coefficient=3.0, noise=0.1)
+    )
+    weights = surrogate.weights(batch, 0.0, settings)
+    assert weights.keys() - surrogate.weights(batch, 0.0, _SETTINGS).keys() == {"gradient_penalty"}
+    assert weights["gradient_penalty"] == batch.is_segment.sum()
+    assert surrogate.coefficients(0.0, settings) == {"scores": 1.0, "gradient_penalty": 3.0}
+    microbatch = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)
+    (terms, logged), (plain, _) = jax.jit(
+        lambda part, key: [
+            surrogate.loss(nnx.merge(*_model()), part, 0.0, each, key)
+            for each in (settings, _SETTINGS)
+        ]
+    )(microbatch, jax.random.key(0))
+    np.testing.assert_allclose(terms["scores"].total, plain["scores"].total, rtol=1e-6)
+    assert logged["discriminator/gradient_penalty"].value > 0
+    empty = dataclasses.replace(batch, score_gradients=np.zeros_like(batch.score_gradients))
+    assert not any(surrogate.weights(empty, 0.0, settings).values())

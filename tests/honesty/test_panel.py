@@ -8,7 +8,8 @@ import pytest
 
 from models import kinds
 from models.inputs import Example
-from prism_jax.honesty import other_pictures, probes
+from prism_jax.discriminator import swaps
+from prism_jax.honesty import other_pictures, probes, strata
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import router as honesty_router
 from prism_jax.rows import Continuation
@@ -91,12 +92,35 @@ def test_a_discriminator_that_looks_at_lengths_alone_is_exposed():
         assert told[f"honesty/{name}_length_probe_accuracy"] == 1
         assert told[f"honesty/{name}_last_token_probe_accuracy"] == 0.5
         assert told[f"honesty/{name}_probe_explains"] == 1
+        # In every pair the teacher is longer: there is no other stratum to look at.
+        assert f"honesty/{name}_shorter_pair_accuracy" not in told
     first, second = honesty_panel.warnings(told, _SEGMENTS)
     assert first == (
         "WARNING: caption: the length alone tells teacher from student in 100 % of pairs, the "
         "discriminator in 100 %: it may look at nothing else"
     )
     assert second.startswith("WARNING: cot: the length alone")
+
+
+def test_among_segments_of_similar_length_a_discriminator_of_lengths_is_a_coin():
+    rng = np.random.default_rng(3)
+    student = rng.integers(20, 40, 400)
+    teacher = student + rng.integers(-12, 13, 400)
+    pairs = probes.Pairs(
+        teacher_tokens=teacher,
+        student_tokens=student,
+        teacher_last=np.zeros(400, int),
+        student_last=np.zeros(400, int),
+        prompt=np.arange(400),
+    )
+    by_length = strata.measure(pairs, teacher - student)
+    assert by_length["longer_pair_accuracy"] == 1 and by_length["shorter_pair_accuracy"] == 0
+    assert 0.35 < by_length["similar_pair_accuracy"] < 0.65
+    assert 0.35 < by_length["similar_length_probe_accuracy"] < 0.65
+    by_content = strata.measure(pairs, np.ones(400))
+    shares = [by_content[f"{name}_fraction"] for name in ("shorter", "similar", "longer")]
+    assert sum(shares) == pytest.approx(1) and min(shares) > 0.1
+    assert by_content["similar_pair_accuracy"] == by_content["shorter_pair_accuracy"] == 1
 
 
 def test_a_discriminator_that_looks_at_the_last_token_alone_is_exposed():
@@ -322,7 +346,7 @@ def test_shuffled_pictures_are_the_next_prompts_in_this_prompts_grid():
 
 def test_a_borrowed_picture_keeps_its_places():
     def picture(grid, merge):
-        places = other_pictures._coords(grid, merge)
+        places = swaps._coords(grid, merge)
         pixels = (1000 * places[:, 1:2] + places[:, 2:3]).astype(np.float32)
         return Example(
             tokens=np.zeros(1, np.int32),
@@ -334,7 +358,7 @@ def test_a_borrowed_picture_keeps_its_places():
     small, large = picture((1, 2, 4), 2), picture((1, 4, 8), 2)
     found, _ = other_pictures.changed([small, large], "shuffled", spatial_merge_size=2)
     # Every second row and column of the large one, in the order of the small one's patches.
-    places = other_pictures._coords((1, 2, 4), 2)
+    places = swaps._coords((1, 2, 4), 2)
     np.testing.assert_array_equal(
         found.pixels[0][:, 0], 2 * (1000 * places[:, 1] + places[:, 2]).astype(np.float32)
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from configs import align, warmup
 from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.discriminator import step_scores
 from prism_jax.policy import responses, rollouts
 from prism_jax.rewards import score
 from prism_jax.rollout import engine
@@ -21,7 +22,8 @@ from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
-from prism_jax.stages.align import scores as align_scores
+from prism_jax.stages.align import mean_weights
+from prism_jax.stages.align import replay as align_replay
 from prism_jax.stages.align import step as align_step
 from prism_jax.stages.align import updates as align_updates
 from prism_jax.stages.warmup import config as warmup_config
@@ -88,9 +90,54 @@ def _rule(options):
     return own.rule(experts)
 
 
+def gated(options, folder):
+    """Return the advantages where the second prompt's teacher is wrong, and who judges it."""
+    del folder
+    ok = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
+    found = {name: _numbers(ok)[name] for name in options.advantage.weights}
+    right = np.array([1, 0, 1, 1, 1, 0, 1, 1], np.float32)
+    is_trusted = None if options.advantage.teacher_gate == "off" else np.array([True, False])
+    return align_advantages.make_advantages(options)(found, ok, right, is_trusted)
+
+
+def averaged(options, folder):
+    """Return the mean of weights after an update."""
+    del folder
+    average = mean_weights.make_average(options.discriminator.steadying.ema_decay)
+    return None if average is None else average(jnp.ones(2), jnp.zeros(2))
+
+
+def replayed(options, folder):
+    """Return the rows whose responses are learned from again, in steps of two prompts."""
+    del folder
+    own = options.discriminator.steadying
+    replay = align_replay.Replay(
+        None,
+        num_prompts=own.replay_prompts,
+        num_steps=own.replay_steps,
+        read=list,
+        reader=types.SimpleNamespace(read=lambda rollout: [None] * len(rollout.lengths)),
+    )
+    rollout = engine.Rollout(
+        tokens=np.ones((4, 3), np.int32),
+        logprobs=np.zeros((4, 3), np.float32),
+        lengths=np.full(4, 2, np.int32),
+        ended=np.ones(4, bool),
+    )
+    drawn = []
+    for step in range(1, 7):
+        earlier = replay.drawn(step)
+        drawn.append(earlier and earlier[0])
+        prompts = types.SimpleNamespace(indices=[10 * step, 10 * step + 1])
+        replay.add(step, prompts, types.SimpleNamespace(rollout=rollout))
+    return drawn
+
+
 def pulls(options, folder, is_pair=(1, 1, 1, 0, 1, 0, 0, 0)):
     del folder
     found = {name: _numbers(np.array(is_pair, bool))[name] for name in ("caption", "cot")}
+    swapped = {"swapped": np.float32([0.5, 0.0]), "has_swap": np.array([True, False])}
+    found["caption"] = dataclasses.replace(found["caption"], **swapped)
     gradients, told = discriminator_loss.gradients_by_name(found, _rule(options))
     return [(one.teacher, one.student) for one in gradients.values()], told
 
@@ -167,9 +214,13 @@ def paces(options, folder):
     for step in range(4):
         known = types.SimpleNamespace(num_skipped_in_row=jnp.zeros(()))
         state = {name: _State(step=step, opt_state=known) for name in counts}
-        has_policy = options.pace.has_policy_update(step)
+        accuracy = 0.5 + 0.1 * step
+        has_policy = options.pace.has_policy_update(step, accuracy)
         learned = align_updates.StepBatch(
-            policy=1 if has_policy else None, discriminator=None, places={}
+            policy=1 if has_policy else None,
+            discriminator=None,
+            places={},
+            has_discriminator_update=options.pace.has_discriminator_update(accuracy),
         )
         align_step.update(updates, options.pace, state, learned, jax.random.key(0))
         of_step.append(dict(counts))
@@ -236,8 +287,8 @@ def packed_segments(options, folder, workdir, texts):
     drawn = rollouts.Responses(
         rollout=rollout, segments=reader.read(rollout), num_prompts=len(prompts.rows), seconds=0.0
     )
-    packed, places = align_scores.packed_segments(
-        prompts, drawn, feed, shapes.discriminator, discriminator
+    packed, places = step_scores.packed_segments(
+        prompts, drawn, feed.cutter, shapes.discriminator, discriminator
     )
     return prompts, feed, shapes, packed, places
 
@@ -263,6 +314,7 @@ def read_pairs(options, folder, workdir):
         num_pairs=options.train.num_pairs,
         seed=options.seed,
         folder=workdir,
+        equal_min_tokens=options.pairs.lengths.equal_min_tokens,
     )
     shape = options.rows.shape(feed.largest(), devices, shared_units=1, place="config.rows")
     scored = []

@@ -310,6 +310,11 @@ def a_store(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
+HELD_OUT = tuple(
+    f"held_out.{name}"
+    for name in ("path", "every_steps", "num_prompts", "num_responses", "temperature")
+)
+HELD_OUT += ("held_out.is_best_kept", "held_out.patience")
 _TWO_DEVICES = {"mesh.num_devices": 2}
 ROLLOUT_MESH = {"rollout.tensor": (_TWO_DEVICES, _TWO_DEVICES | {"rollout.tensor": 2})}
 

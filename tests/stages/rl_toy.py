@@ -140,8 +140,8 @@ def segments_of(tokens: np.ndarray) -> tags.Segments:
         format_ok=ended,
         ended=ended,
         caption_chars=0,
-        caption_tokens=0,
-        cot_tokens=0,
+        caption_tokens=1,
+        cot_tokens=len(tokens) - 1,
         response_tokens=len(tokens),
     )
 

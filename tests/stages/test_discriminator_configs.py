@@ -146,5 +146,7 @@ def test_the_pace_says_in_which_steps_the_policy_learns(warmup_steps, every, exp
         discriminator_updates=1,
         policy_every_steps=every,
         discriminator_warmup_steps=warmup_steps,
+        discriminator_max_accuracy=None,
+        policy_min_accuracy=None,
     )
     assert [pace.has_policy_update(step) for step in range(6)] == [bool(x) for x in expected]

@@ -30,6 +30,9 @@ _ALIGN = {
             "advantage.caption_weight": 0.7,
             "advantage.cot_weight": 0.7,
             "advantage.credit": "segment",
+            "advantage.scale": "teacher",
+            "advantage.std_floor": 9.0,
+            "discriminator.lengths.is_fitted": True,
             "advantage.eps": 0.5,
             "advantage.align_coef": 2.0,
             "advantage.accuracy_weight": 2.0,
@@ -51,6 +54,8 @@ _ALIGN = {
         {
             "discriminator.regulariser": 0.5,
             "discriminator.microbatch_pairs": 2,
+            "discriminator.lengths.match_ratio": 1.5,
+            "discriminator.lengths.swap_coefficient": 0.5,
             "discriminator.score_dtype": "bfloat16",
         }
     ),
@@ -58,6 +63,28 @@ _ALIGN = {
     probes.coefficients: field_tables.each({"discriminator.router": 0.01}),
     probes.settings: field_tables.each(
         {"discriminator.head_dropout": 0.1, "discriminator.score_dtype": "bfloat16"}
+    )
+    | field_tables.each(
+        {
+            "discriminator.steadying.gradient_penalty": 2.0,
+            "discriminator.steadying.penalty_noise": 0.2,
+        },
+        before={
+            "discriminator.steadying.gradient_penalty": 1.0,
+            "discriminator.steadying.penalty_noise": 0.1,
+        },
+    ),
+    probes.gated: field_tables.each({"advantage.teacher_gate": "verify"}),
+    probes.averaged: field_tables.each({"discriminator.steadying.ema_decay": 0.75}),
+    probes.replayed: field_tables.each(
+        {
+            "discriminator.steadying.replay_prompts": 2,
+            "discriminator.steadying.replay_steps": 1,
+        },
+        before={
+            "discriminator.steadying.replay_prompts": 1,
+            "discriminator.steadying.replay_steps": 3,
+        },
     ),
     probes.verified: field_tables.each(
         {"advantage.accuracy": "nobody", "advantage.format_of": "judge"}
@@ -76,6 +103,8 @@ _ALIGN = {
             "pace.discriminator_updates": 2,
             "pace.policy_every_steps": 2,
             "pace.discriminator_warmup_steps": 1,
+            "pace.discriminator_max_accuracy": 0.75,
+            "pace.policy_min_accuracy": 0.75,
         }
     ),
     probes.read: field_tables.each(
@@ -85,6 +114,7 @@ _ALIGN = {
             "discriminator.scored_token": "newline",
             "discriminator.teacher_max_tokens": 3,
             "discriminator.positions": "text_1d",
+            "discriminator.lengths.equal_min_tokens": 2,
             "discriminator.sees_images": False,
             "discriminator.min_pixels": 64 * 64,
             "discriminator.max_pixels": 32 * 32,
@@ -151,7 +181,12 @@ _SHARED = {
 }
 _WARMUP = {
     probes.pulls: field_tables.each(
-        {"pairs.score_clip": 0.5, "pairs.regulariser": 0.5, "pairs.score_dtype": "bfloat16"}
+        {
+            "pairs.score_clip": 0.5,
+            "pairs.regulariser": 0.5,
+            "pairs.score_dtype": "bfloat16",
+            "pairs.lengths.match_ratio": 1.5,
+        }
     )
     | {"pairs.length_beta": ({}, {"pairs.length_beta": (("cot", 0.5),)})},
     probes.coefficients: field_tables.each({"pairs.router": 0.5}),
@@ -169,6 +204,7 @@ _WARMUP = {
             "data.limit_image_pixels": 1,
             "data.sees_images": False,
             "data.view": "both",
+            "pairs.lengths.equal_min_tokens": 2,
             "data.scored_token": "newline",
             "rows.row_tokens": 1024,
             "rows.row_sequences": 2,
@@ -235,6 +271,7 @@ _ELSEWHERE = {
     "tests/honesty/test_panel.py": ("honesty.every_steps", "honesty.num_pairs"),
     "tests/stages/align/test_align.py": ("rollout.dump_every_steps",),
     "tests/policy/test_rollouts.py": ("rollout.is_cut_allowed",),
+    "tests/policy/test_held_out.py": field_tables.HELD_OUT,
     "one process alone": ("mesh.is_distributed",),
 }
 _TABLES = {"align": _ALIGN | _SHARED, "warmup": _WARMUP | _SHARED}

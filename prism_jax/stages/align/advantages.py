@@ -10,7 +10,7 @@ import numpy as np
 
 from prism_jax import metrics
 from prism_jax.discriminator import loss as discriminator_loss
-from prism_jax.losses import advantage, pairwise
+from prism_jax.losses import advantage, credit, pairwise
 from prism_jax.policy import responses as policy_responses
 from prism_jax.policy import rollouts
 from prism_jax.stages.align import config as align_config
@@ -48,10 +48,15 @@ class Comparison:
         scores: discriminator_loss.ByName,
         prompts: align_feed.Prompts,
         responses: rollouts.Responses,
+        is_trusted: np.ndarray | None = None,
     ) -> Compared:
-        """Return the advantage of each response: how far its score lies above the others'."""
+        """Return the advantage of each response: how far its score lies above the others'.
+
+        Args:
+          is_trusted: bool[prompts], whether the teacher is right; None: it is not judged.
+        """
         format_ok, accuracy, logged = verdicts(self._options, self._judge, prompts, responses)
-        by_part = jax.device_get(self._compare(scores, format_ok, accuracy))
+        by_part = jax.device_get(self._compare(scores, format_ok, accuracy, is_trusted))
         for part, values in by_part.items():
             name = "reward/advantage" if part == "response" else f"reward/{part}_advantage"
             logged[f"{name}_mean"] = metrics.mean(values)
@@ -60,7 +65,7 @@ class Comparison:
             by_part=by_part,
             by_token=by_token(by_part, responses),
             accuracy=accuracy,
-            is_judged=self._options.advantage.asks_judge,
+            is_judged=self._options.advantage.asks_judge and accuracy is not None,
             metrics=logged,
         )
 
@@ -73,7 +78,7 @@ def verdicts(
 ) -> tuple[np.ndarray, np.ndarray | None, metrics.Metrics]:
     """Return whether each format is valid, the accuracy that the mode reads, and metrics."""
     format_ok = np.array([segments.format_ok for segments in responses.segments])
-    if options.advantage.accuracy == "off":
+    if options.advantage.accuracy == "off" and options.advantage.teacher_gate != "verify":
         return format_ok, None, {}
     # As in the released run of gated_align, which never received an accuracy.
     if options.advantage.accuracy == "nobody":
@@ -88,10 +93,11 @@ def verdicts(
 
 def make_advantages(
     options: align_config.Config,
-) -> Callable[[discriminator_loss.ByName, jax.Array, jax.Array | None], Advantages]:
-    """Return the jitted (scores, format_ok, accuracy) -> advantages by part.
+) -> Callable[..., Advantages]:
+    """Return the jitted (scores, format_ok, accuracy, is_trusted) -> advantages by part.
 
-    Scores count as the pair loss reads them: corrected for length, then clipped.
+    Scores count as the pair loss reads them: corrected for length, then clipped. `is_trusted` is
+    bool[prompts] or None, see `gate`.
     """
     rollout, discriminator = options.rollout, options.discriminator
     # Every step has the same groups, malformed responses included, so one program serves all.
@@ -100,15 +106,20 @@ def make_advantages(
         part: choose(options.advantage, num_groups=rollout.num_prompts, weights=weights)
         for part, weights in weights_by_part(options.advantage).items()
     }
-    betas = dict(discriminator.length_beta)
+    betas, scale = dict(discriminator.length_beta), options.advantage.scores_scale
 
     def advantages(
-        scores: discriminator_loss.ByName, format_ok: jax.Array, accuracy: jax.Array | None
+        scores: discriminator_loss.ByName,
+        format_ok: jax.Array,
+        accuracy: jax.Array | None,
+        is_trusted: jax.Array | None = None,
     ) -> Advantages:
-        by_segment = {}
+        by_segment, of_teacher = {}, {}
         for name, segment in scores.items():
+            if discriminator.lengths.is_fitted:
+                segment, _ = segment.without_length()
             # Not rounded again: the released rewards leave bfloat16 right behind the head.
-            _, student = pairwise.corrected_scores(
+            of_teacher[name], student = pairwise.corrected_scores(
                 segment.segment(),
                 beta=betas.get(name),
                 score_clip=discriminator.score_clip,
@@ -121,34 +132,37 @@ def make_advantages(
             by_segment=by_segment,
             format_ok=format_ok,
             accuracy=accuracy,
+            teacher=of_teacher if scale is not None and scale.kind == "teacher" else None,
+            scale=scale,
         )
-        return {part: compare_part(inputs) for part, compare_part in compare.items()}
+        by_part = {part: compare_part(inputs) for part, compare_part in compare.items()}
+        if is_trusted is None:
+            return by_part
+        instead = gated(options.advantage, inputs, num_groups=rollout.num_prompts)
+        return {
+            part: jnp.where(is_trusted[inputs.prompt_id], values, instead)
+            for part, values in by_part.items()
+        }
 
     return jax.jit(advantages)
 
 
+def gated(
+    options: align_config.Advantage, inputs: advantage.AlignmentScores, *, num_groups: int
+) -> jax.Array:
+    """Return the advantages of responses to prompts whose teacher is wrong, see `gate`."""
+    if options.teacher_gate != "verify":
+        return jnp.zeros(inputs.format_ok.shape)
+    valid = inputs.format_ok.astype(jnp.float32)
+    verified = advantage.grpo(
+        valid * inputs.accuracy, inputs.prompt_id, num_groups=num_groups, eps=options.eps
+    )
+    return verified - (options.format_penalty or 0.0) * (1.0 - valid)
+
+
 def weights_by_part(options: align_config.Advantage) -> dict[str, dict[str, float]]:
-    """Return the weight of each segment's normalised scores in the advantage of each part.
-
-                        tokens of the caption      of think and answer
-        response        w_caption, w_cot           w_caption, w_cot         the sum, as released
-        segment         2 w_caption                2 w_cot
-        segment_shared  2 w_caption, w_cot         2 w_cot
-
-    A token learns from one segment in place of two, so the weight is doubled: with equal weights
-    both sums are the same. In `segment_shared` the caption also gets half of the weight of the
-    reasoning that rests on it. All else, such as penalties, gates and the score of the whole
-    response, stands on every token. "response" is always there: a malformed response has no parts.
-    """
-    weights = options.weights
-    if options.credit == "response":
-        return {"response": weights}
-    shared = weights["cot"] if options.credit == "segment_shared" else 0.0
-    return {
-        "response": weights,
-        "caption": weights | {"caption": 2 * weights["caption"], "cot": shared},
-        "cot": weights | {"caption": 0.0, "cot": 2 * weights["cot"]},
-    }
+    """Return the weights of segments in the advantage of each part; see `losses.credit`."""
+    return credit.weights_by_part(options.credit, options.weights)
 
 
 def by_token(by_part: Mapping[str, np.ndarray], responses: rollouts.Responses) -> np.ndarray:

@@ -4,18 +4,14 @@ import dataclasses
 from typing import Literal
 
 from prism_jax import configuration, row_layout
-from prism_jax.discriminator import batch as discriminator_batch
-from prism_jax.discriminator import config as discriminator_config
-from prism_jax.discriminator import loss as discriminator_loss
-from prism_jax.discriminator import segments
+from prism_jax.discriminator import section, segments
 from prism_jax.honesty import panel as honesty_panel
-from prism_jax.losses import pairwise
+from prism_jax.losses import groups
+from prism_jax.policy import held_out, rollouts
 from prism_jax.policy import loss as policy_loss
-from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
 from prism_jax.rewards import tags
 from prism_jax.setup import judging, prompt_mixture, row_shapes
-from prism_jax.setup import models as setup_models
 
 Mode = Literal["align", "acc_gating", "gated_align", "rlvr", "rlvr_v2", "sign_align"]
 # The numbers that each mode of the advantage reads besides weights and eps.
@@ -40,62 +36,6 @@ _CLIP = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Discriminator(configuration.Trained, discriminator_config.Pairs):
-    """The discriminator: its origin, its view of a response, and its updates.
-
-    `folder` is the workdir of `warmup` or `align`, or a folder with a score head. Types and
-    attention are those of `config.model`. With `head_dropout` each update computes its scores anew.
-    """
-
-    sees_images: bool  # False: prompts are read without their pictures
-    min_pixels: int | None  # of a picture, others are scaled; None: as in its folder
-    max_pixels: int | None
-    view: segments.View  # the segments that are scored, see `discriminator.segments`
-    scored_token: segments.ScoredToken  # the token that carries the score, see there
-    teacher_max_tokens: int | None  # of a segment; the rest is not read
-    positions: discriminator_batch.Positions
-    # None: the loss is a mean over all pairs of a step; n: over those among n responses each,
-    # averaged over responses.
-    microbatch_pairs: int | None
-    all_invalid: pairwise.AllInvalid  # the loss of a step without a pair, see `losses.pairwise`
-    rows: row_shapes.Rows
-    optim: configuration.Optim
-
-    def problems(self) -> list[str]:
-        """See `Section`."""
-        problems = configuration.Trained.problems(self)
-        problems += discriminator_config.Pairs.problems(self)
-        problems += configuration.at_least(self, 1, "teacher_max_tokens", "microbatch_pairs")
-        return problems + segments.problems_of_length("length_beta", self.length_beta, self.view)
-
-    @property
-    def form(self) -> segments.Form:
-        """Return the form of segments."""
-        return segments.Form(
-            view=self.view,
-            scored_token=self.scored_token,
-            teacher_max_tokens=self.teacher_max_tokens,
-        )
-
-    def model(self, policy: configuration.Model) -> configuration.Model:
-        """Return the section of the model, computed as the policy is, but trained whole."""
-        return dataclasses.replace(
-            policy,
-            folder=self.folder,
-            init=self.init,
-            sizes=self.sizes,
-            remat=self.remat,
-            lora=configuration.NO_LORA,
-        )
-
-    def rule(self, model: setup_models.Model) -> discriminator_loss.PairRule:
-        """Return the rule of the loss for this discriminator."""
-        return self.pair_rule(
-            model, microbatch_pairs=self.microbatch_pairs, all_invalid=self.all_invalid
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Advantage(configuration.Section):
     """A function of `losses.advantage` and its numbers; a number that it does not read is None."""
 
@@ -106,6 +46,13 @@ class Advantage(configuration.Section):
     # The tokens that get a segment's advantage, see `advantages.weights_by_part`: all of the
     # response, as released; those of the segment; or these, and captions also half of the cot's.
     credit: Literal["response", "segment", "segment_shared"]
+    # The scale of normalised scores, see `losses.groups`; "group" is the released one.
+    scale: groups.Kind
+    std_floor: float | None  # least deviation that divides; None: any
+    # The judge's word on the teacher's answer to each prompt: not asked for; or, where it is
+    # wrong, nothing is learned from the prompt; or the policy learns from the judge instead of
+    # from scores (GRPO). The discriminator learns from right teachers alone. arXiv 2609.02998.
+    teacher_gate: Literal["off", "drop", "verify"]
     eps: float
     align_coef: float | None
     accuracy_weight: float | None
@@ -132,8 +79,15 @@ class Advantage(configuration.Section):
 
     @property
     def asks_judge(self) -> bool:
-        """Return whether responses are judged."""
-        return self.accuracy == "judge"
+        """Return whether answers are judged, the policy's or the teacher's."""
+        return self.accuracy == "judge" or self.teacher_gate != "off"
+
+    @property
+    def scores_scale(self) -> groups.Scale | None:
+        """Return the scale of scores; None: the released one."""
+        if self.scale == "group" and self.std_floor is None:
+            return None
+        return groups.Scale(kind=self.scale, floor=self.std_floor)
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -151,8 +105,16 @@ class Advantage(configuration.Section):
                 "accuracy must be 'off' for align and 'judge' or 'nobody' for any other mode, "
                 f"got {self.accuracy!r} for {self.mode}"
             )
-        if self.format_of == "judge" and not self.asks_judge:
+        if self.format_of == "judge" and self.accuracy != "judge":
             problems.append("format_of must be 'gate' where nothing is judged, got 'judge'")
+        if self.teacher_gate != "off" and self.accuracy == "nobody":
+            problems.append(
+                f"teacher_gate must be 'off' where nobody judges, got {self.teacher_gate!r}"
+            )
+        if self.std_floor is not None and not self.std_floor > 0:
+            problems.append(f"std_floor must be > 0 or None, got {self.std_floor}")
+        if self.std_floor is not None and self.scale == "none":
+            problems.append("std_floor must be None for the scale 'none', which divides by nothing")
         return problems
 
 
@@ -163,16 +125,43 @@ class Pace(configuration.Section):
     discriminator_updates: int  # in a step, on the same responses, each from new scores
     policy_every_steps: int  # the policy is updated once in this many steps
     discriminator_warmup_steps: int  # first steps without an update of the policy
+    # By the step's pair accuracy, a mean over segments: a discriminator above the first is not
+    # updated, nor is the policy below the second, whose rewards would say little. None: always.
+    discriminator_max_accuracy: float | None
+    policy_min_accuracy: float | None
 
     def problems(self) -> list[str]:
         """See `Section`."""
         problems = configuration.at_least(self, 1, "discriminator_updates", "policy_every_steps")
+        for name in ("discriminator_max_accuracy", "policy_min_accuracy"):
+            value = dataclasses.asdict(self)[name]
+            if value is not None and not 0 <= value <= 1:
+                problems.append(f"{name} must be in [0, 1] or None, got {value}")
         return problems + configuration.at_least(self, 0, "discriminator_warmup_steps")
 
-    def has_policy_update(self, step: int) -> bool:
-        """Return whether the policy is updated in the step that follows `step` finished steps."""
+    @property
+    def is_adaptive(self) -> bool:
+        """Return whether updates depend on the discriminator's accuracy."""
+        return self.discriminator_max_accuracy is not None or self.policy_min_accuracy is not None
+
+    def has_policy_update(self, step: int, accuracy: float | None = None) -> bool:
+        """Return whether the policy is updated in the step that follows `step` finished steps.
+
+        Args:
+          accuracy: of the step's pairs; None: there are none.
+        """
         after = step - self.discriminator_warmup_steps
-        return after >= 0 and after % self.policy_every_steps == 0
+        is_low = (
+            self.policy_min_accuracy is not None
+            and accuracy is not None
+            and accuracy < self.policy_min_accuracy
+        )
+        return after >= 0 and after % self.policy_every_steps == 0 and not is_low
+
+    def has_discriminator_update(self, accuracy: float | None) -> bool:
+        """Return whether the discriminator is updated in a step with this accuracy of pairs."""
+        most = self.discriminator_max_accuracy
+        return most is None or accuracy is None or accuracy <= most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,7 +191,7 @@ class Algorithm(policy_loss.Weighing):
 class Config(configuration.TrainingRun):
     """The configuration of alignment; `model` is the policy."""
 
-    discriminator: Discriminator
+    discriminator: section.Discriminator
     prompts: prompt_mixture.Prompts
     gate: tags.Gate  # the format that a response must have
     rollout: rollouts.Rollout
@@ -213,11 +202,12 @@ class Config(configuration.TrainingRun):
     rows: row_shapes.Rows
     train: policy_update.Train
     honesty: honesty_panel.Options = configuration.free()
+    held_out: held_out.HeldOut
     optim: configuration.Optim
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        problems = super().problems()
+        problems = super().problems() + self.held_out.problems_beside(self.prompts.path)
         names = segments.VIEWS[self.discriminator.view]
         if set(self.advantage.weights) != set(names):
             problems.append(
@@ -230,6 +220,17 @@ class Config(configuration.TrainingRun):
                 f"{self.discriminator.view}, which has no parts, got {self.advantage.credit!r}"
             )
         size = self.discriminator.microbatch_pairs
+        replayed = self.discriminator.steadying.replay_prompts
+        if replayed is not None and replayed > self.rollout.num_prompts:
+            problems.append(
+                "discriminator.steadying.replay_prompts must be <= rollout.num_prompts = "
+                f"{self.rollout.num_prompts}, got {replayed}"
+            )
+        if replayed is not None and size is not None:
+            problems.append(
+                "discriminator.microbatch_pairs must be None with steadying.replay_prompts, "
+                f"got {size}"
+            )
         num_responses = self.rollout.num_prompts * self.rollout.num_responses
         if size is not None and num_responses % size:
             problems.append(

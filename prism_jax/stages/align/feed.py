@@ -5,11 +5,10 @@ import pathlib
 from collections.abc import Sequence
 
 from models.inputs import Example
-from prism_jax import errors
 from prism_jax.data import encode, processor, records, steps
-from prism_jax.discriminator import segments
+from prism_jax.discriminator import opening, segments
 from prism_jax.policy import update as policy_update
-from prism_jax.rows import Largest, RowShape
+from prism_jax.rows import RowShape
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.setup import prompt_mixture
@@ -21,6 +20,7 @@ from prism_jax.stages.align import config as align_config
 class Prompts:
     """The prompts of a step, as each model reads them, and the teacher's responses."""
 
+    indices: list[int]  # of the rows
     rows: list[records.PromptRow]
     policy: list[Example]
     discriminator: list[Example]
@@ -58,8 +58,7 @@ class Feed:
           InputError: for wrong data, fewer prompts than a step takes, or models that read tokens
             as different texts.
         """
-        section, prompts = options.discriminator, options.prompts
-        section.rows.check_router(discriminator.config, place="config.discriminator.rows")
+        prompts = options.prompts
         self.options = options
         self.words = processor.Processor.from_folder(
             files,
@@ -67,31 +66,15 @@ class Feed:
             max_pixels=prompts.max_pixels,
             place="config.prompts.",
         )
-        # Each model scales pictures to bounds of its choice; without vision there are none.
-        discriminator_words = self.words
-        if discriminator.config.vision is not None:
-            discriminator_words = processor.Processor.from_folder(
-                discriminator_files,
-                min_pixels=section.min_pixels,
-                max_pixels=section.max_pixels,
-                place="config.discriminator.",
-            )
-        elif section.sees_images:
-            raise errors.InputError(
-                "config.discriminator.sees_images must be False for a model without vision"
-            )
-        # Segments are passed on as the policy's tokens. As texts they would be tokenised again, and
-        # differently.
-        if not segments.same_words(self.words, discriminator_words):
-            raise errors.InputError(
-                "config.discriminator.folder: policy and discriminator must have the same tokens"
-            )
-        self.reader = segments.Reader(
-            discriminator_words,
-            vocab_tokens=discriminator.config.text.vocab_size,
+        self.cutter = opening.open_cutter(
+            options.discriminator,
+            discriminator,
+            self.words,
+            files=discriminator_files,
             gate=options.gate,
-            form=section.form,
+            place="config.discriminator",
         )
+        self.reader = self.cutter.reader
         self._opened = prompts_lib.open_prompts(
             prompts.path,
             prompts,
@@ -100,7 +83,7 @@ class Feed:
             # Prompts without a ground truth are welcome as long as nothing is judged.
             need_answer=options.advantage.asks_judge,
             folder=folder,
-            check=self._check_teacher,
+            check=self.cutter.check_teacher,
         )
         prompt_mixture.require(
             self._opened, options.rollout.num_prompts, field="rollout.num_prompts"
@@ -108,60 +91,22 @@ class Feed:
         self.sizes = self._opened.sizes
         # Over all prompts and before the first step: every step then has one shape, and a prompt
         # that is too long ends the run now and not in its last epoch.
-        self._longest, self._discriminator_sizes = self._measure(self._opened)
-
-    def _check_teacher(self, row: records.PromptRow) -> None:
-        """Raise RowError for a teacher's response that is malformed."""
-        self.reader.teacher(segments.teacher_text(row))
-
-    def _measure(self, opened: prompts_lib.Opened) -> tuple[int, list[encode.Size]]:
-        """Return the longest of the teacher's segments, and the prompts' sizes."""
-        longest, sizes = 0, []
-        for index in range(len(opened.rows)):
-            row = opened.rows[index]
-            longest = max(longest, self.reader.teacher(segments.teacher_text(row)).longest)
-            sizes.append(
-                self.reader.measure(
-                    row.prompt, row.images, sees_images=self.options.discriminator.sees_images
-                )
-            )
-        return longest, sizes
+        self._measured = self.cutter.measure(self._opened)
 
     def shapes(self, devices: devices_lib.Devices) -> Shapes:
         """Return the rows into which any step fits."""
         options = self.options
-        num_names = len(options.discriminator.form.names)
-        num_responses = options.rollout.num_prompts * options.rollout.num_responses
-        # No segment of a response is longer than the response, but for how it ends.
-        longest = options.rollout.max_response_tokens + self.reader.tail_tokens
-        continued = max(self._longest, longest)
-        largest = Largest(
-            # The most that a step may hold: all responses well-formed, no two segments equal.
-            num_units=num_names * (options.rollout.num_prompts + num_responses),
-            unit_sequences=1,
-            unit_tokens=max(size.tokens for size in self._discriminator_sizes) + continued,
-            continued_tokens=continued,
-            prompt_patches=max(size.patches for size in self._discriminator_sizes),
-            prompt_frames=max(size.images for size in self._discriminator_sizes),
-        )
+        replayed = options.discriminator.steadying.replay_prompts or 0
         return Shapes(
             policy=policy_update.shape_of(options.rows, options.rollout, self.sizes, devices),
-            discriminator=options.discriminator.rows.shape(
-                largest,
+            discriminator=self.cutter.shape(
+                self._measured,
                 devices,
-                shared_units=num_names * (1 + options.rollout.num_responses),
-                place="config.discriminator.rows",
-                advice=self._advice_on_teachers(longest),
+                num_prompts=options.rollout.num_prompts + replayed,
+                num_responses=options.rollout.num_responses,
+                max_response_tokens=options.rollout.max_response_tokens,
+                place="config.discriminator",
             ),
-        )
-
-    def _advice_on_teachers(self, longest_of_policy: int) -> str:
-        """Return advice on shorter rows where a teacher's segment is the longest; else nothing."""
-        if self._longest <= longest_of_policy:
-            return ""
-        return (
-            f"; the longest segment is a teacher's, of {self._longest} tokens: "
-            "config.discriminator.teacher_max_tokens cuts the rest, at the cost of its end"
         )
 
     def train(self, shape: RowShape, *, is_split_seen: bool) -> steps.Steps:
@@ -175,7 +120,7 @@ class Feed:
         options = self.options
         return prompt_mixture.index_steps(
             self._opened,
-            self._prompts,
+            self.prompts_of,
             weights=options.prompts.weights,
             num_prompts=options.rollout.num_prompts,
             num_steps=options.train.num_steps,
@@ -184,14 +129,13 @@ class Feed:
             microbatch_rows=shape.microbatch_rows if is_split_seen else None,
         )
 
-    def _prompts(self, indices: Sequence[int]) -> Prompts:
+    def prompts_of(self, indices: Sequence[int]) -> Prompts:
+        """Return the prompts of rows."""
         rows = [self._opened.rows[index] for index in indices]
-        sees_images = self.options.discriminator.sees_images
         return Prompts(
+            indices=list(indices),
             rows=rows,
             policy=encode.encode_prompts(rows, self.words),
-            discriminator=[
-                self.reader.prompt(row.prompt, row.images, sees_images=sees_images) for row in rows
-            ],
-            teachers=[self.reader.teacher(segments.teacher_text(row)) for row in rows],
+            discriminator=self.cutter.prompts(rows),
+            teachers=self.cutter.teachers(rows),
         )

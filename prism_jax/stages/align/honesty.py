@@ -7,7 +7,7 @@ from flax import nnx
 
 from prism_jax import metrics, progress
 from prism_jax.discriminator import loss as discriminator_loss
-from prism_jax.discriminator import segments
+from prism_jax.discriminator import segments, step_scores
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import scoring as honesty_scoring
 from prism_jax.policy import rollouts
@@ -91,14 +91,15 @@ class Panel:
         """Return the teacher beside each well-formed response, and float[pairs, 2] scores."""
         form = self._options.discriminator.form
         continuations = responses.continuations()
+        # As they were scored, equal lengths included.
+        teachers, students = step_scores.cuts_of(prompts, responses, self._feed.cutter)
         units, names, is_cut, known = [], [], [], []
         for number, text in enumerate(responses.segments):
             # A malformed response was not cut, so it has no scores to compare.
             if not text.format_ok:
                 continue
             response = continuations[number]
-            teacher = prompts.teachers[response.prompt]
-            student = self._feed.reader.cut(response.tokens, text)
+            teacher, student = teachers[response.prompt], students[number]
             for place, name in enumerate(form.names):
                 both = (teacher, student)
                 units.append([segments.continuation(response.prompt, cut, name) for cut in both])

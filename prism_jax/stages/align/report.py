@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from prism_jax import metrics
+from prism_jax.discriminator import step_scores
 from prism_jax.policy import rollouts
 from prism_jax.running import dump as running_dump
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import feed as align_feed
 from prism_jax.stages.align import honesty as align_honesty
-from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align.updates import State
 
 
@@ -29,7 +29,7 @@ class Report:
         state: State,
         prompts: align_feed.Prompts,
         responses: rollouts.Responses,
-        scores: align_scores.StepScores,
+        scores: step_scores.StepScores,
         comparison: align_advantages.Compared,
     ) -> metrics.Metrics:
         """Write the dump, measure the panel where it is due, and return all metrics.
@@ -38,7 +38,9 @@ class Report:
           step: number of this step, counted from 1.
           state: before the step's updates.
         """
-        self.dump.write(step, prompts.rows, responses.segments, _columns(scores, comparison))
+        self.dump.write(
+            step, prompts.rows, responses.segments, _columns(scores.rewarding, comparison)
+        )
         # The panel scores the pairs again with changes, still with the parameters from before the
         # update.
         logged = scores.metrics | responses.metrics() | comparison.metrics
@@ -48,17 +50,17 @@ class Report:
 
 
 def _columns(
-    scores: align_scores.StepScores, comparison: align_advantages.Compared
+    scores: step_scores.Places, comparison: align_advantages.Compared
 ) -> dict[str, Sequence[Any]]:
     """Return the dump's columns besides the text, one value a response."""
     advantages = comparison.by_part["response"]
-    num_prompts = len(next(iter(scores.by_name.values())).teacher)
+    num_prompts = len(next(iter(scores.values())).teacher)
     num_responses = len(advantages) // num_prompts
     columns: dict[str, Sequence[Any]] = {"advantage": advantages}
     for part, values in comparison.by_part.items():
         if part != "response":
             columns[f"{part}_advantage"] = values
-    for name, segment in scores.by_name.items():
+    for name, segment in scores.items():
         pairs = zip(segment.student, segment.is_pair, strict=True)
         # A response without a score has None in the dump: 0 is a score.
         columns[f"{name}_score"] = [score if is_scored else None for score, is_scored in pairs]

@@ -14,6 +14,7 @@ import dataclasses
 import jax
 
 from prism_jax import metrics
+from prism_jax.discriminator import step_scores
 from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import devices as devices_lib
@@ -21,8 +22,10 @@ from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import advantages as align_advantages
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
+from prism_jax.stages.align import gate as align_gate
+from prism_jax.stages.align import mean_weights
+from prism_jax.stages.align import replay as align_replay
 from prism_jax.stages.align import report as align_report
-from prism_jax.stages.align import scores as align_scores
 from prism_jax.stages.align import updates as align_updates
 from prism_jax.stages.align.updates import State, StepBatch
 
@@ -32,8 +35,10 @@ class Experience:
     """The half of a step that turns prompts into batches for both updates."""
 
     pace: align_config.Pace
+    gate: align_gate.TeacherGate | None  # None: teachers are not judged
+    replay: align_replay.Replay | None
     sampler: rollouts.Sampler
-    scorer: align_scores.Scorer
+    scorer: step_scores.Scorer
     comparison: align_advantages.Comparison
     report: align_report.Report
     policy: setup_models.Model
@@ -46,22 +51,44 @@ class Experience:
         """Return the batches for both updates, on the devices, and metrics about the responses."""
         # 1. The policy responds, several times to each prompt.
         responses = self.sampler(state["policy"].params, prompts.policy, key)
+        # Steps are counted by the policy, which also counts those in which it stands still.
+        step = int(state["policy"].step)
+        # What the discriminator learns from may hold earlier responses too.
+        earlier = None if self.replay is None else self.replay.drawn(step + 1)
+        shown, answers = align_replay.joined(prompts, responses, earlier)
+        is_trusted = None if self.gate is None else self.gate(shown)
         # 2, 3. Responses are cut into caption and cot, and scored before the discriminator learns
         # from them: an advantage must not depend on an update that saw the very response, and the
         # same scores then give the gradient of that update.
-        scores = self.scorer(state["discriminator"].params, prompts, responses)
+        scores = self.scorer(
+            state["discriminator"].params,
+            shown,
+            answers,
+            rewarding=state.get(mean_weights.NAME),
+            is_trusted=is_trusted,
+            num_prompts=len(prompts.rows),
+        )
+        if self.replay is not None:
+            self.replay.add(step + 1, prompts, responses)
+        if is_trusted is not None:
+            is_trusted = is_trusted[: len(prompts.rows)]
         # 4. Each response is compared with the others to its prompt. The judge is off by default.
-        comparison = self.comparison(scores.by_name, prompts, responses)
-        # Steps are counted by the policy, which also counts those in which it stands still.
-        step = int(state["policy"].step)
+        comparison = self.comparison(scores.rewarding, prompts, responses, is_trusted)
+        accuracy = step_scores.pair_accuracy(scores.by_name)
         rows = None
-        if self.pace.has_policy_update(step):
+        if self.pace.has_policy_update(step, accuracy):
             rows = policy_update.on_policy_batch(
                 prompts.policy, responses, comparison.by_token, self.shapes.policy, self.policy
             )
             rows = self.devices.put(rows, num_rows=self.shapes.policy.microbatch_rows)
-        batch = StepBatch(policy=rows, discriminator=scores.batch, places=scores.places)
-        return batch, self.report(step + 1, state, prompts, responses, scores, comparison)
+        batch = StepBatch(
+            policy=rows,
+            discriminator=scores.batch,
+            places=scores.places,
+            has_discriminator_update=self.pace.has_discriminator_update(accuracy),
+        )
+        logged = self.report(step + 1, state, prompts, responses, scores, comparison)
+        return batch, logged | align_gate.logged(is_trusted)
 
 
 def update(
@@ -74,7 +101,9 @@ def update(
     """Update the discriminator on (teacher, student) pairs, then the policy on its advantages."""
     # 5. The discriminator learns to put the teacher above the student.
     discriminator, segments = state["discriminator"], batch.discriminator
-    for number in range(pace.discriminator_updates):
+    num_updates = pace.discriminator_updates if batch.has_discriminator_update else 0
+    discriminator_metrics = align_updates.of_skipped(discriminator) if not num_updates else {}
+    for number in range(num_updates):
         update_key = jax.random.fold_in(key, number)
         # The gradients at hand are those of the scores that were just computed, without dropout. A
         # second update, or dropout, needs new scores.
@@ -84,7 +113,7 @@ def update(
             discriminator, segments, update_key
         )
     # The pair loss is logged with the scores. This total only carries their gradient.
-    del discriminator_metrics["loss/total"]
+    discriminator_metrics.pop("loss/total", None)
     logged = align_updates.with_owner(discriminator_metrics, "discriminator")
     # 6. The policy learns from its advantages.
     policy = state["policy"]
@@ -93,4 +122,12 @@ def update(
     else:
         policy, policy_metrics = updates.policy(policy, batch.policy, key)
     logged |= align_updates.with_owner(policy_metrics, "policy")
-    return {"policy": policy, "discriminator": discriminator}, logged
+    after = {"policy": policy, "discriminator": discriminator}
+    if updates.average is not None:
+        # Once a step, after all updates of the discriminator, also where there was none.
+        mean = updates.average(state[mean_weights.NAME], discriminator.params)
+        after[mean_weights.NAME] = mean
+    if pace.is_adaptive:
+        logged["discriminator/is_updated"] = metrics.mean([batch.has_discriminator_update])
+        logged["policy/is_updated"] = metrics.mean([batch.policy is not None])
+    return after, logged

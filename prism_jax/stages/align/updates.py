@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +11,19 @@ from flax import nnx
 from prism_jax import metrics
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.discriminator import step_scores
+from prism_jax.discriminator import updates as discriminator_updates
 from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import update as policy_update
-from prism_jax.rows import RowShape
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.stages.align import config as align_config
 from prism_jax.stages.align import feed as align_feed
-from prism_jax.stages.align import scores as align_scores
+from prism_jax.stages.align import mean_weights
 from prism_jax.training import optim, train_state, train_step
 
-State = dict[str, train_state.TrainState]  # "policy" and "discriminator"
+# "policy" and "discriminator", and with a mean of weights "mean_discriminator", its parameters
+State = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,9 @@ class StepBatch:
 
     policy: policy_batch.PolicyBatch | None  # None in a step in which the policy stands still
     discriminator: discriminator_batch.SegmentBatch  # with the gradient of each score
-    places: align_scores.Places  # of each score in the batch
+    places: step_scores.Places  # of each score in the batch
+    # False in a step whose pair accuracy is high enough already, see `pace`.
+    has_discriminator_update: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,18 +47,15 @@ class Updates:
     refresh: Callable[..., discriminator_batch.SegmentBatch]
     # Refresh before the first update too: the scores at hand were computed without its dropout.
     is_always_fresh: bool
+    # (mean, parameters) -> mean of the discriminator's weights; None: there is no mean
+    average: Callable[[nnx.State, nnx.State], nnx.State] | None = None
 
 
 def score_settings(
     options: align_config.Config, devices: devices_lib.Devices
 ) -> discriminator_loss.Settings:
     """Return the settings with which scores are computed."""
-    return discriminator_loss.Settings(
-        implementation=devices.attention,
-        remat=options.discriminator.remat,
-        head_dropout=options.discriminator.head_dropout,
-        score_dtype=options.discriminator.score_dtype,
-    )
+    return discriminator_updates.settings_of(options.discriminator, devices)
 
 
 def optimizer_of(options: align_config.Config, model: setup_models.Model) -> optim.Optimizer:
@@ -99,7 +101,7 @@ def open_updates(
             starts["policy"],
             shapes.policy,
         ),
-        discriminator=make_discriminator_update(
+        discriminator=discriminator_updates.make_update(
             rule,
             settings,
             discriminator,
@@ -107,69 +109,25 @@ def open_updates(
             starts["discriminator"],
             shapes.discriminator,
         ),
-        refresh=make_refresh(rule, settings, discriminator),
+        refresh=discriminator_updates.make_refresh(rule, settings, discriminator),
         is_always_fresh=options.discriminator.head_dropout > 0,
+        average=mean_weights.make_average(options.discriminator.steadying.ema_decay),
     )
     return starts, updates
-
-
-def make_discriminator_update(
-    rule: discriminator_loss.PairRule,
-    settings: discriminator_loss.Settings,
-    model: setup_models.Model,
-    optimizer: optim.Optimizer,
-    start: setup_models.Start,
-    shape: RowShape,
-) -> train_step.TrainStep:
-    """Return the update of the discriminator by the gradients of its scores."""
-    # The coefficients of the pair loss are in the gradients of the scores already.
-    coefficients = {discriminator_loss.SCORES: 1.0}
-
-    def loss(model: nnx.Module, batch: discriminator_batch.SegmentBatch, key: jax.Array):
-        return discriminator_loss.surrogate_loss(model, batch, rule.router, settings, key)
-
-    return train_step.make_train_step(
-        model.graphdef,
-        loss,
-        optimizer,
-        weights_fn=lambda batch: discriminator_loss.surrogate_weights(batch, rule.router),
-        coefficients=coefficients
-        | ({discriminator_loss.ROUTER: rule.router} if rule.router else {}),
-        num_microbatches=shape.num_microbatches,
-        shardings=start.shardings,
-    )
-
-
-def make_refresh(
-    rule: discriminator_loss.PairRule,
-    settings: discriminator_loss.Settings,
-    model: setup_models.Model,
-) -> Callable[..., discriminator_batch.SegmentBatch]:
-    """Return the jitted function that scores a batch again, as the update of that key does."""
-
-    def refresh(
-        params: nnx.State,
-        batch: discriminator_batch.SegmentBatch,
-        places: align_scores.Places,
-        key: jax.Array,
-    ) -> discriminator_batch.SegmentBatch:
-        discriminator = nnx.merge(model.graphdef, params)
-        # With the update's key, so that both drop the same numbers before the head.
-        scores = discriminator_loss.all_scores(discriminator, batch, settings, key)
-        gradients, _ = discriminator_loss.gradients(scores, places, rule)
-        return dataclasses.replace(batch, score_gradients=gradients)
-
-    return jax.jit(refresh)
 
 
 def skip_policy(
     policy: train_state.TrainState,
 ) -> tuple[train_state.TrainState, metrics.Metrics]:
     """Return the policy after a step in which it stands still: only the step is counted."""
+    return dataclasses.replace(policy, step=policy.step + 1), of_skipped(policy)
+
+
+def of_skipped(state: train_state.TrainState) -> metrics.Metrics:
+    """Return the metrics of a step in which a model stands still."""
     # A copy, because the next update donates the state, and metrics are read after that.
-    skipped = jnp.copy(policy.opt_state.num_skipped_in_row)
-    logged = {"optim/skipped_in_row": metrics.Mean(total=skipped, weight=jnp.ones(()))}
-    return dataclasses.replace(policy, step=policy.step + 1), logged
+    skipped = jnp.copy(state.opt_state.num_skipped_in_row)
+    return {"optim/skipped_in_row": metrics.Mean(total=skipped, weight=jnp.ones(()))}
 
 
 def with_owner(logged: metrics.Metrics, owner: str) -> metrics.Metrics:

@@ -11,6 +11,7 @@ import numpy as np
 from prism_jax import metrics
 from prism_jax.losses import advantage, kl
 from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import credit
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +28,8 @@ class Distance:
 class Compared:
     """The advantages of a step's responses."""
 
-    # float32[responses], of "reinforce++" float32[responses, max_response_tokens]
+    # float32[responses]; of "reinforce++", and where parts differ, float32[responses,
+    # max_response_tokens]
     advantages: np.ndarray
     next_coefficient: float | None  # of the KL in the reward; None: there is none
     metrics: metrics.Metrics
@@ -72,6 +74,7 @@ class Comparison:
         lengths: np.ndarray,
         *,
         distance: Distance | None,
+        parts: credit.Parts | None = None,
     ) -> Compared:
         """Return the advantage of each response, or of each of its tokens.
 
@@ -80,6 +83,7 @@ class Comparison:
           prompt_id: int32[responses] in [0, num_groups).
           lengths: int32[responses], tokens of the responses.
           distance: from the reference, taken off the rewards token by token; None: it is not.
+          parts: of the responses, see `credit`; None: all tokens of a response learn alike.
         """
         coefficient = None if distance is None else distance.coefficient
         # No group varied in this step. A mean over nothing would be NaN.
@@ -110,6 +114,14 @@ class Comparison:
             # A step may have fewer groups than that; another number would be another program.
             compare = make_advantage(self._advantage, num_groups=self._num_groups)
             advantages = compare(rewards, prompt_id)
+            if parts is not None:
+                withheld = credit.WITHHELD[self._advantage.credit] * parts.accuracy
+                compare_part = make_part(self._advantage, num_groups=self._num_groups)
+                caption = np.asarray(compare_part(rewards - withheld, rewards, prompt_id))
+                logged["reward/caption_advantage_absolute_mean"] = metrics.mean(np.abs(caption))
+                advantages = credit.by_token(
+                    caption, np.asarray(advantages), parts.segments, lengths
+                )
         return Compared(
             advantages=np.asarray(advantages), next_coefficient=coefficient, metrics=logged
         )
@@ -157,3 +169,16 @@ def make_advantage(
     else:
         raise ValueError(f"{options.kind} compares no groups")
     return jax.jit(compare)
+
+
+@functools.cache
+def make_part(
+    options: rlvr_config.Advantage, *, num_groups: int
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], jax.Array]:
+    """Return the jitted (part, rewards, prompt_id) -> advantages of a part of the rewards."""
+    if options.kind == "grpo":
+        compare = functools.partial(advantage.grpo_part, num_groups=num_groups, eps=options.eps)
+        return jax.jit(compare)
+    # The others divide by nothing that depends on the rewards: a part is compared as the whole.
+    whole = make_advantage(options, num_groups=num_groups)
+    return lambda part, rewards, prompt_id: whole(part, prompt_id)

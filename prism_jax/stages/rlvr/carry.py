@@ -1,15 +1,14 @@
 """The carry from a step of RLVR to the next, and its form in a checkpoint."""
 
-import base64
 import dataclasses
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from prism_jax.data import encode as data_encode
 from prism_jax.data import processor
 from prism_jax.policy import responses as policy_responses
+from prism_jax.policy import saved as saved_lib
 from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
 from prism_jax.setup import prompts as prompts_lib
@@ -32,8 +31,8 @@ def encode(group: rlvr_groups.Group) -> dict[str, rlvr_groups.Json]:
         "step": group.step,
         "lengths": [len(response.tokens) for response in responses],
         "ended": [response.segments.ended for response in responses],
-        "tokens": _text([response.tokens for response in responses], np.int32),
-        "logprobs": _text([response.logprobs for response in responses], np.float32),
+        "tokens": saved_lib.text_of([response.tokens for response in responses], np.int32),
+        "logprobs": saved_lib.text_of([response.logprobs for response in responses], np.float32),
         "rewards": [
             [reward.total, reward.accuracy, reward.format, reward.reason.value]
             for reward in (response.reward for response in responses)
@@ -66,8 +65,8 @@ def responses_of(
 ) -> tuple[rlvr_groups.Response, ...]:
     """Return the responses of a group that `encode` was given; `read` cuts them into segments."""
     lengths = np.array(saved["lengths"], np.int32)
-    tokens = _arrays(saved["tokens"], np.int32, lengths)
-    logprobs = _arrays(saved["logprobs"], np.float32, lengths)
+    tokens = saved_lib.arrays_of(saved["tokens"], np.int32, lengths)
+    logprobs = saved_lib.arrays_of(saved["logprobs"], np.float32, lengths)
     padded = np.zeros((len(lengths), max(lengths)), np.int32)
     for number, response_tokens in enumerate(tokens):
         padded[number, : len(response_tokens)] = response_tokens
@@ -94,17 +93,3 @@ def responses_of(
         )
         for number in range(len(lengths))
     )
-
-
-def _text(arrays: Sequence[np.ndarray], dtype: type) -> str:
-    """Return the joined arrays as text, bit for bit."""
-    # Decimal numbers would round log-probs, and a resumed run would no longer be bit-equal.
-    joined = np.concatenate(arrays).astype(np.dtype(dtype).newbyteorder("<"))
-    return base64.b64encode(zlib.compress(joined.tobytes())).decode()
-
-
-def _arrays(text: str, dtype: type, lengths: np.ndarray) -> list[np.ndarray]:
-    """Undo `_text`."""
-    data = zlib.decompress(base64.b64decode(text))
-    joined = np.frombuffer(data, np.dtype(dtype).newbyteorder("<")).astype(dtype)
-    return np.split(joined, np.cumsum(lengths)[:-1])

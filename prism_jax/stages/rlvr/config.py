@@ -4,6 +4,8 @@
     rewards    the judge                 overlong   cost of long responses
     advantage  comparison of rewards     algorithm  the loss
     reference  a KL term                 train      updates that follow a rollout
+    adversary  a discriminator's term    distill    an open teacher's term
+    held_out   when to stop
 
 configs/rlvr.py names the algorithms of the literature, each in a few lines. A field set to `None`
 is switched off.
@@ -14,10 +16,11 @@ from typing import Literal
 
 from prism_jax import configuration, row_layout
 from prism_jax.losses import kl
+from prism_jax.policy import held_out, rollouts
 from prism_jax.policy import loss as policy_loss
-from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import judging, prompt_mixture, row_shapes
+from prism_jax.stages.rlvr import adversary_config, distill_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,9 @@ class Advantage(configuration.Section):
     kind: Literal["grpo", "dr_grpo", "rloo", "reinforce++"]
     eps: float | None  # of "grpo" and "reinforce++"
     discount: float | None  # of "reinforce++"
+    # The tokens that learn from the accuracy: all, as released; those of think and answer; or
+    # these, and captions half of it. See `stages.rlvr.credit`.
+    credit: Literal["response", "segment", "segment_shared"]
 
     def problems(self) -> list[str]:
         """See `Section`."""
@@ -88,6 +94,11 @@ class Advantage(configuration.Section):
             )
         if self.discount is not None and not 0 <= self.discount <= 1:
             problems.append(f"discount must be in [0, 1], got {self.discount}")
+        if self.kind == "reinforce++" and self.credit != "response":
+            problems.append(
+                "credit must be 'response' for reinforce++, which adds up the rewards behind each "
+                f"token, got {self.credit!r}"
+            )
         return problems
 
 
@@ -168,8 +179,11 @@ class Config(configuration.TrainingRun):
     advantage: Advantage
     algorithm: policy_loss.Algorithm
     reference: Reference
+    adversary: adversary_config.Adversary | None  # None: there is no discriminator
+    distill: distill_config.Distill
     rows: row_shapes.Rows
     train: Train
+    held_out: held_out.HeldOut
     optim: configuration.Optim
 
     @property
@@ -180,7 +194,7 @@ class Config(configuration.TrainingRun):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        problems = super().problems()
+        problems = super().problems() + self.held_out.problems_beside(self.prompts.path)
         rollout, parts = self.rollout, self.train.num_minibatches
         if rollout.num_prompts % parts:
             problems.append(
@@ -197,6 +211,12 @@ class Config(configuration.TrainingRun):
                 "groups.surplus_steps must be 0 or None for the loss reinforce, which has no ratio "
                 f"to an older policy, got {self.groups.surplus_steps}"
             )
+        has_parts = self.adversary is None or "caption" in self.adversary.weights
+        if self.advantage.credit != "response" and not has_parts:
+            problems.append(
+                "advantage.credit must be 'response' for an adversary whose view has no parts, "
+                f"got {self.advantage.credit!r}"
+            )
         buffer = self.overlong.buffer_tokens
         if buffer is not None and buffer > rollout.max_response_tokens:
             problems.append(
@@ -212,4 +232,11 @@ class Config(configuration.TrainingRun):
 
     def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """See `configuration.TrainingRun`."""
-        return [f"rows.{problem}" for problem in self.rows.problems_on(layout)]
+        sections = {"rows": self.rows}
+        if self.adversary is not None:
+            sections["adversary.discriminator.rows"] = self.adversary.discriminator.rows
+        return [
+            f"{name}.{problem}"
+            for name, rows in sections.items()
+            for problem in rows.problems_on(layout)
+        ]

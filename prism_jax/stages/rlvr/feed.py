@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from prism_jax import errors
 from prism_jax.data import encode as data_encode
 from prism_jax.data import processor, steps
+from prism_jax.discriminator import opening
 from prism_jax.policy import responses as policy_responses
 from prism_jax.setup import prompt_mixture
 from prism_jax.setup import prompts as prompts_lib
 from prism_jax.stages.rlvr import carry as rlvr_carry
 from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import distill as rlvr_distill
 from prism_jax.stages.rlvr import groups as rlvr_groups
 from prism_jax.stages.rlvr import reference as rlvr_reference
 
@@ -90,13 +92,18 @@ class Feed:
 
 
 def open_prompts(
-    options: rlvr_config.Config, files: pathlib.Path, *, folder: pathlib.Path | None
+    options: rlvr_config.Config,
+    files: pathlib.Path,
+    *,
+    folder: pathlib.Path | None,
+    open_cutter: Callable[[processor.Processor], opening.Cutter] | None = None,
 ) -> tuple[processor.Processor, prompts_lib.Opened]:
     """Return the processor and the validated prompts, each with a ground truth for the judge.
 
     Args:
       files: small files of the policy.
       folder: gets the list of the prompts that are left out.
+      open_cutter: of the adversary, whose prompts also need a teacher; None: there is none.
 
     Raises:
       InputError: for wrong data, or fewer prompts than a step takes.
@@ -111,9 +118,10 @@ def open_prompts(
         options.prompts.path,
         options.prompts,
         words,
-        need_teacher=False,
+        need_teacher=open_cutter is not None,
         need_answer=options.rewards.custom is None,
         folder=folder,
+        check=None if open_cutter is None else open_cutter(words).check_teacher,
     )
     prompt_mixture.require(opened, options.rollout.num_prompts, field="rollout.num_prompts")
     prompt_mixture.require(opened, options.generation_prompts, field="groups.generation_prompts")
@@ -126,8 +134,11 @@ def open_feed(
     opened: prompts_lib.Opened,
     reader: policy_responses.Reader,
     reference: rlvr_reference.Reference | None,
+    teacher: rlvr_distill.Teacher | None = None,
 ) -> Feed:
     """Return the prompts of the run, with the carry between its steps."""
+    fixed = {"": reference, "teacher ": teacher}
+    fingerprints = [prefix + one.fingerprint for prefix, one in fixed.items() if one is not None]
 
     def make(indices: Sequence[int]) -> rlvr_groups.Prompts:
         rows = [opened.rows[index] for index in indices]
@@ -152,6 +163,6 @@ def open_feed(
         is_refilled=is_refilled,
         coefficient=options.reference.reward_coefficient,
         is_adapted=options.reference.reward_target is not None,
-        reference=None if reference is None else reference.fingerprint,
+        reference=" ".join(fingerprints) or None,
         decode=functools.partial(rlvr_carry.decode, opened=opened, words=words, reader=reader),
     )

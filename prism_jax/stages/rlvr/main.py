@@ -11,14 +11,19 @@ folder. Runs on TPU, GPU or CPU; configs/rlvr.py names sizes, hardware and sourc
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 from flax import nnx
 
+from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.data import processor
+from prism_jax.policy import held_out, rollouts
 from prism_jax.policy import responses as policy_responses
-from prism_jax.policy import rollouts
+from prism_jax.policy import update as policy_update
 from prism_jax.rows import RowShape
+from prism_jax.running import best as best_lib
 from prism_jax.running import dump as running_dump
 from prism_jax.running import loop
 from prism_jax.running import run as run_lib
@@ -26,7 +31,10 @@ from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.setup import prompts as prompts_lib
 from prism_jax.stages.rlvr import advantages as rlvr_advantages
+from prism_jax.stages.rlvr import adversary as rlvr_adversary
+from prism_jax.stages.rlvr import adversary_opening
 from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import distill as rlvr_distill
 from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import packing as rlvr_packing
 from prism_jax.stages.rlvr import reference as rlvr_reference
@@ -46,11 +54,16 @@ def main(argv: Sequence[str]) -> None:
         # that it started from.
         files = setup_models.keep_files(options.model, run.folder)
         model = setup_models.open_model(options.model, devices, files=files, is_discriminator=False)
-        identity = run.identity(model, digests=options.rewards.digests())
+        adversary = adversary_opening.open_model(options, devices, run.folder)
+        models = (model,) if adversary is None else (model, adversary.model)
+        identity = run.identity(*models, digests=options.rewards.digests())
         # Before data and weights are read, which a finished run does not need.
         if run.is_finished(identity):
             return
-        words, opened = rlvr_feed.open_prompts(options, files, folder=run.folder)
+        open_cutter = None if adversary is None else functools.partial(adversary.cutter, options)
+        words, opened = rlvr_feed.open_prompts(
+            options, files, folder=run.folder, open_cutter=open_cutter
+        )
         shape = rlvr_updates.shape_of(options, opened.sizes, devices)
         # The learning-rate schedule counts updates, of which a step has several.
         num_updates = options.train.num_steps * options.train.num_updates
@@ -59,42 +72,115 @@ def main(argv: Sequence[str]) -> None:
         # Without a folder the reference is the start of the run, also when it is resumed.
         reference = rlvr_reference.open_reference(options.reference, model, devices, start)
         sampler = open_sampler(options, model, devices, words, opened)
-        feed = rlvr_feed.open_feed(options, words, opened, sampler.reader, reference)
-        with options.rewards.open_judge() as judge:
-            run.train(
-                identity,
-                loop.Stage(
-                    experience=open_experience(
-                        options,
-                        devices,
-                        model,
-                        feed=feed,
-                        sampler=sampler,
-                        judge=judge,
-                        shape=shape,
-                        reference=None if reference is None else reference.params,
-                        dump=running_dump.Dump(
-                            run.folder, options.rollout.dump_every_steps, inputs=run.inputs
-                        ),
-                    ),
-                    update=functools.partial(
-                        rlvr_step.update,
-                        rlvr_updates.make_update(options, devices, model, optimizer, start, shape),
-                        num_epochs=options.train.num_epochs,
-                    ),
-                    # Held-out prompts are left to the command `evaluate`.
-                    evaluate=None,
-                    skip_counters=("optim/skipped_in_row",),
-                ),
-                feed,
+        teacher = rlvr_distill.open_teacher(options.distill, model, devices, words)
+        feed = rlvr_feed.open_feed(options, words, opened, sampler.reader, reference, teacher)
+        update = functools.partial(
+            rlvr_step.update,
+            rlvr_updates.make_update(options, devices, model, optimizer, start, shape),
+            num_epochs=options.train.num_epochs,
+        )
+        scoring = None
+        if adversary is not None:
+            scoring, update, start = adversary_opening.open_parts(
+                options,
+                devices,
+                adversary,
+                open_cutter(words),
+                opened,
                 start,
-                limits=loop.Limits(
-                    num_steps=options.train.num_steps,
-                    evaluate_every_steps=None,
-                    max_skipped_in_row=options.train.max_skipped_in_row,
-                ),
-                watched=_WATCHED,
+                update,
+                key=jax.random.fold_in(run.keys.init, 1),
             )
+        dump = running_dump.Dump(run.folder, options.rollout.dump_every_steps, inputs=run.inputs)
+        with options.rewards.open_judge() as judge:
+            experience = open_experience(
+                options,
+                devices,
+                model,
+                feed=feed,
+                sampler=sampler,
+                judge=judge,
+                shape=shape,
+                reference=None if reference is None else reference.params,
+                dump=dump,
+                scoring=scoring,
+                teacher=teacher,
+            )
+            evaluation = open_evaluation(run, model, words=words, judge=judge)
+            train(run, identity, experience, update, feed, start, evaluation)
+
+
+def train(
+    run: run_lib.Run[rlvr_config.Config],
+    identity: checkpoint_meta.RunIdentity,
+    experience: rlvr_step.Experience,
+    update: adversary_opening.PolicyUpdate,
+    feed: rlvr_feed.Feed,
+    start: setup_models.Start,
+    evaluation: tuple[Any, best_lib.Best | None],
+) -> None:
+    """Train to the end of the run."""
+    options = run.options
+    evaluate, best = evaluation
+    counters, watched = ("optim/skipped_in_row",), (*_WATCHED, *held_out.WATCHED)
+    if experience.adversary is not None:
+        counters += ("optim/discriminator_skipped_in_row",)
+        names = options.adversary.discriminator.form.names
+        watched += tuple(f"discriminator/{name}_gap" for name in names)
+    run.train(
+        identity,
+        loop.Stage(
+            experience=experience,
+            update=update,
+            evaluate=evaluate,
+            best=best,
+            skip_counters=counters,
+        ),
+        feed,
+        start,
+        limits=loop.Limits(
+            num_steps=options.train.num_steps,
+            evaluate_every_steps=options.held_out.every_steps,
+            max_skipped_in_row=options.train.max_skipped_in_row,
+        ),
+        watched=watched,
+    )
+
+
+def open_evaluation(
+    run: run_lib.Run[rlvr_config.Config],
+    model: setup_models.Model,
+    *,
+    words: processor.Processor,
+    judge: policy_responses.Judge,
+) -> tuple[Callable[[Any, int], dict[str, float]] | None, best_lib.Best | None]:
+    """Return the evaluation on held-out prompts and the comparison of steps; None without any."""
+    options = run.options
+    if not options.held_out.path:
+        return None, None
+    evaluation = held_out.Evaluation(
+        options.held_out,
+        options.rollout,
+        options.prompts,
+        model,
+        run.devices,
+        words=words,
+        gate=options.rewards.judge,
+        judge=judge,
+        key=run.keys.run,
+    )
+    has_two = options.adversary is not None
+
+    def evaluate(state: Any, step: int) -> dict[str, float]:
+        del step
+        return evaluation((state["policy"] if has_two else state).params)
+
+    return evaluate, best_lib.Best(
+        run.folder,
+        metric=held_out.METRIC,
+        is_kept=options.held_out.is_best_kept,
+        patience=options.held_out.patience,
+    )
 
 
 def open_experience(
@@ -108,10 +194,15 @@ def open_experience(
     shape: RowShape,
     reference: nnx.State | None,
     dump: running_dump.Dump,
+    scoring: rlvr_adversary.Scoring | None = None,
+    teacher: rlvr_distill.Teacher | None = None,
 ) -> rlvr_step.Experience:
     """Return the parts of a step; nothing is compiled before the first one."""
+    settings = policy_update.settings(options.train, options.rollout, options.model, devices)
     return rlvr_step.Experience(
-        num_updates=options.train.num_updates,
+        adversary=scoring,
+        distill=rlvr_distill.make(options.distill, teacher, settings),
+        options=options,
         feed=feed,
         sampling=rlvr_sampling.Sampling(options, sampler, judge),
         packer=rlvr_packing.Packer(options, devices, model, shape=shape, reference=reference),

@@ -48,8 +48,15 @@ def open_reference(
             )
         source = dataclasses.replace(model.source, folder=folder, init="pretrained", sizes=None)
         params = setup_models.load_params(dataclasses.replace(model, source=source), devices)
-    # The fingerprint is saved with every checkpoint: a resumed run must not be pulled towards
-    # another policy, even if the folder now holds another.
+    return Reference(params=params, fingerprint=fingerprint(params))
+
+
+def fingerprint(params: nnx.State) -> str:
+    """Return 16 hex digits that change when a parameter does.
+
+    They are saved with every checkpoint: a resumed run must not be pulled towards another policy,
+    even if the folder now holds another.
+    """
     sums = checksum.checksums(tree_paths.named_leaves(params))
     text = json.dumps({name: [both.plain, both.weighted] for name, both in sums.items()})
-    return Reference(params=params, fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,6 +14,10 @@ import jax
 
 from prism_jax import metrics
 from prism_jax.stages.rlvr import advantages as rlvr_advantages
+from prism_jax.stages.rlvr import adversary as rlvr_adversary
+from prism_jax.stages.rlvr import config as rlvr_config
+from prism_jax.stages.rlvr import credit
+from prism_jax.stages.rlvr import distill as rlvr_distill
 from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import groups as rlvr_groups
 from prism_jax.stages.rlvr import packing as rlvr_packing
@@ -24,33 +28,39 @@ from prism_jax.stages.rlvr.carry import Carry
 from prism_jax.stages.rlvr.updates import Batches
 from prism_jax.training import train_state, train_step
 
+# Of the policy; with an adversary of both models by name.
+State = train_state.TrainState | rlvr_adversary.State
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experience:
     """The half of a step that turns prompts into the batches of its updates."""
 
-    num_updates: int  # of a step
+    options: rlvr_config.Config
     feed: rlvr_feed.Feed
     sampling: rlvr_sampling.Sampling
     packer: rlvr_packing.Packer
     comparison: rlvr_advantages.Comparison
     report: rlvr_report.Report
+    adversary: rlvr_adversary.Scoring | None = None  # None: there is no discriminator
+    distill: rlvr_distill.Distillation | None = None  # None: there is no open teacher
 
     def __call__(
-        self, state: train_state.TrainState, prompts: rlvr_groups.Prompts | None, key: jax.Array
-    ) -> tuple[Batches, metrics.Metrics]:
+        self, state: State, prompts: rlvr_groups.Prompts | None, key: jax.Array
+    ) -> tuple[Batches | rlvr_adversary.StepBatch, metrics.Metrics]:
         """Return the batches of the updates, on the devices, and metrics about the responses."""
+        policy = state if self.adversary is None else state["policy"]
         # The policy counts updates, of which a step has several.
-        step = int(state.step) // self.num_updates + 1
+        step = int(policy.step) // self.options.train.num_updates + 1
         # 1, 2. The policy responds, several times to each prompt, and the judge rewards each
         # response. 3. With `groups.keep` both repeat until enough groups vary, since a group
         # without variation has no advantage.
-        filled, sampling_metrics = self.sampling(state.params, prompts, self.feed, key, step=step)
+        filled, sampling_metrics = self.sampling(policy.params, prompts, self.feed, key, step=step)
         responses = rlvr_groups.flatten(filled.groups, step=step)
         # 4. The reward is the judge's, less a penalty on length, less the distance from the
         # reference policy. The rows come before the advantages for its sake: the log-probs of both
         # policies are computed over packed rows, and then used again by the loss.
-        packed = self.packer(state.params, filled.groups)
+        packed = self.packer(policy.params, filled.groups)
         penalties = self.comparison.penalties(responses.lengths)
         distance = self.packer.distance(packed, responses, self.feed.carry.coefficient)
         # 5. Each response is compared with the others to its prompt.
@@ -59,15 +69,36 @@ class Experience:
             responses.prompt_id,
             responses.lengths,
             distance=distance,
+            parts=credit.parts_of(
+                responses,
+                self.options.advantage,
+                accuracy_weight=self.options.rewards.accuracy_weight,
+            ),
         )
+        # Those of a teacher's log-probs and of a discriminator are added, whatever is compared.
+        advantages, scored = comparison.advantages, None
+        if self.distill is not None:
+            distances, logged = self.distill(step, packed, responses)
+            sampling_metrics |= logged
+            rewarded = advantages if self.distill.has_reward else 0 * advantages
+            advantages = credit.summed(rewarded, distances)
+        if self.adversary is not None:
+            scored = self.adversary(step, state, filled.groups)
+            advantages = credit.summed(advantages, scored.advantages)
         # 6. Each response token gets its advantage. Groups that are left over wait for the next
         # step.
-        batches = self.packer.finish(packed, responses, comparison.advantages)
+        batches = self.packer.finish(packed, responses, advantages)
         self.feed.carry = Carry(
             groups=tuple(filled.surplus), coefficient=comparison.next_coefficient
         )
         logged = self.report(step, filled, responses, penalties, comparison)
-        return batches, sampling_metrics | packed.metrics | logged
+        logged = sampling_metrics | packed.metrics | logged
+        if scored is None:
+            return batches, logged
+        both = rlvr_adversary.StepBatch(
+            policy=batches, discriminator=scored.batch, places=scored.places
+        )
+        return both, logged | scored.metrics
 
 
 def update(

@@ -5,6 +5,7 @@ from typing import Literal
 
 from prism_jax import configuration, row_layout
 from prism_jax.discriminator import config as discriminator_config
+from prism_jax.discriminator import lengths as lengths_lib
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import segments
 from prism_jax.honesty import panel as honesty_panel
@@ -60,9 +61,13 @@ class Data(configuration.Section):
 class Pairs(discriminator_config.Pairs):
     """The numbers of the loss, a mean over all pairs of a step."""
 
+    lengths: lengths_lib.PairLengths  # see `discriminator.lengths`
+
     def rule(self, model: setup_models.Model) -> discriminator_loss.PairRule:
         """Return the rule of the loss for this discriminator."""
-        return self.pair_rule(model, microbatch_pairs=None, all_invalid="none")
+        return self.pair_rule(
+            model, microbatch_pairs=None, all_invalid="none", lengths=self.lengths
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

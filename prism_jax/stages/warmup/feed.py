@@ -14,7 +14,7 @@ from prism_jax import batches, errors, progress
 from prism_jax import rows as packed_rows
 from prism_jax.data import collate, encode, packing, processor, records, sources, steps, validate
 from prism_jax.discriminator import batch as discriminator_batch
-from prism_jax.discriminator import segments
+from prism_jax.discriminator import lengths, segments
 from prism_jax.first_fit import Extent
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.honesty import probes
@@ -53,8 +53,12 @@ class Feed:
         num_pairs: int,
         seed: int,
         folder: pathlib.Path,
+        equal_min_tokens: int | None = None,
     ):
         """Open, validate and measure the pairs.
+
+        Args:
+          equal_min_tokens: see `discriminator.lengths`.
 
         Raises:
           InputError: for wrong data, or fewer pairs than a step takes.
@@ -72,6 +76,7 @@ class Feed:
             place="config.data.",
         )
         self._options, self._model, self._seed, self._num_pairs = options, model, seed, num_pairs
+        self._equal_min_tokens = equal_min_tokens
         self._pixels_dtype = collate.pixels_dtype(words)
         self._reader = segments.Reader(
             words, vocab_tokens=model.config.text.vocab_size, gate=options.gate, form=options.form
@@ -127,7 +132,13 @@ class Feed:
     def _cuts(self, row: records.PairRow) -> list[segments.Cut]:
         """Return the segments of teacher and student."""
         teacher, student = segments.texts_of_pair(row)
-        return [self._reader.teacher(teacher), self._reader.student(student)]
+        cuts = [self._reader.teacher(teacher), self._reader.student(student)]
+        if self._equal_min_tokens is None:
+            return cuts
+        teachers, students = lengths.cut_equally(
+            cuts[:1], {0: cuts[1]}, {0: 0}, min_tokens=self._equal_min_tokens
+        )
+        return [teachers[0], students[0]]
 
     def largest(self) -> Largest:
         """Return the bounds of a step."""

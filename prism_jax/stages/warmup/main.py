@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> None:
             num_pairs=options.train.num_pairs,
             seed=options.seed,
             folder=run.folder,
+            equal_min_tokens=options.pairs.lengths.equal_min_tokens,
         )
         # The rows are those of the largest pairs, so that one program serves every step.
         shape = options.rows.shape(feed.largest(), devices, shared_units=1, place="config.rows")

@@ -42,6 +42,7 @@ def test_each_algorithm_raises_the_reward(name):
 # Several updates of a rollout, large enough for clips to bind; with a large eps the size of a
 # gradient matters to Adam.
 _SEVERAL = {"train.num_minibatches": 2, "train.num_epochs": 2, "optim.peak": 6.0, "optim.eps": 1.0}
+_ONCE = {"train.num_minibatches": 1, "train.num_epochs": 1, "optim.eps": 1e-3}
 _TRUNCATE = {"algorithm.sampler_weights": "truncate", "algorithm.sampler_high": 1.05}
 _MASK = {
     "algorithm.sampler_weights": "mask",
@@ -80,6 +81,7 @@ _CHANGES = {
     "advantage.kind": [("dr_grpo", {}, "rloo")],
     "advantage.eps": [("", {}, 1.0), ("reinforce++", {}, 1.0)],
     "advantage.discount": [("reinforce++", {}, 0.5)],
+    "advantage.credit": [("", {}, "segment"), ("rloo", _ONCE, "segment_shared")],
     "overlong.buffer_tokens": [("", _BUFFER, 4)],
     "overlong.penalty_factor": [("", _BUFFER, 0.3)],
     "overlong.is_filtered": [("", {}, True)],

@@ -156,7 +156,7 @@ def test_the_advantages_that_a_configuration_names():
         ("rloo", None): [1, -1, 0, 0],
     }
     for (kind, eps), values in expected.items():
-        options = rlvr_config.Advantage(kind=kind, eps=eps, discount=None)
+        options = rlvr_config.Advantage(kind=kind, eps=eps, discount=None, credit="response")
         found = rlvr_advantages.make_advantage(options, num_groups=2)
         got = found(np.float32(rewards), np.int32(prompt_id))
         np.testing.assert_allclose(got, values, rtol=1e-5)
