@@ -295,14 +295,14 @@ def gradients_by_name(scores: ByName, rule: PairRule) -> tuple[dict[str, Scores]
     has_pair = jnp.stack([jnp.any(x) for x in is_learned.values()]).any()
 
     def loss(values: Mapping[str, tuple[jax.Array, jax.Array, jax.Array | None]]):
-        own, slopes = {}, {}
+        compared, slopes = {}, {}
         for name, (teacher, student, swapped) in values.items():
-            own[name] = dataclasses.replace(
+            compared[name] = dataclasses.replace(
                 scores[name], teacher=teacher, student=student, swapped=swapped
             )
             if rule.is_fitted:
-                own[name], slopes[name] = own[name].without_length()
-        segments = {name: one.segment() for name, one in own.items()}
+                compared[name], slopes[name] = compared[name].without_length()
+        segments = {name: one.segment() for name, one in compared.items()}
         learned = {
             name: dataclasses.replace(one, is_pair=is_learned[name])
             for name, one in segments.items()

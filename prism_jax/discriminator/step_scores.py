@@ -82,7 +82,7 @@ class Scorer:
           rewarding: parameters whose scores reward the policy; None: the same.
           is_trusted: bool[N], False for prompts without a pair, see `stages.align.gate`; None: all
             True.
-          num_prompts: of this step, the first ones; the others were asked earlier, see
+          num_prompts: of this step, the first ones; the others are of earlier steps, see
             `stages.align.replay`.
         """
         begun = time.monotonic()

@@ -17,8 +17,8 @@ SCORES = "scores"
 
 def coefficients(router: float, settings: discriminator_loss.Settings) -> dict[str, float]:
     """Return the factor of each term; those of the pair loss are in the gradients already."""
-    own = {SCORES: 1.0} | ({balance.ROUTER: router} if router else {})
-    return own | penalty_lib.coefficients(settings.penalty)
+    terms = {SCORES: 1.0} | ({balance.ROUTER: router} if router else {})
+    return terms | penalty_lib.coefficients(settings.penalty)
 
 
 def weights(
@@ -51,12 +51,12 @@ def loss(
         noise = penalty_lib.noise_of(batch, settings.penalty, jax.random.fold_in(key, 1))
         noisy, _ = discriminator_loss.scores(model, batch, settings, key, noise)
         squares = jnp.square((noisy - raw) / settings.penalty.noise)
-        own = reduce.Sum(
+        penalty = reduce.Sum(
             total=jnp.where(batch.is_segment, squares, 0.0).sum(),
             weight=batch.is_segment.sum(dtype=jnp.float32),
         )
-        terms |= {penalty_lib.PENALTY: own}
+        terms |= {penalty_lib.PENALTY: penalty}
         logged["discriminator/gradient_penalty"] = jax.lax.stop_gradient(
-            metrics.Mean(total=own.total, weight=own.weight)
+            metrics.Mean(total=penalty.total, weight=penalty.weight)
         )
     return {SCORES: reduce.Sum(total=total, weight=jnp.ones(()))} | terms, logged

@@ -117,7 +117,7 @@ class Pool:
           InputError: the program says that it cannot start.
         """
         if not self._workers:
-            raise RuntimeError("the pool was asked after close")
+            raise RuntimeError("the pool was used after close")
         lines = [json.dumps(request).encode() + b"\n" for request in requests]
         todo = collections.deque(range(len(lines)))
         replies: dict[int, dict[str, Json]] = {}

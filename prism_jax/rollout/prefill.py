@@ -1,7 +1,7 @@
 """Read prompts: packed into rows, each image encoded once, keys and values into the prompt store.
 
 A call reads at most one row of each part. Its shape is the least of a few `levels`: for as many of
-the largest prompts as are read at a time, for one, and, where asked for, for parts of one. Smaller
+the largest prompts as are read at a time, for one, and, on request, for parts of one. Smaller
 prompts are packed closer.
 """
 

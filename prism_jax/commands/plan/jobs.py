@@ -73,13 +73,13 @@ def _models(stage: str, config: Mapping[str, Any], size: str, given: Given) -> d
     named = {"policy": given.model, "discriminator": given.discriminator}
     found = {}
     for role in opening.roles(stage):
-        told = named[role] or config[sections[role]]["folder"]
+        folder = named[role] or config[sections[role]]["folder"]
         usual = "discriminator" if role == "discriminator" else size
-        if not told and (usual not in opening.MODELS or size not in opening.MODELS):
+        if not folder and (usual not in opening.MODELS or size not in opening.MODELS):
             option = "--model" if role == "policy" else "--discriminator"
             raise errors.InputError(
                 f"config.{sections[role]}.folder names no model, and the size {size!r} is none of "
                 f"{', '.join(opening.MODELS)}: give {option}"
             )
-        found[role] = told or usual
+        found[role] = folder or usual
     return found

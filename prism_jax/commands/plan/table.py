@@ -192,12 +192,12 @@ def _line(row: Row) -> str:
         machine = machines.tpu(row.machine, num_slices=1)
     how = f"compiled ({', '.join(row.compiled)})" if row.is_compiled else "estimate"
     how += "" if row.code else _OLD
-    told = "fits" if row.fits else "no"
+    verdict = "fits" if row.fits else "no"
     gcloud = machine.gcloud_type().partition(" (")[0].partition(",")[0]
     rate = f"{row.steps_an_hour:.3g}" if row.steps_an_hour else ""
     return (
         f"| {row.size} | `{row.machine}` | {gcloud} | {row.mesh} | {row.phase} | "
-        f"{row.total_gib:.2f} | {row.hbm_gib:g} | {told}, {how} | {rate} | "
+        f"{row.total_gib:.2f} | {row.hbm_gib:g} | {verdict}, {how} | {rate} | "
         f"{f'`{row.advice}`' if row.advice else '' if row.fits else 'more chips'} |"
     )
 

@@ -128,12 +128,12 @@ class Replay:
         rollout = responses.rollout
         each = len(rollout.lengths) // len(prompts.indices)
         for number, index in enumerate(prompts.indices):
-            own = range(number * each, (number + 1) * each)
+            places = range(number * each, (number + 1) * each)
             group = _Group(
                 step=step,
                 index=index,
-                tokens=[rollout.tokens[n, : rollout.lengths[n]] for n in own],
-                ended=[bool(rollout.ended[n]) for n in own],
+                tokens=[rollout.tokens[n, : rollout.lengths[n]] for n in places],
+                ended=[bool(rollout.ended[n]) for n in places],
             )
             self._groups.append(group)
             # Encoded once: the position is asked for in every step.

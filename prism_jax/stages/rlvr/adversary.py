@@ -108,20 +108,20 @@ class Scoring:
 
 def responses_of(filled: Sequence[rlvr_groups.Group]) -> rollouts.Responses:
     """Return the responses of groups, those to one prompt side by side."""
-    own = [response for group in filled for response in group.responses]
-    lengths = np.array([len(response.tokens) for response in own], np.int32)
-    tokens = np.zeros((len(own), lengths.max()), np.int32)
-    for number, response in enumerate(own):
+    responses = [response for group in filled for response in group.responses]
+    lengths = np.array([len(response.tokens) for response in responses], np.int32)
+    tokens = np.zeros((len(responses), lengths.max()), np.int32)
+    for number, response in enumerate(responses):
         tokens[number, : lengths[number]] = response.tokens
     rollout = engine.Rollout(
         tokens=tokens,
         logprobs=np.zeros(tokens.shape, np.float32),
         lengths=lengths,
-        ended=np.array([response.segments.ended for response in own], bool),
+        ended=np.array([response.segments.ended for response in responses], bool),
     )
     return rollouts.Responses(
         rollout=rollout,
-        segments=[response.segments for response in own],
+        segments=[response.segments for response in responses],
         num_prompts=len(filled),
         seconds=0.0,
     )
@@ -204,12 +204,12 @@ class Updates:
             # The scores at hand are those before the first update, without dropout.
             if number or self.is_always_fresh:
                 learned = self.refresh(discriminator.params, learned, batch.places, update_key)
-            discriminator, told = self.discriminator(discriminator, learned, update_key)
+            discriminator, learned_metrics = self.discriminator(discriminator, learned, update_key)
             # The pair loss is logged with the scores; this total only carries their gradient.
-            del told["loss/total"]
+            del learned_metrics["loss/total"]
             logged = {
                 name.replace("optim/", "optim/discriminator_", 1): metric
-                for name, metric in told.items()
+                for name, metric in learned_metrics.items()
             }
         policy, policy_metrics = self.policy(state["policy"], batch.policy, key)
         return {"policy": policy, "discriminator": discriminator}, logged | policy_metrics

@@ -53,8 +53,8 @@ class Adversary(configuration.Section):
                 f"must have a weight for each of {', '.join(names)}, the segments of the view "
                 f"{self.discriminator.view}, got {', '.join(self.weights)}"
             )
-        own = self.discriminator.steadying
-        if own.ema_decay is not None or own.replay_prompts is not None:
+        steadying = self.discriminator.steadying
+        if steadying.ema_decay is not None or steadying.replay_prompts is not None:
             problems.append(
                 "discriminator.steadying: ema_decay and replay_prompts must be None in rlvr"
             )

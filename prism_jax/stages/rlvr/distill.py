@@ -1,4 +1,4 @@
-"""White-box distillation: the log-probs of an open teacher on the policy's own responses.
+"""White-box distillation: the log-probs of an open teacher on the policy's responses.
 
     advantage of token t   +=  coefficient × (log p_teacher(t) − log p_policy(t))
 
@@ -6,7 +6,7 @@ That is the negative k1 estimate of KL(policy || teacher), token by token and wi
 policy gradient has the mean of the gradient of the KL at each place of the response. It is added to
 the advantages of any algorithm and to those of an adversary, or with `has_reward=False` stands
 alone. The teacher may be larger than the policy: it needs the same tokens and the same pictures.
-Its log-probs cost a forward pass of each step, and the policy's own another.
+Its log-probs cost a forward pass of each step, and the policy's another.
 Source: arXiv 2306.13649 (on-policy distillation); 2306.08543 (reverse KL).
 """
 
@@ -67,9 +67,11 @@ def open_teacher(
     files = pretrained.Source.of(options.folder, role="policy").files
     teacher = setup_models.open_model(source, devices, files=files, is_discriminator=False)
     place = f"config.distill.folder: {options.folder}"
-    own = processor.Processor.from_folder(files, min_pixels=None, max_pixels=None, place=place)
-    vocabularies = [each.tokenizer.get_vocab() for each in (words, own)]
-    if vocabularies[0] != vocabularies[1] or words.ids != own.ids:
+    teacher_words = processor.Processor.from_folder(
+        files, min_pixels=None, max_pixels=None, place=place
+    )
+    vocabularies = [each.tokenizer.get_vocab() for each in (words, teacher_words)]
+    if vocabularies[0] != vocabularies[1] or words.ids != teacher_words.ids:
         raise errors.InputError(f"{place} has other tokens than the policy")
     if _geometry(teacher) != _geometry(model):
         raise errors.InputError(f"{place} reads pictures or positions differently from the policy")
