@@ -171,7 +171,15 @@ def verified(options, folder):
             reason = score.Reason.WRONG
             return [score.Reward(total=0.2, accuracy=0.0, format=1.0, reason=reason) for _ in tasks]
 
-    row = types.SimpleNamespace(id="a", ground_truth="1", equivalent_answers=(), data_source=None)
+    row = types.SimpleNamespace(
+        id="a",
+        prompt=(),
+        images=(),
+        extra_info={},
+        ground_truth="1",
+        equivalent_answers=(),
+        data_source=None,
+    )
     one = types.SimpleNamespace(text="", ended=True, format_ok=False)
     prompts = types.SimpleNamespace(rows=[row] * 2)
     responses = types.SimpleNamespace(segments=[one] * 8)
@@ -267,7 +275,8 @@ def packed_segments(options, folder, workdir, texts):
     """Lay the segments of a first step into rows; the responses are these texts in turn."""
     devices, policy, discriminator, feed = _open_align(options, folder, workdir)
     shapes = feed.shapes(devices)
-    prompts = next(feed.train())
+    is_split_seen = options.discriminator.is_split_seen(discriminator)
+    prompts = next(feed.train(shapes.discriminator, is_split_seen=is_split_seen))
     reader = responses.Reader.of(
         feed.words, vocab_tokens=policy.config.text.vocab_size, gate=options.gate
     )
@@ -330,7 +339,14 @@ def read_pairs(options, folder, workdir):
     num_steps = options.train.num_steps or feed.num_steps(options.train.num_epochs)
     return (
         shape,
-        next(feed.train(shape, num_steps=num_steps, inputs=agreement.Inputs())),
+        next(
+            feed.train(
+                shape,
+                num_steps=num_steps,
+                inputs=agreement.Inputs(),
+                is_split_seen=options.pairs.is_split_seen(model),
+            )
+        ),
         num_steps,
         len(scored),
     )
