@@ -22,7 +22,7 @@ _CLAIMS = {
 }
 _LIMIT = (
     "random weights; numerals with reasoning and responses of log-normal length, the latter "
-    "written over with words in the format, so ratios to the log-probs of the sampler mean nothing; "
+    "written over with words in the format, so ratios to the sampler's log-probs mean nothing; "
     "the first step is left out of the medians"
 )
 
@@ -112,7 +112,8 @@ def _raw(stage: str, result: Json) -> Json:
     raw["rollouts"] = rollouts
     if stage == "evaluate":
         return raw | {"summary": result["summary"]}
-    rows = result["metrics"]
+    # Before its last step, the rows of a resumed run are those of the run that it continues.
+    rows = result["metrics"][-1:] if result["layout"] == "resumed" else result["metrics"]
     steady = rows[1:]
     raw |= {
         "seconds_to_first_update": first["first_update_seconds"],
