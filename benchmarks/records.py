@@ -29,7 +29,14 @@ def ratio(value: float | bool | None, target: str) -> dict[str, Any]:
 
 
 def make(
-    name: str, claim: str, ratios: dict[str, dict[str, Any]], *, limit: str, raw: Any
+    name: str,
+    claim: str,
+    ratios: dict[str, dict[str, Any]],
+    *,
+    limit: str,
+    raw: Any,
+    module: str = "benchmarks.train",
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Return a record.
 
@@ -37,6 +44,8 @@ def make(
       ratios: by what they are of, from `ratio`.
       limit: what limits a ratio that misses its target, or what the ratio is held against.
       raw: the measurements from which the ratios follow.
+      module: the program that measured, with the arguments of this one.
+      device: where it was measured; None: on the first device of this process.
     """
     return {
         "record": name,
@@ -45,9 +54,9 @@ def make(
         "target": {what: one["target"] for what, one in ratios.items()},
         "is_met": all(one["is_met"] for one in ratios.values()),
         "limit": limit,
-        "device": jax.devices()[0].device_kind,
+        "device": jax.devices()[0].device_kind if device is None else device,
         "versions": _versions(),
-        "command": shlex.join(["python", "-m", "benchmarks.train", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "raw": raw,
     }

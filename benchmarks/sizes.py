@@ -5,7 +5,12 @@ import numpy as np
 from models import config as config_lib
 from models import presets
 
-SIZES = {"tiny": presets.TINY, "2b": presets.QWEN3_VL_2B, "4b": presets.QWEN3_VL_4B}
+SIZES = {
+    "tiny": presets.TINY,
+    "2b": presets.QWEN3_VL_2B,
+    "4b": presets.QWEN3_VL_4B,
+    "8b": presets.QWEN3_VL_8B,
+}
 
 
 def config_json(config: config_lib.Qwen3VLConfig) -> dict:

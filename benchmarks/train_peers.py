@@ -15,13 +15,10 @@ import torch
 import transformers
 
 from benchmarks import sizes
-from models import presets
-
-_SIZES = sizes.SIZES | {"8b": presets.QWEN3_VL_8B}
 
 
 def _model(args: argparse.Namespace, device: str) -> torch.nn.Module:
-    values = sizes.config_json(_SIZES[args.size])
+    values = sizes.config_json(sizes.SIZES[args.size])
     config = transformers.AutoConfig.for_model(**values)
     dtype = getattr(torch, args.dtype)
     with torch.device(device):
@@ -48,7 +45,7 @@ def _model(args: argparse.Namespace, device: str) -> torch.nn.Module:
 
 def _batch(args: argparse.Namespace, device: str) -> dict[str, torch.Tensor]:
     shown = 256 + 2  # a picture's tokens and its marks
-    example = sizes.example(_SIZES[args.size], num_words=args.row_tokens - shown)
+    example = sizes.example(sizes.SIZES[args.size], num_words=args.row_tokens - shown)
     repeated = {
         "input_ids": torch.from_numpy(example["tokens"])[None].repeat(args.rows, 1),
         "mm_token_type_ids": torch.from_numpy(example["token_types"])[None].repeat(args.rows, 1),
@@ -65,7 +62,7 @@ def main() -> None:
     """Time the steps."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kind", choices=("full", "lora"), required=True)
-    parser.add_argument("--size", choices=_SIZES, required=True)
+    parser.add_argument("--size", choices=sizes.SIZES, required=True)
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--row_tokens", type=int, required=True)
     parser.add_argument("--rank", type=int, default=16)

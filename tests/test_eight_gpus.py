@@ -1,0 +1,122 @@
+"""The benchmark on the GPUs of one host: it runs at the tiny size, and its figures are right."""
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks import eight_gpus, eight_jobs, eight_process, eight_records
+from prism_jax.rewards import tags
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("eight")
+
+
+def _run(folder, *arguments):
+    eight_gpus.main(["--size=tiny", f"--folder={folder}", "--num_devices=2", *arguments])
+
+
+def test_one_process_and_one_a_device_give_equal_metrics_and_a_record_says_so(folder, capsys):
+    for part in ("inputs", "evaluate.one", "evaluate.each"):
+        _run(folder, f"--part={part}")
+    record = json.loads((folder / "results" / "eight_evaluate_tiny.json").read_text())
+    assert record["ratio"] == {
+        "one ran": True,
+        "each ran": True,
+        "largest relative difference, each to one": 0.0,
+    }
+    assert record["is_met"]
+    assert record["device"] == "cpu x 2"
+    for layout, num_processes in (("one", 1), ("each", 2)):
+        result = eight_jobs.read(folder / "done" / f"tiny.evaluate.{layout}.json")
+        assert [one["num_processes"] for one in result["processes"]] == [num_processes] * (
+            num_processes
+        )
+    capsys.readouterr()
+    # What is done is not done again, and a run that failed before stays one.
+    _run(folder, "--part=evaluate.one")
+    assert capsys.readouterr().err == "evaluate.one: done before\n"
+
+
+def test_a_forced_response_keeps_the_format_at_any_length(folder):
+    form = eight_process.Form.of(str(folder / "tokenizer"))
+    words = eight_process.transformers.AutoTokenizer.from_pretrained(
+        folder / "tokenizer", trust_remote_code=False
+    )
+    lengths = eight_process.limits(
+        500, mean_tokens=60, least_tokens=form.least_tokens, max_tokens=200
+    )
+    assert (lengths.min(), lengths.max()) == (form.least_tokens, 200)
+    for length in (form.least_tokens, form.least_tokens + 1, 200):
+        tokens = form.write(np.random.default_rng(0).integers(0, 10_000, length))
+        assert len(tokens) == length
+        assert words.decode(tokens[-1]) == "<|im_end|>"
+        assert tags.format_ok(words.decode(tokens[:-1]), gate="strict")
+    # The sampled tokens decide, so that samples that differ are seen in the metrics.
+    other = form.write(np.random.default_rng(1).integers(0, 10_000, 200))
+    assert (tokens != other).any()
+
+
+def _result(layout, num_devices, seconds, losses):
+    rows = [
+        {"step": n, "loss/nll": loss, "data/padding_fraction": 0.25, "time/step_seconds": s}
+        for n, (loss, s) in enumerate(zip(losses, seconds, strict=True), start=1)
+    ]
+    process = {"device_kind": "card", "peak_bytes": {"0": 3 << 30}, "first_update_seconds": 9.0}
+    process |= {"rollouts": [], "save_seconds": [1.0], "save_wait_seconds": [2.0]}
+    return {
+        "layout": layout,
+        "num_devices": num_devices,
+        "command": [],
+        "seconds": 60.0,
+        "processes": [process],
+        "metrics": rows,
+        "goodput": {},
+        "checkpoint_bytes": 10**9,
+        "places_a_step": 8000,
+    }
+
+
+def test_ratios_leave_the_first_step_out_and_the_largest_difference_is_named():
+    one = _result("one", 8, [99.0, 2.0, 2.0], [4.0, 3.0, 2.0])
+    results = {
+        "one": one,
+        "each": _result("each", 8, [50.0, 3.0, 3.0], [4.0, 3.3, 2.0]),
+        "single": _result("single", 1, [99.0, 8.0, 8.0], [4.0, 3.0, 2.0]),
+        "resumed": _result("resumed", 4, [5.0, 5.0, 5.0], [0.0, 0.0, 2.0]),
+    }
+    record = eight_records.make("sft", "4b", results)
+    # 8000 places in 2 s on 8 devices, and in 8 s on one.
+    assert record["ratio"].pop("tokens/s a device, all over single") == pytest.approx(0.5)
+    difference = record["ratio"].pop("largest relative difference, each to one")
+    assert difference == pytest.approx(0.3 / 3.3)
+    assert record["raw"]["each"]["most_different"] == "step 2 loss/nll"
+    assert record["ratio"].pop("largest relative difference, resumed to one") == 0.0
+    assert record["ratio"] == {f"{name} ran": True for name in results}
+    assert not record["is_met"]
+    assert record["raw"]["one"]["tokens_a_second_a_device"] == pytest.approx(375.0)
+    assert record["raw"]["one"]["peak_gib_by_device"] == {"0": 3.0}
+
+
+def test_a_run_that_failed_is_told_and_compared_with_nothing():
+    failed = {"layout": "each", "num_devices": 2, "command": [], "seconds": 1.0, "processes": []}
+    failed["error"] = "exit code 1: not enough memory"
+    one = _result("one", 2, [9.0, 2.0, 2.0], [4.0, 3.0, 2.0])
+    record = eight_records.make("sft", "4b", {"one": one, "each": failed})
+    assert record["ratio"] == {"one ran": True, "each ran": False}
+    assert not record["is_met"]
+    assert record["raw"]["each"]["error"] == failed["error"]
+    one["metrics"][1]["loss/nll"] = "NaN"
+    other = _result("each", 2, [9.0, 2.0, 2.0], [4.0, 3.0, 2.0])
+    assert eight_records.largest_difference(one, other) == (float("inf"), "step 2 loss/nll")
+
+
+def test_parts_are_listed_and_a_part_without_its_inputs_is_refused(tmp_path, capsys):
+    eight_gpus.main(["--size=8b", "--list"])
+    names = capsys.readouterr().out.split()
+    assert names[:3] == ["inputs", "sft.one", "sft.resumed"]
+    assert set(names) >= {"rlvr.each", "align.each", "warmup.each", "evaluate.single"}
+    with pytest.raises(SystemExit, match="run --part=inputs first"):
+        _run(tmp_path, "--part=sft.one")
