@@ -1,62 +1,12 @@
-"""The benchmark on the GPUs of one host: it runs at the tiny size, and its figures are right."""
+"""The figures of the benchmark on the GPUs of one host."""
 
-import json
-
-import numpy as np
 import pytest
 
-from benchmarks import eight_gpus, eight_jobs, eight_process, eight_records
-from prism_jax.rewards import tags
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("eight")
+from benchmarks import eight_gpus, eight_records
 
 
 def _run(folder, *arguments):
     eight_gpus.main(["--size=tiny", f"--folder={folder}", "--num_devices=2", *arguments])
-
-
-def test_one_process_and_one_a_device_give_equal_metrics_and_a_record_says_so(folder, capsys):
-    for part in ("inputs", "evaluate.one", "evaluate.each"):
-        _run(folder, f"--part={part}")
-    record = json.loads((folder / "results" / "eight_evaluate_tiny.json").read_text())
-    assert record["ratio"] == {
-        "one ran": True,
-        "each ran": True,
-        "largest relative difference, each to one": 0.0,
-    }
-    assert record["is_met"]
-    assert record["device"] == "cpu x 2"
-    for layout, num_processes in (("one", 1), ("each", 2)):
-        result = eight_jobs.read(folder / "done" / f"tiny.evaluate.{layout}.json")
-        assert [one["num_processes"] for one in result["processes"]] == [num_processes] * (
-            num_processes
-        )
-    capsys.readouterr()
-    # What is done is not done again, and a run that failed before stays one.
-    _run(folder, "--part=evaluate.one")
-    assert capsys.readouterr().err == "evaluate.one: done before\n"
-
-
-def test_a_forced_response_keeps_the_format_at_any_length(folder):
-    form = eight_process.Form.of(str(folder / "tokenizer"))
-    words = eight_process.transformers.AutoTokenizer.from_pretrained(
-        folder / "tokenizer", trust_remote_code=False
-    )
-    lengths = eight_process.limits(
-        500, mean_tokens=60, least_tokens=form.least_tokens, max_tokens=200
-    )
-    assert (lengths.min(), lengths.max()) == (form.least_tokens, 200)
-    for length in (form.least_tokens, form.least_tokens + 1, 200):
-        tokens = form.write(np.random.default_rng(0).integers(0, 10_000, length))
-        assert len(tokens) == length
-        assert words.decode(tokens[-1]) == "<|im_end|>"
-        assert tags.format_ok(words.decode(tokens[:-1]), gate="strict")
-    # The sampled tokens decide, so that samples that differ are seen in the metrics.
-    other = form.write(np.random.default_rng(1).integers(0, 10_000, 200))
-    assert (tokens != other).any()
 
 
 def _result(layout, num_devices, seconds, losses):
