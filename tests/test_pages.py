@@ -1,4 +1,9 @@
-"""Every command of the pages for users is run, on tiny files, in the order of the page."""
+"""The pages for users: their commands, on tiny files, in the order of the page.
+
+Commands of `prism_jax` are run at the tiny size. Two pages train for one step; of the recipe the
+steps and the sampling are left out. Lines of pip, venv and export are checked, not run; downloads
+are copies of local folders (`tests/pages.py`).
+"""
 
 import json
 import re
