@@ -136,6 +136,11 @@ def test_a_pool_works_outside_the_main_thread(pool):
     assert [one.total for one in rewards] == [1.0, 0.2]
 
 
+def test_a_task_without_a_truth_is_refused_by_its_number(pool):
+    with pytest.raises(ValueError, match=r"without ground truth cannot be judged: \[1\]"):
+        pool.grade([task(respond("1"), "1"), task(respond("1"), None)])
+
+
 def test_close_ends_the_processes_and_is_idempotent():
     pool = make_pool(num_workers=2)
     processes = [worker.process for worker in pool.pool._workers]

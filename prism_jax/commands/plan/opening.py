@@ -33,6 +33,8 @@ STAGES = ("sft", "warmup", "align", "rlvr", "evaluate", "pairs")
 ASKING = ("evaluate", "pairs")
 # What a run needs and a plan does not: named in the message if it were read after all.
 _UNSET = "-"
+# Sections that are off where they name no file.
+_OPTIONAL = ("held_out", "distill")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,8 +131,11 @@ def _programs_of(stage: str) -> Callable[..., list[programs.Program]]:
 
 
 def _fill(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration with something in the fields that name files."""
-    filled = {name: _fill(v) if isinstance(v, Mapping) else v for name, v in config.items()}
+    """Return the configuration with something in the fields that must name files."""
+    filled = {
+        name: _fill(v) if isinstance(v, Mapping) and name not in _OPTIONAL else v
+        for name, v in config.items()
+    }
     for name in ("folder", "train", "path"):
         if filled.get(name) == "":
             filled[name] = _UNSET
