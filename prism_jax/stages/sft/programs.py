@@ -72,7 +72,7 @@ def _batch(
         shapes=shapes,
         row_patches=max(data.row_patches, default=None),
         segments=shapes.segments_for(data.row_examples, data.row_images),
-        dtype=np.uint8,
+        dtype=np.dtype(np.uint8),
     )
     is_assistant = collate.lay(
         [[np.ones(len(example.tokens), bool)]], row_tokens=data.row_tokens, dtype=np.dtype(bool)
