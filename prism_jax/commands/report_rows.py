@@ -1,6 +1,6 @@
 """The prompts of an evaluation as a report shows them."""
 
-import pathlib
+import os
 from collections.abc import Collection
 
 from prism_jax.data import images, records, sources, validate
@@ -11,7 +11,8 @@ _MAX_PICTURE_PIXELS = 640  # of the longer side
 
 def read(path: str, image_root: str | None, ids: Collection[str]) -> dict[str, records.PromptRow]:
     """Return rows of a test split by id; none when the split is gone."""
-    if not pathlib.Path(path).exists():
+    # Unlike `Path.exists` it answers no to a name that no file can have.
+    if not os.path.exists(path):
         return {}
     source = sources.Source(kind="prompts", path=path, image_root=image_root)
     # The evaluation has read these rows, so one that is wrong now is left out, not refused.
