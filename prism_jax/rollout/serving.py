@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,14 +62,14 @@ def prepare(
     flat = {}
     for path, value in values.items():
         if path[:2] != _STACK:
-            flat[path] = _cast(value, dtype, places[path], donate=donate)
+            flat[path] = _settled(_cast(value, dtype, places[path], donate=donate))
             if donate and flat[path] is not value:
                 value.delete()
     joined = _joined(config)
     for path in [path for path in places if path[:3] == (*_STACK, 0)]:
         made = joined.get(path[3:], _Made((path[3:],), None))
         sources = [values[(*_STACK, *source)] for source in made.sources]
-        layers = _cut(places[path], made.join, config.num_layers, dtype)(*sources)
+        layers = _settled(_cut(places[path], made.join, config.num_layers, dtype)(*sources))
         for number, layer in enumerate(layers):
             flat[(*_STACK, number, *path[3:])] = layer
         if donate:
@@ -113,6 +114,17 @@ def placed(
         shape = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place)
         flat.append((path, leaf.replace(shape)))
     return nnx.from_flat_state(flat)
+
+
+def _settled(values: Any) -> Any:
+    """Wait for them on CPUs of several processes, and return them.
+
+    There each program waits in threads of one pool for the other processes. Many programs at once
+    would leave no thread to the device that the others wait for.
+    """
+    if jax.default_backend() == "cpu" and jax.process_count() > 1:
+        jax.block_until_ready(values)
+    return values
 
 
 def _cast(
