@@ -36,7 +36,7 @@ SETTINGS = "PRISM_EIGHT"  # the variable that names the file of `Settings`
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the parent process tells its children."""
+    """The orders of the parent process to its children."""
 
     begun: float  # `time.time()` at the start of the job
     notes: str  # folder of the notes

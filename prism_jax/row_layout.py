@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RowLayout:
-    """What of the devices of a run decides which rows it can compute."""
+    """The sizes of a run's devices that decide which rows it can compute."""
 
     row_parts: int  # parts of the mesh, data x fsdp, over which the rows of a microbatch are spread
     token_multiple: int  # of the tokens and patches of a row, as attention reads them

@@ -12,7 +12,6 @@ import shutil
 import numpy as np
 import pytest
 
-from prism_jax import main
 from prism_jax.data.numerals import corpus as numerals_corpus
 from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.rollout import engine
@@ -160,7 +159,6 @@ def test_paper_recipe(run, downloads, tmp_path, monkeypatch):
     assert (folder / "runs/pairs/summary.json").exists()
 
 
-@pytest.mark.skipif("plan" not in main.COMMANDS, reason="the command plan is not there")
 def test_the_plans_of_the_recipe_are_printed(monkeypatch, capsys):
     monkeypatch.chdir(pages.ROOT)
     commands = [c for c in pages.read("paper_recipe.md").commands if c[3:4] == ("plan",)]

@@ -29,7 +29,7 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a program computes in a step, over all devices, for estimates of time and memory."""
+    """The work of a program in a step, over all devices, for estimates of time and memory."""
 
     model: Qwen3VLConfig
     tokens: int  # that go through the layers in a call; of decoding: rows of a token

@@ -13,7 +13,7 @@ _MANY = 1 << 31
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What an audit keeps of a valid row; None where a row has no such thing."""
+    """The facts about a valid row for an audit; None where a row has no such thing."""
 
     id: str
     source: int  # number of the data set, and of the row in it

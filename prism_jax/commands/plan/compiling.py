@@ -22,7 +22,7 @@ _PACKAGES = ("models", "prism_jax")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one compilation may take."""
+    """The limits of one compilation."""
 
     seconds: float
     gibibytes: float  # of the host's memory

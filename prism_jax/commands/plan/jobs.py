@@ -13,7 +13,7 @@ _PATCHES_PER_TOKEN = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the user says instead; None: from the configuration."""
+    """Values by options of the command; None: from the configuration."""
 
     model: str | None = None
     discriminator: str | None = None

@@ -39,7 +39,7 @@ _OPTIONAL = ("held_out", "distill")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is planned; JSON values alone, so that another process can open the same."""
+    """A job to plan; JSON values alone, so that another process can open the same."""
 
     stage: str
     config: Mapping[str, Any]

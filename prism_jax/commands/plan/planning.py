@@ -15,7 +15,7 @@ _LEAST_CHUNK = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a job takes of a machine."""
+    """The needs of a job on a machine."""
 
     job: opening.Job
     opened: opening.Opened

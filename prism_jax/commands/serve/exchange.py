@@ -96,7 +96,7 @@ Work = Callable[[Any, float, Reply], Coroutine[Any, Any, None]]
 
 
 class Front:
-    """What stands before the work of all routes."""
+    """The checks before the work of all routes."""
 
     def __init__(self, rules: Rules, measures: Measures):
         self._rules, self._measures = rules, measures
