@@ -48,7 +48,10 @@ name="${1:?a name must follow $command}" && shift
 state="$HOME/.prism_jax/$name"
 mkdir -p "$state"
 
-is_running() { [ -f "$state/pid" ] && kill -0 "$(cat "$state/pid")" 2>/dev/null; }
+# A supervisor writes its exit code last: with one, what has its number is a zombie or a stranger.
+is_running() {
+  [ ! -f "$state/exit" ] && [ -f "$state/pid" ] && kill -0 "$(cat "$state/pid")" 2>/dev/null
+}
 
 supervise() {
   local generation="$1" max_restarts="$2" restart=0 missed=0 status child

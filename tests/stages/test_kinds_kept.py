@@ -138,6 +138,7 @@ def test_a_mixture_that_routes_by_segment_is_refused_as_a_policy(root, tmp_path,
         "generate": [f"--model={root / 'moe'}", "--prompt=x"],
         "align": [
             "--config=configs/align.py:tiny",
+            "--config.mesh.num_devices=1",
             f"--workdir={tmp_path / 'run'}",
             f"--config.model.folder={root / 'moe'}",
             f"--config.discriminator.folder={root / 'run'}",

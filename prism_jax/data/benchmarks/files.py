@@ -56,9 +56,10 @@ def suite(path: str) -> dict[str, str]:
     Raises:
       InputError: it holds other things beside them.
     """
-    if not path or not paths.is_folder(path) or manifest.is_built(path):
-        return {}
     with paths.explain(path):
+        # What is no folder is for the reader of its kind, which also says that it is missing.
+        if not path or not epath.Path(path).is_dir() or manifest.is_built(path):
+            return {}
         inside = sorted(one for one in epath.Path(path).iterdir() if not one.name.startswith("."))
     built = {one.name: str(one) for one in inside if one.is_dir() and manifest.is_built(str(one))}
     others = [one.name for one in inside if one.name not in built]
