@@ -55,14 +55,15 @@ def make(
         "is_met": all(one["is_met"] for one in ratios.values()),
         "limit": limit,
         "device": jax.devices()[0].device_kind if device is None else device,
-        "versions": _versions(),
+        "versions": versions(),
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "raw": raw,
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that are measured."""
     found = {"python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:

@@ -9,6 +9,11 @@ takes its configuration of that size; `arguments` adds to them:
 
     --config.arguments.rlvr="('--config.train.num_steps=50',)"
 
+Option:
+
+  drift  the regime of docs/science.md: SFT nearly always learns the habits of the public
+         demonstrations, and RLVR has a fifth of the responses
+
 `base.folder` is a Hugging Face folder. With `base.tokenizer=DIR` instead, a new model is trained
 first, on the corpus's right answers without tags, its `base` rows, and exported to `base_model`.
 `trunk` names the model that is upcycled: the base model, as published, or the policy of SFT.
@@ -28,21 +33,54 @@ _ROWS = {
     ),
 }
 
+# Fixed before the first run of the campaign; see docs/science.md.
+_DRIFT_SLIPS = ("habit=0.95",)
+_DRIFT_ROWS = {
+    "demo": ("public=2400", "teacher=600", "align=800", "rl_train=800", "rl_test=400"),
+    "small": (
+        *("base=64000", "public=6000", "teacher=1500", "align=1000"),
+        *("rl_train=2000", "rl_test=500"),
+    ),
+}
+# SFT of demo sees each demonstration about once.
+_DRIFT_STEPS = common.table("""
+         sft_steps  rlvr_steps  num_prompts  num_responses
+  tiny   2          2           2            2
+  demo   190        16          8            6
+  small  100        24          16           8
+""")
+
 
 def get_config(arg: str = "demo") -> ConfigDict:
     """Return the configuration of a size."""
-    size, _ = common.arguments(arg, (), _ROWS)
+    size, options = common.arguments(arg, ("drift",), _ROWS)
     config = ConfigDict()
     config.seed = 0
     config.size = size
     config.base = ConfigDict({"folder": "", "tokenizer": ""})
     config.trunk = "base"
     config.corpus = ConfigDict(
-        {"level": "small" if size == "small" else "tiny", "rows": _ROWS[size]}
+        {"level": "small" if size == "small" else "tiny", "rows": _ROWS[size], "slips": ()}
     )
     config.arguments = _arguments(size)
     config.title = ""
+    if "drift" in options:
+        _drift(config)
     return config
+
+
+def _drift(config: ConfigDict) -> None:
+    """Make SFT drift in both skills, and the exploration of RLVR short."""
+    size, row = config.size, _DRIFT_STEPS[config.size]
+    config.corpus.rows = _DRIFT_ROWS.get(size, config.corpus.rows)
+    config.corpus.slips = _DRIFT_SLIPS
+    config.arguments.sft = (*config.arguments.sft, f"--config.train.num_steps={row.sft_steps}")
+    config.arguments.rlvr = (
+        *config.arguments.rlvr,
+        f"--config.train.num_steps={row.rlvr_steps}",
+        f"--config.rollout.num_prompts={row.num_prompts}",
+        f"--config.rollout.num_responses={row.num_responses}",
+    )
 
 
 def _arguments(size: str) -> ConfigDict:

@@ -29,7 +29,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.version": ("", ""),
     "prism_jax.user_functions": ("errors", ""),
     "prism_jax.small_files": ("errors", ""),
-    "prism_jax.intervals": ("", ""),
+    "prism_jax.intervals": ("", "numpy scipy"),
     "prism_jax.tree_paths": ("", "jax flax"),
     "prism_jax.metrics": ("", "jax numpy"),
     "prism_jax.progress": ("", ""),

@@ -36,6 +36,7 @@ _TABLE = {
             "trunk": "sft",
             "corpus.level": "small",
             "corpus.rows": ("align=8",),
+            "corpus.slips": ("habit=0.5",),
             "title": "A title",
             **{f"arguments.{name}": ("--more",) for name in _STAGES},
         }

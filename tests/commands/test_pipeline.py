@@ -328,7 +328,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, capsys, arguments, to
 
 
 def test_sizes_that_the_corpus_does_not_have_are_refused():
-    for size in ("4b", "huge", "demo,new"):
+    for size in ("4b", "huge", "demo,new", "drift"):
         with pytest.raises(ValueError, match=r"must be one of|options are"):
             config_file.get_config(size)
 

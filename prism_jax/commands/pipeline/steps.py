@@ -35,6 +35,7 @@ class Corpus(configuration.Section):
 
     level: Literal["tiny", "small"]
     rows: tuple[str, ...]  # PART=COUNT
+    slips: tuple[str, ...]  # NAME=RATE, of the public demonstrations in place of the level's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,9 +127,10 @@ def plan(config: Config) -> list[Step]:
 
 def _corpus(config: Config) -> Step:
     rows = tuple(f"--rows={text}" for text in config.corpus.rows)
+    slips = tuple(f"--slips={text}" for text in config.corpus.slips)
     level = f"--level={config.corpus.level}"
     where = ("data", "numerals", f"--out={_CORPUS}", level, f"--seed={config.seed}")
-    return Step(name="data", arguments=(*where, *rows))
+    return Step(name="data", arguments=(*where, *rows, *slips))
 
 
 def _base(config: Config) -> list[Step]:
