@@ -34,7 +34,7 @@ _BEAT_SECONDS = 15.0
 _BASES = {"tiny": "", "demo": "launch/demo_base", "small": ""}
 _NEW_BASE = f"{pipeline_steps.WORKDIR}/../base/base_model"
 # As in launch/demo.sh: XLA takes and returns the same large buffers in every step.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -162,7 +162,7 @@ def main(argv: Sequence[str], *, program: Sequence[str] = _PROGRAM) -> int:
         raise errors.InputError(f"campaign: unknown arguments {' '.join(foreign)}")
     deadline = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     base = args.base or _BASES[args.size]
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str((args.folder / "compiled").resolve()))
     plans = {}

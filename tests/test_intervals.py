@@ -57,3 +57,28 @@ def test_a_rate_is_written_in_percent():
 def test_a_rate_of_nothing_is_refused():
     with pytest.raises(ValueError, match="0 prompts"):
         intervals.rate([], num_responses=1)
+
+
+def test_means_over_seeds_have_students_interval():
+    found = intervals.over_seeds([0.01, 0.02, 0.03, 0.04, 0.05])
+    # t(4, 0.975) = 2.776445 times 0.0158114 / sqrt(5)
+    assert found.mean == pytest.approx(0.03)
+    assert found.high - found.mean == pytest.approx(0.0196324, abs=1e-6)
+    assert found.mean - found.low == pytest.approx(0.0196324, abs=1e-6)
+    assert intervals.over_seeds([0.5]) == intervals.Mean(mean=0.5, low=None, high=None)
+    with pytest.raises(ValueError, match="needs values"):
+        intervals.over_seeds([])
+
+
+def test_the_bootstrap_is_over_prompts_and_keeps_the_seeds():
+    # Two seeds of 400 prompts, 0.2 and 0.6 of them 1: the variance of the mean of both is
+    # (0.2 * 0.8 + 0.6 * 0.4) / 400 / 4; the distance of the seeds is not in it.
+    values = [[1.0] * 80 + [0.0] * 320, [1.0] * 240 + [0.0] * 160]
+    found = intervals.over_prompts(values)
+    half = 1.959964 * (0.4 / 400 / 4) ** 0.5
+    assert found.mean == pytest.approx(0.4)
+    assert found.low == pytest.approx(0.4 - half, abs=0.003)
+    assert found.high == pytest.approx(0.4 + half, abs=0.003)
+    assert intervals.over_prompts(values) == found
+    with pytest.raises(ValueError, match="values of each seed"):
+        intervals.over_prompts([[1.0], []])
