@@ -28,6 +28,7 @@ from prism_jax import configuration, errors, small_files
 from prism_jax.checkpoints import lock
 from prism_jax.commands.pipeline import run as pipeline_run
 from prism_jax.commands.pipeline import steps as pipeline_steps
+from prism_jax.report import results
 
 _PROGRAM = (sys.executable, "-m", "prism_jax")
 _BEAT_SECONDS = 15.0
@@ -126,6 +127,15 @@ def run(
     return True
 
 
+def _are_finished(folder: pathlib.Path, steps: Sequence[pipeline_steps.Step]) -> bool:
+    """Return whether all steps have finished in a folder."""
+    found = [
+        small_files.read(folder / results.STEPS_FOLDER / f"{step.name}.json", results.STEP)
+        for step in steps
+    ]
+    return all(step is not None and step["is_finished"] for step in found)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command's options."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -175,7 +185,10 @@ def main(argv: Sequence[str], *, program: Sequence[str] = _PROGRAM) -> int:
             raise errors.InputError(f"--policies={args.policies}: {error}") from error
         plans[args.folder / f"seed{seed}"] = campaign_policies.steps_of(chosen)
     if not base:
-        plans = {args.folder / "base": base_steps(args.size, overrides), **plans}
+        steps = base_steps(args.size, overrides)
+        # Processes of different seeds need no lock on it when it is there.
+        if not _are_finished(args.folder / "base", steps):
+            plans = {args.folder / "base": steps, **plans}
     is_whole = True
     if not args.measure_only:
         for folder, steps in plans.items():

@@ -22,10 +22,11 @@ def parsed(request, tmp_path_factory):
     """Return each step of a seed with its parsed configuration, by name."""
     folder = tmp_path_factory.mktemp("seed")
     found = {}
-    for step in campaign_policies.steps_of(_policies(request.param)):
+    base = campaign.base_steps("small", ()) if request.param == "small" else []
+    for step in (*base, *campaign_policies.steps_of(_policies(request.param))):
         command, *arguments = step.command(folder)
         module = importlib.import_module(f"prism_jax.{main.COMMANDS[command][0]}")
-        if command in ("data", "upcycle"):
+        if command in ("data", "upcycle", "export"):
             module.parser().parse_args(arguments)
             continue
         config, _ = configuration.read(arguments, command=command)
@@ -81,6 +82,16 @@ def test_options_differ_from_the_plain_alignment_in_what_they_name_alone():
     assert {a.partition("=")[0] for a in plain ^ other} == {
         *("--config", "--workdir", "--config.model.folder"),
     }
+
+
+def test_a_base_model_is_trained_once_for_all_seeds():
+    steps = {step.name: step for step in campaign.base_steps("small", ())}
+    assert list(steps) == ["tokenizer", "data", "base", "base_model"]
+    rows = {a for a in steps["data"].arguments if a.startswith("--rows=")}
+    assert {row for row in rows if not row.endswith("=0")} == {"--rows=base=64000"}
+    config = campaign.seed_chain("small", 3, "BASE", ())
+    assert not any(row.startswith("base=") for row in config.corpus.rows)
+    assert config.seed == 3
 
 
 def test_policies_are_chosen_with_what_they_follow_and_shared_steps_run_once():
