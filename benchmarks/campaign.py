@@ -15,6 +15,7 @@ FOLDER/base. At the end of each call FOLDER/record.json holds what has been meas
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import pathlib
 import signal
@@ -28,6 +29,7 @@ from prism_jax import configuration, errors, small_files
 from prism_jax.checkpoints import lock
 from prism_jax.commands.pipeline import run as pipeline_run
 from prism_jax.commands.pipeline import steps as pipeline_steps
+from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.report import results
 
 _PROGRAM = (sys.executable, "-m", "prism_jax")
@@ -61,12 +63,9 @@ def base_steps(size: str, overrides: Sequence[str]) -> list[pipeline_steps.Step]
     """Return the steps that train a new base model, the same for all seeds."""
     tokenizer = f"{pipeline_steps.WORKDIR}/tokenizer"
     config = chain(size, 0, {"folder": "", "tokenizer": tokenizer}, overrides)
-    is_base = [row.startswith("base=") for row in config.corpus.rows]
-    others = ("public", "teacher", "align", "rl_train", "rl_test")
-    rows = (row for row, base in zip(config.corpus.rows, is_base, strict=True) if base)
-    text = repr((*rows, *(f"{part}=0" for part in others)))
-    overrides = (*overrides, f"--config.corpus.rows={text}")
-    config = chain(size, 0, {"folder": "", "tokenizer": tokenizer}, overrides)
+    rows = [row for row in config.corpus.rows if row.startswith("base=")]
+    others = [part for part in numerals_examples.STREAMS if part != "base"]
+    config = _with_rows(config, (*rows, *(f"{part}=0" for part in others)))
     made = pipeline_steps.Step(
         name="tokenizer",
         arguments=("data", "tokenizer", f"--level={config.corpus.level}", f"--out={tokenizer}"),
@@ -79,9 +78,12 @@ def base_steps(size: str, overrides: Sequence[str]) -> list[pipeline_steps.Step]
 def seed_chain(size: str, seed: int, base: str, overrides: Sequence[str]) -> pipeline_steps.Config:
     """Return the chain of a seed, which starts from the campaign's base model."""
     config = chain(size, seed, {"folder": base, "tokenizer": ""}, overrides)
-    rows = tuple(row for row in config.corpus.rows if not row.startswith("base="))
-    text = f"--config.corpus.rows={rows!r}"
-    return chain(size, seed, {"folder": base, "tokenizer": ""}, (*overrides, text))
+    rows = (row for row in config.corpus.rows if not row.startswith("base="))
+    return _with_rows(config, tuple(rows))
+
+
+def _with_rows(config: pipeline_steps.Config, rows: tuple[str, ...]) -> pipeline_steps.Config:
+    return dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, rows=rows))
 
 
 @contextlib.contextmanager

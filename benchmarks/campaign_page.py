@@ -20,8 +20,8 @@ from prism_jax.report import parts, plots, results
 Json = Any
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _PAGE, _CURVES = _ROOT / "docs" / "science.md", _ROOT / "docs" / "science_curves.html"
-_START = "<!-- Made by python -m benchmarks.campaign_page -->"
-_END = "<!-- End -->"
+START = "<!-- Made by python -m benchmarks.campaign_page -->"
+END = "<!-- End -->"
 _LEAST_SEEDS = 5
 _SKILLS = {"n": "neither", "p": "perception", "r": "reasoning", "b": "either"}
 _NINE = "9"
@@ -91,7 +91,8 @@ def render(record: Json, name: str) -> str:
         f"### `{record['size']}`, seeds {seeds}",
         "",
         f"{record['where']}. JAX {record['versions']['jax']}; [record](../benchmarks/results/"
-        f"{name}). Percent; a policy that is missing was not run.",
+        f"{name}). Percent; a policy that is missing was not run."
+        + (f" [Gaps in alignment]({_CURVES.name})." if _has_curves(record) else ""),
     ]
     return "\n".join(
         [*head, "", *_policies(record), "", *_differences(record), "", *_costs(record), ""]
@@ -212,6 +213,10 @@ def curves(found: dict[str, Json]) -> str:
     return parts.document("Gaps in alignment", "".join(sections))
 
 
+def _has_curves(record: Json) -> bool:
+    return any(seed["curves"] for seed in record["seeds"].values())
+
+
 def _mean_curve(record: Json, step: str, segment: str) -> results.Curve:
     key = f"{segment}_gap"
     all_values = [
@@ -227,11 +232,13 @@ def _mean_curve(record: Json, step: str, segment: str) -> results.Curve:
 
 def pages(found: dict[str, Json], page: str) -> dict[pathlib.Path, str]:
     """Return the texts of docs/science.md and of its curves."""
-    before, rest = page.split(_START)
-    _, after = rest.split(_END)
+    before, rest = page.split(START)
+    _, after = rest.split(END)
     tables = "\n".join(render(record, name) for name, record in found.items())
-    body = f"{before}{_START}\n\n{tables or 'Nothing has been run yet.'}\n{_END}{after}"
-    return {_PAGE: body} | ({_CURVES: curves(found)} if found else {})
+    body = f"{before}{START}\n\n{tables or 'Nothing has been run yet.'}\n{END}{after}"
+    return {_PAGE: body} | (
+        {_CURVES: curves(found)} if any(map(_has_curves, found.values())) else {}
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

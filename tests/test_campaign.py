@@ -230,7 +230,7 @@ def _record(*rights):
         str(seed): {
             "seconds": {"sft": 10.0},
             "skills": "nprb",
-            "curves": {},
+            "curves": {"align": {"caption_gap": [2.0 + seed, 1.0]}},
             "policies": {
                 "sft_grpo": line | {"right": first, "responses_sampled": 8},
                 "prism_grpo": line | {"right": second, "responses_sampled": 8},
@@ -264,6 +264,20 @@ def test_the_table_is_of_paired_differences():
     assert (
         "| PRISM → GRPO | 2 | 62.5 [-96.3, 221.3] | 100 | 100 | 50 | 0 | 50 | 100 | 9 | 8 |" in text
     )
+
+
+def test_curves_are_means_over_seeds_and_the_page_links_to_them():
+    record = _record(("1000", "1100"), ("1000", "1110"))
+    before, after = campaign_page.START, campaign_page.END
+    texts = campaign_page.pages({"x.json": record}, f"head\n{before}\nold\n{after}\n")
+    page, curves = texts.values()
+    assert page.startswith("head\n")
+    assert "old" not in page
+    assert "(science_curves.html)" in page
+    assert "caption from 2.5 at step 1 to 1 at step 2" in curves
+    for seed in record["seeds"].values():
+        seed["curves"] = {}
+    assert len(campaign_page.pages({"x.json": record}, page)) == 1
 
 
 def test_the_page_is_what_the_records_say():
