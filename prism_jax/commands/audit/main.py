@@ -122,7 +122,7 @@ def _shown(data: Sequence[survey.Part], facts: survey.Facts) -> page.Shown:
     ]
     return page.Shown(
         id=row.id,
-        question=records.shorten(texts.question(row), _TEXT_CHARS),
+        question=records.shorten(records.get_question(row), _TEXT_CHARS),
         truth=facts.truth,
         responses={
             name: records.shorten(text, _TEXT_CHARS) for name, text in texts.responses(row).items()
