@@ -145,7 +145,7 @@ def tpu(text: str, *, num_slices: int) -> Machine:
 
 
 def gpus(number: int, hbm_gigabytes: float) -> Machine:
-    """Return so many GPUs of one host; speeds are those measured on an H100 80GB."""
+    """Return `number` GPUs of one host; speeds are those measured on an H100 80GB."""
     if number < 1 or not hbm_gigabytes > 0:
         raise errors.InputError(
             f"--gpus and --hbm must be positive, got {number} and {hbm_gigabytes}"

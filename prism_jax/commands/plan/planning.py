@@ -42,7 +42,7 @@ Compile = Callable[[opening.Job, str], Mapping[str, Any]]
 
 
 def compiler(cache: pathlib.Path, limits: compiling.Limits) -> Compile:
-    """Return what compiles a phase, or reads it from the cache."""
+    """Return the function that compiles a phase, or reads it from the cache."""
     compiling.require_libtpu()
     return lambda job, phase: compiling.compile_phase(job, phase, cache=cache, limits=limits)
 

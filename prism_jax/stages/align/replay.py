@@ -99,6 +99,7 @@ class Replay:
         """
         if len(self._groups) < self._num_prompts:
             return None
+        # From the step alone: a resumed run takes the same without a generator that is saved.
         places = np.random.default_rng(step).choice(
             len(self._groups), self._num_prompts, replace=False
         )
@@ -111,6 +112,7 @@ class Replay:
             padded[number, : len(tokens)] = tokens
         rollout = engine.Rollout(
             tokens=padded,
+            # The discriminator reads tokens; the policy, which needs these, learns nothing here.
             logprobs=np.zeros(padded.shape, np.float32),
             lengths=lengths,
             ended=ended,
@@ -119,6 +121,7 @@ class Replay:
             rollout=rollout,
             segments=self._reader.read(rollout),
             num_prompts=len(groups),
+            # They took their time in the step that drew them.
             seconds=0.0,
         )
         return self._read([group.index for group in groups]), drawn
@@ -138,6 +141,7 @@ class Replay:
             self._groups.append(group)
             # Encoded once: the position is asked for in every step.
             self._encoded.append(group.encoded())
+        # As old as they will be in the step that may take them.
         kept = [
             n for n, group in enumerate(self._groups) if step + 1 - group.step <= self._num_steps
         ]
@@ -154,6 +158,7 @@ def joined(
     if earlier is None:
         return prompts, responses
     more, drawn = earlier
+    # The newest stay first, so that the policy finds the scores of its responses in their places.
     longest = max(part.rollout.tokens.shape[1] for part in (responses, drawn))
 
     def padded(name: str) -> np.ndarray:
