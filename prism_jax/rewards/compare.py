@@ -133,8 +133,11 @@ class Comparison:
         answer, truth = solutions.named_alike(answer, truth)
         if _is_or(answer) != _is_or(truth) and not _are_solutions(answer.items + truth.items):
             return False
-        is_of_one_unknown = solutions.is_of_one_unknown(truth) and not answer.is_numbered
-        if is_of_one_unknown or solutions.are_conditions(answer, truth):
+        of_one_unknown = [solutions.is_of_one_unknown(parts) for parts in (answer, truth)]
+        if any(of_one_unknown) and "()" in (answer.brackets, truth.brackets):
+            return False  # one value, not the coordinates of a point
+        is_free = of_one_unknown[1] and not answer.is_numbered and answer.brackets != "[]"
+        if is_free or solutions.are_conditions(answer, truth):
             return self._same_in_any_order(answer.items, truth.items, depth)
         named = [
             dict(equations.name_and_value(item) for item in parts.items)
@@ -156,7 +159,7 @@ class Comparison:
                 self.same(point, points[1][name], depth + 1) for name, point in points[0].items()
             )
         # The order of alternatives never counts: `2, 1` for `1 or 2`.
-        is_ordered = truth.ordered or (answer.ordered and not _is_or(truth))
+        is_ordered = truth.ordered or answer.is_numbered or (answer.ordered and not _is_or(truth))
         if is_ordered and "{}" not in (answer.brackets, truth.brackets):
             pairs = zip(answer.items, truth.items, strict=True)
             return all(self.same(a, t, depth + 1) for a, t in pairs)
