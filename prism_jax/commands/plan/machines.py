@@ -121,16 +121,16 @@ def tpu(text: str, *, num_slices: int) -> Machine:
     Raises:
       InputError: there is no such topology.
     """
-    found = _TOPOLOGY.fullmatch(text)
-    if found is None:
+    match = _TOPOLOGY.fullmatch(text)
+    if match is None:
         raise errors.InputError(
             f"--topology={text}: must be KIND:AxB or KIND:AxBxC with KIND one of "
             f"{', '.join(GENERATIONS)}, such as v5e:4x4, v5p:2x4x4, v6e:2x4, tpu7x:2x2x1"
         )
-    kind, sides = GENERATIONS[found[1]], [int(side) for side in found[2].split("x")]
+    kind, sides = GENERATIONS[match[1]], [int(side) for side in match[2].split("x")]
     if len(sides) != kind.num_dimensions or min(sides) < 1 or num_slices < 1:
         raise errors.InputError(
-            f"--topology={text}: {found[1]} has {kind.num_dimensions} dimensions, each at least 1"
+            f"--topology={text}: {match[1]} has {kind.num_dimensions} dimensions, each at least 1"
         )
     machine = Machine(
         name=text,
