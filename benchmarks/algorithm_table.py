@@ -79,26 +79,28 @@ def run(line: Run) -> dict[str, Json]:
         if status.returncode:
             end = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
             raise RuntimeError(f"{line.name}: {command[0]} ended with {status.returncode}\n{end}")
-    found = result(line, seconds=time.monotonic() - begun)
-    print(line.name, json.dumps(found["accuracy"]), file=sys.stderr, flush=True)
-    return found
+    line_result = result(line, seconds=time.monotonic() - begun)
+    print(line.name, json.dumps(line_result["accuracy"]), file=sys.stderr, flush=True)
+    return line_result
 
 
 def result(line: Run, *, seconds: float) -> dict[str, Json]:
     """Return the accuracies in a line's folders, and the time of its commands."""
-    told = _read(line.workdir / f"{line.name}_evaluation" / "summary.json")["greedy"]
+    greedy = _read(line.workdir / f"{line.name}_evaluation" / "summary.json")["greedy"]
     metrics = (line.workdir / line.name / "metrics.jsonl").read_text(encoding="utf-8")
     steps = [json.loads(text) for text in metrics.splitlines()]
     # DAPO draws nothing in a step that enough groups were left over for.
-    drawn = [step for step in steps if "reward/accuracy_mean" in step]
+    sampled_steps = [step for step in steps if "reward/accuracy_mean" in step]
     return {
         "start": STARTS[line.start],
         "algorithm": line.algorithm,
-        "accuracy": told["accuracy"],
-        "format_valid": told["format_valid"],
-        "response_tokens": told["response_tokens"],
+        "accuracy": greedy["accuracy"],
+        "format_valid": greedy["format_valid"],
+        "response_tokens": greedy["response_tokens"],
         "num_steps": len(steps),
-        "sampled_accuracy_by_drawn_step": [round(s["reward/accuracy_mean"], 4) for s in drawn],
+        "sampled_accuracy_by_drawn_step": [
+            round(s["reward/accuracy_mean"], 4) for s in sampled_steps
+        ],
         "wall_seconds": round(seconds, 1),
         "commands": [" ".join(("python -m prism_jax", *c)) for c in line.commands()],
     }
@@ -134,8 +136,8 @@ def main() -> None:
     args = parser.parse_args()
     command = " ".join(("python -m benchmarks.algorithm_table", *sys.argv[1:]))
     # In a process of its own, which does not hold the device's memory while others train.
-    asked = [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind)"]
-    device = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    query = [sys.executable, "-c", "import jax; print(jax.devices()[0].device_kind)"]
+    device = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
     summary = _read(args.chain / "summary.json")
     args.workdir.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -161,8 +163,8 @@ def main() -> None:
             if done.exception() is not None:
                 continue
             table.append(done.result())
-            found = {"command": command, "device": device, "table": table}
-            args.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            record = {"command": command, "device": device, "table": table}
+            args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for done in waiting:
         done.result()
 

@@ -22,8 +22,8 @@ STAGES = ("sft", "align", "rlvr")
 
 def rows_of(caption: str) -> list[list[str]]:
     """Return the marks of each row that a caption names, as "blue 7" or "K"."""
-    found = re.findall(r"Row \d+: ([^\n]*?)\.(?:\n|$)", caption)
-    return [[mark.strip() for mark in row.split(",")] for row in found]
+    rows = re.findall(r"Row \d+: ([^\n]*?)\.(?:\n|$)", caption)
+    return [[mark.strip() for mark in row.split(",")] for row in rows]
 
 
 def reading(truths: dict[str, str], responses: list[Json]) -> dict[str, Json]:
@@ -43,13 +43,14 @@ def reading(truths: dict[str, str], responses: list[Json]) -> dict[str, Json]:
         true = rows_of(truths[response["id"]])
         if not true:
             continue
-        told = rows_of(response["caption"])
+        caption_rows = rows_of(response["caption"])
         num_grids += 1
-        if [len(row) for row in told] != [len(row) for row in true]:
+        if [len(row) for row in caption_rows] != [len(row) for row in true]:
             continue
         num_laid += 1
-        num_whole += told == true
-        for wanted, got in zip(*(itertools.chain(*rows) for rows in (true, told)), strict=True):
+        num_whole += caption_rows == true
+        marks = (itertools.chain(*rows) for rows in (true, caption_rows))
+        for wanted, got in zip(*marks, strict=True):
             num_marks += 1
             num_right += got == wanted
             name = wanted.split()[-1]
@@ -76,15 +77,15 @@ def main() -> None:
     args = parser.parse_args()
     rows = parquet_tables.ParquetTable(str(args.chain / "corpus/rl/test.parquet")).scan()
     truths = {f"test.parquet:{number}": row["teacher_caption"] for number, row in rows}
-    found = {}
+    readings = {}
     for stage in STAGES:
         text = (args.chain / f"evaluate_{stage}/responses.jsonl").read_text(encoding="utf-8")
         responses = [json.loads(line) for line in text.splitlines()]
         greedy = [response for response in responses if response["draw"] == "greedy"]
-        found[stage] = reading(truths, greedy)
+        readings[stage] = reading(truths, greedy)
     command = "python -m benchmarks.captions_read --chain=RUN --out=FILE"
-    told = {"command": command, "reading": found}
-    args.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    record = {"command": command, "reading": readings}
+    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -152,10 +152,10 @@ class Job:
                 variables["CUDA_VISIBLE_DEVICES"] = shown
             return variables
         variables["JAX_PLATFORMS"] = "cpu"
-        kept = [flag for flag in variables.get("XLA_FLAGS", "").split() if "_count=" not in flag]
+        flags = [flag for flag in variables.get("XLA_FLAGS", "").split() if "_count=" not in flag]
         if self.num_processes == 1:  # local_pod.sh gives each process one
-            kept.append(f"--xla_force_host_platform_device_count={self.used_devices}")
-        variables["XLA_FLAGS"] = " ".join(kept)
+            flags.append(f"--xla_force_host_platform_device_count={self.used_devices}")
+        variables["XLA_FLAGS"] = " ".join(flags)
         return variables
 
 

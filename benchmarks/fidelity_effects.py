@@ -32,20 +32,24 @@ _EPS = 1e-6
 def judge(oracles: pathlib.Path) -> dict[str, Json]:
     """Item 43: count the recorded cases that each judge gets wrong."""
     cases = json.loads((oracles / "answers.json").read_text(encoding="utf-8"))
-    found = {"cases": len(cases)}
+    counts = {"cases": len(cases)}
     for name, is_correct in (("released", answer_official.is_correct), ("ours", answer.is_correct)):
-        told = [
+        verdicts = [
             bool(case["answer"])
             and is_correct(case["answer"], case["ground_truth"], symbolic.verify)
             for case in cases
         ]
-        pairs = list(zip(told, (case["correct"] for case in cases), strict=True))
-        found[f"{name}_right_called_wrong"] = sum(right and not said for said, right in pairs)
-        found[f"{name}_wrong_called_right"] = sum(said and not right for said, right in pairs)
+        pairs = list(zip(verdicts, (case["correct"] for case in cases), strict=True))
+        counts[f"{name}_right_called_wrong"] = sum(
+            right and not is_paid for is_paid, right in pairs
+        )
+        counts[f"{name}_wrong_called_right"] = sum(
+            is_paid and not right for is_paid, right in pairs
+        )
         if name == "released":
             recorded = [case["official_accuracy"] > 0 for case in cases]
-            found["released_equals_record"] = sum(np.equal(told, recorded).tolist())
-    return found
+            counts["released_equals_record"] = sum(np.equal(verdicts, recorded).tolist())
+    return counts
 
 
 def formats(oracles: pathlib.Path) -> dict[str, Json]:
@@ -113,7 +117,7 @@ def pair_normalisation() -> dict[str, Json]:
     student = rng.normal(0.0, 2.0, 16).astype(np.float32)
     ok = rng.random(16) < 0.7
     orders = [rng.permutation(16) for _ in range(100)]
-    found = {"responses": 16, "well_formed": int(ok.sum()), "orders": len(orders)}
+    result = {"responses": 16, "well_formed": int(ok.sum()), "orders": len(orders)}
     for size in (None, 2, 4):
         rule = discriminator_loss.PairRule(
             score_clip=10.0,
@@ -133,18 +137,18 @@ def pair_normalisation() -> dict[str, Json]:
                 teacher_tokens=jnp.zeros(1, jnp.int32),
                 student_tokens=jnp.zeros(16, jnp.int32),
             )
-            gradients, told = discriminator_loss.gradients_by_name({"cot": one}, rule)
-            losses.append(float(told["discriminator/cot_loss"].value))
+            gradients, metrics = discriminator_loss.gradients_by_name({"cot": one}, rule)
+            losses.append(float(metrics["discriminator/cot_loss"].value))
             back = np.empty(16)
             back[order] = np.asarray(gradients["cot"].student)
             shares.append(back[ok])
         shares = np.stack(shares)
-        found["whole_batch" if size is None else f"microbatches_of_{size}"] = {
+        result["whole_batch" if size is None else f"microbatches_of_{size}"] = {
             "loss_least": min(losses),
             "loss_most": max(losses),
             "gradient_of_a_score_most_over_least": float(np.max(shares.max(0) / shares.min(0))),
         }
-    return found
+    return result
 
 
 def _partitions(members: Sequence[int], size: int) -> list[list[list[int]]]:
@@ -152,11 +156,11 @@ def _partitions(members: Sequence[int], size: int) -> list[list[list[int]]]:
     if not members:
         return [[]]
     first, *rest = members
-    found = []
+    partitions = []
     for others in itertools.combinations(rest, size - 1):
         left = [one for one in rest if one not in others]
-        found += [[[first, *others], *more] for more in _partitions(left, size)]
-    return found
+        partitions += [[[first, *others], *more] for more in _partitions(left, size)]
+    return partitions
 
 
 def token_mean() -> dict[str, Json]:
@@ -205,11 +209,11 @@ def equal_scores() -> dict[str, Json]:
     """
     rng = np.random.default_rng(0)
     values = np.concatenate([[0.2, 0.7], rng.uniform(-10, 10, 200)]).astype(np.float32)
-    found: dict[str, Json] = {"released": {}, "ours_most": 0.0}
+    largest: dict[str, Json] = {"released": {}, "ours_most": 0.0}
     for size in (2, 4, 6, 7, 8, 11, 16):
         groups = torch.tensor(values)[:, None].repeat(1, size)
         left = [float(_released_advantage(group).abs().max()) for group in groups.unbind()]
-        found["released"][str(size)] = {
+        largest["released"][str(size)] = {
             "of_0.2": left[0],
             "of_0.7": left[1],
             "most": max(left),
@@ -221,8 +225,8 @@ def equal_scores() -> dict[str, Json]:
             num_groups=len(values),
             eps=_EPS,
         )
-        found["ours_most"] = max(found["ours_most"], float(jnp.abs(ours).max()))
-    return found
+        largest["ours_most"] = max(largest["ours_most"], float(jnp.abs(ours).max()))
+    return largest
 
 
 def _released_advantage(group: torch.Tensor) -> torch.Tensor:
@@ -237,14 +241,14 @@ def invalid_group() -> dict[str, Json]:
         format_ok=jnp.zeros(16, bool),
         accuracy=None,
     )
-    found = advantage.align(
+    advantages = advantage.align(
         scores,
         num_groups=1,
         eps=_EPS,
         weights={"caption": 0.5, "cot": 0.5},
         format_penalty=1.5,
     )
-    return {"advantage": float(found[0]), "spread": float(jnp.ptp(found))}
+    return {"advantage": float(advantages[0]), "spread": float(jnp.ptp(advantages))}
 
 
 def image_limits() -> dict[str, Json]:
@@ -254,12 +258,12 @@ def image_limits() -> dict[str, Json]:
         height, width = images.smart_resize(height, width, factor=32, **limits)
         return height * width // 32**2
 
-    found = {}
+    token_counts = {}
     for height, width in ((480, 640), (1200, 1600), (300, 1800), (1000, 1000)):
         scale = min(1.0, 560 / max(height, width))
         small = round(height * scale), round(width * scale)
         limit = {"min_pixels": 1, "max_pixels": 560 * 560}
-        found[f"{width}x{height}"] = {
+        token_counts[f"{width}x{height}"] = {
             "released_warmup": tokens(*small, limit),
             "released_alignment": tokens(height, width, _WIDE),
             "ours_both": tokens(height, width, limit),
@@ -272,7 +276,7 @@ def image_limits() -> dict[str, Json]:
         twice.append(images.smart_resize(*first, factor=32, **_WIDE))
         once.append(images.smart_resize(height, width, factor=32, **_WIDE))
     changed = np.any(np.array(twice) != np.array(once), axis=1)
-    return {"tokens": found, "other_grid_when_resized_twice": float(changed.mean())}
+    return {"tokens": token_counts, "other_grid_when_resized_twice": float(changed.mean())}
 
 
 def main() -> None:
@@ -282,7 +286,7 @@ def main() -> None:
     options.add_argument("--oracles", type=pathlib.Path, default=pathlib.Path("tests/oracles"))
     args = options.parse_args()
     begun = time.monotonic()
-    found = {
+    effects = {
         "items_1_2_3_scored_token": fidelity_texts.scored_tokens(num_pairs=200),
         "item_1_teacher_cut": fidelity_texts.teacher_cut(),
         "item_4_positions_item_9_dropout": fidelity_models.scores(),
@@ -305,8 +309,8 @@ def main() -> None:
         "norm_decay": fidelity_updates.norm_decay(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2))
+    args.out.write_text(json.dumps(effects, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(effects, indent=2))
     print(f"{time.monotonic() - begun:.0f} s")
 
 

@@ -118,13 +118,15 @@ def scores() -> dict[str, Json]:
         return discriminator_loss.all_scores(merged, batch, settings, key)
 
     packed = _batches(config)
-    found = {kind: one.read(score(params, one.batch, None)) for kind, one in packed.items()}
+    scores_by_kind = {
+        kind: one.read(score(params, one.batch, None)) for kind, one in packed.items()
+    }
     rows = packed["mrope"]
     dropped = np.stack(
         [rows.read(score(params, rows.batch, jax.random.key(number))) for number in range(16)]
     )
-    by_prompt = found["mrope"].reshape(_NUM_PROMPTS, _NUM_SEGMENTS)
-    moved = (found["text_1d"] - found["mrope"]).reshape(by_prompt.shape)
+    by_prompt = scores_by_kind["mrope"].reshape(_NUM_PROMPTS, _NUM_SEGMENTS)
+    moved = (scores_by_kind["text_1d"] - scores_by_kind["mrope"]).reshape(by_prompt.shape)
     spread = float(by_prompt.std())
     return {
         "segments": by_prompt.size,

@@ -19,7 +19,7 @@ _SCORES = ((2.0, 0.1), (5.0, 0.1), (5.0, 0.02), (9.0, 0.1), (9.0, 1.0))
 def bfloat16_scores() -> list[dict[str, Json]]:
     """Return the effect of rounding scores to bfloat16 on advantages, against float64."""
     rng = np.random.default_rng(0)
-    found = []
+    results = []
     for mean, deviation in _SCORES:
         exact = mean + deviation * rng.normal(size=(_NUM_GROUPS, _NUM_RESPONSES))
         wanted = exact - exact.mean(-1, keepdims=True)
@@ -28,7 +28,7 @@ def bfloat16_scores() -> list[dict[str, Json]]:
         rounded = torch.from_numpy(single).bfloat16().float().numpy()
         got = _advantages(rounded)
         ties = [len(set(group)) < _NUM_RESPONSES for group in rounded]
-        found.append(
+        results.append(
             {
                 "mean": mean,
                 "deviation": deviation,
@@ -38,7 +38,7 @@ def bfloat16_scores() -> list[dict[str, Json]]:
                 "released_wrong_signs": float((got * wanted < 0).mean()),
             }
         )
-    return found
+    return results
 
 
 def _advantages(scores: np.ndarray) -> np.ndarray:

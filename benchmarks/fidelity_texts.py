@@ -65,7 +65,7 @@ def scored_tokens(*, num_pairs: int) -> dict[str, Json]:
     """
     words = _words()
     texts = [_texts(example) for example in _examples(num_pairs)]
-    found: dict[str, Json] = {"pairs": num_pairs}
+    accuracies: dict[str, Json] = {"pairs": num_pairs}
     for name in _FORMS:
         reader = _reader(words, name)
         cuts = [(reader.teacher(teacher), reader.student(student)) for teacher, student in texts]
@@ -75,9 +75,9 @@ def scored_tokens(*, num_pairs: int) -> dict[str, Json]:
                 [teacher.tokens[segment] for teacher, _ in cuts],
                 [student.tokens[segment] for _, student in cuts],
             )
-            told = probes.across_prompts(probes.last_token, pairs)
-            found[f"{name}_{segment}_last_token_probe_accuracy"] = told
-    return found
+            accuracy = probes.across_prompts(probes.last_token, pairs)
+            accuracies[f"{name}_{segment}_last_token_probe_accuracy"] = accuracy
+    return accuracies
 
 
 def lengths(*, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +87,7 @@ def lengths(*, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
     """
     words = _words()
     reader = _reader(words, "newline")
-    found = []
+    lengths_by_pair = []
     for example in _examples(num_pairs):
         text = prompts.SYSTEM_PROMPT + prompts.user_turn(example.question.text)
         width, height = example.picture().size
@@ -95,8 +95,8 @@ def lengths(*, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
         teacher, student = _texts(example)
         cuts = reader.teacher(teacher), reader.student(student)
         for name in ("caption", "cot"):
-            found.append([prompt + len(cut.tokens[name]) for cut in cuts])
-    sides = np.array(found)
+            lengths_by_pair.append([prompt + len(cut.tokens[name]) for cut in cuts])
+    sides = np.array(lengths_by_pair)
     return sides[:, 0], sides[:, 1]
 
 
@@ -108,15 +108,20 @@ def teacher_cut() -> dict[str, Json]:
     """
     words = _words()
     reader = _reader(words, "pad")
-    kept = {}
+    is_answer_kept = {}
     for steps in (100, 200, 240, 260, 400, 1000):
         cot = "<think>" + " 1 +" * steps + "</think><answer>7</answer>"
         cut = reader.teacher(segments.Text.of_parts("<caption>a</caption>", cot))
         text = words.tokenizer.decode(cut.tokens["cot"].tolist())
-        kept[str(len(words.tokenizer.encode(cot, add_special_tokens=False)))] = "</answer>" in text
+        is_answer_kept[str(len(words.tokenizer.encode(cot, add_special_tokens=False)))] = (
+            "</answer>" in text
+        )
     rng = np.random.default_rng(0)
     shares = {}
     for median in (128, 256, 512, 1024, 2048):
-        drawn = rng.lognormal(np.log(median), 0.5, 100_000)
-        shares[str(median)] = float(np.mean(drawn > 512))
-    return {"answer_is_kept_by_cot_tokens": kept, "share_cut_by_median_cot_tokens": shares}
+        samples = rng.lognormal(np.log(median), 0.5, 100_000)
+        shares[str(median)] = float(np.mean(samples > 512))
+    return {
+        "answer_is_kept_by_cot_tokens": is_answer_kept,
+        "share_cut_by_median_cot_tokens": shares,
+    }

@@ -31,8 +31,10 @@ def head_bias() -> dict[str, Json]:
     scores = rng.normal(size=(2, _RESPONSES)).astype(np.float32)
     values = []
     for bias in (0.0, 0.3):
-        found = _alignment_scores(scores + bias, np.ones(_RESPONSES, bool), None, num_groups=1)
-        values.append(advantage.align(found, num_groups=1, **_ALIGN))
+        alignment_scores = _alignment_scores(
+            scores + bias, np.ones(_RESPONSES, bool), None, num_groups=1
+        )
+        values.append(advantage.align(alignment_scores, num_groups=1, **_ALIGN))
     sums = {}
     for regulariser in (0.0, _REGULARISER):
         back = _score_gradients(scores, np.ones(2), True, "none", regulariser)
@@ -94,8 +96,8 @@ def _score_gradients(
         )
         for number, name in enumerate(_SEGMENTS)
     }
-    found, _ = discriminator_loss.gradients_by_name(scores, rule)
-    return [found[name] for name in _SEGMENTS]
+    gradients, _ = discriminator_loss.gradients_by_name(scores, rule)
+    return [gradients[name] for name in _SEGMENTS]
 
 
 def _alignment_scores(
@@ -119,7 +121,7 @@ def nobody_judges() -> dict[str, Json]:
     scores = rng.normal(size=(2, total)).astype(np.float32)
     format_ok, right = rng.random(total) < 0.9, rng.random(total) < 0.6
     wrong = format_ok & ~right
-    found: dict[str, Json] = {"responses": total, "wrong": int(wrong.sum())}
+    result: dict[str, Json] = {"responses": total, "wrong": int(wrong.sum())}
     for name, accuracy in (("released", np.ones(total)), ("ours", right)):
         values = advantage.gated_align(
             _alignment_scores(scores, format_ok, accuracy, num_groups=_GROUPS),
@@ -127,9 +129,9 @@ def nobody_judges() -> dict[str, Json]:
             **_JUDGED,
         )
         of_wrong = np.asarray(values)[wrong]
-        found[f"{name}_share_of_wrong_above_0"] = float(np.mean(of_wrong > 0))
-        found[f"{name}_mean_of_wrong"] = float(of_wrong.mean())
-    return found
+        result[f"{name}_share_of_wrong_above_0"] = float(np.mean(of_wrong > 0))
+        result[f"{name}_mean_of_wrong"] = float(of_wrong.mean())
+    return result
 
 
 def looser_format(oracles: pathlib.Path) -> dict[str, Json]:
@@ -154,7 +156,7 @@ def looser_format(oracles: pathlib.Path) -> dict[str, Json]:
             paid[judge] += not case["format_ok"] and reward.total > 0
         # `reward` is of the official judge now.
         unscored += reward.format > 0 and not tags.format_ok(case["text"], gate="official")
-    found: dict[str, Json] = {
+    result: dict[str, Json] = {
         "malformed": sum(not case["format_ok"] for case in cases),
         "valid_without_scores": unscored,
         **{f"malformed_that_earn_{judge}": number for judge, number in paid.items()},
@@ -166,28 +168,28 @@ def looser_format(oracles: pathlib.Path) -> dict[str, Json]:
     noise = rng.normal(size=(2, total)).astype(np.float32)
     for mean in (-2, 0, 2):
         scores = np.where(refused, 0.0, noise + mean).astype(np.float32)
-        told = {}
+        means = {}
         for name, format_ok in (("released", np.ones(total, bool)), ("ours", ~refused)):
             values = advantage.acc_gating(
                 _alignment_scores(scores, format_ok, np.ones(total), num_groups=_GROUPS),
                 num_groups=_GROUPS,
                 **_JUDGED,
             )
-            told[name] = float(np.asarray(values)[refused].mean())
-        found["mean_advantage_by_mean_score"][str(mean)] = told
-    return found
+            means[name] = float(np.asarray(values)[refused].mean())
+        result["mean_advantage_by_mean_score"][str(mean)] = means
+    return result
 
 
 def fruitful_steps() -> dict[str, Json]:
     """Item 39: steps that 620 generations of 96 prompts reach, by the share that varies."""
     generations = 620
-    found: dict[str, Json] = {"generations": generations, "by_varying_share": {}}
+    result: dict[str, Json] = {"generations": generations, "by_varying_share": {}}
     for share in (0.2, 0.4, 0.6, 0.8):
-        told = {}
+        by_rule = {}
         for name, surplus in (("released", 0), ("ours", 1)):
-            told[name] = _reach(share, generations, surplus_steps=surplus)
-        found["by_varying_share"][str(share)] = told
-    return found
+            by_rule[name] = _reach(share, generations, surplus_steps=surplus)
+        result["by_varying_share"][str(share)] = by_rule
+    return result
 
 
 def _reach(share: float, generations: int, *, surplus_steps: int) -> dict[str, Json]:
@@ -200,7 +202,7 @@ def _reach(share: float, generations: int, *, surplus_steps: int) -> dict[str, J
         surplus_steps=surplus_steps,
     )
     rng = np.random.default_rng(0)
-    step, drawn, varying, learned, kept = 0, 0, 0, 0, []
+    step, num_drawn, varying, learned, surplus = 0, 0, 0, 0, []
 
     def draw(number: int) -> list[rlvr_groups.Group]:
         del number
@@ -208,13 +210,13 @@ def _reach(share: float, generations: int, *, surplus_steps: int) -> dict[str, J
         return [_group(step, bool(one)) for one in varies]
 
     while True:
-        filled = rlvr_groups.fill(kept, draw, options, num_prompts=32, step=step)
-        drawn += filled.num_generations
-        if drawn > generations:
-            return {"steps": step, "thrown_away": 1.0 - learned / (varying - len(kept))}
+        filled = rlvr_groups.fill(surplus, draw, options, num_prompts=32, step=step)
+        num_drawn += filled.num_generations
+        if num_drawn > generations:
+            return {"steps": step, "thrown_away": 1.0 - learned / (varying - len(surplus))}
         varying += filled.num_varying
         learned += len(filled.groups)
-        kept, step = filled.surplus, step + 1
+        surplus, step = filled.surplus, step + 1
 
 
 def _group(step: int, varies: bool) -> rlvr_groups.Group:

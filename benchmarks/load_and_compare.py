@@ -56,10 +56,10 @@ class HostMemory:
         self._thread.join()
 
 
-def relative(found: np.ndarray, expected: np.ndarray) -> float:
+def relative(values: np.ndarray, expected: np.ndarray) -> float:
     """Return the norm of the difference over the norm."""
-    found, expected = found.astype(np.float64), expected.astype(np.float64)
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    values, expected = values.astype(np.float64), expected.astype(np.float64)
+    return float(np.linalg.norm(values - expected) / np.linalg.norm(expected))
 
 
 def compare(model: pretrained.Pretrained, reference, implementation: str) -> dict:

@@ -24,10 +24,10 @@ limit is named.
 """
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
+def table(measured: Sequence[dict[str, Any]]) -> str:
     """Return the page."""
     rows, notes = [], []
-    for one in found:
+    for one in measured:
         name = one.get("record", one["file"].removesuffix(".json"))
         where = f"{one.get('device', '?')}, {one.get('date', '?')}, [file](../benchmarks/results/"
         cells = [

@@ -75,13 +75,13 @@ def versions() -> dict[str, str]:
 
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:
     """Return the records of a folder's JSON files, by name; other files are passed over."""
-    found = []
+    records = []
     for path in sorted(folder.glob("*.json")):
         held = json.loads(path.read_text())
         candidates: Sequence[Any] = held if isinstance(held, list) else [held]
-        found += [
+        records += [
             one | {"file": path.name}
             for one in candidates
             if isinstance(one, dict) and {"claim", "ratio", "target", "is_met"} <= one.keys()
         ]
-    return sorted(found, key=lambda one: str(one.get("record", one["file"])))
+    return sorted(records, key=lambda one: str(one.get("record", one["file"])))

@@ -104,8 +104,8 @@ def image_prompts(config: Qwen3VLConfig, count: int) -> list[inputs.Example]:
 
 def lengths(count: int, *, mean: float, most: int) -> np.ndarray:
     """Return log-normal lengths, the same for every caller."""
-    drawn = np.random.default_rng(1).lognormal(np.log(mean) - _SIGMA**2 / 2, _SIGMA, count)
-    return np.clip(np.round(drawn), 1, most).astype(int)
+    samples = np.random.default_rng(1).lognormal(np.log(mean) - _SIGMA**2 / 2, _SIGMA, count)
+    return np.clip(np.round(samples), 1, most).astype(int)
 
 
 def run(

@@ -133,7 +133,7 @@ def rollout(case: Case, kind: machines.Generation, chips: int) -> tuple[float, i
     speed = kind.terabytes * 1e12 * decoding().value * MEASURED["spread"].value
     place = 2 * 2 * text.num_layers * text.num_kv_heads * text.head_dim
     mean, most = ASSUMED["mean_tokens"], case.max_tokens
-    found = []
+    estimates = []
     tensor = 1
     while tensor <= min(_MAX_TENSOR, chips):
         responses = case.num_responses / (chips / tensor)
@@ -143,9 +143,9 @@ def rollout(case: Case, kind: machines.Generation, chips: int) -> tuple[float, i
         steps = max(most, math.ceil(responses / room) * mean) if responses >= 1 else most
         reads = max(responses, 1) * mean * place / tensor * (case.prompt_tokens + mean / 2)
         sums = 0.0 if tensor == 1 else 2 * text.num_layers * ASSUMED["sum_seconds"] * steps
-        found.append(((steps * weights + reads) / speed + sums, tensor))
+        estimates.append(((steps * weights + reads) / speed + sums, tensor))
         tensor *= 2
-    return min(found)
+    return min(estimates)
 
 
 def arithmetic(config: Qwen3VLConfig, tokens: float, passes: int) -> float:
@@ -194,36 +194,36 @@ def separate(case: Case, kind: machines.Generation, chips: int) -> tuple[float, 
 
     Samplers draw for the next step while the trainer learns from the last one.
     """
-    found = []
+    estimates = []
     for eighths in range(1, 8):
         samplers = chips * eighths // 8
         if not samplers or samplers == chips:
             continue
-        drawn = rollout(case, kind, samplers)[0]
+        sampling = rollout(case, kind, samplers)[0]
         learned = step(case, kind, chips - samplers)
-        found.append((max(drawn + learned.reshard, learned.learning), eighths / 8))
-    return min(found)
+        estimates.append((max(sampling + learned.reshard, learned.learning), eighths / 8))
+    return min(estimates)
 
 
 def cases(chips: int, *, is_scaled: bool) -> list[Case]:
     """Return the shipped steps of 8B; scaled, with as many responses a chip as on 8 chips."""
-    found = []
+    all_cases = []
     for name, judge in (("rlvr", None), ("align", opening.MODELS["discriminator"])):
-        drawn = importlib.import_module(f"configs.{name}").get_config("8b").rollout
-        responses = drawn.num_prompts * drawn.num_responses
+        rollout_config = importlib.import_module(f"configs.{name}").get_config("8b").rollout
+        responses = rollout_config.num_prompts * rollout_config.num_responses
         if is_scaled:
             responses = max(responses, responses // CHIPS[0] * chips)
-        found.append(
+        all_cases.append(
             Case(
                 name=f"{name}:8b",
                 model=opening.MODELS["8b"],
                 judge=judge,
                 num_responses=responses,
-                max_tokens=drawn.max_response_tokens,
+                max_tokens=rollout_config.max_response_tokens,
                 prompt_tokens=1000,
             )
         )
-    return found
+    return all_cases
 
 
 def table(generation: str, *, is_scaled: bool) -> list[str]:
@@ -236,14 +236,20 @@ def table(generation: str, *, is_scaled: bool) -> list[str]:
         first = None
         for chips in CHIPS:
             case = cases(chips, is_scaled=is_scaled)[index]
-            found = step(case, kind, chips)
-            rate = case.num_responses / found.total
+            estimate = step(case, kind, chips)
+            rate = case.num_responses / estimate.total
             first = first or rate / chips
             apart, share = separate(case, kind, chips)
-            gain = found.total / apart
-            cells = [case.name, chips, case.num_responses, f"{found.rollout:.1f}", found.tensor]
-            cells += [f"{found.reshard:.2f}", f"{found.judge:.2f}", f"{found.scores:.1f}"]
-            cells += [f"{found.update:.1f}", f"{found.save:.2f}", f"{found.total:.1f}"]
+            gain = estimate.total / apart
+            cells = [
+                case.name,
+                chips,
+                case.num_responses,
+                f"{estimate.rollout:.1f}",
+                estimate.tensor,
+            ]
+            cells += [f"{estimate.reshard:.2f}", f"{estimate.judge:.2f}", f"{estimate.scores:.1f}"]
+            cells += [f"{estimate.update:.1f}", f"{estimate.save:.2f}", f"{estimate.total:.1f}"]
             cells += [f"{rate:.2f}", f"{rate / chips / first:.2f}"]
             cells += [f"{apart:.1f} ({share:.2f})", f"{gain:.2f}"]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
@@ -252,7 +258,7 @@ def table(generation: str, *, is_scaled: bool) -> list[str]:
 
 def turning_points(generation: str, *, is_scaled: bool) -> list[str]:
     """Return where more chips stop paying, and where separate samplers begin to."""
-    kind, found = machines.GENERATIONS[generation], []
+    kind, points = machines.GENERATIONS[generation], []
     for index in range(2):
         steps, gains = {}, {}
         for chips in CHIPS:
@@ -262,7 +268,7 @@ def turning_points(generation: str, *, is_scaled: bool) -> list[str]:
         above = [chips for chips, gain in gains.items() if gain >= _GAIN]
         doubled = [c for c in CHIPS[:-1] if steps[c] / steps[2 * c] < _GAIN]
         name = cases(8, is_scaled=is_scaled)[index].name
-        told = (
+        text = (
             f"twice the chips gain less than a tenth from {doubled[0]} on"
             if doubled
             else ("more chips pay up to 4096")
@@ -272,8 +278,8 @@ def turning_points(generation: str, *, is_scaled: bool) -> list[str]:
             if above
             else ("separate samplers gain a tenth nowhere")
         )
-        found.append(f"{name}: {told}; {apart} (at most {max(gains.values()):.2f} times).")
-    return found
+        points.append(f"{name}: {text}; {apart} (at most {max(gains.values()):.2f} times).")
+    return points
 
 
 def _span(chips: Sequence[int]) -> str:

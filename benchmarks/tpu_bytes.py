@@ -42,10 +42,10 @@ def moved_bytes(lines: list[str]) -> int:
     """
     shapes, total = {}, 0
     for line in lines:
-        found = _LINE.match(line)
-        if found is None:
+        match = _LINE.match(line)
+        if match is None:
             continue
-        name, shape, operation, rest = found.groups()
+        name, shape, operation, rest = match.groups()
         shapes[name] = shape
         if operation in _FREE:
             continue

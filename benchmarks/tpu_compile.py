@@ -42,12 +42,12 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 def largest_array(shape: str) -> tuple[int, str]:
     """Return bytes (without padding) and type of the largest array in an HLO shape."""
-    found = [(0, "")]
+    sizes = [(0, "")]
     for dtype, dims in _ARRAY.findall(shape):
         bits = 8 if dtype == "pred" else int(dtype.lstrip("bfsu"))
         count = math.prod(int(d) for d in dims.split(",") if d)
-        found.append((count * bits // 8, f"{dtype}[{dims}]"))
-    return max(found)
+        sizes.append((count * bits // 8, f"{dtype}[{dims}]"))
+    return max(sizes)
 
 
 def collectives(hlo: str) -> list[dict[str, Any]]:
@@ -62,11 +62,11 @@ def collectives(hlo: str) -> list[dict[str, Any]]:
         if line.startswith("%"):
             # A TPU's reduce-scatter is a computation of this name that holds an all-reduce.
             is_fused = line.startswith("%all-reduce-scatter")
-        found = _COLLECTIVE.search(line)
-        if found is not None:
-            kind = "reduce-scatter" if is_fused else found[2]
+        match = _COLLECTIVE.search(line)
+        if match is not None:
+            kind = "reduce-scatter" if is_fused else match[2]
             name = _OP_NAME.search(line)
-            counts[*largest_array(found[1]), kind, name[1] if name else ""] += 1
+            counts[*largest_array(match[1]), kind, name[1] if name else ""] += 1
     fields = ("bytes", "array", "kind", "op_name", "count")
     ordered = sorted(counts.items(), key=lambda item: (-item[0][0], item[0]))
     return [dict(zip(fields, (*key, count), strict=True)) for key, count in ordered]

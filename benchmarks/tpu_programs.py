@@ -258,8 +258,8 @@ def _train_program(
     )
 
     def loss_fn(built: nnx.Module, batch: Tree, key: jax.Array) -> tuple:
-        term, told = token_loss(built, batch, chunk_tokens)
-        return {"nll": term}, told
+        term, logged = token_loss(built, batch, chunk_tokens)
+        return {"nll": term}, logged
 
     step = train_step.make_train_step(
         graphdef,

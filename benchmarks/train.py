@@ -42,8 +42,8 @@ def peer(args: argparse.Namespace, *options: str) -> dict | None:
 
 
 def _over(value: float | None, other: dict | None, key: str = "tokens_per_second") -> float | None:
-    found = None if other is None else other.get(key)
-    return None if value is None or found is None else value / found
+    base = None if other is None else other.get(key)
+    return None if value is None or base is None else value / base
 
 
 def train_sft(args: argparse.Namespace) -> dict:

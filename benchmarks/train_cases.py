@@ -131,11 +131,11 @@ def _examples(size: Size, rng: np.random.Generator) -> list[inputs.Example]:
     # Lengths differ, and sum up to the filled part of the row.
     edges = np.linspace(0.5, 1.5, num)
     lengths = (edges / edges.sum() * size.filled * size.row_tokens).astype(int)
-    found = []
+    examples = []
     for length in lengths:
         words = rng.integers(1, config.text.vocab_size - 10, max(length - shown, 4))
         tokens = np.concatenate([np.full(shown, config.image_token_id), words])
-        found.append(
+        examples.append(
             inputs.Example(
                 tokens=tokens,
                 token_types=(tokens == config.image_token_id).astype(np.int32),
@@ -145,7 +145,7 @@ def _examples(size: Size, rng: np.random.Generator) -> list[inputs.Example]:
                 ],
             )
         )
-    return found
+    return examples
 
 
 def make_batch(size: Size) -> batches.SFTBatch:
@@ -178,26 +178,26 @@ def forward_flops(size: Size, batch: batches.SFTBatch) -> dict[str, float]:
     d, h = text.hidden_size, text.head_dim
     maps = d * h * (2 * text.num_heads + 2 * text.num_kv_heads) + 3 * d * text.intermediate_size
     pairs = _squares(batch.text.segments) / 2
-    found = {
+    flops_by_part = {
         "text": 2 * tokens * text.num_layers * maps,
         "text attention": 4 * pairs * text.num_layers * text.num_heads * h,
         "head": 2 * tokens * d * text.vocab_size,
     }
     if batch.vision is None:
-        return found
+        return flops_by_part
     patches, width = float(batch.vision.coords.size / 2), vision.hidden_size
     area = vision.spatial_merge_size**2
     block = 4 * width**2 + 2 * width * vision.intermediate_size
     merger = (width * area) ** 2 + width * area * vision.out_hidden_size
     num_mergers = 1 + len(vision.deepstack_layers)
-    found["vision"] = (
+    flops_by_part["vision"] = (
         2
         * patches
         * (vision.num_layers * block + vision.patch_dim * width + num_mergers * merger / area)
     )
     pairs = _squares(batch.vision.segments)
-    found["vision attention"] = 4 * pairs * vision.num_layers * width
-    return found
+    flops_by_part["vision attention"] = 4 * pairs * vision.num_layers * width
+    return flops_by_part
 
 
 def flops(size: Size, batch: batches.SFTBatch, *, has_backward: bool) -> dict[str, float]:
@@ -207,11 +207,11 @@ def flops(size: Size, batch: batches.SFTBatch, *, has_backward: bool) -> dict[st
     """
     times = 3.0 if has_backward else 1.0
     is_frozen = "vision/.*" in size.frozen
-    found = {
+    flops_by_part = {
         part: count * (1.0 if is_frozen and part.startswith("vision") else times)
         for part, count in forward_flops(size, batch).items()
     }
-    return found | {"all": sum(found.values())}
+    return flops_by_part | {"all": sum(flops_by_part.values())}
 
 
 def matmul_parameters(size: Size) -> int:

@@ -87,14 +87,14 @@ def main() -> None:
     measured = sorted(seconds[2:])
     median = measured[len(measured) // 2]
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else None
-    told = {
+    record = {
         "peer": f"transformers {transformers.__version__}",
         **vars(args),
         "seconds_a_step": measured,
         "tokens_per_second": args.rows * args.row_tokens / median,
         "peak_gigabytes": peak,
     }
-    print(json.dumps(told))
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

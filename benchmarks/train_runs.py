@@ -113,16 +113,16 @@ def sft(
     size = dataclasses.replace(_size(name), remat=remat, rows=num_devices)
     if chunk_tokens is not None:
         size = dataclasses.replace(size, chunk_tokens=chunk_tokens)
-    told = {"states": states, "remat": remat, "options": options, "devices": num_devices}
-    told["chunk_tokens"] = size.chunk_tokens
-    told |= {"lora_rank": lora_rank, "size": name}
+    description = {"states": states, "remat": remat, "options": options, "devices": num_devices}
+    description["chunk_tokens"] = size.chunk_tokens
+    description |= {"lora_rank": lora_rank, "size": name}
     sizes = dict.fromkeys(mesh_lib.AXES, 1) | {"fsdp": num_devices}
     mesh = mesh_lib.make(sizes, jax.devices()[:num_devices])
     try:
         with jax.set_mesh(mesh):
-            return told | _sft(size, states, options, lora_rank, mesh)
+            return description | _sft(size, states, options, lora_rank, mesh)
     except jax.errors.JaxRuntimeError as error:
-        return told | {"error": str(error)[:500]}
+        return description | {"error": str(error)[:500]}
 
 
 def _sft(size, states, options, lora_rank, mesh) -> dict[str, Any]:
@@ -160,8 +160,8 @@ def _sft(size, states, options, lora_rank, mesh) -> dict[str, Any]:
     del state
 
     def run():
-        held[0], told = compiled(held[0], batch, key)
-        return told
+        held[0], metrics = compiled(held[0], batch, key)
+        return metrics
 
     seconds = _timed(run)
     median = seconds[len(seconds) // 2]
@@ -211,16 +211,16 @@ def head(name: str) -> dict[str, Any]:
         "four_matmuls": functools.partial(matmuls, is_recomputed=True),
         "three_matmuls": functools.partial(matmuls, is_recomputed=False),
     }
-    found: dict[str, Any] = {"seconds": {}, "temporary_bytes": {}, "all_seconds": {}}
-    found |= {"tokens": num_tokens, "chunk_tokens": chunk}
+    result: dict[str, Any] = {"seconds": {}, "temporary_bytes": {}, "all_seconds": {}}
+    result |= {"tokens": num_tokens, "chunk_tokens": chunk}
     for program, function in programs.items():
         compiled = jax.jit(function).lower(hidden, table).compile()
-        found["temporary_bytes"][program] = compiled.memory_analysis().temp_size_in_bytes
+        result["temporary_bytes"][program] = compiled.memory_analysis().temp_size_in_bytes
         if program != "naive":
             seconds = _timed(functools.partial(compiled, hidden, table))
-            found["all_seconds"][program] = seconds
-            found["seconds"][program] = seconds[len(seconds) // 2]
-    return found
+            result["all_seconds"][program] = seconds
+            result["seconds"][program] = seconds[len(seconds) // 2]
+    return result
 
 
 def _group(name: str, size: train_cases.Size) -> tuple[inputs.Example, list[np.ndarray]]:
@@ -262,17 +262,19 @@ def policy(name: str, *, is_shared: bool) -> dict[str, Any]:
         shared_units=len(responses) if is_shared else None,
         place="rows",
     )
-    drawn = [packed_rows.Continuation(prompt=0, tokens=tokens) for tokens in responses]
+    continuations = [packed_rows.Continuation(prompt=0, tokens=tokens) for tokens in responses]
     logprobs = [np.full(len(tokens), -1.0, np.float32) for tokens in responses]
     advantages = np.linspace(-1, 1, len(responses)).astype(np.float32)
-    batch = policy_batch.on_policy_batch([prompt], drawn, logprobs, advantages, shape, size.config)
-    told = {"is_shared": is_shared, "microbatches": shape.num_microbatches}
-    told |= {"computed_tokens": int(batch.text.tokens.size), "row_tokens": shape.row_tokens}
-    told["response_tokens"] = int(sum(map(len, responses)))
+    batch = policy_batch.on_policy_batch(
+        [prompt], continuations, logprobs, advantages, shape, size.config
+    )
+    description = {"is_shared": is_shared, "microbatches": shape.num_microbatches}
+    description |= {"computed_tokens": int(batch.text.tokens.size), "row_tokens": shape.row_tokens}
+    description["response_tokens"] = int(sum(map(len, responses)))
     try:
-        return told | _policy(size, batch, shape, numbers["longest"])
+        return description | _policy(size, batch, shape, numbers["longest"])
     except jax.errors.JaxRuntimeError as error:
-        return told | {"error": str(error)[:500]}
+        return description | {"error": str(error)[:500]}
 
 
 def _policy(size, batch, shape, longest) -> dict[str, Any]:
@@ -317,8 +319,8 @@ def _policy(size, batch, shape, longest) -> dict[str, Any]:
     ]
 
     def run():
-        held[0], told = compiled(held[0], batch, key)
-        return told
+        held[0], metrics = compiled(held[0], batch, key)
+        return metrics
 
     seconds = _timed(run)
     held.clear()

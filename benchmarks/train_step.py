@@ -215,13 +215,13 @@ class Bench:
         """Measure and report one variant; one that cannot run says why."""
         case = self.case(variant)
         try:
-            compiled, told = make()
+            compiled, description = make()
             if self._state is None:
                 self._state = train_variants.make_state(case, train_variants.program_of(case)[1])
             clock = Clock(compiled, case, self._state, self.batch(variant, self._batch))
             self._state = None
             host = self.batch(variant, self._host)
-            result = measure(variant, case, clock, host, compiled=compiled) | told
+            result = measure(variant, case, clock, host, compiled=compiled) | description
             if variant == "profile":
                 result["profile"] = profile(clock, compiled)
                 if self._args.hlo is not None:
@@ -243,7 +243,7 @@ class Bench:
         }
         is_tuned = {v: "xla_gpu_autotune_level" not in self.case(v).options for v in variants}
         untuned = [v for v in variants if not is_tuned[v]]
-        found = []
+        results = []
         with concurrent.futures.ThreadPoolExecutor(self._args.compile_threads) as pool:
             futures = {variant: pool.submit(builds[variant]) for variant in untuned}
             for variant, future in futures.items():
@@ -252,11 +252,11 @@ class Bench:
                     continue
                 concurrent.futures.wait([future])
                 beside = sum(not other.done() for other in futures.values())
-                found.append(self.time(variant, future.result) | {"compiling_beside": beside})
+                results.append(self.time(variant, future.result) | {"compiling_beside": beside})
         for variant in variants:
             if is_tuned[variant] and not self._is_late(variant):
-                found.append(self.time(variant, builds[variant]))
-        return found
+                results.append(self.time(variant, builds[variant]))
+        return results
 
     def _is_late(self, variant: str) -> bool:
         is_late = time.perf_counter() - self._begun > self._args.limit_seconds
@@ -272,14 +272,14 @@ def run(args: argparse.Namespace) -> dict:
     result = {"device": device.device_kind, "jax": jax.__version__} | bench.about()
     result["matmul_teraflops_per_second"] = matmul_teraflops(256 if args.size == "tiny" else 8192)
     kernel_times.report(result)
-    found = bench.run([*(["profile"] if args.profile else []), *args.variants])
-    for one in found:
+    results = bench.run([*(["profile"] if args.profile else []), *args.variants])
+    for one in results:
         if "teraflops_per_second" in one:
             rate = one["teraflops_per_second"]
             one["of_matmul"] = rate / result["matmul_teraflops_per_second"]
     # The CPU has no such figures.
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-    return result | {"peak_gigabytes": None if peak is None else peak / 1e9, "results": found}
+    return result | {"peak_gigabytes": None if peak is None else peak / 1e9, "results": results}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -122,7 +122,7 @@ def loss_fn(
     if case.head is None:
         total = jnp.where(mask[..., None], hidden, 0).astype(jnp.float32).sum()
         return {"nll": reduce.Sum(total=total, weight=mask.sum(dtype=jnp.float32))}, {}
-    term, told = sft.nll(
+    term, logged = sft.nll(
         hidden,
         model.head(),
         targets,
@@ -130,7 +130,7 @@ def loss_fn(
         chunk_tokens=case.size.chunk_tokens,
         implementation=case.head,
     )
-    return {"nll": term}, told
+    return {"nll": term}, logged
 
 
 def weights(batch: Batch) -> dict[str, jax.Array]:

@@ -15,7 +15,7 @@ class RowLayout:
         return self.row_parts if num_rows == -1 else num_rows
 
     def problems(self, num_rows: int, *sizes: int, name: str, size_names: str) -> list[str]:
-        """Return what is wrong with rows of these numbers of tokens or patches.
+        """Return the problems of rows of these numbers of tokens or patches.
 
         Args:
           name, size_names: of the fields, for the messages.

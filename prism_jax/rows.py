@@ -304,7 +304,7 @@ def _places(
             if is_repeated or one.prompt not in starts:
                 starts[one.prompt] = used
                 used += one.prompt_tokens
-            found = Place(
+            place = Place(
                 row=number,
                 slot=slot,
                 start=used if is_repeated else shape.row_prompt_tokens + offset,
@@ -312,7 +312,7 @@ def _places(
                 offset=offset,
                 num_tokens=num_tokens,
             )
-            places[unit].append(found)
+            places[unit].append(place)
             used, slot = used + (num_tokens if is_repeated else 0), slot + 1
             offset += num_tokens
     return places

@@ -12,9 +12,10 @@ from prism_jax.rollout.session import Look
 
 
 @pytest.mark.parametrize("name", ["rollout_ragged", "rollout_scaling"])
-def test_a_record_says_what_was_measured_and_how(name, tmp_path, capsys):
+def test_a_record_says_what_was_measured_and_how(name, tmp_path, capsys, monkeypatch):
     out = tmp_path / "record.json"
-    rollout.main([f"--record={name}", "--size=tiny", f"--out={out}"])
+    monkeypatch.setattr(sys, "argv", ["x", f"--record={name}", "--size=tiny", f"--out={out}"])
+    rollout.main()
     record = json.loads(out.read_text())
     assert json.loads(capsys.readouterr().out) == record
     assert (
@@ -22,9 +23,10 @@ def test_a_record_says_what_was_measured_and_how(name, tmp_path, capsys):
     )
     fields = {"claim", "ratio", "target", "is_met", "limit", "device", "versions", "date", "raw"}
     assert fields <= set(record)
-    assert record["ratio"] > 0
+    assert all(value > 0 for value in record["ratio"].values())
     if name == "rollout_scaling":
         assert set(record["raw"]["tokens_per_second_a_device"]) == {"1", "2", "4"}
+        assert set(record["target"]) == {"2 devices", "4 devices"}
 
 
 def test_a_step_reads_every_weight_once_a_prompt_once_and_the_tokens_so_far():

@@ -17,7 +17,7 @@ from prism_jax.stages.sft import step as sft_step
 
 def test_it_measures_what_was_asked_for_and_profiles(tmp_path, capsys):
     out, hlo = tmp_path / "result.json", tmp_path / "program.txt"
-    asked = ["--size=tiny", "--layers=1", "--variants", "forward"]
+    asked = ["--size=tiny", "--layers=1", "--variants", "forward", "--limit_seconds=900"]
     benchmark.main([*asked, "--profile", f"--out={out}", f"--hlo={hlo}"])
     result = json.loads(out.read_text())
     told = capsys.readouterr()

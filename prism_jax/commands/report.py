@@ -73,7 +73,7 @@ def _write_suite(args: argparse.Namespace) -> None:
         shown[name] = [
             benchmarks.Example(
                 line=line,
-                question=report_rows.question(rows[line["id"]]) if line["id"] in rows else None,
+                question=records.get_question(rows[line["id"]]) if line["id"] in rows else None,
                 pictures=tuple(map(report_rows.picture, rows[line["id"]].images))
                 if line["id"] in rows
                 else (),
@@ -129,7 +129,7 @@ def _example(
     return examples.Example(
         id=record["id"],
         question_type=record["question_type"],
-        question=None if row is None else report_rows.question(row),
+        question=None if row is None else records.get_question(row),
         ground_truth=record["ground_truth"],
         pictures=() if row is None else tuple(map(report_rows.picture, row.images)),
         has_pictures=row is not None,

@@ -27,12 +27,6 @@ def read(path: str, image_root: str | None, ids: Collection[str]) -> dict[str, r
     return rows
 
 
-def question(row: records.PromptRow) -> str:
-    """Return the text of a row's last question, without the marks of pictures."""
-    turns = [turn.content for turn in row.prompt if turn.role == "user"]
-    return turns[-1].replace(records.IMAGE_MARK, "").strip()
-
-
 def picture(image: records.Image) -> examples.Picture:
     """Return a picture, a large one made smaller."""
     png, width, height = images.thumbnail(image, side_pixels=_MAX_PICTURE_PIXELS)

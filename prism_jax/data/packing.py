@@ -68,16 +68,16 @@ def best_fit(
         window = [*carried, *range(start, min(stop, len(order)))]
         start = min(stop, len(order))
         made = _fill(window, order, needs, shares, whole)
-        kept, given_up = made, []
+        full_rows, given_up = made, []
         if start < len(order):
             old = set(carried)
             is_kept = [
                 shares[order[row]].sum(0).max() >= _FULL or not old.isdisjoint(row) for row in made
             ]
-            kept = [row for row, keep in zip(made, is_kept, strict=True) if keep]
+            full_rows = [row for row, keep in zip(made, is_kept, strict=True) if keep]
             given_up = [row for row, keep in zip(made, is_kept, strict=True) if not keep]
         carried = sorted(place for row in given_up for place in row)
-        rows += [tuple(int(order[place]) for place in row) for row in kept]
+        rows += [tuple(int(order[place]) for place in row) for row in full_rows]
     return rows
 
 
@@ -128,12 +128,12 @@ def epoch_order(
         starts = np.cumsum([0, *lengths[:-1]])
         parts = []
         for source, (length, share) in enumerate(zip(lengths, shares, strict=True)):
-            drawn = np.arange(epoch * share, (epoch + 1) * share)
+            places = np.arange(epoch * share, (epoch + 1) * share)
             rounds = [
-                _permutation(length, seed, source + 1, int(r)) for r in np.unique(drawn // length)
+                _permutation(length, seed, source + 1, int(r)) for r in np.unique(places // length)
             ]
-            if len(drawn):
-                items = np.concatenate(rounds)[drawn - drawn[0] // length * length]
+            if len(places):
+                items = np.concatenate(rounds)[places - places[0] // length * length]
                 parts.append(starts[source] + items)
         order = np.concatenate(parts)
     return order[_permutation(len(order), seed, 0, epoch)]

@@ -190,6 +190,16 @@ def get_texts(row: Row) -> tuple[str, ...]:
     )
 
 
+def get_question(row: Row) -> str:
+    """Return the user's turns as one text for a reader, without marks of pictures."""
+    if isinstance(row, PairRow):
+        turns = [row.prompt]
+    else:
+        messages = row.messages if isinstance(row, SFTRow) else row.prompt
+        turns = [turn.content for turn in messages if turn.role == "user"]
+    return "\n".join(turns).replace(IMAGE_MARK, "").strip()
+
+
 def get_segments(row: PairRow) -> dict[str, str]:
     """Return the teacher and student texts of the row, by field name."""
     segments = {

@@ -118,13 +118,13 @@ class Evaluation:
         rows = self._opened.rows
         for start in range(0, len(rows), _BATCH_PROMPTS):
             part = [rows[n] for n in range(start, min(start + _BATCH_PROMPTS, len(rows)))]
-            drawn = respond(
+            responses = respond(
                 encode.encode_prompts(part, self._words), jax.random.fold_in(self._key, start)
             )
-            rewards, _ = policy_responses.judge(self._judge, part, drawn.segments)
+            rewards, _ = policy_responses.judge(self._judge, part, responses.segments)
             accuracy += [reward.accuracy for reward in rewards]
-            format_ok += [segments.format_ok for segments in drawn.segments]
-            lengths += drawn.rollout.lengths.tolist()
+            format_ok += [segments.format_ok for segments in responses.segments]
+            lengths += responses.rollout.lengths.tolist()
         return {
             METRIC: float(np.mean(accuracy)),
             "eval/format_fraction": float(np.mean(format_ok)),

@@ -84,6 +84,8 @@ def _same_options(
         letter, option = choices.truth(wanted.value)
         if not letter:
             continue
+        if letter == "I" and any(choices.is_statement(one.value, letter) for one in givens):
+            return True
         named = [(choices.letter(one.value), one.value) for one in givens]
         given_letter, value = next((pair for pair in named if pair[0]), ("", ""))
         if given_letter == letter and option:

@@ -25,6 +25,8 @@ _PHRASE = re.compile(
     r"(?:option|choice)?\s?(?:\(\s?([A-Ja-j])\s?\)|([A-J]))(?![\w'])",
     re.IGNORECASE,
 )
+# Not I, which is a statement.
+_ONLY = re.compile(r"(?:[Oo]nly )?(?:[Oo]ption )?\(?([A-HJ])\)?(?: only)?")
 _STATED = re.compile(
     rf"\(?({_LETTER})\)?\s+is\s+(?:the\s+)?"
     r"(?:(?:correct|right|best)(?:\s+(?:answer|option|choice|one))?|answer)"
@@ -41,6 +43,12 @@ _NEGATION = re.compile(
     r"\b(?:not|wrong|incorrect|never|neither|nor|unsure|maybe|cannot|doubt|deny|disagree|reject"
     r"|refuse|wonder|guess|suspect|whether)\b|n't\b",
     re.IGNORECASE,
+)
+_NUMERAL = r"\(?(?:I{1,3}|IV|VI{0,3})\)?"
+_NUMERALS = rf"{_NUMERAL}(?:(?:, and |, ?| and | & ){_NUMERAL})*"
+_STATEMENTS = re.compile(
+    rf"(?:[Oo]nly )?(?:[Ss]tatements? )?(?P<names>{_NUMERALS})(?: only)?"
+    r"(?: (?:is|are) (?:true|correct))?"
 )
 _ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII")
 _TRUTH_WITH_TEXT = re.compile(r"(?:\(([A-Ja-j])\)\s*|([A-J])[.:)]\s+)(?P<text>\S.*)", re.DOTALL)
@@ -62,7 +70,7 @@ def truth(text: str) -> tuple[str, str]:
 def letter(text: str) -> str:
     """Return the only letter that an answer chooses, in upper case, or "" if there is none."""
     text = text.strip("* \n")
-    alone = _ALONE.fullmatch(text) or _STATED.fullmatch(text)
+    alone = _ALONE.fullmatch(text) or _STATED.fullmatch(text) or _ONLY.fullmatch(text)
     if alone:
         return alone.group(1).upper()
     match = _WITH_TEXT.fullmatch(text)
@@ -113,6 +121,23 @@ def letters(text: str) -> frozenset[str]:
     if not all(matches) or len({one[2] is None for one in matches}) > 1:
         return frozenset()
     return frozenset((one[1] or one[2]).upper() for one in matches)
+
+
+def same_statements(answer: str, truth: str) -> bool | None:
+    """Compare statements by their Roman numerals, `I and II only`; None if a side is no such list.
+
+    `I` and `I only` mean the same: whoever names a statement leaves the others out.
+    """
+    matches = [_STATEMENTS.fullmatch(text) for text in (answer, truth)]
+    if not all(matches):
+        return None
+    given, wanted = (set(re.findall("[IV]+", match["names"])) for match in matches)
+    return given == wanted
+
+
+def is_statement(text: str, numeral: str) -> bool:
+    """Return whether a text names this statement alone: `I only`."""
+    return text in (f"{numeral} only", f"only {numeral}", f"Only {numeral}")
 
 
 def _phrase_letters(text: str) -> set[str]:

@@ -4,13 +4,16 @@ import re
 
 from prism_jax.rewards import (
     answer_official,
+    choices,
     equations,
     expressions,
     geometry,
     matrices,
     phrases,
     quantities,
+    ratios,
     sets,
+    solutions,
     structure,
     times,
 )
@@ -87,6 +90,9 @@ class Comparison:
         by_yes_no = phrases.yes_no(answer, truth)
         if by_yes_no is not None:
             return by_yes_no
+        by_statements = choices.same_statements(answer, truth)
+        if by_statements is not None:
+            return by_statements
         dates = times.date(answer), times.date(truth)
         if any(dates):
             return dates[0] == dates[1]
@@ -120,27 +126,57 @@ class Comparison:
         return self._same_value(answer, truth, depth)
 
     def _same_parts(self, answer: structure.Parts, truth: structure.Parts, depth: int) -> bool:
+        if answer.brackets == truth.brackets == "{}":
+            return self._same_sets(answer.items, truth.items, depth)
         if len(answer.items) != len(truth.items) or not _brackets_agree(answer, truth):
             return False
+        answer, truth = solutions.named_alike(answer, truth)
         if _is_or(answer) != _is_or(truth) and not _are_solutions(answer.items + truth.items):
             return False
+        of_one_unknown = [solutions.is_of_one_unknown(parts) for parts in (answer, truth)]
+        if any(of_one_unknown) and "()" in (answer.brackets, truth.brackets):
+            return False  # one value, not the coordinates of a point
+        is_free = of_one_unknown[1] and not answer.is_numbered and answer.brackets != "[]"
+        if is_free or solutions.are_conditions(answer, truth):
+            return self._same_in_any_order(answer.items, truth.items, depth)
         named = [
             dict(equations.name_and_value(item) for item in parts.items)
             for parts in (answer, truth)
         ]
-        if all("" not in one and len(one) == len(truth.items) for one in named):
+        is_named = ["" not in one and len(one) == len(truth.items) for one in named]
+        if all(is_named):
             return named[0].keys() == named[1].keys() and all(
                 self.same(value, named[1][name], depth + 1) for name, value in named[0].items()
             )
+        if any(is_named):
+            in_order = solutions.in_order_of_names(answer, truth)
+            if in_order is None:
+                return False
+            answer, truth = in_order
         points = [{geometry.name(item): item for item in parts.items} for parts in (answer, truth)]
         if all("" not in one and len(one) == len(truth.items) for one in points):
             return points[0].keys() == points[1].keys() and all(
                 self.same(point, points[1][name], depth + 1) for name, point in points[0].items()
             )
-        if (answer.ordered or truth.ordered) and "{}" not in (answer.brackets, truth.brackets):
+        # The order of alternatives never counts: `2, 1` for `1 or 2`.
+        is_ordered = truth.ordered or answer.is_numbered or (answer.ordered and not _is_or(truth))
+        if is_ordered and "{}" not in (answer.brackets, truth.brackets):
             pairs = zip(answer.items, truth.items, strict=True)
             return all(self.same(a, t, depth + 1) for a, t in pairs)
         return self._same_in_any_order(answer.items, truth.items, depth)
+
+    def _same_sets(self, answers: tuple[str, ...], truths: tuple[str, ...], depth: int) -> bool:
+        """Compare sets; an element that an answer repeats counts once.
+
+        A truth that repeats one may be a list of data, and is compared with its repetitions.
+        """
+        if len(answers) <= len(truths):
+            return self._same_in_any_order(answers, truths, depth)
+        first = [
+            next((i for i, truth in enumerate(truths) if self.same(given, truth, depth + 1)), None)
+            for given in answers
+        ]
+        return None not in first and len(set(first)) == len(truths)
 
     def _same_in_any_order(
         self, answers: tuple[str, ...], truths: tuple[str, ...], depth: int
@@ -161,8 +197,12 @@ class Comparison:
     def _same_value(self, answer: str, truth: str, depth: int) -> bool:
         """Compare two texts that are not lists."""
         decided = times.same(answer, truth)
+        if decided is None:
+            decided = ratios.same(answer, truth, lambda a, t: self.same(a, t, depth + 1))
         if decided is not None:
             return decided
+        if times.is_time(answer) or times.is_time(truth):
+            return False
         if _without_blanks(answer) == _without_blanks(truth):
             return True
         given, wanted = quantities.parse(answer), quantities.parse(truth)
@@ -170,11 +210,6 @@ class Comparison:
             return quantities.equal(given, wanted)
         if equations.is_equation(answer) or equations.is_equation(truth):
             return equations.same(answer, truth, self, depth)
-        ratios = [[term.strip() for term in text.split(":")] for text in (answer, truth)]
-        if 2 <= len(ratios[0]) == len(ratios[1]) <= 3 and all(
-            expressions.is_expression(term) for ratio in ratios for term in ratio
-        ):
-            return all(self.same(a, t, depth + 1) for a, t in zip(*ratios, strict=True))
         if phrases.same(answer, truth):
             return True
         return self.same_expression(answer, truth)
@@ -190,7 +225,8 @@ class Comparison:
 def _is_value(text: str) -> bool:
     """Return whether a text is a number, an expression, a point, a ratio, a time or a verdict."""
     is_number = quantities.parse(text) is not None or expressions.is_expression(text)
-    return is_number or bool(times.same(text, text) or phrases.yes_no(text, text))
+    is_of_time = times.is_time(text) or times.same(text, text)
+    return bool(is_number or is_of_time or ratios.is_ratio(text) or phrases.yes_no(text, text))
 
 
 def _without_blanks(text: str) -> str:

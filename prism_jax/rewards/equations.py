@@ -25,6 +25,9 @@ _APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
 # Alone it may be a span; beside an equals sign it is a difference.
 _DIFFERENCE = re.compile(r"(\d+(?:\.\d+)?)\s*-\s*(\d+(?:\.\d+)?)")
+# The length of a segment.
+_LENGTH = re.compile(r"^\| ?([A-Z]{2}) ?\|$")
+_MEASURED = re.compile(r"(?:m ?)?\\angle [A-Z]{3}(?= ?=)|\|?[A-Z]{2}\|?(?= ?=)")
 _FIGURE = re.compile(r"[A-Z]{2,3}|\\angle ?(?:\d|[A-Z]{1,3})")
 _MAX_SIDES = 8
 
@@ -57,6 +60,7 @@ def name_and_value(text: str) -> tuple[str, str]:
         left, right = right, left
     if not left or not right or not _NAME.fullmatch(left) or _VALUE.match(left):
         return "", text
+    left = _LENGTH.sub(r"\1", left)
     name = re.sub(r"\\angle|\\triangle|\\overline|\\|[∠_{}\s]|\bm(?=\\angle)", "", left)
     # Variables differ by case, words do not.
     return name if len(name) < 3 else name.lower(), right
@@ -71,7 +75,9 @@ def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
                  ((given_name, given), (wanted_name, wanted))]  # fmt: skip
         return sorted(sides[0]) == sorted(sides[1])
     if given_name and wanted_name and given_name != wanted_name:
-        return False
+        if not _is_same_measure(answer, truth, given, wanted):
+            return False
+        given_name = wanted_name
     if not (_APPROXIMATELY.search(given) or _APPROXIMATELY.search(wanted)):
         has_sides = [bool(_EQUALS.search(text)) for text in (given, wanted)]
         is_named = bool(given_name), bool(wanted_name)
@@ -93,6 +99,21 @@ def same(answer: str, truth: str, comparison: Comparison, depth: int) -> bool:
     return all(
         _is_rounding(one, other, comparison, depth) for one, other in itertools.pairwise(givens)
     )
+
+
+def _is_same_measure(answer: str, truth: str, given: str, wanted: str) -> bool:
+    """Return whether two names are of one segment or one angle: `AB = 5` and `BA = 5`.
+
+    Only beside numbers: `AB` and `BA` may be products of matrices.
+    """
+    if quantities.parse(given) is None or quantities.parse(wanted) is None:
+        return False
+    names = [_MEASURED.match(text) for text in (answer, truth)]
+    if not all(names):
+        return False
+    kinds = ["angle" in name.group() for name in names]
+    letters = [re.findall("[A-Z]", name.group()) for name in names]
+    return kinds[0] == kinds[1] and letters[0] == letters[1][::-1]
 
 
 def _figure(text: str) -> str:

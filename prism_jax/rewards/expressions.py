@@ -108,7 +108,7 @@ def latex(text: str) -> str:
     )
     text = re.sub(r"(?<!\d)(\d+(?:\.\d+)?)\s*°", r"\\frac{\1\\pi}{180}", text)
     text = re.sub(r"\^\s*\(([^()]*)\)", r"^{\1}", text)
-    text = re.sub(r"\^\s*(-?\d{2,})", r"^{\1}", text)
+    text = re.sub(r"\^\s*(-\d+|\d{2,})", r"^{\1}", text)
     text = re.sub(r"\\(le|ge|ne)(?=[\s\d])", r"\\\1 ", text)
     text = re.sub(r"_(\d{2,})", r"_{\1}", text)
     text = re.sub(rf"(?<![\\A-Za-z])({_NAMES})(?![A-Za-z])", r"\\\1 ", text)

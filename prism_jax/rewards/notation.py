@@ -48,6 +48,7 @@ _COMMANDS = (
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\(leq|geq|neq|leqslant|geqslant|leqq|geqq)(?![A-Za-z])"),
      lambda match: "\\" + match.group(1)[:2]),
+    (re.compile(r"(?:the )?square root of (\d+|[a-z])$"), r"\\sqrt{\1}"),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\therefore(?![A-Za-z])"), ""),
     (re.compile(r"\\Delta\s*(?=[A-Z]{3})"), r"\\triangle "),

@@ -19,7 +19,20 @@ _GENOTYPE = re.compile(
 # Words of two letters, capital or not, that are not symbols of elements.
 _SHORT_WORDS = frozenset("no up on go ox or of is to by do it me my we us an so if".split())
 _TOKEN = re.compile(r"[A-Za-z\d]+")
-_HYPHEN = re.compile(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})")
+_HYPHEN = re.compile(
+    r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})"
+    r"|(?:(?<=\bcounter)|(?<=\banti)|(?<=\bnon)|(?<=\bsemi)) (?=[a-z]{4})",
+    re.IGNORECASE,
+)
+# The case of a formula that has letters of both: `NaOH` is not `NAOH`.
+_MIXED = re.compile(r"[A-Z][A-Za-z]*[A-Z][A-Za-z]*")
+# `Fe2+` is an ion of charge 2, as no molecule of metals has a charge; `O2-` may be two things.
+_METALS = (
+    "Be Mg Ca Sr Ba Ra Al Ga In Tl Sn Pb Bi Sc Ti V Cr Mn Fe Co Ni Cu Zn Zr Mo Ru Rh Pd Ag Cd W Pt "
+    "Au Hg La Ce Eu Gd"
+)
+_METAL_ION = re.compile(rf"((?:{'|'.join(_METALS.split())}))([234])\+")
+_MOLECULE_ION = re.compile(r"([A-Z][a-z]?)_?\{?(\d)\}? ?\^ ?\{? ?(\d?[+-]) ?\}?")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _YES_NO = re.compile(r"(yes|no|true|false)(?: ?[,.;:!-]+\s*(?P<rest>.*))?", re.I | re.DOTALL)
 _REASON = re.compile(r"[A-Za-z]+(?:, |\. |; )[A-Za-z]{2}")
@@ -60,6 +73,11 @@ def _spelling(text: str) -> str:
     between digits or single letters stay.
     """
     text = re.sub(r"\"|(?<=[^\d\s])[,;:](?=\s|$)", "", text)
+    text = re.sub(r"(?<=[A-Za-z]{3})'(?=s\b)|(?<=[a-z]{3}s)'(?= )", "", text)
+    if ion := _METAL_ION.fullmatch(text):
+        return "{}^{}+".format(*ion.groups())
+    if ion := _MOLECULE_ION.fullmatch(text):
+        return "{}_{}^{}".format(*ion.groups())
     text = re.sub(r"(?<=[A-Za-z]{2})-(?=[A-Za-z]{2})|(?<=\b[A-Za-z])-(?=[A-Za-z]{3})", " ", text)
     text = re.sub(r"(?<=[A-Za-z)])_(?:\{(\d+)\}|(?=\d))", r"\1", text)
     # The charge of an ion: `Na^{+}` is `Na+`, but `O^{2-}` is not `O_2^-`.
@@ -102,6 +120,8 @@ def _case_agrees(answer: str, truth: str, *, is_phrase: bool, is_capital: bool) 
         if is_phrase:
             return is_capital or not (answer.isupper() or truth.isupper())
         return lower in _SHORT_WORDS and not (answer.isupper() or truth.isupper())
+    if _FORMULA.fullmatch(truth) and _MIXED.fullmatch(truth) and re.search("[a-z]", truth):
+        return answer == lower
     if _GENOTYPE.fullmatch(answer) or (_FORMULA.fullmatch(answer) and _FORMULA.fullmatch(truth)):
         return False
     # `xyz` and `XYZ` are symbols in alphabetical order.

@@ -28,7 +28,10 @@ _SPACED = re.compile(r"\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _CURRENCY = re.compile(
     r"(?P<sign>[-+]?)\s*(?P<symbol>\\?\$|US\$|USD|[€£¥₹]|Rs\.?)\s*(?P<rest>[-+]?[\d.].*)"
 )
-_APPROXIMATE = re.compile(r"(?:\\approx|~|about|approximately|approx\.?|around|roughly)\s*(?=\S)")
+_APPROXIMATE = re.compile(
+    r"(?:\\approx|~|about|approximately|approx\.?|around|roughly|exactly|precisely|only|just"
+    r"|a total of|total of|total)\s*(?=\S)"
+)
 _NEGATIVE = re.compile(r"^(?:negative|minus) (?=[\d.])", re.IGNORECASE)
 _EXTENT = re.compile(
     r"\s+(?:long|wide|tall|high|deep|thick|old|apart|away|altogether"
@@ -49,6 +52,9 @@ _UNIT_FRACTION = re.compile(
     r"\s*\\frac ?\{ ?([A-Za-z]{1,4}) ?\} ?\{ ?([A-Za-z]{1,4}(?:\^\{?\d\}?)?) ?\}"
 )
 _DIGITS = re.compile(r"(\d[\d,]*)(?:\.(\d+))?(?:(?:[eE]| ?[*x] ?10 ?\^ ?\{?)([-+]?\d{1,4}))?")
+_TIME = (("s", 1),)
+# Beside another unit of time: `2h 5m`, `1d 3h`.
+_SHORT_TIMES = {"m": "min", "d": "day"}
 _PERCENT = (("percent", 1),)
 # "1990s" are years, "1990 s" seconds.
 _DECADE = re.compile(r"(?:19|20)\d0'?s$")
@@ -72,7 +78,7 @@ class Quantity:
 
 def parse(text: str) -> Quantity | None:
     """Read a whole cleaned text as a number with an optional unit; None if it is not."""
-    text = _APPROXIMATE.sub("", text.strip(), count=1) if text[:1] in "\\~aAr" else text.strip()
+    text = _APPROXIMATE.sub("", text.strip(), count=1) if text[:1] in "\\~aeopjrt" else text.strip()
     text = _NEGATIVE.sub("-", text)
     currency = _CURRENCY.fullmatch(text)
     if currency:
@@ -117,7 +123,7 @@ def parse(text: str) -> Quantity | None:
 
 def _leading_number(text: str) -> tuple[Fraction, str] | None:
     """Return the value of the number at the start of a text, and the rest of the text."""
-    text = re.sub(r"^(\d+) out of (\d+)$", r"\1/\2", text)
+    text = re.sub(r"^(\d+) (?:out of|over) (\d+)$", r"\1/\2", text)
     match = _POWER_OF_TEN.match(text) or _NUMBER.match(text)
     repeating = _REPEATING.fullmatch(text)
     if repeating:
@@ -164,19 +170,32 @@ def _value(parts: dict[str, str]) -> Fraction | None:
 
 def _compound(text: str) -> Quantity | None:
     """Read `1 hour 30 minutes`: the sum of numbers with smaller and smaller units."""
-    total, dimensions, position, last = Fraction(0), None, 0, None
+    matches, position = [], 0
     while position < len(text):
         match = _COMPOUND.match(text, position)
-        unit = units.parse(match.group(2)) if match else None
+        if match is None:
+            return None
+        matches.append(match)
+        position = match.end()
+    symbols = [match.group(2) for match in matches]
+    if any(_is_time(symbol) for symbol in symbols):
+        symbols = [_SHORT_TIMES.get(symbol, symbol) for symbol in symbols]
+    total, dimensions, last = Fraction(0), None, None
+    for match, symbol in zip(matches, symbols, strict=True):
+        unit = units.parse(symbol)
         if unit is None or dimensions not in (None, unit.dimensions):
             return None
         # `5 cm, 6 cm` are two lengths.
-        if not units.is_known(match.group(2)) or (last is not None and unit.factor >= last):
+        if not units.is_known(symbol) or (last is not None and unit.factor >= last):
             return None
         last = unit.factor
         total, dimensions = total + Fraction(match.group(1)) * unit.factor, unit.dimensions
-        position = match.end()
     return Quantity(total, units.Unit(Fraction(1), dimensions)) if dimensions else None
+
+
+def _is_time(symbol: str) -> bool:
+    unit = units.parse(symbol)
+    return unit is not None and unit.dimensions == _TIME
 
 
 def equal(answer: Quantity, truth: Quantity) -> bool:

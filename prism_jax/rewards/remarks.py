@@ -123,6 +123,8 @@ def _corrects(remark: str) -> bool:
 
 def hedges(text: str) -> bool:
     """Return whether an option's text in a truth names another option, as an option."""
+    if text.strip(" .") == "I":
+        return False  # statement I
     return bool(_HEDGE.search(text) or _AS_LABEL.search(text) or _MARKED.search(text))
 
 

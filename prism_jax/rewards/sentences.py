@@ -7,7 +7,7 @@ subject is returned: two sentences about different things do not mean the same.
 import dataclasses
 import re
 
-from prism_jax.rewards import notation
+from prism_jax.rewards import notation, quantities
 
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
 _CONCLUSION = r"(?:so|thus|hence|therefore|finally|in conclusion)[, ]+|故|所以|因此"
@@ -67,9 +67,13 @@ def stated(text: str) -> Stated | None:
     closing = list(_CLOSING.finditer(text))
     subject, rest = "", text
     if closing and len(_ANY_ANSWER.findall(text)) < 2:
-        if _DOUBT.search(text[: closing[-1].start()]):
+        before = text[: closing[-1].start()]
+        if _DOUBT.search(before):
             return None
         rest = notation.clean(text[closing[-1].end() :])
+        is_value = quantities.parse(before) is not None and before != rest
+        if is_value and not _ANY_ANSWER.search(closing[-1].group()):
+            return None  # `8. So 7` gives two answers, `8. The answer is 7` one
     match = _LEAD_IN.match(rest)
     if match and not _DOUBT.search(match.group()):
         rest = notation.clean(rest[match.end() :])

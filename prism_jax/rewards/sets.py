@@ -46,6 +46,12 @@ _UNION = re.compile(
 )
 _BOTH = re.compile(r",? and |, ?| ?\\(?:land|wedge)(?![A-Za-z]) ?|; ?")
 _INTERVAL = re.compile(r"([(\[\]])([^()\[\]]*)([)\[\]])")
+_IN_WORDS = re.compile(
+    rf"(?:(?P<name>{_NAME}) (?:is|must be) )?"
+    r"(?P<words>(?:greater|more|larger|less|smaller|fewer) than(?: or equal to)?|at (?:least|most)"
+    r"|(?:no|not) (?:greater|more|larger|less|smaller|fewer) than) (?P<end>\S.*)"
+)
+_SIZE = re.compile(rf"\| ?(?P<name>{_NAME}) ?\|{_RELATION.pattern}(?P<end>\S.*)")
 _MAX_PIECES = 12
 
 Same = Callable[[str, str], bool]
@@ -87,6 +93,12 @@ def same(answer: str, truth: str, compare: Same) -> bool | None:
     return _same_pieces(_merged(given.pieces), _merged(wanted.pieces), compare)
 
 
+def variable(text: str) -> str:
+    """Return the name of the variable of a condition, "" if the text is none."""
+    parsed = _parse(text)
+    return parsed.name if parsed else ""
+
+
 def _same_pieces(given: Sequence[Piece], wanted: Sequence[Piece], compare: Same) -> bool:
     """Compare in any order; ends need not be numbers."""
     unused = list(given)
@@ -111,6 +123,8 @@ def _same_pieces(given: Sequence[Piece], wanted: Sequence[Piece], compare: Same)
 def _parse(text: str) -> RealSet | None:
     if _EMPTY.fullmatch(text):
         return RealSet("", (), is_explicit=True)
+    if match := _IN_WORDS.fullmatch(text):
+        return _in_words(match)
     if not re.search(r"[<>\[(]|\\(?:le|ge|ne|in|cup|mathbb|R)(?![A-Za-z])|real", text):
         return None
     if _REALS.fullmatch(text):
@@ -170,7 +184,34 @@ def _piece(text: str) -> tuple[str, list[Piece], bool] | None:
     if match:
         pieces = _all_but(match[2])
         return pieces and (match[1], pieces, True)
+    match = _SIZE.fullmatch(text)
+    if match:
+        pieces = _of_size(match[2], match["end"])
+        return pieces and (match["name"], pieces, True)
     return _inequalities(text)
+
+
+def _in_words(match: re.Match) -> RealSet | None:
+    """Read `x is greater than 2` or `at least 2`."""
+    end, words = match["end"], match["words"]
+    if _number(end) is None:
+        return None
+    is_negated = words.startswith("no")
+    is_low = bool(re.search("greater|more|larger|at least", words)) != is_negated
+    is_closed = is_negated or words.startswith("at ") or words.endswith("equal to")
+    piece = Piece(end, _MOST, is_closed, False) if is_low else Piece(_LEAST, end, False, is_closed)
+    return RealSet(match["name"] or "", (piece,), is_explicit=True)
+
+
+def _of_size(relation: str, end: str) -> list[Piece] | None:
+    """Return the numbers whose absolute value is below or above a positive number."""
+    number = _number(end)
+    if number is None or not 0 < number < float("inf"):
+        return None
+    is_closed, opposite = len(relation) > 1, f"-{end}"
+    if relation in ("<", "\\le"):
+        return [Piece(opposite, end, is_closed, is_closed)]
+    return [Piece(_LEAST, opposite, False, is_closed), Piece(end, _MOST, is_closed, False)]
 
 
 def _all_but(points: str) -> list[Piece] | None:

@@ -11,6 +11,7 @@ _NUMBERED = re.compile(
 )
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
 _SPACED = re.compile(r"[-+]?\d+(?:\.\d+)?(?: [-+]?\d+(?:\.\d+)?)+")
+_AND = re.compile(r"\sand\s", re.IGNORECASE)
 _CONJUNCTION = re.compile(r",?\s+(?:and|&)\s+|\s*\n+\s*", re.IGNORECASE)
 _ALTERNATIVE = re.compile(r",?\s+(?:or|\\(?:text|mbox)\{\s*or\s*\})\s+", re.IGNORECASE)
 _PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])\s*|\+/-\s*|\+-\s*")
@@ -22,11 +23,14 @@ class Parts:
 
     `brackets` are the outer ones, "" for a bare list. The brackets of an interval or a tuple
     count: [0, 1) is not (0, 1).
+    is_numbered: the parts are numbered. is_conjunction: all parts are joined by "and".
     """
 
     items: tuple[str, ...]
     brackets: str
     ordered: bool
+    is_numbered: bool = False
+    is_conjunction: bool = False
 
 
 def readings(text: str) -> list[Parts]:
@@ -65,7 +69,7 @@ def _numbered(text: str) -> Parts | None:
         re.sub(r"[\s,;.]*(?:\band)?\s*$", "", text[mark.end() : stop])
         for mark, stop in zip(marks, stops, strict=True)
     )
-    return Parts(items, "", ordered=True) if all(items) else None
+    return Parts(items, "", ordered=True, is_numbered=True) if all(items) else None
 
 
 def _bracketed(text: str) -> Parts | None:
@@ -111,7 +115,9 @@ def _bare_list(text: str, *, protect_thousands: bool) -> Parts | None:
     items = _split(masked, {",", ";"})
     if len(items) < 2:
         return None
-    return Parts(tuple(item.replace("\0", ",") for item in items), "", ordered=not alternative)
+    is_conjunction = len(_AND.findall(text)) == len(items) - 1
+    items = tuple(item.replace("\0", ",") for item in items)
+    return Parts(items, "", ordered=not alternative, is_conjunction=is_conjunction)
 
 
 def _split(text: str, separators: set[str]) -> tuple[str, ...]:

@@ -1,9 +1,7 @@
-"""Compare times of day, dates, ratios and spans of years; None where a text is none of these."""
+"""Compare times of day, dates and spans of years; None for other texts."""
 
 import datetime
 import re
-
-from prism_jax.rewards import quantities
 
 _HALF = r"(?P<half>[ap]\.?\s?m\b\.?)"
 _TIME = re.compile(
@@ -19,8 +17,6 @@ _NAMED = {
     "midnight": "12:00 am",
     "12 midnight": "12:00 am",
 }
-_NUMBER = r"\d+(?:\.\d+)?"
-_RATIO = re.compile(rf"{_NUMBER}(?:\s*:\s*{_NUMBER})+|{_NUMBER} to {_NUMBER}")
 _SPAN = re.compile(r"(?:from )?(\d{4})\s*(?:-|to)\s*(\d{4})")
 _MONTHS = {
     name: number
@@ -43,30 +39,20 @@ _DATES = (
 
 
 def same(answer: str, truth: str) -> bool | None:
-    """Compare two texts, if one is a time of day, a span of years or a ratio.
-
-    None: neither is, or a colon or a hyphen has another meaning.
-    """
+    """Compare two times of day, or two spans of years; None for other texts."""
     answer, truth = (_NAMED.get(text.lower(), text) for text in (answer, truth))
-    if not any(character.isdigit() for character in truth):
-        return None
     spans = _SPAN.fullmatch(answer), _SPAN.fullmatch(truth)
     if all(spans):
         return spans[0].groups() == spans[1].groups()
     times = [_TIME.fullmatch(text) or _HOUR.fullmatch(text) for text in (answer, truth)]
     if all(times):
         return _same_time(*times)
-    ratios = [_RATIO.fullmatch(text) for text in (answer, truth)]
-    if all(ratios):
-        a, t = (
-            [quantities.parse(n.strip()).value for n in re.split(":| to ", text)]
-            for text in (answer, truth)
-        )
-        return len(a) == len(t) and all(
-            a[0] * other == t[0] * one for one, other in zip(a, t, strict=True)
-        )
-    # A time or a ratio equals no other kind; a colon in a phrase is left to other rules.
-    return False if any(times) or any(ratios) else None
+    return None
+
+
+def is_time(text: str) -> bool:
+    """Return whether a text may be a time of day, with a colon or with am and pm."""
+    return bool(_TIME.fullmatch(text) or _HOUR.fullmatch(text) or text.lower() in _NAMED)
 
 
 def date(text: str) -> tuple[int, int, int] | None:

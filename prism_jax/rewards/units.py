@@ -71,10 +71,17 @@ _OTHER = (
     ("", "acre", _make("4046.8564224", m=2)),
     ("gal", "gallon", _make("0.003785411784", m=3)),
     ("mph", "mph", _make("0.44704", m=1, s=-1)),
-    ("kph kmph", "kph kmph", _make("5/18", m=1, s=-1)),
+    ("mps", "mps", _make(1, m=1, s=-1)),
+    ("kph kmph kmh", "kph kmph kmh", _make("5/18", m=1, s=-1)),
     ("cc", "", _make("1/1000000", m=3)),
     ("kWh", "kilowatt-hour kilowatthour", _make(3600000, kg=1, m=2, s=-2)),
     ("Å", "angstrom", _make(Fraction(1, 10**10), m=1)),
+    ("cms", "", _make("1/100", m=1)),
+    ("kms", "", _make(1000, m=1)),
+    ("kgs", "", _make(1, kg=1)),
+    ("uF", "", _make(Fraction(1, 10**6), A=1, V=-1, s=1)),
+    ("uC", "", _make(Fraction(1, 10**6), A=1, s=1)),
+    ("uA", "", _make(Fraction(1, 10**6), A=1)),
     ("um", "micron", _make(Fraction(1, 10**6), m=1)),
     ("", "kilohm", _make(1000, A=-1, V=1)),
     ("Nm", "", _make(1, kg=1, m=2, s=-2)),
@@ -172,6 +179,8 @@ _POWER_WORDS = (
     (re.compile(r"\b(?:cubic|cu\.?)\s+([A-Za-z]+)"), r"\1^3"),
     (re.compile(r"\b([A-Za-z]+)\s+squared\b"), r"\1^2"),
     (re.compile(r"\b([A-Za-z]+)\s+cubed\b"), r"\1^3"),
+    (re.compile(r"\belectron[ -]volts?\b", re.IGNORECASE), "eV"),
+    (re.compile(r"^(?:US|U\.S\.) (?=dollars?$)"), ""),
     (re.compile(r"\bms(?=\^\{?-[12])"), "m s"),
     (re.compile(r"\bper cent\b", re.IGNORECASE), "percent"),
     (re.compile(r"\bdegrees?\s+(?=celsius|fahrenheit)", re.IGNORECASE), ""),
@@ -265,6 +274,8 @@ def _look_up(symbol: str) -> Unit | None:
 
 def _counted_thing(text: str) -> Unit | None:
     names = text.lower().replace("(s)", "s").split()
+    if names == ["times"]:
+        return Unit(Fraction(1), (("time", 1),))
     if len(names) == 3 and names[1] == "of":
         # `lines of symmetry`: the first word is counted.
         names = [f"{names[0]}-of-{names[2]}"] if _WORD.fullmatch(names[2]) else names

@@ -196,7 +196,7 @@ class Engine:
         )
 
     def limits(self, *, free_bytes: int | None, dtype: Any) -> memory.Limits:
-        """Return what bounds the slots.
+        """Return the bounds of the slots.
 
         Args:
           free_bytes: of each device; None: unknown.
@@ -232,7 +232,7 @@ class Engine:
         largest: tuple[int, int, int],
         max_tokens: int,
     ) -> memory.Work:
-        """Return what is to be drawn for so many prompts.
+        """Return the work of a rollout for a number of prompts.
 
         Args:
           num_responses: to each prompt.

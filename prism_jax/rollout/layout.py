@@ -52,7 +52,7 @@ def tensor_for(
     dtype: DTypeLike,
     free_bytes: int | None,
 ) -> int:
-    """Return what `choose_tensor` does, for devices with so much free memory; None: unknown."""
+    """Return the choice of `choose_tensor` by the free memory of a device; None: unknown."""
     text, size = config.text, np.dtype(dtype).itemsize
     weights = sum(leaf.size for leaf in jax.tree.leaves(params)) * size
     places = 2 * text.num_layers * text.num_kv_heads * text.head_dim * size * _LEAST_PLACES

@@ -46,12 +46,12 @@ class Mode:
     @classmethod
     def of(cls, samplings: Sequence[Sampling]) -> "Mode":
         """Return the least work that serves all rows."""
-        drawn = [one for one in samplings if one.temperature > 0]
-        top_ks = [one.top_k for one in drawn if one.top_k is not None]
+        random_ones = [one for one in samplings if one.temperature > 0]
+        top_ks = [one.top_k for one in random_ones if one.top_k is not None]
         return cls(
-            has_noise=bool(drawn),
+            has_noise=bool(random_ones),
             top_k=1 << (max(top_ks) - 1).bit_length() if top_ks else None,
-            has_top_p=any(one.top_p is not None and one.top_p < 1 for one in drawn),
+            has_top_p=any(one.top_p is not None and one.top_p < 1 for one in random_ones),
         )
 
 
@@ -90,8 +90,8 @@ def draw(
         is_drawn = settings.temperature[:, None] > 0
         scaled = scaled / jnp.where(is_drawn, settings.temperature[:, None], 1.0)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, scaled.shape[1:]))(keys)
-        drawn = jnp.argmax(_filter(scaled, settings, mode) + noise, axis=-1)
-        tokens = jnp.where(is_drawn[:, 0], drawn, tokens)
+        samples = jnp.argmax(_filter(scaled, settings, mode) + noise, axis=-1)
+        tokens = jnp.where(is_drawn[:, 0], samples, tokens)
     likelihoods = jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0]
     return tokens.astype(jnp.int32), likelihoods - jax.nn.logsumexp(scaled, axis=-1)
 

@@ -83,7 +83,7 @@ class Best:
         return len(steps) - 1 - steps.index(self.step) >= self._patience
 
     def add(self, step: int, values: Mapping[str, float]) -> tuple[Verdict, dict[str, float]]:
-        """Return what follows from the evaluation of a step, and values for its row."""
+        """Return the verdict that follows from the evaluation of a step, and values for its row."""
         value = float(values[self._metric])
 
         def decide() -> Json:

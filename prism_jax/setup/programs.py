@@ -79,7 +79,7 @@ class Bounds:
     teacher_tokens: int  # of the longest segment of a teacher's response
 
     def within(self, max_pixels: int | None, config: Qwen3VLConfig) -> "Bounds":
-        """Return the bounds for pictures of at most so many pixels."""
+        """Return the bounds for pictures of at most `max_pixels` pixels."""
         if config.vision is None:
             return dataclasses.replace(self, prompt_patches=0, prompt_images=0)
         if max_pixels is None:
@@ -144,7 +144,7 @@ def example(num_tokens: int = 8) -> Example:
 
 
 def continuation() -> Continuation:
-    """Return what may follow `example`."""
+    """Return the continuation of `example`."""
     return Continuation(prompt=0, tokens=np.zeros(1, np.int32))
 
 
@@ -185,7 +185,7 @@ def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def expand(batch: Tree, devices: devices_lib.Devices, *, num_microbatches: int, rows: int) -> Tree:
-    """Return a packed batch of one row as shapes of so many, each with its sharding.
+    """Return a packed batch of one row as shapes of `rows` rows, each with its sharding.
 
     Args:
       batch: arrays [1, 1, ...], but positions [1, 3, 1, T].

@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from models import config as config_lib
@@ -153,16 +152,16 @@ def test_prompts_computed_once_give_the_scores_of_one_segment_at_a_time():
     np.testing.assert_allclose(found, _one_by_one(), atol=1e-4)
 
 
-@pytest.mark.parametrize("positions", ["mrope", "text_1d"])
-def test_an_update_with_prompts_computed_once_is_that_of_repeated_prompts(positions):
-    # One microbatch, because the router's balance is asked for within each.
+def test_an_update_with_prompts_computed_once_is_that_of_repeated_prompts():
+    # Positions in one dimension: the test above has the others. One microbatch, because the
+    # router's balance is asked for within each.
     rule = dataclasses.replace(_RULE, router=0.5)
     found = {}
     for shared_units in (None, 2):
         keys = [(p, name) for p in range(len(_PROMPTS)) for name in range(len(_NAMES))]
         units = [[_segments()[p, name, 0], _segments()[p, name, 1]] for p, name in keys]
         shape = _shape(len(units), 2, microbatch_rows=6, shared_units=shared_units)
-        packed = _pack(units, [name for _, name in keys], shape, positions=positions)
+        packed = _pack(units, [name for _, name in keys], shape, positions="text_1d")
         assert packed.batch.last.shape[0] == 1
         found[shared_units] = _whole_gradient(
             lambda model, part, key: discriminator_loss.pair_loss(

@@ -298,8 +298,11 @@ def _add(total: Summary, part: Json) -> None:
 
 def replay(name: str, seed: int, number: int) -> int:
     """Run one input in this process, so that what it raises is seen."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = targets.TARGETS[name](pathlib.Path(folder))
+    with tempfile.TemporaryDirectory(prefix="fuzz_") as base:
+        # One level down, as in a campaign: a command may write to `..`.
+        folder = pathlib.Path(base) / name
+        folder.mkdir()
+        target = targets.TARGETS[name](folder)
         given = target.make(generator(name, seed, number))
         print(f"{given!r}"[:4000])
         target_lib.check(target, given)

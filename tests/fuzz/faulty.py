@@ -22,6 +22,8 @@ _FAULTS = {
 class Faulty(Target):
     """Bytes of which four are faults, each of another kind."""
 
+    weight = 12.0
+
     def make(self, rng: random.Random) -> bytes:
         """Return some bytes, seldom a fault, and more seldom one that ends the process."""
         fault = rng.choice(list(_FAULTS)[:3]) if rng.random() < 0.02 else b""

@@ -34,7 +34,8 @@ for argument in "$@"; do
     --workdir=* | --to=*) folder="${{argument#*=}}" ;;
   esac
 done
-if [ "$code" = 0 ] && [ -n "${{folder:-}}" ]; then
+# A bucket is what the fake cloud answers for, and no folder of this machine.
+if [ "$code" = 0 ] && [[ "${{folder:-}}" = /* ]]; then
   mkdir -p "$folder"
   touch "$folder/finished.json" "$folder/summary.json" "$folder/config.json"
 fi

@@ -255,11 +255,11 @@ def test_a_chain_stops_at_a_step_that_fails_goes_on_there_and_skips_what_is_fini
 
 def test_a_chain_in_a_bucket_asks_the_bucket_what_is_finished(cloud):
     cloud.rules({"match": "storage ls gs://b/r/sft/finished.json", "code": 1})
-    arguments = [a.replace(str(cloud.folder), "gs://b") for a in _chain("gs://b/r")]
-    code, _, err = cloud.run("pipeline.sh", "--to", "upcycle", *arguments)
+    code, _, err = cloud.run("pipeline.sh", "--to", "upcycle", *_chain("gs://b/r"))
     assert code == 0
     assert cloud.calls() == [
         "gcloud storage ls gs://b/r/sft/finished.json",
         "gcloud storage ls gs://b/r/upcycle/config.json",
     ]
     assert "upcycle: finished before" in err
+    assert not (scripts.ROOT / "gs:").exists()

@@ -13,10 +13,14 @@ from tests.models import reference
 
 pytestmark = pytest.mark.torch
 
-_CASES = [("dense_tied_2_levels_head64", name) for name in cases.ROWS] + [
+# One image, and a video alone, are parts of other rows: decoding reads the latter.
+_CASES = [
+    ("dense_tied_2_levels_head64", "text_alone"),
+    ("dense_tied_2_levels_head64", "two_images_of_different_size"),
+    ("dense_tied_2_levels_head64", "rows_of_different_length"),
+    ("dense_tied_2_levels_head64", "a_video_and_an_image"),
     ("dense_untied_3_levels_head72", "rows_of_different_length"),
     ("dense_untied_3_levels_head72", "a_video_and_an_image"),
-    ("dense_untied_3_levels_head72", "text_alone"),
     ("moe_untied", "rows_of_different_length"),
     ("moe_untied", "a_video_and_an_image"),
     ("moe_tied_8_experts", "two_images_of_different_size"),

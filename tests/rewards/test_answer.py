@@ -129,7 +129,8 @@ def test_an_approximation_ends_in_a_verdict_whatever_stands_beside_it():
      "\u2028", "\n\x0b", "(A) ", "A, A and ", "Both A and ", "point B ", "\\angle ", "\\angle 1",
      "x<1 or ", "x>1,", "\\cup(1,2)", "\\{x|", "(1,2)", "\\begin{pmatrix}", "1&2\\\\", "[[1,2],",
      "two hundred ", "million ", "kg m/", "**", "*a* ", "<b>", "\\textcolor{red}{", "####",
-     "{1,2},", "the answer is ", ". so ", "I, ", "①", "1 ≈ ", "\\frac{dx}", "_{1}", "ﷺ"],
+     "{1,2},", "x>1, y=2, ", "2h 5m ", "the answer is ", ". so ", "I, ", "①", "1 ≈ ", "\\frac{dx}",
+     "_{1}", "ﷺ"],
 )  # fmt: skip
 def test_rules_without_mathematics_are_fast_on_any_text(judge, piece):
     text = piece * (1000 // len(piece))

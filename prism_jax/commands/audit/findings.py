@@ -34,14 +34,14 @@ def find(
       tests: test sets by name.
       grade: the judge; None: rows have no truths.
     """
-    found = [cut(rows), at_limit(rows), *repeated(rows)]
+    findings = [cut(rows), at_limit(rows), *repeated(rows)]
     verdicts: list[bool] = []
     if grade is not None:
-        found.append(not_earned(rows, grade))
+        findings.append(not_earned(rows, grade))
         verdicts = teachers_right(rows, grade)
     for name, others in tests:
-        found += leaks(rows, name, others)
-    return [one for one in found if one is not None], verdicts
+        findings += leaks(rows, name, others)
+    return [one for one in findings if one is not None], verdicts
 
 
 def cut(rows: Sequence[Facts]) -> Finding:

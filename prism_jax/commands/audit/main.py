@@ -79,20 +79,20 @@ def main(argv: Sequence[str]) -> None:
         )
     )
     rows = [facts for part in data for facts in part.facts]
-    found, right = _judged(args, rows, [(part.name, part.facts) for part in tests])
+    problems, right = _judged(args, rows, [(part.name, part.facts) for part in tests])
     audit = page.Audit(
         title=args.title or "Audit of " + ", ".join(args.data),
         kind=args.kind,
         data=tuple(data),
         tests=tuple(tests),
-        findings=tuple(found),
+        findings=tuple(problems),
         teachers_right=tuple(right),
         has_tokens=words is not None,
     )
     text = page.build(audit, lambda facts: _shown(data, facts), num_examples=args.num_examples)
     _write(args.out, text.encode("utf-8", "replace"))
     _write(args.out.with_suffix(".json"), small_files.dumps(page.summary(audit), indent=1) + b"\n")
-    for one in found:
+    for one in problems:
         print(f"{one.name}: {len(one.rows)}")
     print(args.out)
 
@@ -122,7 +122,7 @@ def _shown(data: Sequence[survey.Part], facts: survey.Facts) -> page.Shown:
     ]
     return page.Shown(
         id=row.id,
-        question=records.shorten(texts.question(row), _TEXT_CHARS),
+        question=records.shorten(records.get_question(row), _TEXT_CHARS),
         truth=facts.truth,
         responses={
             name: records.shorten(text, _TEXT_CHARS) for name, text in texts.responses(row).items()

@@ -178,10 +178,10 @@ def _plots(audit: Audit) -> str:
     for name, values in lengths(audit).items():
         title, unit = name.rpartition("_")[0].capitalize(), name.rpartition("_")[2]
         unit = "characters" if unit == "chars" else unit
-        drawn = plots.histogram(values, title=title, unit=unit)
-        figures.append(parts.figure(title, f"Length in {unit}", drawn))
-    drawn = plots.histogram(_sides(audit), title="Pictures", unit="pixels")
-    figures.append(parts.figure("Pictures", "Longer side of each distinct picture", drawn))
+        plot = plots.histogram(values, title=title, unit=unit)
+        figures.append(parts.figure(title, f"Length in {unit}", plot))
+    plot = plots.histogram(_sides(audit), title="Pictures", unit="pixels")
+    figures.append(parts.figure("Pictures", "Longer side of each distinct picture", plot))
     head = ("", "least", "median", "90 %", "99 %", "greatest", "in all")
     named = lengths(audit) | {"longer_side_pixels": _sides(audit)}
     rows = [

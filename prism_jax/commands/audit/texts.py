@@ -1,4 +1,4 @@
-"""Texts of rows: the question without its form, the responses, and whether they were cut."""
+"""Texts of rows: the key of a question, the responses, and whether they were cut."""
 
 import hashlib
 import re
@@ -13,16 +13,6 @@ _MIDDLE = re.compile(r"(?:[,;(\[{=+]|\b(?:the|an|and|or|of|to|is|are|was|with|th
 # Last characters of texts that are complete.
 _ENDS = tuple(".!?>)]}\"'”’»…。！？）」$%*`|")
 _BOXED = re.compile(r"\\boxed\s*\{")
-
-
-def question(row: records.Row) -> str:
-    """Return the text of the user's turns without marks of pictures."""
-    if isinstance(row, records.PairRow):
-        turns = [row.prompt]
-    else:
-        messages = row.messages if isinstance(row, records.SFTRow) else row.prompt
-        turns = [turn.content for turn in messages if turn.role == "user"]
-    return "\n".join(turns).replace(records.IMAGE_MARK, "").strip()
 
 
 def question_key(text: str) -> bytes:

@@ -15,7 +15,7 @@ from prism_jax.commands.plan import opening
 
 
 def measure(job: opening.Job, phase: str) -> dict[str, Any]:
-    """Return what the compiler says about the memory of a phase's program."""
+    """Return the compiler's figures for the memory of a phase's program."""
     jax.config.update("jax_platforms", "cpu")
     opened = opening.open_job(job, is_compiled=True)
     (program,) = (one for one in opened.programs if one.phase == phase)

@@ -41,12 +41,12 @@ def compile_phase(
     if path.exists():
         return json.loads(path.read_text())
     progress.say(f"compiling {job.stage}, {phase}, for {job.machine}")
-    found = _run(given, limits)
+    result = _run(given, limits)
     cache.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps(found) + "\n")
+    part.write_text(json.dumps(result) + "\n")
     part.replace(path)
-    return found
+    return result
 
 
 def key(given: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from prism_jax import errors
 from prism_jax.commands.plan import opening
 
-# A merged patch, which is one token, has so many.
+# Patches in a merged patch, which is one token.
 _PATCHES_PER_TOKEN = 4
 
 

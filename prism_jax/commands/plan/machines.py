@@ -121,16 +121,16 @@ def tpu(text: str, *, num_slices: int) -> Machine:
     Raises:
       InputError: there is no such topology.
     """
-    found = _TOPOLOGY.fullmatch(text)
-    if found is None:
+    match = _TOPOLOGY.fullmatch(text)
+    if match is None:
         raise errors.InputError(
             f"--topology={text}: must be KIND:AxB or KIND:AxBxC with KIND one of "
             f"{', '.join(GENERATIONS)}, such as v5e:4x4, v5p:2x4x4, v6e:2x4, tpu7x:2x2x1"
         )
-    kind, sides = GENERATIONS[found[1]], [int(side) for side in found[2].split("x")]
+    kind, sides = GENERATIONS[match[1]], [int(side) for side in match[2].split("x")]
     if len(sides) != kind.num_dimensions or min(sides) < 1 or num_slices < 1:
         raise errors.InputError(
-            f"--topology={text}: {found[1]} has {kind.num_dimensions} dimensions, each at least 1"
+            f"--topology={text}: {match[1]} has {kind.num_dimensions} dimensions, each at least 1"
         )
     machine = Machine(
         name=text,
@@ -145,7 +145,7 @@ def tpu(text: str, *, num_slices: int) -> Machine:
 
 
 def gpus(number: int, hbm_gigabytes: float) -> Machine:
-    """Return so many GPUs of one host; speeds are those measured on an H100 80GB."""
+    """Return `number` GPUs of one host; speeds are those measured on an H100 80GB."""
     if number < 1 or not hbm_gigabytes > 0:
         raise errors.InputError(
             f"--gpus and --hbm must be positive, got {number} and {hbm_gigabytes}"

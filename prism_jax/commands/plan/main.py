@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="configs/STAGE.py:SIZE,OPTION,…")
     machine = parser.add_mutually_exclusive_group()
     machine.add_argument("--topology", help="v5e:4x4, v5p:2x4x4, v6e:2x4, tpu7x:2x2x1, …")
-    machine.add_argument("--gpus", type=int, help="so many GPUs of one host")
+    machine.add_argument("--gpus", type=int, help="number of GPUs of one host")
     machine.add_argument("--table", metavar="FILE", help="write the table of all configurations")
     parser.add_argument("--only", metavar="NAME", help="of --table, STAGE/SIZE/TOPOLOGY alone")
     parser.add_argument("--slices", type=int, default=1, help="TPU slices of that topology")
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _job(args: argparse.Namespace, rest: Sequence[str]) -> opening.Job:
-    """Return what the arguments name.
+    """Return the job that the arguments name.
 
     Raises:
       InputError: an argument is missing or wrong.

@@ -74,7 +74,7 @@ def open_job(job: Job, *, is_compiled: bool) -> Opened:
         only have shapes and shardings, which need no library.
 
     Raises:
-      InputError: the configuration is wrong, or does not go on so many devices.
+      InputError: the configuration is wrong, or does not go on this number of devices.
     """
     machine = job.open_machine()
     options = configuration.parse(_kind(job.stage), ml_collections.ConfigDict(_fill(job.config)))

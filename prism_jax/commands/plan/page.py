@@ -55,7 +55,7 @@ def lines(plan: Plan) -> list[str]:
 
 
 def verdict(phase: memory.Phase, plan: Plan) -> str:
-    """Return what the table says of a phase."""
+    """Return a phase's entry in the table."""
     how = "compiled" if phase.is_compiled else "estimate"
     if phase.refusal is not None:
         return "does not fit (refused by the compiler; the figures are an estimate)"
@@ -66,7 +66,7 @@ def verdict(phase: memory.Phase, plan: Plan) -> str:
 
 
 def _host(plan: Plan) -> list[str]:
-    """Return what a host's memory holds, an estimate."""
+    """Return the estimated contents of a host's memory."""
     machine = plan.opened.machine
     saved: dict[str, float] = {}
     kept: dict[str, float] = {}
@@ -96,7 +96,7 @@ def _time(plan: Plan) -> list[str]:
 
 
 def advice(changes: Mapping[str, Any], plan: Plan) -> list[str]:
-    """Return what to change, and what the job takes then."""
+    """Return the changes to make, and the memory that the job takes then."""
     fields = " ".join(f"--config.{name}={value}" for name, value in changes.items())
     fullest = plan.fullest
     how = "compiled" if fullest.is_compiled else "estimate"

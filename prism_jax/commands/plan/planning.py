@@ -42,7 +42,7 @@ Compile = Callable[[opening.Job, str], Mapping[str, Any]]
 
 
 def compiler(cache: pathlib.Path, limits: compiling.Limits) -> Compile:
-    """Return what compiles a phase, or reads it from the cache."""
+    """Return the function that compiles a phase, or reads it from the cache."""
     compiling.require_libtpu()
     return lambda job, phase: compiling.compile_phase(job, phase, cache=cache, limits=limits)
 
@@ -91,11 +91,11 @@ def advise(plan: Plan, compile_phase: Compile | None) -> tuple[Changes, Plan] | 
             continue
         needed = _without_needless(plan.job, taken)
         if compile_phase is None:
-            found = _try(plan.job, needed)
+            plan_then = _try(plan.job, needed)
         else:
-            found = make(changed(plan.job, needed), compile_phase)
-        if found is not None and found.fits:
-            return needed, found
+            plan_then = make(changed(plan.job, needed), compile_phase)
+        if plan_then is not None and plan_then.fits:
+            return needed, plan_then
     return None
 
 

@@ -63,8 +63,8 @@ def write(path: pathlib.Path, compile_phase: planning.Compile | None, *, only: s
       only: STAGE, STAGE/SIZE or STAGE/SIZE/TOPOLOGY: make those rows alone, keep all others.
     """
     kept_at = path.with_suffix(".json")
-    kept = [Row(**row) for row in json.loads(kept_at.read_text())] if kept_at.exists() else []
-    rows = {(row.stage, row.size, row.machine): row for row in kept}
+    old_rows = [Row(**row) for row in json.loads(kept_at.read_text())] if kept_at.exists() else []
+    rows = {(row.stage, row.size, row.machine): row for row in old_rows}
     code = compiling.code_digest()[:12]
     for name in _names():
         old = rows.get(name)
@@ -125,9 +125,9 @@ def row_of(
         return None
     fullest, advice = plan.fullest, ""
     if not fullest.fits(plan.opened.machine.generation.hbm_gib):
-        found = planning.advise(plan, None)
-        if found is not None:
-            advice = " ".join(f"{name}={value}" for name, value in found[0].items())
+        changes_and_plan = planning.advise(plan, None)
+        if changes_and_plan is not None:
+            advice = " ".join(f"{name}={value}" for name, value in changes_and_plan[0].items())
     axes = plan.opened.devices.mesh.shape
     return Row(
         stage=stage,

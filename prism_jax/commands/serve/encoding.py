@@ -24,7 +24,7 @@ class Room:
 
     @classmethod
     def of(cls, tokens: int, num_images: int, words: processor.Processor) -> "Room":
-        """Return the room of prompts of so many tokens; a token of a picture has its patches."""
+        """Return the room of prompts of `tokens` tokens; a token of a picture has its patches."""
         merge = words.image_settings.merge_size
         return cls(tokens=tokens, patches=tokens * merge**2, images=num_images)
 

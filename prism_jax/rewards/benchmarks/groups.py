@@ -38,7 +38,7 @@ def wemath_keys(key: str) -> tuple[str, ...]:
 
 
 def wemath_problem(group: Group) -> tuple[str, str]:
-    """Return what names a problem: problems of two and of three steps are numbered apart."""
+    """Return the key of a problem: problems of two and of three steps are numbered apart."""
     return group["problem"], group["key"].partition("_")[0]
 
 

@@ -1,4 +1,4 @@
-"""MathVista: an option's text, a whole number, a number of so many places, or a list.
+"""MathVista: an option's text, a whole number, a number with a given number of decimals, or a list.
 
 Source: PRISM scripts/eval/tasks/mathvista/mathvista_evals.py `extract_answer`,
 `normalize_extracted_answer`; the number of places is a fraction in the published file, which the

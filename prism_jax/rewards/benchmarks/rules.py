@@ -42,7 +42,7 @@ def read(facts: facts_lib.Facts, response: str) -> reading.Reading:
 
 
 def question(facts: facts_lib.Facts, read: reading.Reading, *, is_right: bool) -> Question | None:
-    """Return what the published scorer asks a model after the rules, None if nothing.
+    """Return the question of the published scorer to a model after the rules, None without one.
 
     PRISM asks about every response that its rules call wrong, and about HallusionBench where they
     decide nothing. lmms-eval leaves MathVerse and HallusionBench to the model alone, has it extract

@@ -102,6 +102,7 @@ class Feed:
             discriminator=self.cutter.shape(
                 self._measured,
                 devices,
+                # Responses of earlier steps are scored and learned from beside the new ones.
                 num_prompts=options.rollout.num_prompts + replayed,
                 num_responses=options.rollout.num_responses,
                 max_response_tokens=options.rollout.max_response_tokens,

@@ -31,6 +31,7 @@ class TeacherGate:
         tasks = [
             score.Task(
                 response=segments.teacher_text(row).response,
+                # Of a teacher only the text is known, not whether a limit cut it.
                 ended=True,
                 ground_truth=row.ground_truth,
                 equivalent_answers=tuple(row.equivalent_answers),
@@ -38,6 +39,7 @@ class TeacherGate:
             )
             for row in prompts.rows
         ]
+        # A prompt comes again in every epoch, with the same answer of its teacher.
         new = [task for task in dict.fromkeys(tasks) if task not in self._known]
         if new:
             rewards = self._judge.grade(new)

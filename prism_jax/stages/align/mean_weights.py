@@ -32,6 +32,8 @@ def make_average(decay: float | None) -> Callable[[nnx.State, nnx.State], nnx.St
 def with_mean(start: setup_models.Start) -> setup_models.Start:
     """Return the beginning of a state that holds a mean of the discriminator's weights too."""
 
+    # A copy even of float32 weights: both are donated, each to its own program, and must not share
+    # memory.
     def wide(x):
         is_float = jnp.issubdtype(x.dtype, jnp.floating)
         return jnp.array(x, jnp.float32 if is_float else x.dtype, copy=True)

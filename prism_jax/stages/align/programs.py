@@ -98,9 +98,11 @@ def _of_discriminator(
         arguments=(state.params, segments),
         static={},
         parts={"discriminator parameters": state.params, "batch": segments},
+        # While segments are scored, the policy and the optimizer's states stay in memory.
         beside=policy | {"discriminator states": state.opt_state},
         work=work,
     )
+    # The update takes gradients of scores that are known: it has one input more than the scores.
     place = segments.last
     gradients = jax.ShapeDtypeStruct(place.shape, np.float32, sharding=place.sharding)
     segments = dataclasses.replace(segments, score_gradients=gradients)
@@ -139,9 +141,11 @@ def _shapes(
         tokens=bounds.prompt_tokens, patches=bounds.prompt_patches, images=bounds.prompt_images
     )
     sees_images = section.sees_images
+    # Teachers and students share rows, so the longer response sets their size.
     continued = max(bounds.teacher_tokens, rollout.max_response_tokens)
     num_names = len(section.form.names)
     largest = Largest(
+        # A prompt has one teacher's segment of each name, and one of each response.
         num_units=num_names * rollout.num_prompts * (1 + rollout.num_responses),
         unit_sequences=1,
         unit_tokens=bounds.prompt_tokens + continued,

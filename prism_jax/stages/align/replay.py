@@ -99,6 +99,7 @@ class Replay:
         """
         if len(self._groups) < self._num_prompts:
             return None
+        # From the step alone: a resumed run takes the same without a generator that is saved.
         places = np.random.default_rng(step).choice(
             len(self._groups), self._num_prompts, replace=False
         )
@@ -111,17 +112,19 @@ class Replay:
             padded[number, : len(tokens)] = tokens
         rollout = engine.Rollout(
             tokens=padded,
+            # The discriminator reads tokens; the policy, which needs these, learns nothing here.
             logprobs=np.zeros(padded.shape, np.float32),
             lengths=lengths,
             ended=ended,
         )
-        drawn = rollouts.Responses(
+        earlier = rollouts.Responses(
             rollout=rollout,
             segments=self._reader.read(rollout),
             num_prompts=len(groups),
+            # They took their time in the step that drew them.
             seconds=0.0,
         )
-        return self._read([group.index for group in groups]), drawn
+        return self._read([group.index for group in groups]), earlier
 
     def add(self, step: int, prompts: align_feed.Prompts, responses: rollouts.Responses) -> None:
         """Keep the responses of a step, and drop those that are too old for the next."""
@@ -136,13 +139,14 @@ class Replay:
                 ended=[bool(rollout.ended[n]) for n in places],
             )
             self._groups.append(group)
-            # Encoded once: the position is asked for in every step.
+            # Encoded once: the position is read in every step.
             self._encoded.append(group.encoded())
-        kept = [
+        # As old as they will be in the step that may take them.
+        recent = [
             n for n, group in enumerate(self._groups) if step + 1 - group.step <= self._num_steps
         ]
-        self._groups = [self._groups[n] for n in kept]
-        self._encoded = [self._encoded[n] for n in kept]
+        self._groups = [self._groups[n] for n in recent]
+        self._encoded = [self._encoded[n] for n in recent]
 
 
 def joined(
@@ -153,11 +157,12 @@ def joined(
     """Return a step's prompts and responses, followed by earlier ones."""
     if earlier is None:
         return prompts, responses
-    more, drawn = earlier
-    longest = max(part.rollout.tokens.shape[1] for part in (responses, drawn))
+    more, old_responses = earlier
+    # The newest stay first, so that the policy finds the scores of its responses in their places.
+    longest = max(part.rollout.tokens.shape[1] for part in (responses, old_responses))
 
     def padded(name: str) -> np.ndarray:
-        parts = [vars(part.rollout)[name] for part in (responses, drawn)]
+        parts = [vars(part.rollout)[name] for part in (responses, old_responses)]
         if parts[0].ndim == 2:
             parts = [np.pad(x, ((0, 0), (0, longest - x.shape[1]))) for x in parts]
         return np.concatenate(parts)
@@ -173,8 +178,8 @@ def joined(
         ),
         rollouts.Responses(
             rollout=engine.Rollout(**{name: padded(name) for name in names}),
-            segments=responses.segments + drawn.segments,
-            num_prompts=responses.num_prompts + drawn.num_prompts,
+            segments=responses.segments + old_responses.segments,
+            num_prompts=responses.num_prompts + old_responses.num_prompts,
             seconds=responses.seconds,
         ),
     )

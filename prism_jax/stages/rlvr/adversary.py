@@ -7,9 +7,9 @@
 
 Every algorithm takes the sum; which groups are learned from, penalties, the KL and the loss stay
 its own. Scores are compared within the group as in alignment, malformed responses below the others.
-The coefficient falls linearly to its end; once it is 0 the discriminator is neither asked nor
+The coefficient falls linearly to its end; once it is 0 the discriminator is neither called nor
 updated. So alignment and verification can run as one stage, the first handing over to the second.
-Source: arXiv 2607.01181: a discriminator's reward beside the verifier's.
+Source: arXiv 2607.01181: a discriminator's reward beside the judge's.
 """
 
 import dataclasses

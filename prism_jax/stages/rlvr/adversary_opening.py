@@ -75,6 +75,7 @@ def open_parts(
     """
     adversary, model = options.adversary, opened.model
     section = adversary.discriminator
+    # From all prompts at once: every step then has one shape, and is compiled once.
     shape: RowShape = cutter.shape(
         cutter.measure(prompts),
         devices,
@@ -84,6 +85,7 @@ def open_parts(
         place="config.adversary.discriminator",
     )
     settings = discriminator_updates.settings_of(section, devices)
+    # The schedule counts updates, of which the discriminator may have several in a step.
     optimizer = setup_models.make_optimizer(
         section.optim, model.params, num_steps=options.train.num_steps * adversary.updates
     )
@@ -105,6 +107,7 @@ def open_parts(
             ),
             refresh=discriminator_updates.make_refresh(rule, settings, model),
             num_updates=adversary.updates,
+            # Scores are computed without dropout, so an update with it needs others.
             is_always_fresh=section.head_dropout > 0,
         ),
         setup_models.together({"policy": start, "discriminator": own_start}),

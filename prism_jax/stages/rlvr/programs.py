@@ -31,6 +31,7 @@ def programs_of(
         tokens=bounds.prompt_tokens, patches=bounds.prompt_patches, images=bounds.prompt_images
     )
     shape = rlvr_updates.shape_of(options, [size], devices)
+    # Any number of steps: the schedule is a formula, and takes no memory.
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1000)
     start = setup_models.start_of(model, optimizer, devices, key=programs.key())
     rows = policy_programs.rows(model, devices, shape)
@@ -45,6 +46,7 @@ def programs_of(
         model, shape, train, options.model, calls=train.num_minibatches
     )
     forward = dataclasses.replace(work, has_gradient=False)
+    # A single update computes the log-probs before it in its own forward pass.
     has_several = train.num_updates > 1
     has_old = has_several or reference.reward_coefficient is not None
     if has_old or reference.is_used:
@@ -57,6 +59,7 @@ def programs_of(
                 static={},
                 parts={"parameters": start.abstract.params, "batch": rows},
                 beside={"states": start.abstract.opt_state} | kept,
+                # One program for both models, which differ in their parameters alone.
                 work=dataclasses.replace(
                     forward, calls=forward.calls * (has_old + reference.is_used)
                 ),
@@ -85,6 +88,7 @@ def _learned_from(
 ) -> policy_batch.PolicyBatch:
     """Return the rows in the form of an update, see `packing.Packer.finish`."""
     batch = policy_programs.with_advantages(batch)
+    # Memory depends on shapes alone, and all log-probs have one.
     if options.train.num_updates > 1:
         batch = dataclasses.replace(batch, old_logprobs=batch.sampler_logprobs)
     if options.groups.keep != "all":

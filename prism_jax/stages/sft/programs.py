@@ -70,6 +70,7 @@ def _batch(
         [[example]],
         config=model.config,
         shapes=shapes,
+        # A step takes the smallest of these sizes that its pictures fit into.
         row_patches=max(data.row_patches, default=None),
         segments=shapes.segments_for(data.row_examples, data.row_images),
         dtype=np.dtype(np.uint8),

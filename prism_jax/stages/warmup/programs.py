@@ -29,6 +29,7 @@ def programs_of(
     shape = options.rows.shape(
         Largest(
             num_units=options.train.num_pairs * len(names),
+            # Both sides of a pair lie in one row, each behind the prompt.
             unit_sequences=2,
             unit_tokens=2 * (bounds.prompt_tokens + segment_tokens),
             continued_tokens=2 * segment_tokens,
@@ -39,6 +40,7 @@ def programs_of(
         shared_units=1,
         place="config.rows",
     )
+    # Any number of steps: the schedule is a formula, and takes no memory.
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1000)
     start = setup_models.start_of(model, optimizer, devices, key=programs.key())
     batch = discriminator_programs.batch(model, devices, shape, is_paired=True, positions="mrope")

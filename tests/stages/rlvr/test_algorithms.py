@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +13,15 @@ from prism_jax.losses import advantage
 from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import update as policy_update
-from prism_jax.rewards import score
 from prism_jax.rows import Continuation
 from prism_jax.stages.rlvr import advantages as rlvr_advantages
-from prism_jax.stages.rlvr import carry as rlvr_carry
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import groups as rlvr_groups
 from prism_jax.stages.rlvr import reference as rlvr_reference
 from prism_jax.training import train_state
 from tests.stages import rl_toy
+from tests.stages.rlvr import changes as changes_lib
 
 _ALGORITHMS = ("grpo", "dapo", "gspo", "dr_grpo", "cispo", "rloo", "reinforce++")
 
@@ -39,9 +37,6 @@ def test_each_algorithm_raises_the_reward(name):
     assert before < 0.3 and after > 0.6, (before, after)
 
 
-# Several updates of a rollout, large enough for clips to bind; with a large eps the size of a
-# gradient matters to Adam.
-_SEVERAL = {"train.num_minibatches": 2, "train.num_epochs": 2, "optim.peak": 6.0, "optim.eps": 1.0}
 _ONCE = {"train.num_minibatches": 1, "train.num_epochs": 1, "optim.eps": 1e-3}
 _TRUNCATE = {"algorithm.sampler_weights": "truncate", "algorithm.sampler_high": 1.05}
 _MASK = {
@@ -50,17 +45,7 @@ _MASK = {
     "algorithm.sampler_high": 1.2,
 }
 _NORM = {"algorithm.aggregation": "seq-mean-token-sum-norm", "algorithm.norm_tokens": 4}
-_BUFFER = {"overlong.buffer_tokens": 2, "overlong.penalty_factor": 1.0}
-_REFILL = {
-    "groups.keep": "accuracy",
-    "groups.generation_prompts": 4,
-    "groups.max_generations": 2,
-    "groups.surplus_steps": 1,
-}
-_REFILL_MORE = _REFILL | {"groups.generation_prompts": 12, "rollout.num_prompts": 2}
 _LOSS_KL = {"reference.loss_coefficient": 1.0}
-_REWARD_KL = {"reference.reward_coefficient": 1.0}
-_ADAPTED = _REWARD_KL | {"reference.reward_target": 0.01, "reference.reward_horizon": 20.0}
 
 # Field -> algorithm, what is set before, what is changed. Every field of these sections is here.
 _CHANGES = {
@@ -82,30 +67,32 @@ _CHANGES = {
     "advantage.eps": [("", {}, 1.0), ("reinforce++", {}, 1.0)],
     "advantage.discount": [("reinforce++", {}, 0.5)],
     "advantage.credit": [("", {}, "segment"), ("rloo", _ONCE, "segment_shared")],
-    "overlong.buffer_tokens": [("", _BUFFER, 4)],
-    "overlong.penalty_factor": [("", _BUFFER, 0.3)],
+    "overlong.buffer_tokens": [("", changes_lib.BUFFER, 4)],
+    "overlong.penalty_factor": [("", changes_lib.BUFFER, 0.3)],
     "overlong.is_filtered": [("", {}, True)],
-    "groups.keep": [("", _REFILL, "reward")],
-    "groups.generation_prompts": [("", _REFILL, 6)],
-    "groups.max_generations": [("", _REFILL, 1)],
-    "groups.surplus_steps": [("", _REFILL_MORE, 0), ("", _REFILL_MORE, 2)],
+    "groups.keep": [("", changes_lib.REFILL, "reward")],
+    "groups.generation_prompts": [("", changes_lib.REFILL, 6)],
+    "groups.max_generations": [("", changes_lib.REFILL, 1)],
+    "groups.surplus_steps": [("", changes_lib.REFILL_MORE, 0), ("", changes_lib.REFILL_MORE, 2)],
     "reference.loss_estimator": [("", _LOSS_KL, name) for name in ("k1", "k2", "k3+", "abs")],
     "reference.loss_coefficient": [("", _LOSS_KL, 0.5)],
-    "reference.reward_estimator": [("", _REWARD_KL, name) for name in ("k2", "k3", "abs")],
-    "reference.reward_coefficient": [("", _REWARD_KL, 0.5)],
-    "reference.reward_target": [("", _ADAPTED, 10.0)],
-    "reference.reward_horizon": [("", _ADAPTED, 40.0)],
+    "reference.reward_estimator": [
+        ("", changes_lib.REWARD_KL, name) for name in ("k2", "k3", "abs")
+    ],
+    "reference.reward_coefficient": [("", changes_lib.REWARD_KL, 0.5)],
+    "reference.reward_target": [("", changes_lib.ADAPTED, 10.0)],
+    "reference.reward_horizon": [("", changes_lib.ADAPTED, 40.0)],
     "train.num_minibatches": [("", {}, 1)],
     "train.num_epochs": [("", {}, 1)],
 }
-# They have tests of their own below.
+# They have tests of their own, here and in test_groups.py.
 _ELSEWHERE = {"groups.when_short", "reference.folder"}
 
 
 @functools.cache
 def _learned(arg, changes):
     """Return the table after three steps with a sampler whose log-probs are a little wrong."""
-    options = rl_toy.options_of(arg, _SEVERAL | {"train.num_steps": 3} | dict(changes))
+    options = rl_toy.options_of(arg, changes_lib.SEVERAL | {"train.num_steps": 3} | dict(changes))
     reference = rl_toy.first_table(seed=1) if options.reference.is_used else None
     return rl_toy.Run(options, noise=0.2, reference=reference).take(3).table
 
@@ -187,8 +174,8 @@ def test_updates_by_hand_have_the_ratio_to_the_policy_that_drew_each_group(
     monkeypatch, num_minibatches, num_epochs, rate
 ):
     changes = (
-        _SEVERAL
-        | _REFILL
+        changes_lib.SEVERAL
+        | changes_lib.REFILL
         | {
             "groups.generation_prompts": 8,
             "optim.clip_norm": None,
@@ -294,160 +281,6 @@ def test_released_means_are_those_of_each_row_weighted_by_its_responses():
     np.testing.assert_allclose(run.take(1).rows[0]["policy/loss"], expected, rtol=1e-4)
 
 
-def _group(accuracies, *, step=1, index=0):
-    rewards = [score.Reward(total=a, accuracy=a, format=1.0, reason="correct") for a in accuracies]
-    found = tuple(
-        rlvr_groups.Response(tokens=None, logprobs=None, segments=None, reward=reward)
-        for reward in rewards
-    )
-    return rlvr_groups.Group(index=index, row=None, prompt=None, responses=found, step=step)
-
-
-def _refill(**changes):
-    usual = {
-        "keep": "accuracy",
-        "generation_prompts": 3,
-        "max_generations": 3,
-        "when_short": "error",
-        "surplus_steps": 1,
-    }
-    return rlvr_config.Groups(**(usual | changes))
-
-
-def test_a_step_is_filled_with_groups_that_vary_the_oldest_first():
-    def draw(number):
-        first = 10 * (number + 1)
-        return [
-            _group([0, 1], step=2, index=first),
-            _group([1, 1], step=2, index=first + 1),
-            _group([1, 0], step=2, index=first + 2),
-        ]
-
-    kept = [_group([0, 1], step=1, index=1)]
-    filled = rlvr_groups.fill(kept, draw, _refill(), num_prompts=4, step=2)
-    assert [group.index for group in filled.groups] == [1, 10, 12, 20]
-    assert [group.index for group in filled.surplus] == [22]
-    assert (filled.num_drawn, filled.num_varying, filled.num_generations) == (6, 4, 2)
-    thrown = rlvr_groups.fill(kept, draw, _refill(surplus_steps=0), num_prompts=4, step=2)
-    assert thrown.surplus == []
-    # Groups of step 1 may be used until step 2, those of step 2 until step 3.
-    old = [_group([0, 1], step=1, index=index) for index in range(3)]
-    filled = rlvr_groups.fill(old, draw, _refill(), num_prompts=2, step=2)
-    assert [group.index for group in filled.groups] == [0, 1] and filled.surplus == []
-    assert filled.num_generations == 0
-
-
-def test_too_few_groups_that_vary_stop_the_run_or_make_a_smaller_step():
-    def draw(number):
-        return [_group([1, 1]), _group([0, 1], index=number)]
-
-    with pytest.raises(errors.InputError, match=r"step 7: .* 3 prompts of 6 .* 4 are needed"):
-        rlvr_groups.fill([], draw, _refill(), num_prompts=4, step=7)
-    filled = rlvr_groups.fill([], draw, _refill(when_short="train"), num_prompts=4, step=7)
-    assert [group.index for group in filled.groups] == [0, 1, 2]
-
-
-class _FirstOnly:
-    """Call the first response of a generation right, if any: at most one group varies."""
-
-    def __init__(self, *, is_any_right):
-        self._is_any_right = is_any_right
-
-    def grade(self, tasks):
-        right = [self._is_any_right and number == 0 for number in range(len(tasks))]
-        return [rl_toy.reward_of("b" if one else "a", ended=True) for one in right]
-
-
-@pytest.mark.parametrize(
-    ("changes", "is_any_right", "num_empty"),
-    [
-        ({"train.num_minibatches": 1}, False, 1),
-        ({"train.num_minibatches": 2}, False, 2),
-        # Two generations of one group each: the second part has none.
-        ({"train.num_minibatches": 2}, True, 1),
-    ],
-)
-def test_an_update_without_any_group_moves_neither_parameters_nor_momentum(
-    changes, is_any_right, num_empty
-):
-    run = rl_toy.Run(rl_toy.options_of("", _REFILL | {"groups.surplus_steps": 0} | changes))
-    run.take(2)
-    before = jax.device_get(run.state)
-    assert np.abs(before.opt_state.inner["plain"].mu["logits"]).max() > 0
-    run.experience.sampling._judge = _FirstOnly(is_any_right=is_any_right)
-    row = run.take(1).rows[-1]
-    assert row["rollout/trained_prompts"] == 2 * is_any_right
-    assert row["rollout/generations"] == 2
-    assert (row["optim/empty_updates"], row["optim/skipped_updates"]) == (num_empty, 0)
-    after = jax.device_get(run.state)
-    assert (
-        int(after.opt_state.inner["plain"].count - before.opt_state.inner["plain"].count)
-        == is_any_right
-    )
-    moved = jax.tree.map(
-        lambda x, y: bool((np.asarray(x) != np.asarray(y)).any()),
-        (before.params, before.opt_state),
-        (after.params, after.opt_state),
-    )
-    assert any(jax.tree.leaves(moved)) == is_any_right
-
-
-def test_a_step_whose_responses_are_all_filtered_moves_nothing():
-    run = rl_toy.Run(rl_toy.options_of("", {"overlong.is_filtered": True})).take(2)
-    table = np.full((rl_toy.NUM_TOKENS,) * 2, -20.0, np.float32)
-    table[:, 2] = 20.0  # No response ends.
-    run.state.params["logits"][...] = jnp.asarray(table)
-    row = run.take(1).rows[-1]
-    assert row["rollout/filtered_fraction"] == row["optim/empty_updates"] == 1
-    np.testing.assert_array_equal(run.table, table)
-
-
-def test_surplus_and_coefficient_are_saved_so_that_a_run_goes_on_bit_for_bit():
-    changes = _REFILL_MORE | _ADAPTED | _BUFFER | {"train.num_minibatches": 2}
-    options = rl_toy.options_of("", changes)
-    reference = rl_toy.first_table(seed=1)
-    whole = rl_toy.Run(options, noise=0.2, reference=reference).take(2)
-    assert whole.rows[1]["rollout/older_prompts_fraction"] > 0
-    saved = json.loads(json.dumps(whole.feed.get_state()))
-    table, opt_state = whole.table, jax.tree.map(np.array, whole.state.opt_state)
-    surplus = len(whole.feed.carry.groups)
-    whole.take(3)
-    later = rl_toy.Run(options, noise=0.2, table=table, reference=reference)
-    later.state = dataclasses.replace(later.state, step=later.state.step + 4, opt_state=opt_state)
-    later.feed.set_state(saved)
-    assert len(later.feed.carry.groups) == surplus
-    later.rows = [{}, {}]
-    later.take(3)
-    np.testing.assert_array_equal(later.table, whole.table)
-    names = [name for name in whole.rows[4] if not name.startswith("time/")]
-    for row, expected in zip(later.rows[2:], whole.rows[2:], strict=True):
-        assert [row.get(name) for name in names] == [expected.get(name) for name in names]
-
-
-def test_some_step_of_that_run_begins_with_surplus():
-    options = rl_toy.options_of("", _REFILL_MORE)
-    run = rl_toy.Run(options)
-    sizes = []
-    for _ in range(4):
-        run.take(1)
-        sizes.append(len(json.loads(json.dumps(run.feed.get_state()))["surplus"]))
-    assert max(sizes) > 0
-
-
-def test_a_saved_group_has_every_bit_of_its_responses():
-    options = rl_toy.options_of("", _REFILL_MORE)
-    run = rl_toy.Run(options, noise=0.3)
-    while not run.feed.carry.groups:
-        run.take(1)
-    for group in run.feed.carry.groups:
-        again = rl_toy.decode(json.loads(json.dumps(rlvr_carry.encode(group))))
-        assert (again.index, again.step) == (group.index, group.step)
-        for one, other in zip(group.responses, again.responses, strict=True):
-            np.testing.assert_array_equal(one.tokens, other.tokens)
-            np.testing.assert_array_equal(one.logprobs, other.logprobs)
-            assert (one.segments, one.reward) == (other.segments, other.reward)
-
-
 def test_without_a_coefficient_no_reference_is_loaded_and_the_loss_has_no_term():
     options = rl_toy.options_of("", {}).reference
     assert rlvr_reference.open_reference(options, None, None, None) is None
@@ -467,7 +300,7 @@ def test_against_the_policy_itself_both_kls_are_zero_and_change_nothing_but_roun
 
 
 def test_the_kl_in_the_reward_is_taken_off_token_by_token():
-    options = rl_toy.options_of("", _ADAPTED)
+    options = rl_toy.options_of("", changes_lib.ADAPTED)
     old = np.log(np.float32([[0.5, 0.25, 1.0], [0.5, 1.0, 1.0], [0.25, 0.5, 0.5]]))
     reference = np.log(np.float32([[0.25, 0.25, 1.0], [0.25, 1.0, 1.0], [0.25, 0.5, 0.25]]))
     lengths = np.int32([2, 1, 3])
@@ -552,15 +385,19 @@ def test_a_resumed_run_refuses_another_reference_policy():
         ("", {"groups.keep": "accuracy"}, "generation_prompts must be None exactly when"),
         ("", {"groups.surplus_steps": 1}, "surplus_steps must be None exactly when"),
         ("", {"overlong.buffer_tokens": 2}, "both or none must be given"),
-        ("", _BUFFER | {"overlong.buffer_tokens": 5}, "overlong.buffer_tokens must be <="),
+        (
+            "",
+            changes_lib.BUFFER | {"overlong.buffer_tokens": 5},
+            "overlong.buffer_tokens must be <=",
+        ),
         ("", {"reference.folder": "x"}, "folder must be None without a coefficient"),
         ("", {"reference.reward_target": 0.1}, "reward_target and reward_horizon"),
         ("", {"advantage.discount": 1.0}, "discount must be given for reinforce"),
         ("", {"algorithm.sampler_high": 2.0}, "sampler_high must be given for"),
         ("", {"algorithm.sampler_low": 0.5}, "sampler_low must be given for"),
         ("", {"algorithm.dual_clip": 1.0}, "dual_clip must be > 1"),
-        ("", _REFILL | {"rollout.num_responses": 1}, "num_responses must be >= 2"),
-        ("rloo", _REFILL, "surplus_steps must be 0 or None for the loss reinforce"),
+        ("", changes_lib.REFILL | {"rollout.num_responses": 1}, "num_responses must be >= 2"),
+        ("rloo", changes_lib.REFILL, "surplus_steps must be 0 or None for the loss reinforce"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(arg, changes, told):

@@ -1,4 +1,4 @@
-"""No dead field in RLVR beside its algorithms, whose fields test_rlvr_algorithms.py changes."""
+"""No dead field in RLVR beside its algorithms, whose fields test_algorithms.py changes."""
 
 import pytest
 
