@@ -91,6 +91,7 @@ class Discriminator(configuration.Trained, discriminator_config.Pairs):
             sizes=self.sizes,
             remat=self.remat,
             lora=configuration.NO_LORA,
+            step=None,
         )
 
     def rule(self, model: setup_models.Model) -> discriminator_loss.PairRule:

@@ -253,7 +253,8 @@ _ASKED = {
 # Fields that change what a run costs, keeps or says, or that only a file system decides about.
 _ELSEWHERE = {
     "tests/test_cli.py, tests/stages/warmup/test_warmup.py: where a model comes from": (
-        *("model.folder", "model.init", "discriminator.folder", "discriminator.init", "data.words"),
+        *("model.folder", "model.init", "model.step"),
+        *("discriminator.folder", "discriminator.init", "data.words"),
     ),
     "tests/models/test_equivalence.py: the same result, computed otherwise": (
         *("model.remat", "discriminator.remat", "train.head_chunk_tokens"),

@@ -63,6 +63,7 @@ def open_teacher(
         init="pretrained",
         sizes=None,
         lora=configuration.NO_LORA,
+        step=None,
     )
     files = pretrained.Source.of(options.folder, role="policy").files
     teacher = setup_models.open_model(source, devices, files=files, is_discriminator=False)

@@ -39,14 +39,16 @@ def open_reference(
     if options.folder is None and model.source.init == "random":
         params = start.make().params
     else:
-        folder = options.folder or model.source.folder
+        source = dataclasses.replace(model.source, init="pretrained", sizes=None)
+        if options.folder is not None:
+            source = dataclasses.replace(source, folder=options.folder, step=None)
+        folder = source.folder
         files = pretrained.Source.of(folder, role="policy").files
         # Log-probs of both are compared token by token, with the rows and shapes of the policy.
         if pretrained.config_of(files)[1] != model.config:
             raise errors.InputError(
                 f"config.reference.folder: {folder} has other sizes than the policy"
             )
-        source = dataclasses.replace(model.source, folder=folder, init="pretrained", sizes=None)
         params = setup_models.load_params(dataclasses.replace(model, source=source), devices)
     return Reference(params=params, fingerprint=fingerprint(params))
 

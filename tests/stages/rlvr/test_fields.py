@@ -172,7 +172,7 @@ _ELSEWHERE = {
         "rollout.dump_every_steps",
     ),
     "tests/stages/sft/test_sft.py, test_rlvr.py: where a model comes from": (
-        *("model.folder", "model.init"),
+        *("model.folder", "model.init", "model.step"),
     ),
     "tests/policy/test_rollouts.py": ("rollout.is_cut_allowed",),
     "tests/policy/test_held_out.py": field_tables.HELD_OUT,
