@@ -10,6 +10,7 @@ import json
 import pyarrow.parquet
 import pytest
 
+from prism_jax.policy import distill
 from prism_jax.stages.align import main as align_main
 from prism_jax.stages.warmup import main as warmup_main
 from tests.stages import discriminator_probes as probes
@@ -273,6 +274,9 @@ _ELSEWHERE = {
     "tests/stages/align/test_align.py": ("rollout.dump_every_steps",),
     "tests/policy/test_rollouts.py": ("rollout.is_cut_allowed",),
     "tests/policy/test_held_out.py": field_tables.HELD_OUT,
+    "tests/policy/test_distill.py, tests/stages/rlvr/test_distill.py": tuple(
+        field_tables.fields(distill.Distill, "distill.")
+    ),
     "one process alone": ("mesh.is_distributed",),
 }
 _TABLES = {"align": _ALIGN | _SHARED, "warmup": _WARMUP | _SHARED}

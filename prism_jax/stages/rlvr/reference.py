@@ -1,12 +1,10 @@
 """The reference policy of a KL term, opened only where a coefficient is given."""
 
 import dataclasses
-import hashlib
-import json
 
 from flax import nnx
 
-from prism_jax import errors, tree_paths
+from prism_jax import errors
 from prism_jax.checkpoints import checksum, pretrained
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
@@ -50,15 +48,4 @@ def open_reference(
                 f"config.reference.folder: {folder} has other sizes than the policy"
             )
         params = setup_models.load_params(dataclasses.replace(model, source=source), devices)
-    return Reference(params=params, fingerprint=fingerprint(params))
-
-
-def fingerprint(params: nnx.State) -> str:
-    """Return 16 hex digits that change when a parameter does.
-
-    They are saved with every checkpoint: a resumed run must not be pulled towards another policy,
-    even if the folder now holds another.
-    """
-    sums = checksum.checksums(tree_paths.named_leaves(params))
-    text = json.dumps({name: [both.plain, both.weighted] for name, both in sums.items()})
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Reference(params=params, fingerprint=checksum.fingerprint(params))
