@@ -117,7 +117,7 @@ def _config(arg: str) -> ConfigDict:
         {"rule": "strict", "num_workers": 2, "deadline_seconds": 10.0, "memory_bytes": 2 << 30}
     )
     config.advantage = _advantage(options)
-    config.pace = _pace()
+    config.pace, config.distill = _pace(), sampled_training.distill()
     config.algorithm = sampled_training.weighing(aggregation="token-mean")
     config.rows = ConfigDict(vars(_ROWS[size]))
     config.train = ConfigDict(

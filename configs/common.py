@@ -110,6 +110,8 @@ def model(size: str) -> ConfigDict:
             "attention": "auto",
             "remat": _MODELS[size].remat,
             "lora": lora(),
+            # A number, or "best"; any type, so that a command line can give either.
+            "step": config_dict.placeholder(object),
         }
     )
 

@@ -17,6 +17,8 @@ Option:
 `base.folder` is a Hugging Face folder. With `base.tokenizer=DIR` instead, a new model is trained
 first, on the corpus's right answers without tags, its `base` rows, and exported to `base_model`.
 `trunk` names the model that is upcycled: the base model, as published, or the policy of SFT.
+With `step="best"` rlvr begins with the best step of align, and the best steps of both are
+evaluated; the arguments of both must have `--config.held_out.path=FILE` and `…every_steps=N`.
 """
 
 from ml_collections import ConfigDict
@@ -62,6 +64,7 @@ def get_config(arg: str = "demo") -> ConfigDict:
     config.corpus = ConfigDict(
         {"level": "small" if size == "small" else "tiny", "rows": _ROWS[size], "slips": ()}
     )
+    config.step = "newest"
     config.arguments = _arguments(size)
     config.title = ""
     if "drift" in options:

@@ -207,15 +207,7 @@ def _add_unused_sections(config: ConfigDict, *, is_large: bool) -> None:
         }
     )
     config.adversary = config_dict.placeholder(ConfigDict)
-    config.distill = ConfigDict(
-        {
-            "folder": config_dict.placeholder(str),
-            "coefficient": config_dict.placeholder(float),
-            "end_coefficient": config_dict.placeholder(float),
-            "decay_steps": config_dict.placeholder(int),
-            "has_reward": True,
-        }
-    )
+    config.distill = sampled_training.distill()
     config.reference = ConfigDict(
         {
             "folder": config_dict.placeholder(str),

@@ -21,7 +21,8 @@ def policy(size: str) -> ConfigDict:
     return ConfigDict(
         {
             "folder": "",
-            "step": config_dict.placeholder(int),
+            # A number, or "best".
+            "step": config_dict.placeholder(object),
             "dtype": _SIZES[size].dtype,
             "attention": "auto",
         }

@@ -74,3 +74,21 @@ def algorithm(*, aggregation: str) -> ConfigDict:
     loss.clip_low = loss.clip_high = 0.2
     loss.dual_clip = config_dict.placeholder(float)
     return loss
+
+
+def distill() -> ConfigDict:
+    """Return no open teacher; see prism_jax/policy/distill.py and teaching.py.
+
+    --config.distill.folder=TEACHER --config.distill.kind=reverse --config.distill.coefficient=1.0
+    """
+    return ConfigDict(
+        {
+            "folder": config_dict.placeholder(str),
+            "kind": "k1",
+            "teacher_share": config_dict.placeholder(float),
+            "coefficient": config_dict.placeholder(float),
+            "end_coefficient": config_dict.placeholder(float),
+            "decay_steps": config_dict.placeholder(int),
+            "has_reward": True,
+        }
+    )

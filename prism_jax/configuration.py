@@ -26,6 +26,8 @@ _NONE = re.compile(r"--config\.([\w.]+)=None")
 
 Dtype = Literal["float32", "bfloat16"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
+# Of a run's folder: a number, or the step that `best.json` names; None: the newest complete one.
+Step = int | Literal["best"] | None
 # As `models.text.Remat`, which a command without a model does not load.
 Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
 
@@ -166,10 +168,14 @@ class Model(Trained):
     param_dtype: Dtype  # of the master weights
     attention: Attention = free()
     lora: Lora
+    # Of the workdir that `folder` is. The run begins with it, and reads it no more.
+    step: Step = free()
 
     def problems(self) -> list[str]:
         """See `Section`."""
         problems = super().problems()
+        if self.step is not None and self.init == "random":
+            problems.append(f"step must be None when init is 'random', got {self.step}")
         if self.dtype == "float32" and self.param_dtype == "bfloat16":
             problems.append("param_dtype must be float32 when dtype is float32, got bfloat16")
         return problems

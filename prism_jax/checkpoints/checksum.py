@@ -6,11 +6,16 @@ the arrays that a restore reads.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from prism_jax import tree_paths
 
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 # Odd, so multiplication by it is a bijection of 32-bit positions (Knuth's multiplicative hash).
@@ -79,3 +84,14 @@ def _sums_of(x: jax.Array) -> jax.Array:
     weight = position * jnp.uint32(_SPREAD) + jnp.uint32(1)
     plain = jnp.sum(bits, dtype=jnp.uint32)
     return jnp.stack([plain, jnp.sum(bits * weight, dtype=jnp.uint32), is_finite])
+
+
+def fingerprint(params: nnx.State) -> str:
+    """Return 16 hex digits that change when a parameter does.
+
+    They are saved with every checkpoint: a resumed run must not be pulled towards another policy,
+    even if the folder now holds another.
+    """
+    sums = checksums(tree_paths.named_leaves(params))
+    text = json.dumps({name: [both.plain, both.weighted] for name, both in sums.items()})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

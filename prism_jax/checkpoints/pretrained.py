@@ -24,7 +24,7 @@ from models.hf import names as hf_names
 from models.hf import reader as hf_reader
 from prism_jax import errors, tree_paths
 from prism_jax import mesh as mesh_lib
-from prism_jax.checkpoints import checkpoint, model_files
+from prism_jax.checkpoints import best_step, checkpoint, model_files
 from prism_jax.checkpoints import files as checkpoint_files
 from prism_jax.checkpoints import meta as checkpoint_meta
 
@@ -94,13 +94,13 @@ class Source:
 
     @classmethod
     def of(
-        cls, folder: str | pathlib.Path, *, role: Role | None = None, step: int | None = None
+        cls, folder: str | pathlib.Path, *, role: Role | None = None, step: int | str | None = None
     ) -> "Source":
         """Inspect a checkpoint folder.
 
         Args:
           role: the model to read; None takes the folder's only model, of two the policy.
-          step: of a training run; None for the newest complete one.
+          step: of a training run, "best" for that of `best.json`; None for the newest complete one.
 
         Raises:
           InputError: the folder is not safe and whole, or holds no such model or step.
@@ -109,7 +109,9 @@ class Source:
         if checkpoint_files.is_local(folder):  # Orbax reads absolute paths only
             folder = epath.Path(os.path.abspath(folder))
         if model_files.is_run(folder):
-            source = cls._of_run(folder, role, step)
+            source = cls._of_run(folder, role, best_step.number_of(folder, step))
+        elif step is not None:
+            raise errors.InputError(f"{folder} is not the workdir of a stage: no step {step}")
         elif (folder / FLAX_PARAMS).is_dir():
             arrays = folder / FLAX_PARAMS
             step, meta = _read_meta(arrays, None)
@@ -365,12 +367,11 @@ def load(
     rules: sharding.Rules,
     dtype: DTypeLike | None,
     param_dtype: DTypeLike | None,
-    step: int | None = None,
+    step: int | str | None = None,
 ) -> Pretrained:
     """Load a policy from a folder of any form, each parameter directly in its shards.
 
     Args:
-      step: of a training run; None for the newest complete one.
       mesh: None for JAX's default device.
       dtype: of activations and matmuls; None takes the type of the stored embeddings.
       param_dtype: of the parameters; None keeps each stored type.

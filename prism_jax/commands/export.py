@@ -22,10 +22,9 @@ from models.hf import checkpoint as hf_checkpoint
 from models.hf import names as hf_names
 from models.hf import writer as hf_writer
 from prism_jax import errors
-from prism_jax.checkpoints import checkpoint, lora_files, model_files, pretrained
+from prism_jax.checkpoints import best_step, checkpoint, lora_files, model_files, pretrained
 from prism_jax.commands import eval_template
 from prism_jax.data import prompts
-from prism_jax.running import best
 
 _DTYPES = {"as_is": None, "bfloat16": jnp.bfloat16, "float32": jnp.float32}
 
@@ -45,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--step",
-        type=_step,
+        type=best_step.argument,
         help="a step that the run still keeps, or best: that of best.json; default: the newest",
     )
     add(
@@ -77,11 +76,6 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def _step(text: str) -> int | str:
-    """Return the number of a step, or "best"."""
-    return text if text == "best" else int(text)
-
-
 def main(argv: Sequence[str]) -> None:
     """Export one model of one run."""
     args = parser().parse_args(argv)
@@ -90,8 +84,7 @@ def main(argv: Sequence[str]) -> None:
     problem = hf_writer.check_target(args.target)
     if problem is not None:
         raise errors.InputError(f"--to: {problem}")
-    step = best.read_step(args.workdir) if args.step == "best" else args.step
-    source = pretrained.Source.of(args.workdir, role=args.item, step=step)
+    source = pretrained.Source.of(args.workdir, role=args.item, step=args.step)
     values, config = pretrained.config_of(source.files)
     if args.adapter:
         _save_adapter(args.target, source, values)

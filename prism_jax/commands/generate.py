@@ -16,7 +16,7 @@ import jax
 
 from models import inputs
 from prism_jax import errors
-from prism_jax.checkpoints import model_files
+from prism_jax.checkpoints import best_step, model_files
 from prism_jax.commands import loaded
 from prism_jax.data import chat, examples, images, processor
 from prism_jax.rollout import engine
@@ -30,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("--model", required=True, type=pathlib.Path, help="checkpoint folder")
+    add(
+        "--step",
+        type=best_step.argument,
+        help="of a run's folder: a number, or best: that of best.json; default: the newest",
+    )
     add("--prompt", required=True, help="the question, behind the images in one user turn")
     add("--image", action="append", default=[], type=pathlib.Path, help="may be given many times")
     add("--limit_image_pixels", type=int, default=images.LIMIT_PIXELS, help="of one image")
@@ -63,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     )
     words = processor.Processor.from_folder(files)
     example = _example(args, words)
-    policy = loaded.Policy.load(args.model, place, _say)
+    policy = loaded.Policy.load(args.model, place, _say, step=args.step)
     begun = time.perf_counter()
     _say(f"the prompt has {len(example.tokens)} tokens, {len(args.image)} images")
     shapes = engine.Shapes(prompt_tokens=128, prompt_patches=256, prompt_images=4)

@@ -87,11 +87,27 @@ class Policy:
     place: Place
 
     @classmethod
-    def load(cls, folder: pathlib.Path, place: Place, say: Callable[[str], None]) -> "Policy":
-        """Read a policy from a folder of any form."""
+    def load(
+        cls,
+        folder: pathlib.Path,
+        place: Place,
+        say: Callable[[str], None],
+        *,
+        step: int | str | None = None,
+    ) -> "Policy":
+        """Read a policy from a folder of any form.
+
+        Args:
+          step: of a training run, see `pretrained.Source.of`.
+        """
         begun = time.perf_counter()
         model = pretrained.load(
-            folder, mesh=place.mesh, rules=place.rules, dtype=place.dtype, param_dtype=place.dtype
+            folder,
+            mesh=place.mesh,
+            rules=place.rules,
+            dtype=place.dtype,
+            param_dtype=place.dtype,
+            step=step,
         )
         graphdef, params = serving.prepare(
             model.graphdef,

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+
 from prism_jax import configuration
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import config as discriminator_config
@@ -88,6 +91,7 @@ class Discriminator(configuration.Trained, discriminator_config.Pairs):
             sizes=self.sizes,
             remat=self.remat,
             lora=configuration.NO_LORA,
+            step=None,
         )
 
     def rule(self, model: setup_models.Model) -> discriminator_loss.PairRule:
@@ -103,3 +107,26 @@ class Discriminator(configuration.Trained, discriminator_config.Pairs):
             is_fitted=self.lengths.is_fitted,
             swap_coefficient=self.lengths.swap_coefficient,
         )
+
+    def corrected_scores(
+        self, scores: discriminator_loss.ByName
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Return scores as the pair loss reads them: of teachers, and of responses, by segment.
+
+        They are corrected for length, then clipped. A response without the segment gets 0, as in
+        the released code.
+        """
+        of_teachers, of_responses = {}, {}
+        betas = dict(self.length_beta)
+        for name, segment in scores.items():
+            if self.lengths.is_fitted:
+                segment, _ = segment.without_length()
+            # Not rounded again: the released rewards leave bfloat16 right behind the head.
+            of_teachers[name], responses = pairwise.corrected_scores(
+                segment.segment(),
+                beta=betas.get(name),
+                score_clip=self.score_clip,
+                score_dtype="float32",
+            )
+            of_responses[name] = jnp.where(segment.is_pair, responses, 0.0)
+        return of_teachers, of_responses

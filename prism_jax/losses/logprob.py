@@ -31,7 +31,7 @@ def token_logprobs(
     Both outputs are in nats and differentiable in `hidden` and `head`; the gradient of `head` is
     accumulated in float32 and given in the dtype of `head`. The entropy is None unless requested.
     """
-    _check(temperature, chunk_tokens)
+    check(temperature, chunk_tokens)
     return _logprobs(hidden, head, targets, temperature, chunk_tokens, with_entropy)
 
 
@@ -50,19 +50,20 @@ def weighted_logprobs(
     four, because the cotangent of each log-prob is known but for one scalar. The sum alone is
     differentiable, in `hidden` and `head`; the log-probs are constants for metrics.
     """
-    _check(temperature, chunk_tokens)
+    check(temperature, chunk_tokens)
     total, logprobs = _weighted(hidden, head, targets, weights, temperature, chunk_tokens)
     return total, jax.lax.stop_gradient(logprobs)
 
 
-def _check(temperature: float, chunk_tokens: int) -> None:
+def check(temperature: float, chunk_tokens: int) -> None:
+    """Raise ValueError for a temperature or a chunk that means nothing."""
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be >= 1, got {chunk_tokens}")
 
 
-def _split(x: Array, chunk_tokens: int) -> Array:
+def split(x: Array, chunk_tokens: int) -> Array:
     """Pad the token axis with zeros and return [chunks, chunk, ...]."""
     num_tokens = x.shape[0]
     chunk_tokens = min(chunk_tokens, num_tokens)
@@ -72,12 +73,13 @@ def _split(x: Array, chunk_tokens: int) -> Array:
     return x.reshape(chunk_tokens, num_chunks, *x.shape[1:]).swapaxes(0, 1)
 
 
-def _join(chunks: Array, num_tokens: int) -> Array:
-    """Undo `_split`."""
+def join(chunks: Array, num_tokens: int) -> Array:
+    """Undo `split`."""
     return chunks.swapaxes(0, 1).reshape(-1, *chunks.shape[2:])[:num_tokens]
 
 
-def _logits(hidden: Array, head: Array, temperature: float) -> Array:
+def logits_of(hidden: Array, head: Array, temperature: float) -> Array:
+    """Return hidden · headᵀ / temperature of one chunk, float32[chunk, V]."""
     logits = jnp.einsum("td,vd->tv", hidden, head, preferred_element_type=jnp.float32)
     return logits / temperature
 
@@ -104,7 +106,7 @@ def _entropy_gradient(
     return -jnp.exp(log_p) * (log_p + entropy[:, None]) * d_entropy[:, None] / temperature
 
 
-def _head_products(d_logits: Array, hidden: Array, head: Array) -> tuple[Array, Array]:
+def head_products(d_logits: Array, hidden: Array, head: Array) -> tuple[Array, Array]:
     """Return the gradients of hidden (its dtype) and head (float32) for one chunk."""
     d_logits = d_logits.astype(hidden.dtype)
     d_hidden = jnp.einsum("tv,vd->td", d_logits, head, preferred_element_type=jnp.float32)
@@ -118,7 +120,7 @@ def _forward(hidden, head, targets, temperature, chunk_tokens, with_entropy):
 
     def chunk(_, xs):
         hidden, targets = xs
-        logits = _logits(hidden, head, temperature)
+        logits = logits_of(hidden, head, temperature)
         lse = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.where(_is_target(logits, targets), logits, 0.0).sum(-1)
         entropy = None
@@ -127,9 +129,9 @@ def _forward(hidden, head, targets, temperature, chunk_tokens, with_entropy):
             entropy = -(jnp.exp(log_p) * log_p).sum(-1)
         return None, (picked - lse, lse, entropy)
 
-    xs = (_split(hidden, chunk_tokens), _split(targets, chunk_tokens))
+    xs = (split(hidden, chunk_tokens), split(targets, chunk_tokens))
     _, chunks = jax.lax.scan(chunk, None, xs)
-    return jax.tree.map(lambda x: _join(x, hidden.shape[0]), chunks)
+    return jax.tree.map(lambda x: join(x, hidden.shape[0]), chunks)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -152,18 +154,18 @@ def _logprobs_backward(temperature, chunk_tokens, with_entropy, saved, cotangent
 
     def chunk(d_head, xs):
         hidden, targets, lse, entropy, d_logprobs, d_entropy = xs
-        logits = _logits(hidden, operand, temperature)
+        logits = logits_of(hidden, operand, temperature)
         d_logits = _logits_gradient(logits, targets, lse, d_logprobs, temperature)
         if with_entropy:
             d_logits += _entropy_gradient(logits, lse, entropy, d_entropy, temperature)
-        d_hidden, d_head_chunk = _head_products(d_logits, hidden, operand)
+        d_hidden, d_head_chunk = head_products(d_logits, hidden, operand)
         return d_head + d_head_chunk, d_hidden
 
     # Padding has cotangents of 0, so its tokens add nothing.
     xs = (hidden, targets, lse, entropy, d_logprobs, d_entropy)
-    xs = jax.tree.map(lambda x: _split(x, chunk_tokens), xs)
+    xs = jax.tree.map(lambda x: split(x, chunk_tokens), xs)
     d_head, d_hidden = jax.lax.scan(chunk, jnp.zeros(head.shape, jnp.float32), xs)
-    return _join(d_hidden, hidden.shape[0]), d_head.astype(head.dtype), None
+    return join(d_hidden, hidden.shape[0]), d_head.astype(head.dtype), None
 
 
 _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
@@ -180,16 +182,16 @@ def _weighted_forward(hidden, head, targets, weights, temperature, chunk_tokens)
 
     def chunk(d_head, xs):
         hidden, targets, weights = xs
-        logits = _logits(hidden, operand, temperature)
+        logits = logits_of(hidden, operand, temperature)
         lse = jax.nn.logsumexp(logits, axis=-1)
         picked = jnp.where(_is_target(logits, targets), logits, 0.0).sum(-1)
         d_logits = _logits_gradient(logits, targets, lse, weights, temperature)
-        d_hidden, d_head_chunk = _head_products(d_logits, hidden, operand)
+        d_hidden, d_head_chunk = head_products(d_logits, hidden, operand)
         return d_head + d_head_chunk, (picked - lse, d_hidden)
 
-    xs = jax.tree.map(lambda x: _split(x, chunk_tokens), (hidden, targets, weights))
+    xs = jax.tree.map(lambda x: split(x, chunk_tokens), (hidden, targets, weights))
     d_head, chunks = jax.lax.scan(chunk, jnp.zeros(head.shape, jnp.float32), xs)
-    logprobs, d_hidden = (_join(x, hidden.shape[0]) for x in chunks)
+    logprobs, d_hidden = (join(x, hidden.shape[0]) for x in chunks)
     total = (weights * logprobs).sum()
     return (total, logprobs), (d_hidden, d_head.astype(head.dtype))
 

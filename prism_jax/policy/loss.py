@@ -11,6 +11,8 @@ With one update after each rollout the old log-probs are the new ones without th
 other forward pass is needed. With several, `make_logprobs` computes them before the first. The
 responses carried over from an earlier step (`PolicyBatch.is_older`) are those of an older policy:
 their old log-probs are the sampler's of that time, so ratio and clip are those of PPO.
+
+An open teacher adds to the advantages or to the loss, see `policy.teaching`.
 """
 
 import dataclasses
@@ -26,11 +28,14 @@ from models import attention
 from models.text import Remat
 from prism_jax import configuration, metrics
 from prism_jax.losses import kl, logprob, mismatch, policy, reduce
+from prism_jax.policy import hidden as policy_hidden
+from prism_jax.policy import teaching as teaching_lib
 from prism_jax.policy.batch import PolicyBatch
 from prism_jax.training import train_step
 
 TERM = "policy"
 KL_TERM = "reference_kl"
+TEACHER_TERM = "teacher"
 # The aggregations of `reduce`, plus "official": the token mean of each packed row, rows weighted by
 # their number of responses. It depends on the packing, as it did on GPUs in the release.
 # Source: PRISM verl/verl/workers/actor/dp_actor.py:434.
@@ -123,19 +128,32 @@ class Settings:
     implementation: attention.Implementation
     remat: Remat
 
+    @property
+    def through_head(self) -> dict[str, Any]:
+        """Return how hidden states go through a head."""
+        return {"temperature": self.temperature, "chunk_tokens": self.chunk_tokens}
+
 
 def weights(
-    batch: PolicyBatch, algorithm: Algorithm, settings: Settings, reference: Kl | None
+    batch: PolicyBatch,
+    algorithm: Algorithm,
+    settings: Settings,
+    reference: Kl | None,
+    teaching: teaching_lib.Teaching | None = None,
 ) -> dict[str, jax.Array]:
     """Return the weight of each term over the whole batch, from its masks alone."""
     mask = _mask(batch.lengths, settings)
     weight = reduce.weight(mask, **_aggregation(algorithm))
-    return {TERM: weight} | ({} if reference is None else {KL_TERM: weight})
+    return dict.fromkeys(coefficients(reference, teaching), weight)
 
 
-def coefficients(reference: Kl | None) -> dict[str, float]:
+def coefficients(
+    reference: Kl | None, teaching: teaching_lib.Teaching | None = None
+) -> dict[str, float]:
     """Return the factor of each term."""
-    return {TERM: 1.0} | ({} if reference is None else {KL_TERM: reference.coefficient})
+    factors = {TERM: 1.0} | ({} if reference is None else {KL_TERM: reference.coefficient})
+    # That of the teacher changes from step to step, and is in the term already.
+    return factors | ({TEACHER_TERM: 1.0} if teaching is not None and teaching.has_term else {})
 
 
 def loss(
@@ -144,35 +162,46 @@ def loss(
     algorithm: Algorithm,
     settings: Settings,
     reference: Kl | None,
+    teaching: teaching_lib.Teaching | None = None,
+    lesson: teaching_lib.Lesson | None = None,
 ) -> tuple[train_step.Terms, metrics.Metrics]:
     """Return the loss of one microbatch [B, ...].
 
     Without `old_logprobs` it is strictly on-policy: the ratio is 1, except for older responses.
+
+    Args:
+      lesson: given exactly with `teaching`.
     """
-    logprobs, entropy = response_logprobs(model, batch, settings)
     mask = _mask(batch.lengths, settings)
-    new = _by_response(logprobs, batch, settings)
-    old = jax.lax.stop_gradient(new)
-    if batch.old_logprobs is not None:
-        old = _by_response(batch.old_logprobs, batch, settings)
-    sampler = _by_response(batch.sampler_logprobs, batch, settings)
-    logged, is_recent = {}, mask
-    if batch.is_older is not None:
-        # The policy has moved since it gave these responses. That is a metric by itself, and not
-        # part of the distance between sampler and trainer, which should be rounding alone.
-        is_older = batch.is_older.reshape(-1, 1)
-        old, is_recent = jnp.where(is_older, sampler, old), mask & ~is_older
-        moved = jnp.abs(jax.lax.stop_gradient(new) - sampler)
-        logged["policy/older_logprob_difference_mean"] = metrics.Mean.of(moved, mask & is_older)
-    advantages = _by_response(batch.advantages, batch, settings)
-    sampler_weights = _sampler_weights(algorithm, old, sampler, mask)
     shares = _row_shares(batch.lengths, mask) if algorithm.aggregation == "official" else None
+    teacher = pull = None
+    if teaching is not None:
+        teacher = teaching_lib.read(teaching, lesson, batch, settings.implementation)
+    if teacher is not None and teaching.has_term:
+        weights = _place_weights(batch, shares, algorithm, settings)
+        pull = teacher.pull(weights, **settings.through_head)
+    logprobs, entropy, pulled = _outputs(model, batch, settings, pull)
+    new = _by_response(logprobs, batch, settings)
+    old, sampler, is_recent, logged = _before(new, batch, settings)
+    advantages = _by_response(batch.advantages, batch, settings)
+    terms = {}
+    if pulled is not None:
+        total, distances = pulled
+        distances = _by_response(distances, batch, settings)
+        weight = reduce.weight(mask, **_aggregation(algorithm))
+        terms[TEACHER_TERM] = reduce.Sum(total=lesson.coefficient * total, weight=weight)
+    elif teacher is not None:
+        logprobs = teacher.logprobs(batch.tokens, **settings.through_head)
+        distances = old - _by_response(logprobs, batch, settings)
+        advantages -= lesson.coefficient * jnp.where(mask & lesson.is_given, distances, 0.0)
+    if teacher is not None:
+        logged["policy/teacher_kl"] = metrics.Mean.of(distances, mask & lesson.is_given)
+    sampler_weights = _sampler_weights(algorithm, old, sampler, mask)
     token_weights = sampler_weights
     if shares is not None:
         token_weights = shares if sampler_weights is None else shares * sampler_weights
-    term, loss_metrics = _policy_loss(algorithm, new, old, advantages, mask, token_weights)
+    terms[TERM], loss_metrics = _policy_loss(algorithm, new, old, advantages, mask, token_weights)
     logged |= loss_metrics | mismatch.measure(old, sampler, is_recent, sampler_weights)
-    terms = {TERM: term}
     if reference is not None:
         terms[KL_TERM], kl_metrics = kl.loss(
             new,
@@ -187,6 +216,39 @@ def loss(
         entropy = _by_response(jax.lax.stop_gradient(entropy), batch, settings)
         logged["policy/entropy"] = metrics.Mean.of(entropy, mask)
     return terms, logged
+
+
+def _before(
+    new: jax.Array, batch: PolicyBatch, settings: Settings
+) -> tuple[jax.Array, jax.Array, jax.Array, metrics.Metrics]:
+    """Return the old log-probs, the sampler's, which tokens are this policy's, and metrics."""
+    mask, logged = _mask(batch.lengths, settings), {}
+    old = jax.lax.stop_gradient(new)
+    if batch.old_logprobs is not None:
+        old = _by_response(batch.old_logprobs, batch, settings)
+    sampler = _by_response(batch.sampler_logprobs, batch, settings)
+    if batch.is_older is None:
+        return old, sampler, mask, logged
+    # The policy has moved since it gave these responses. That is a metric by itself, and not
+    # part of the distance between sampler and trainer, which should be rounding alone.
+    is_older = batch.is_older.reshape(-1, 1)
+    moved = jnp.abs(jax.lax.stop_gradient(new) - sampler)
+    logged["policy/older_logprob_difference_mean"] = metrics.Mean.of(moved, mask & is_older)
+    return jnp.where(is_older, sampler, old), sampler, mask & ~is_older, logged
+
+
+def _place_weights(
+    batch: PolicyBatch, shares: jax.Array | None, algorithm: Algorithm, settings: Settings
+) -> jax.Array:
+    """Return the weights of values [B, Z] in the total of a term, which is linear in them."""
+
+    def total(values: jax.Array) -> jax.Array:
+        values = _by_response(values, batch, settings)
+        values = values if shares is None else values * shares
+        mask = _mask(batch.lengths, settings)
+        return reduce.aggregate(values, mask, **_aggregation(algorithm)).total
+
+    return jax.grad(total)(jnp.zeros(batch.tokens.shape, jnp.float32))
 
 
 @functools.cache
@@ -269,35 +331,36 @@ def response_logprobs(
 
     A microbatch without responses is not computed: its log-probs are 0.
     """
+    return _outputs(model, batch, settings, None)[:2]
+
+
+def _outputs(
+    model: nnx.Module,
+    batch: PolicyBatch,
+    settings: Settings,
+    pull: Callable[[jax.Array, jax.Array], Any] | None,
+) -> tuple[jax.Array, jax.Array | None, Any]:
+    """Return `response_logprobs`, and what `pull` makes of the hidden states and the head."""
     graphdef, params = nnx.split(model)
 
-    def forward(params: nnx.State) -> tuple[jax.Array, jax.Array | None]:
+    def forward(params: nnx.State) -> tuple[jax.Array, jax.Array | None, Any]:
         model = nnx.merge(graphdef, params)
-        hidden, _ = model(
-            batch.text,
-            batch.vision,
-            implementation=settings.implementation,
-            remat=settings.remat,
-        )
-        # Padding reads zeros from beyond the row: a place inside the row would get the gradient of
-        # all padding, and a GPU adds to one address one by one.
-        hidden = jnp.take_along_axis(
-            hidden, batch.predictors[..., None], axis=1, mode="fill", fill_value=0
+        hidden = policy_hidden.at_predictors(
+            model, batch, implementation=settings.implementation, remat=settings.remat
         )
         by_token = logprob.token_logprobs(
-            hidden.reshape(-1, hidden.shape[-1]),
+            hidden,
             model.head(),
             batch.tokens.reshape(-1),
-            temperature=settings.temperature,
-            chunk_tokens=settings.chunk_tokens,
             with_entropy=settings.has_entropy,
+            **settings.through_head,
         )
-        return jax.tree.map(lambda x: x.reshape(batch.tokens.shape), by_token)
+        by_token = jax.tree.map(lambda x: x.reshape(batch.tokens.shape), by_token)
+        return *by_token, None if pull is None else pull(hidden, model.head())
 
-    def nothing(params: nnx.State) -> tuple[jax.Array, jax.Array | None]:
-        del params
-        zeros = jnp.zeros(batch.tokens.shape, jnp.float32)
-        return zeros, zeros if settings.has_entropy else None
+    def nothing(params: nnx.State) -> tuple[jax.Array, jax.Array | None, Any]:
+        shapes = jax.eval_shape(forward, params)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     return jax.lax.cond((batch.lengths > 0).any(), forward, nothing, params)
 

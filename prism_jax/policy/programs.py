@@ -14,9 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from models import inputs
 from models.config import Qwen3VLConfig
 from prism_jax import configuration
+from prism_jax import mesh as mesh_lib
+from prism_jax.checkpoints import model_files, pretrained
 from prism_jax.data import encode
 from prism_jax.policy import batch as policy_batch
-from prism_jax.policy import rollouts
+from prism_jax.policy import distill, rollouts
+from prism_jax.policy import teaching as teaching_lib
 from prism_jax.policy import update as policy_update
 from prism_jax.rollout import decode, engine, layout, memory, prefill, serving
 from prism_jax.rollout.sampling import Mode, Settings
@@ -24,6 +27,7 @@ from prism_jax.rows import RowShape
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
 from prism_jax.setup import programs
+from prism_jax.training import train_state, train_step
 
 Tree = Any
 # Of the chat template; the numbers themselves change no shape.
@@ -302,6 +306,42 @@ def rows(
 def with_advantages(batch: policy_batch.PolicyBatch) -> policy_batch.PolicyBatch:
     """Return the rows with advantages, the form of an update."""
     return dataclasses.replace(batch, advantages=batch.sampler_logprobs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Taught:
+    """The open teacher of a plan, or none."""
+
+    teacher: distill.Teacher | None  # abstract
+
+    @property
+    def note(self) -> str:
+        """Return a line for the user."""
+        return "" if self.teacher is None else "the time leaves out the teacher's forward pass"
+
+    @property
+    def beside(self) -> dict[str, Tree]:
+        """Return its arrays, which stay on the devices."""
+        return {} if self.teacher is None else {"teacher": self.teacher.params}
+
+    def batch(self, rows: policy_batch.PolicyBatch) -> Any:
+        """Return the batch of an update."""
+        if self.teacher is None:
+            return rows
+        coefficient = jax.ShapeDtypeStruct((), np.float32)
+        lesson = teaching_lib.Lesson(params=self.teacher.params, coefficient=coefficient)
+        return train_step.WithShared(rows=rows, shared=lesson)
+
+
+def taught(options: distill.Distill, devices: devices_lib.Devices) -> Taught:
+    """Return the open teacher of a run, abstract; of its folder only `config.json` is read."""
+    if options.folder is None:
+        return Taught(teacher=None)
+    config = pretrained.config_of(model_files.of(options.folder))[1]
+    graphdef, params = programs.plain_policy(config, devices)
+    places = mesh_lib.param_shardings(params, devices.mesh, devices.rules)
+    params = train_state.with_shardings(params, places)
+    return Taught(teacher=distill.Teacher(graphdef=graphdef, params=params, fingerprint=""))
 
 
 def update_work(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from prism_jax.data import encode
 from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import rollouts
+from prism_jax.policy import teaching as teaching_lib
 from prism_jax.rows import Largest, RowShape
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
@@ -77,19 +79,30 @@ def make_update(
     shape: RowShape,
     *,
     reference: policy_loss.Kl | None = None,
+    teaching: teaching_lib.Teaching | None = None,
 ) -> train_step.TrainStep:
-    """Return the update of the policy; `reference` adds the KL from a reference policy."""
+    """Return the update of the policy.
 
-    def loss(model: nnx.Module, batch: policy_batch.PolicyBatch, key: jax.Array):
+    Args:
+      reference: adds the KL from a reference policy.
+      teaching: adds an open teacher; a batch is then `train_step.WithShared` with a lesson.
+    """
+
+    def loss(model: nnx.Module, batch: Any, key: jax.Array):
         del key
-        return policy_loss.loss(model, batch, algorithm, settings, reference)
+        rows, lesson = (batch, None) if teaching is None else (batch.rows, batch.shared)
+        return policy_loss.loss(model, rows, algorithm, settings, reference, teaching, lesson)
+
+    def weights(batch: Any) -> dict[str, jax.Array]:
+        rows = batch if teaching is None else batch.rows
+        return policy_loss.weights(rows, algorithm, settings, reference, teaching)
 
     return train_step.make_train_step(
         model.graphdef,
         loss,
         optimizer,
-        weights_fn=lambda batch: policy_loss.weights(batch, algorithm, settings, reference),
-        coefficients=policy_loss.coefficients(reference),
+        weights_fn=weights,
+        coefficients=policy_loss.coefficients(reference, teaching),
         num_microbatches=shape.num_microbatches,
         shardings=start.shardings,
     )

@@ -11,14 +11,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
-
 from prism_jax import errors, progress, small_files
+from prism_jax.checkpoints import best_step
 from prism_jax.setup import agreement
 
 Json = Any
-NAME = "best.json"
-_SCHEMA = {"step": int, "metric": str, "value": float, "evaluations": [[float]]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,7 @@ class Best:
           is_kept: the state of the best step is saved, and kept until there is a better one.
           patience: evaluations in a row without a better one that end the run; None: it goes on.
         """
-        self._path, self._metric = folder / NAME, metric
+        self._path, self._metric = folder / best_step.NAME, metric
         self._is_kept, self._patience = is_kept, patience
         self._seen: list[tuple[int, float]] = []
 
@@ -53,7 +50,7 @@ class Best:
 
         def read() -> Json:
             known = small_files.read(
-                self._path, _SCHEMA, remedy="delete it, and the best step is found anew"
+                self._path, best_step.SCHEMA, remedy="delete it, and the best step is found anew"
             )
             seen = [] if known is None else known["evaluations"]
             kept = [entry for entry in seen if entry[0] <= first_step]
@@ -127,18 +124,6 @@ class Best:
             self._path,
             {"step": step, "metric": self._metric, "value": value, "evaluations": evaluations},
         )
-
-
-def read_step(folder: str) -> int:
-    """Return the best step of a run's folder.
-
-    Raises:
-      InputError: the run has not evaluated anything, or the file is damaged.
-    """
-    known = small_files.read(epath.Path(folder) / NAME, _SCHEMA)
-    if known is None:
-        raise errors.InputError(f"{folder} has no {NAME}: the run has no evaluation of steps")
-    return known["step"]
 
 
 def _best(seen: list[tuple[int, float]]) -> tuple[int, float]:

@@ -87,7 +87,7 @@ def keep_files(
         # A resumed run has its files already, and its source may be gone by then.
         if model.init != "random" and not (target / "config.json").exists():
             # Sizes that the weights do not have are refused before anything is built for them.
-            pretrained.Source.of(model.folder)
+            pretrained.Source.of(model.folder, step=model.step)
         if model.init == "random":
             with fresh.folder(model.folder, model.sizes) as made:
                 model_files.copy(made, target)
@@ -174,7 +174,7 @@ def load_params(model: Model, devices: devices_lib.Devices) -> nnx.State:
     if model_files.is_run(folder) and checkpoint.finished(folder) is None:
         raise errors.InputError(f"{folder}: this run has not finished; start it again first")
     role = "discriminator" if model.is_discriminator else "policy"
-    source = pretrained.Source.of(folder, role=role)
+    source = pretrained.Source.of(folder, role=role, step=model.source.step)
     base, places = (adapters.split(tree)[0] for tree in (model.params, places))
     return source.load(base, shardings=places, param_dtype=devices.param_dtype)
 
@@ -243,8 +243,10 @@ def start_of(
         jax.block_until_ready(state)
         seconds = time.monotonic() - begun
         origin = "new" if model.source.init == "random" else f"read from {model.source.folder}"
+        step = "" if model.source.step is None else f", step {model.source.step},"
         progress.say(
-            f"{qwen3_vl.num_parameters(model.params):,} parameters {origin} in {seconds:.1f} s"
+            f"{qwen3_vl.num_parameters(model.params):,} parameters {origin}{step} in "
+            f"{seconds:.1f} s"
         )
         return state
 

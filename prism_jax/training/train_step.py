@@ -6,6 +6,7 @@ before the first microbatch runs, so each microbatch adds its exact share of the
   loss = sum over terms k of  coefficient_k * total_k(whole batch) / weight_k(whole batch)
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,6 +26,19 @@ WeightsFn = Callable[[Tree], dict[str, jax.Array]]
 TrainStep = Callable[
     [train_state.TrainState, Tree, jax.Array], tuple[train_state.TrainState, metrics.Metrics]
 ]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WithShared:
+    """A batch with arrays that all its microbatches read, such as a teacher's parameters.
+
+    A loss gets one microbatch of `rows` with all of `shared`, which has no gradient.
+    """
+
+    rows: Any  # [M, rows, ...]
+    shared: Any
+
 
 _OWN_METRICS = {"loss/total", *optimizer_step.METRICS}
 
@@ -52,7 +66,7 @@ def make_train_step(
       loss_fn: (model, microbatch, key) -> (terms, metrics); the key differs for each microbatch.
       optimizer: made for the same parameters; decides which of them are differentiated.
       weights_fn: the whole batch, [M, rows, ...] -> the weight of each term over all of it. A
-        term of weight 0 adds 0.
+        term of weight 0 adds 0. Of a `WithShared` only the rows have the leading size.
       coefficients: factor of each term in the loss; its keys are exactly the terms.
       num_microbatches: M, the leading size of every leaf of a batch (`batches.split` makes it).
       shardings: of the state, so that it never changes its layout; None for one device.
@@ -97,12 +111,15 @@ def _gradients(
     Args:
       layout: shardings of the gradients; None for one device.
     """
-    _check_leading_size(batch, num_microbatches)
+    rows = batch.rows if isinstance(batch, WithShared) else batch
+    _check_leading_size(rows, num_microbatches)
     weights = weights_fn(batch)
     _check_names("weights_fn", weights, coefficients)
 
     def loss_of(trainable, microbatch, key):
         model = nnx.merge(graphdef, trainable, frozen)
+        if isinstance(batch, WithShared):
+            microbatch = WithShared(rows=microbatch, shared=batch.shared)
         terms, logged = loss_fn(model, microbatch, key)
         _check_names("loss_fn", terms, coefficients)
         _check_metrics(logged)
@@ -115,7 +132,7 @@ def _gradients(
         )
         return loss, logged
 
-    grads, loss, logged = _accumulate(loss_of, trainable, batch, key, num_microbatches, layout)
+    grads, loss, logged = _accumulate(loss_of, trainable, rows, key, num_microbatches, layout)
     total = metrics.Mean(total=loss.astype(jnp.float32), weight=jnp.ones(()))
     return optimizer_step.Gradients(
         values=grads,

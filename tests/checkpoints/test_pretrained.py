@@ -54,6 +54,22 @@ def test_a_run_gives_the_newest_step_or_the_one_that_is_named(folder, step, expe
     assert pretrained.Source.of(folder / "sft", step=step).step == expected
 
 
+def test_the_best_step_is_the_one_that_the_run_names(folder, tmp_path):
+    shutil.copytree(folder / "sft", tmp_path / "sft")
+    with pytest.raises(errors.InputError, match=r"sft has no best\.json"):
+        pretrained.Source.of(tmp_path / "sft", step="best")
+    training_run.name_best(tmp_path / "sft", 3)
+    assert pretrained.Source.of(tmp_path / "sft", step="best").step == 3
+    # The newest stays the default.
+    assert pretrained.Source.of(tmp_path / "sft").step == 5
+    training_run.name_best(tmp_path / "sft", 4)
+    with pytest.raises(errors.InputError, match=r"no complete checkpoint of step 4 .* \[3, 5\]"):
+        pretrained.Source.of(tmp_path / "sft", step="best")
+    for name in ("hf", "converted"):
+        with pytest.raises(errors.InputError, match=r"not the workdir of a stage: no step best"):
+            pretrained.Source.of(folder / name, step="best")
+
+
 def test_a_runs_parameters_are_cast_when_another_type_is_asked_for(folder):
     model = _load(folder / "sft", dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     expected = training_run.moved(training_run.params_of(folder / "hf"), 5)

@@ -257,6 +257,10 @@ def test_a_job_on_a_growing_run_stays_with_the_step_it_began_with(folder, path, 
     assert summary["policy"]["step"] == 1
     evaluate.run(config, str(tmp_path / "new"), open_sampler=opened)
     assert steps == [1, 2]
+    training_run.name_best(tmp_path / "run", 1)
+    config.policy.step = "best"
+    evaluate.run(config, str(tmp_path / "best"), open_sampler=opened)
+    assert steps == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,18 @@ def test_an_export_holds_the_trained_weights_under_their_hf_names(
         np.testing.assert_array_equal(after[name], value + np.float32(step / 64), err_msg=name)
 
 
+def test_an_export_takes_the_best_step_where_the_run_names_one(folder, tmp_path, capsys):
+    command = ("--dtype=as_is", "--step=best")
+    assert _export(folder, tmp_path / "out", *command) == 2
+    assert "align has no best.json" in capsys.readouterr().err
+    training_run.name_best(folder / "align", 1)
+    try:
+        assert _export(folder, tmp_path / "out", *command) == 0
+    finally:
+        (folder / "align" / "best.json").unlink()
+    assert "policy of step 1" in capsys.readouterr().err
+
+
 def test_an_export_takes_the_policy_at_the_newest_step_in_bfloat16(folder, tmp_path):
     assert _export(folder, tmp_path / "out") == 0
     before, after = (hf_checkpoints.read(where) for where in (folder / "start", tmp_path / "out"))

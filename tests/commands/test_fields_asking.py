@@ -176,7 +176,7 @@ def _of_all(prefix=""):
         opened: mesh
         | each({"policy.folder": "@other", "policy.dtype": "bfloat16"})
         | each({"policy.attention": "splash"})
-        | each({"policy.step": 1}, before={"policy.folder": "@run"}),
+        | each({"policy.step": "best"}, before={"policy.folder": "@run"}),
         asked: prompt_fields.read(prefix=prefix)
         | each(
             {
@@ -262,6 +262,7 @@ def stages(tmp_path_factory):
     policy = tiny_checkpoint.write(folder / "policy")
     tiny_checkpoint.write(folder / "other")
     training_run.write(folder / "run", models={"": policy}, steps=(1, 2), finished=False)
+    training_run.name_best(folder / "run", 1)
     prompt_fields.write(folder)
     refusing = _REFUSING | {f"difficulty.{field}" for field in _REFUSING}
     return {

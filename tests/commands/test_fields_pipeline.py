@@ -26,6 +26,9 @@ def steps(given):
 
 
 _NEW_BASE = {"base.folder": "", "base.tokenizer": "TOKENIZER"}
+_WITH_HELD_OUT = {
+    f"arguments.{name}": ("--config.held_out.path=FILE",) for name in ("align", "rlvr")
+}
 _STAGES = ("sft", "upcycle", "pairs", "warmup", "align", "rlvr", "evaluate")
 _TABLE = {
     steps: field_tables.each(
@@ -41,6 +44,7 @@ _TABLE = {
             **{f"arguments.{name}": ("--more",) for name in _STAGES},
         }
     )
+    | field_tables.each({"step": "best"}, before=_WITH_HELD_OUT)
     | field_tables.each({"base.tokenizer": "another"}, before=_NEW_BASE)
     | field_tables.each({"arguments.base": ("--more",)}, before=_NEW_BASE),
 }

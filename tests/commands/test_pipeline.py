@@ -297,6 +297,15 @@ def test_every_step_is_a_command_whose_configuration_takes_its_arguments(size, t
         assert workdir == str(tmp_path / step.name)
 
 
+def test_the_best_steps_are_read_where_the_chain_says_so():
+    held_out = {f"arguments.{name}": ("--config.held_out.path=F",) for name in ("align", "rlvr")}
+    steps = pipeline_steps.plan(_options("demo", step="best", **held_out))
+    reading = {step.name for step in steps if any(".step=best" in x for x in step.arguments)}
+    assert reading == {"rlvr", "evaluate_align", "evaluate_rlvr"}
+    with pytest.raises(errors.InputError, match=r"arguments\.rlvr must have --config\.held_out"):
+        _options("demo", step="best", **{"arguments.align": held_out["arguments.align"]})
+
+
 def test_further_arguments_reach_their_step_and_no_other():
     extra = "--config.train.num_steps=3"
     steps = pipeline_steps.plan(_options("demo", **{"arguments.rlvr": (extra,)}))

@@ -156,9 +156,9 @@ def test_the_programs_of_a_plan_are_those_that_a_run_calls(tmp_path, monkeypatch
             discriminator=recorded("discriminator's update", updates.discriminator, 0),
         )
 
-    def open_experience(run, policy, discriminator, *, feed, shapes, judge):
+    def open_experience(run, policy, discriminator, *, feed, shapes, **rest):
         opened.update(run=run, models=(policy, discriminator), feed=feed, shapes=shapes)
-        return make_experience(run, policy, discriminator, feed=feed, shapes=shapes, judge=judge)
+        return make_experience(run, policy, discriminator, feed=feed, shapes=shapes, **rest)
 
     make_updates, make_experience = align_updates.open_updates, align_main.open_experience
     make_scorer, make_advance = discriminator_loss.make_scorer, decode.advance
@@ -262,6 +262,20 @@ def test_several_updates_and_a_reference_are_counted():
     once = planning.make(_job("rlvr", "4b", "v5p:2x2x2"), None)
     assert [phase.name for phase in once.phases] == ["prefill", "decode", "update"]
     assert plan.steps_an_hour < once.steps_an_hour
+
+
+@pytest.mark.parametrize("stage", ["align", "rlvr"])
+def test_an_open_teacher_is_counted_in_every_phase(stage, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(_SMALL))
+    changes = {"distill.folder": str(tmp_path), "distill.coefficient": 1.0}
+    plan = planning.make(_job(stage, "4b", "v5p:2x2x2", **changes), None)
+    update = plan.phases[-1]
+    assert update.parts["teacher"] > 0
+    for phase in plan.phases[:-1]:
+        assert phase.beside["teacher"] == update.parts["teacher"], phase.name
+    assert "the time leaves out the teacher's forward pass" in "\n".join(page.lines(plan))
+    without = planning.make(_job(stage, "4b", "v5p:2x2x2"), None)
+    assert "teacher" not in {**without.phases[-1].parts, **without.phases[-1].beside}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The policy's update over packed responses, against one response at a time."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,9 +10,12 @@ import pytest
 from flax import nnx
 
 from models import inputs, sharding
+from prism_jax import batches
+from prism_jax import mesh as mesh_lib
 from prism_jax import rows as packed_rows
 from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import loss as policy_loss
+from prism_jax.policy import teaching as teaching_lib
 from prism_jax.rollout import engine, serving
 from prism_jax.rollout.sampling import Sampling
 from prism_jax.rows import Continuation
@@ -146,21 +150,35 @@ def _update(batch, algorithm):
 
 
 @functools.cache
-def _one_by_one():
-    """Return weights [N, T] -> gradient of sum(weights x log-probs), a response in each row."""
-    graphdef, params, config = _model()
+def _rows_of_one():
+    """Return the responses, each in a row of its own, and the places that predict their tokens."""
+    _, _, config = _model()
     rows = [[inputs.continued(_PROMPTS[r.prompt], r.tokens)] for r in _responses()]
-    batch = jax.tree.map(jnp.asarray, cases.batch(rows, config))
+    batch = cases.batch(rows, config)
     starts = np.array([len(_PROMPTS[r.prompt].tokens) for r in _responses()])
     places = starts[:, None] + np.arange(_MAX_TOKENS)
-    places = np.minimum(places, batch.text.tokens.shape[1] - 1)
+    return batch, np.minimum(places, batch.text.tokens.shape[1] - 1)
+
+
+def _distributions(graphdef, params):
+    """Return the log-probs of all tokens at each response token, [N, T, V]."""
+    batch, places = _rows_of_one()
+    batch = jax.tree.map(jnp.asarray, batch)
+    model = nnx.merge(graphdef, params)
+    hidden, _ = model(batch.text, batch.vision, implementation="xla", remat="none")
+    hidden = jnp.take_along_axis(hidden, (places - 1)[..., None], axis=1)
+    return jax.nn.log_softmax(model.logits(hidden) / _TEMPERATURE)
+
+
+@functools.cache
+def _one_by_one():
+    """Return weights [N, T] -> gradient of sum(weights x log-probs), a response in each row."""
+    graphdef, params, _ = _model()
+    batch, places = _rows_of_one()
     tokens = jnp.take_along_axis(batch.text.tokens, places, axis=1)
 
     def total(params, weights):
-        model = nnx.merge(graphdef, params)
-        hidden, _ = model(batch.text, batch.vision, implementation="xla", remat="none")
-        hidden = jnp.take_along_axis(hidden, (places - 1)[..., None], axis=1)
-        logprobs = jax.nn.log_softmax(model.logits(hidden) / _TEMPERATURE)
+        logprobs = _distributions(graphdef, params)
         logprobs = jnp.take_along_axis(logprobs, tokens[..., None], axis=2)[..., 0]
         return jnp.where(weights != 0, weights * logprobs, 0).sum()
 
@@ -280,3 +298,124 @@ def test_numbers_that_a_loss_does_not_read_are_refused():
     assert _algorithm(loss="cispo", clip_low=None).problems() == []
     (problem,) = _algorithm(norm_tokens=3).problems()
     assert problem.endswith("got 3 with token-mean")
+
+
+# Deeper than the policy, with a head of its own and another tower.
+_TEACHER = "dense_untied_3_levels_head72"
+
+
+def _lesson(coefficient=2.0):
+    return teaching_lib.Lesson(params=ours.model(_TEACHER)[1], coefficient=jnp.float32(coefficient))
+
+
+@functools.cache
+def _grad_of_taught(kind):
+    graphdef, _, _ = _model()
+    teaching = teaching_lib.Teaching(
+        graphdef=ours.model(_TEACHER)[0], kind=kind, teacher_share=None
+    )
+
+    def loss(params, part, lesson, weight):
+        model = nnx.merge(graphdef, params)
+        terms, told = policy_loss.loss(model, part, _algorithm(), _SETTINGS, None, teaching, lesson)
+        return sum(term.total for term in terms.values()) / weight, told
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def _taught(batch, kind, lesson, *, params=None):
+    """Return loss, mean divergence and gradient, summed over microbatches."""
+    params = _model()[1] if params is None else params
+    weight = policy_loss.weights(batch, _algorithm(), _SETTINGS, None)[policy_loss.TERM]
+    results = [
+        _grad_of_taught(kind)(params, jax.tree.map(lambda x, n=n: x[n], batch), lesson, weight)
+        for n in range(batch.lengths.shape[0])
+    ]
+    told = [one["policy/teacher_kl"] for (_, one), _ in results]
+    return (
+        sum(loss for (loss, _), _ in results),
+        functools.reduce(lambda a, b: a.merge(b), told),
+        jax.tree.map(lambda *leaves: sum(leaves), *[gradient for _, gradient in results]),
+    )
+
+
+@functools.cache
+def _log_probs(of_teacher):
+    """Return the log-probs of all tokens at each response token, [N, T, V]."""
+    model = ours.model(_TEACHER) if of_teacher else _model()[:2]
+    return jax.jit(_distributions, static_argnums=0)(*model)
+
+
+def _naive_reverse(weights):
+    """Return the mean KL and the gradient from full distributions, a response in each row."""
+    graphdef, params, _ = _model()
+    log_q = _log_probs(True)
+    lengths = _rollout().lengths
+    mask = np.arange(_MAX_TOKENS) < lengths[:, None]
+
+    def total(params):
+        log_p = _distributions(graphdef, params)
+        values = jnp.where(mask, (jnp.exp(log_p) * (log_p - log_q)).sum(-1), 0)
+        return (weights * values).sum(), values.sum() / lengths.sum()
+
+    gradient, mean = jax.jit(jax.grad(total, has_aux=True))(params)
+    return mean, gradient
+
+
+def _without_advantages(batch):
+    return dataclasses.replace(batch, advantages=np.zeros_like(batch.advantages))
+
+
+def test_a_teachers_term_of_packed_rows_is_that_of_full_distributions():
+    lengths = _rollout().lengths
+    mean, expected = _naive_reverse(2.0 / lengths.sum())
+    for layout in ({}, {"shared_units": _NUM_RESPONSES}):
+        batch = _without_advantages(_batch(**layout))
+        _, measured, gradient = _taught(batch, "reverse", _lesson())
+        np.testing.assert_allclose(measured.value, mean, rtol=1e-4, err_msg=str(layout))
+        assert measured.weight == lengths.sum()
+        _same(gradient, expected)
+
+
+def test_the_term_is_added_to_the_policys_and_a_coefficient_of_0_takes_the_teacher_away():
+    batch, algorithm = _batch(), _algorithm()
+    _, _, alone = _taught(_without_advantages(batch), "reverse", _lesson())
+    _, _, plain = _update(batch, algorithm)
+    _, _, both = _taught(batch, "reverse", _lesson())
+    _same(both, jax.tree.map(jnp.add, alone, plain))
+    _, measured, without = _taught(batch, "reverse", _lesson(0.0))
+    _same(without, plain)
+    assert not measured.exists()
+
+
+def test_k1_adds_the_teachers_log_prob_less_the_policys_to_the_advantage():
+    lengths = _rollout().lengths
+    mask = np.arange(_MAX_TOKENS) < lengths[:, None]
+    batch, places = _rows_of_one()
+    tokens = jnp.take_along_axis(batch.text.tokens, places, axis=1)[..., None]
+    own, teacher = (
+        np.take_along_axis(np.asarray(_log_probs(which)), np.asarray(tokens), axis=2)[..., 0]
+        for which in (False, True)
+    )
+    advantages = _advantages()[:, None] + 2.0 * (teacher - own)
+    weights = np.where(mask, -advantages / lengths.sum(), 0.0).astype(np.float32)
+    _, measured, gradient = _taught(_batch(), "k1", _lesson())
+    _same(gradient, _one_by_one()(weights))
+    np.testing.assert_allclose(measured.value, (own - teacher)[mask].mean(), rtol=1e-4)
+
+
+def test_a_teacher_in_shards_of_its_own_gives_the_same_update():
+    expected = _taught(_batch(), "reverse", _lesson())
+    batch = _batch(microbatch_rows=4)
+    mesh = mesh_lib.make({"data": 2, "fsdp": 2, "tensor": 2, "expert": 1})
+    rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
+
+    def spread(params):
+        return jax.device_put(params, mesh_lib.param_shardings(params, mesh, rules))
+
+    lesson = dataclasses.replace(_lesson(), params=spread(_lesson().params))
+    rows = jax.device_put(batch, batches.shardings(batch, mesh, rules))
+    with jax.set_mesh(mesh):
+        found = _taught(rows, "reverse", lesson, params=spread(_model()[1]))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
+    _same(found[2], expected[2])

@@ -6,8 +6,7 @@ import json
 import pytest
 
 from prism_jax import errors
-from prism_jax.checkpoints import checkpoint
-from prism_jax.commands import export
+from prism_jax.checkpoints import best_step, checkpoint
 from prism_jax.running import best as best_lib
 from prism_jax.running import loop, preemption
 from tests import toy_run
@@ -56,8 +55,7 @@ def test_the_first_of_the_best_steps_is_named_and_kept_beside_the_newest(run, tm
     assert _steps(tmp_path) == [8, 18, 21, 24]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["eval/best_step"] for row in rows if "eval/value" in row] == [4, 8, 8, 8, 8, 8]
-    assert best_lib.read_step(str(tmp_path)) == 8
-    assert export.parser().parse_args(["--workdir=a", "--to=b", "--step=best"]).step == "best"
+    assert best_step.number_of(tmp_path, "best") == 8
 
 
 def test_a_run_that_does_not_get_better_ends_and_stays_ended(run, tmp_path):
@@ -89,10 +87,11 @@ def test_a_resumed_run_forgets_the_evaluations_of_the_steps_that_it_runs_again(r
 
 def test_a_folder_without_evaluations_has_no_best_step(tmp_path):
     with pytest.raises(errors.InputError, match=r"has no best\.json"):
-        best_lib.read_step(str(tmp_path))
+        best_step.number_of(tmp_path, "best")
+    assert [best_step.number_of(tmp_path, step) for step in (None, 3)] == [None, 3]
     (tmp_path / "best.json").write_text("{}")
     with pytest.raises(errors.InputError, match="damaged"):
-        best_lib.read_step(str(tmp_path))
+        best_step.number_of(tmp_path, "best")
 
 
 def test_a_value_that_is_not_finite_ends_the_run(tmp_path):

@@ -6,14 +6,21 @@ import pathlib
 from collections.abc import Iterator
 
 import jax
+import numpy as np
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
 
-from prism_jax import main
+from configs import align as align_file
+from models import sharding
+from models.hf import checkpoint as hf_checkpoint
+from prism_jax import configuration, main
+from prism_jax.checkpoints import pretrained
 from prism_jax.data import tokenizer_files
 from prism_jax.data.numerals import corpus as numerals_corpus
 from prism_jax.data.numerals import demonstrations as numerals_demonstrations
 from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.data.numerals import pictures as numerals_pictures
+from prism_jax.setup import fresh
 
 # One narrow layer each: compiling is what takes the time here.
 SMALL = {
@@ -73,6 +80,29 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         lines.append(json.dumps(pair))
     (folder / "pairs" / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def write_teacher(folder: pathlib.Path) -> pathlib.Path:
+    """Write an open teacher to `teacher/`: a new policy that is deeper than `SMALL`."""
+    values = align_file.get_config("tiny,new").model.sizes.to_dict() | SMALL | {"num_layers": 2}
+    with fresh.folder(folder / "tok", configuration.Sizes(**values)) as files:
+        config_json, config = pretrained.config_of(files)
+        build = pretrained.builder(
+            config,
+            is_discriminator=False,
+            rules=sharding.REPLICATED,
+            dtype=np.float32,
+            param_dtype=np.float32,
+        )
+        hf_checkpoint.save(
+            folder / "teacher",
+            nnx.state(build(nnx.Rngs(5))),
+            config_json,
+            layout="4.57",
+            max_shard_bytes=1 << 30,
+            copy_from=files,
+        )
+    return folder / "teacher"
 
 
 def sizes(prefix: str) -> list[str]:

@@ -20,6 +20,7 @@ from models import inputs, presets, sharding
 from prism_jax import configuration, metrics
 from prism_jax import rows as packed_rows
 from prism_jax.data import encode, records
+from prism_jax.policy import distill as policy_distill
 from prism_jax.policy import rollouts
 from prism_jax.rewards import score, tags
 from prism_jax.rollout import engine
@@ -266,8 +267,9 @@ class Run:
         noise: float = 0.0,
         table: np.ndarray | None = None,
         reference: np.ndarray | None = None,
+        teacher: np.ndarray | None = None,
     ):
-        """Begin with a table; `reference` is the table of the reference policy."""
+        """Begin with a table; `reference` and `teacher` are the tables of such policies."""
         values = first_table() if table is None else table
         self.model = _model(options)
         self.shape = rlvr_updates.shape_of(
@@ -282,8 +284,15 @@ class Run:
             reference=options.reference if options.reference.loss else plain.reference,
             train=options.train,
             optim=options.optim,
+            distill=dataclasses.replace(
+                plain.distill,
+                kind=options.distill.kind,
+                teacher_share=options.distill.teacher_share,
+            ),
         )
-        self.optimizer, self.update = _update_of(deciding, self.shape)
+        self.optimizer, self.update = _update_of(
+            deciding, self.shape, has_teacher=teacher is not None
+        )
         self.feed = feed_of(options)
         self.experience = rlvr_main.open_experience(
             options,
@@ -294,6 +303,7 @@ class Run:
             judge=Judge(),
             shape=self.shape,
             reference=None if reference is None else _params_of(reference),
+            teacher=None if teacher is None else _teacher(self.model, teacher),
             dump=dump.Dump(pathlib.Path(), None, inputs=agreement.Inputs()),
         )
         state = train_state.from_params(_params_of(values), self.optimizer, shardings=None)
@@ -317,13 +327,20 @@ class Run:
         return self
 
 
+def _teacher(model: setup_models.Model, table: np.ndarray) -> policy_distill.Teacher:
+    return policy_distill.Teacher(
+        graphdef=model.graphdef, params=_params_of(table), fingerprint="a table"
+    )
+
+
 @functools.cache
-def _update_of(options: rlvr_config.Config, shape: packed_rows.RowShape):
+def _update_of(options: rlvr_config.Config, shape: packed_rows.RowShape, *, has_teacher: bool):
     """Return the optimizer and the updates of a rollout."""
     model = _model(options)
     num_steps = options.train.num_steps * options.train.num_updates
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=num_steps)
-    update = rlvr_updates.make_update(options, devices(), model, optimizer, START, shape)
+    teacher = _teacher(model, first_table()) if has_teacher else None
+    update = rlvr_updates.make_update(options, devices(), model, optimizer, START, shape, teacher)
     return optimizer, functools.partial(
         rlvr_step.update, update, num_epochs=options.train.num_epochs
     )

@@ -10,6 +10,7 @@ import json
 import pyarrow.parquet
 import pytest
 
+from prism_jax.policy import distill
 from prism_jax.stages.align import main as align_main
 from prism_jax.stages.warmup import main as warmup_main
 from tests.stages import discriminator_probes as probes
@@ -253,7 +254,8 @@ _ASKED = {
 # Fields that change what a run costs, keeps or says, or that only a file system decides about.
 _ELSEWHERE = {
     "tests/test_cli.py, tests/stages/warmup/test_warmup.py: where a model comes from": (
-        *("model.folder", "model.init", "discriminator.folder", "discriminator.init", "data.words"),
+        *("model.folder", "model.init", "model.step"),
+        *("discriminator.folder", "discriminator.init", "data.words"),
     ),
     "tests/models/test_equivalence.py: the same result, computed otherwise": (
         *("model.remat", "discriminator.remat", "train.head_chunk_tokens"),
@@ -272,6 +274,9 @@ _ELSEWHERE = {
     "tests/stages/align/test_align.py": ("rollout.dump_every_steps",),
     "tests/policy/test_rollouts.py": ("rollout.is_cut_allowed",),
     "tests/policy/test_held_out.py": field_tables.HELD_OUT,
+    "tests/policy/test_distill.py, tests/stages/rlvr/test_distill.py": tuple(
+        field_tables.fields(distill.Distill, "distill.")
+    ),
     "one process alone": ("mesh.is_distributed",),
 }
 _TABLES = {"align": _ALIGN | _SHARED, "warmup": _WARMUP | _SHARED}

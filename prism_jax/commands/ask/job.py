@@ -34,7 +34,7 @@ class Policy(configuration.Section):
     # Hugging Face folder, converted folder, or workdir of a stage. It may move: its parameters are
     # compared, not its name.
     folder: str = configuration.free()
-    step: int | None  # of a workdir; None: the newest complete one
+    step: configuration.Step  # of a workdir
     dtype: configuration.Dtype
     attention: configuration.Attention
 
@@ -221,8 +221,10 @@ def begin(
             f"{place}.policy.step = {policy.step}: {policy.folder} is not the workdir of a stage"
         )
     step = policy.step
-    if step is None and model_files.is_run(policy.folder):
-        step = agreement.on_first("step", lambda: ask_parts.recorded_step(workdir))
+    if step in (None, "best") and model_files.is_run(policy.folder):
+        # The newest and the best step may have changed since.
+        recorded = agreement.on_first("step", lambda: ask_parts.recorded_step(workdir))
+        step = step if recorded is None else recorded
     source = pretrained.Source.of(policy.folder, role="policy", step=step)
     _, sizes = pretrained.config_of(source.files)
     # A folder that another job may have claimed keeps its list of dropped rows.
@@ -274,4 +276,5 @@ def _model(policy: Policy) -> configuration.Model:
         attention=policy.attention,
         remat="none",
         lora=configuration.NO_LORA,
+        step=policy.step,
     )

@@ -50,7 +50,7 @@ def run(
         progress.say(f"{name} ({number} of {len(folders)})")
         part = _part(config, folder, step)
         summary = evaluate(part, str(pathlib.Path(workdir, name)), open_sampler=share)
-        if step is None and model_files.is_run(config.policy.folder):
+        if step in (None, "best") and model_files.is_run(config.policy.folder):
             step = summary["policy"]["step"]
         rows[name] = {one: summary[one] for one in ("greedy", "samples") if one in summary}
         content = {"policy": summary["policy"], "benchmarks": rows}
@@ -64,7 +64,7 @@ def run(
 
 
 def _part(
-    config: ml_collections.ConfigDict, folder: str, step: int | None
+    config: ml_collections.ConfigDict, folder: str, step: int | str | None
 ) -> ml_collections.ConfigDict:
     """Return the configuration of one benchmark."""
     part = ml_collections.ConfigDict(config)

@@ -12,6 +12,7 @@ from prism_jax.report import results
 
 WORKDIR = "$WORKDIR"
 _CORPUS = f"{WORKDIR}/corpus"
+_HELD_OUT = ("align", "rlvr")  # the stages that can name a best step
 _DEMONSTRATIONS = f"{_CORPUS}/sft/dataset_info.json"
 
 
@@ -61,12 +62,23 @@ class Config(configuration.Section):
     base: Base
     trunk: Literal["base", "sft"]  # the model that becomes the discriminator's trunk
     corpus: Corpus
+    # The step of align with which rlvr begins, and that of each that is evaluated. "best" is that
+    # of held-out prompts, which `arguments` must name for both.
+    step: Literal["newest", "best"]
     arguments: Arguments
     title: str  # of the report; empty: the folder's name
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return configuration.at_least(self, 0, "seed")
+        problems = configuration.at_least(self, 0, "seed")
+        for name in _HELD_OUT if self.step == "best" else ():
+            given = dataclasses.asdict(self.arguments)[name]
+            if not any(text.startswith("--config.held_out.path=") for text in given):
+                problems.append(
+                    f"arguments.{name} must have --config.held_out.path=… for step 'best', "
+                    f"got {given}"
+                )
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +129,7 @@ def plan(config: Config) -> list[Step]:
             "rlvr",
             config.arguments.rlvr,
             f"--config.model.folder={WORKDIR}/align",
+            *_step(config, "align", "model"),
             f"--config.prompts.path={_CORPUS}/rl/train.parquet",
         ),
     ]
@@ -190,10 +203,17 @@ def _evaluate(config: Config, stage: str, policy: str) -> Step:
             f"--workdir={WORKDIR}/evaluate_{stage}",
             f"--config.seed={config.seed}",
             f"--config.policy.folder={policy}",
+            *_step(config, stage, "policy"),
             f"--config.prompts.path={_CORPUS}/rl/test.parquet",
             *config.arguments.evaluate,
         ),
     )
+
+
+def _step(config: Config, stage: str, section: str) -> tuple[str, ...]:
+    """Return the argument that names the step of a stage's run; none for the newest."""
+    has_best = config.step == "best" and stage in _HELD_OUT
+    return (f"--config.{section}.step=best",) if has_best else ()
 
 
 def _stage(config: Config, name: str, extra: tuple[str, ...], *arguments: str) -> Step:

@@ -24,6 +24,7 @@ def model_of(options: Any) -> configuration.Model:
         attention=policy.attention,
         remat="none",
         lora=configuration.NO_LORA,
+        step=policy.step,
     )
 
 

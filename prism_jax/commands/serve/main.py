@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from prism_jax import errors
+from prism_jax.checkpoints import best_step
 from prism_jax.commands import loaded
 from prism_jax.data import images
 
@@ -32,6 +33,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("--model", type=pathlib.Path, help="checkpoint folder of a policy")
+    add(
+        "--step",
+        type=best_step.argument,
+        help="of a run's folder: a number, or best: that of best.json; default: the newest",
+    )
     add("--discriminator", type=pathlib.Path, help="of a discriminator, for /v1/score")
     add("--name", help="of the model in requests; without, the folder's")
     add("--host", default="127.0.0.1", help="address to listen on")
@@ -96,6 +102,8 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse numbers out of range before anything is loaded."""
     if args.model is None and args.discriminator is None:
         raise errors.InputError("serve needs --model, --discriminator or both")
+    if args.step is not None and args.model is None:
+        raise errors.InputError(f"--step is of --model, which is missing, got {args.step}")
     largest = images.LARGEST_LIMIT_PIXELS
     for name, value, least, most in (
         ("port", args.port, 0, 65535),

@@ -47,7 +47,7 @@ class Policy:
         place = _place(args, args.model, "policy")
         words = _words(args, args.model, is_discriminator=False)
         room = encoding.Room.of(args.max_prompt_tokens, args.max_images, words)
-        policy = loaded.Policy.load(args.model, place, say)
+        policy = loaded.Policy.load(args.model, place, say, step=args.step)
         sampler = policy.engine(
             engine.Shapes(prompt_tokens=1, prompt_patches=1, prompt_images=1),
             chunk_tokens=args.chunk_tokens,

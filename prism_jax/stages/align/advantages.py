@@ -10,7 +10,7 @@ import numpy as np
 
 from prism_jax import metrics
 from prism_jax.discriminator import loss as discriminator_loss
-from prism_jax.losses import advantage, credit, pairwise
+from prism_jax.losses import advantage, credit
 from prism_jax.policy import responses as policy_responses
 from prism_jax.policy import rollouts
 from prism_jax.stages.align import config as align_config
@@ -106,7 +106,7 @@ def make_advantages(
         part: choose(options.advantage, num_groups=rollout.num_prompts, weights=weights)
         for part, weights in weights_by_part(options.advantage).items()
     }
-    betas, scale = dict(discriminator.length_beta), options.advantage.scores_scale
+    scale = options.advantage.scores_scale
 
     def advantages(
         scores: discriminator_loss.ByName,
@@ -114,19 +114,7 @@ def make_advantages(
         accuracy: jax.Array | None,
         is_trusted: jax.Array | None = None,
     ) -> Advantages:
-        by_segment, of_teacher = {}, {}
-        for name, segment in scores.items():
-            if discriminator.lengths.is_fitted:
-                segment, _ = segment.without_length()
-            # Not rounded again: the released rewards leave bfloat16 right behind the head.
-            of_teacher[name], student = pairwise.corrected_scores(
-                segment.segment(),
-                beta=betas.get(name),
-                score_clip=discriminator.score_clip,
-                score_dtype="float32",
-            )
-            # If a response is accepted but was not scored, use 0, as the released code does.
-            by_segment[name] = jnp.where(segment.is_pair, student, 0.0)
+        of_teacher, by_segment = discriminator.corrected_scores(scores)
         inputs = advantage.AlignmentScores(
             prompt_id=jnp.asarray(prompt_id),
             by_segment=by_segment,

@@ -7,7 +7,7 @@ from prism_jax import configuration, row_layout
 from prism_jax.discriminator import section, segments
 from prism_jax.honesty import panel as honesty_panel
 from prism_jax.losses import groups
-from prism_jax.policy import held_out, rollouts
+from prism_jax.policy import distill, held_out, rollouts
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import update as policy_update
 from prism_jax.rewards import tags
@@ -199,6 +199,7 @@ class Config(configuration.TrainingRun):
     advantage: Advantage
     pace: Pace
     algorithm: Algorithm
+    distill: distill.Distill
     rows: row_shapes.Rows
     train: policy_update.Train
     honesty: honesty_panel.Options = configuration.free()

@@ -25,6 +25,7 @@ from prism_jax.checkpoints import model_files
 from prism_jax.data import steps
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import step_scores
+from prism_jax.policy import distill as policy_distill
 from prism_jax.policy import held_out, rollouts
 from prism_jax.running import best as best_lib
 from prism_jax.running import dump as running_dump
@@ -76,17 +77,18 @@ def main(argv: Sequence[str]) -> None:
             discriminator_files=discriminator_files,
         )
         shapes = feed.shapes(devices)
+        teacher = policy_distill.open_teacher(options.distill, policy, devices, feed.words)
         starts, updates = align_updates.open_updates(
-            options, devices, policy, discriminator, shapes, key=run.keys.init
+            options, devices, policy, discriminator, shapes, teacher, key=run.keys.init
         )
         # Its processes take memory, and the default mode has no use for them.
         judge = None
         if options.advantage.asks_judge or options.held_out.path:
             judge = stack.enter_context(options.judge.open())
         experience = open_experience(
-            run, policy, discriminator, feed=feed, shapes=shapes, judge=judge
+            run, policy, discriminator, feed=feed, shapes=shapes, judge=judge, teacher=teacher
         )
-        data = experience.replay or _data(options, discriminator, feed, shapes)
+        prompts = experience.replay or _data(options, discriminator, feed, shapes)
         start = setup_models.together(starts)
         if updates.average is not None:
             start = mean_weights.with_mean(start)
@@ -102,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
                 # Either model may diverge while the other learns on, so each has a counter.
                 skip_counters=tuple(f"optim/{name}_skipped_in_row" for name in starts),
             ),
-            data,
+            policy_distill.with_teacher(prompts, teacher),
             start,
             limits=_limits(options),
             watched=(*gaps, *_WATCHED, *held_out.WATCHED),
@@ -166,6 +168,7 @@ def open_experience(
     feed: align_feed.Feed,
     shapes: align_feed.Shapes,
     judge: judging.SharedJudge | None,
+    teacher: policy_distill.Teacher | None = None,
 ) -> align_step.Experience:
     """Return the parts of a step; nothing is compiled before the first one."""
     options, devices = run.options, run.devices
@@ -199,6 +202,7 @@ def open_experience(
         ),
         comparison=align_advantages.Comparison(options, judge),
         report=align_report.Report(dump=dump, panel=panel),
+        distill=policy_distill.make(options.distill, teacher),
         policy=policy,
         shapes=shapes,
         devices=devices,

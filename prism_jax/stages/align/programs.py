@@ -33,25 +33,38 @@ def programs_of(
     bounds = bounds.within(options.prompts.max_pixels, policy.config)
     own_bounds = bounds.within(options.discriminator.max_pixels, discriminator.config)
     shapes = _shapes(options, devices, bounds, own_bounds)
+    taught = policy_programs.taught(options.distill, devices)
     starts, updates = align_updates.open_updates(
-        options, devices, policy, discriminator, shapes, key=jax.random.key(0)
+        options, devices, policy, discriminator, shapes, taught.teacher, key=jax.random.key(0)
     )
     parts = {name: programs.state_parts(start.abstract, name) for name, start in starts.items()}
     listed = policy_programs.sampler(
-        options.rollout, policy, devices, bounds, beside=parts["policy"] | parts["discriminator"]
+        options.rollout,
+        policy,
+        devices,
+        bounds,
+        beside=parts["policy"] | parts["discriminator"] | taught.beside,
     )
     rows = policy_programs.with_advantages(policy_programs.rows(policy, devices, shapes.policy))
     listed += _of_discriminator(
-        options, devices, discriminator, shapes, starts, updates, parts["policy"], rows
+        options,
+        devices,
+        discriminator,
+        shapes,
+        starts,
+        updates,
+        parts["policy"] | taught.beside,
+        rows,
     )
     listed.append(
         programs.Program(
             phase="policy's update",
             devices=devices,
             function=updates.policy,
-            arguments=(starts["policy"].abstract, rows, programs.key()),
+            arguments=(starts["policy"].abstract, taught.batch(rows), programs.key()),
             static={},
-            parts=parts["policy"] | {"batch": rows},
+            parts=parts["policy"] | {"batch": rows} | taught.beside,
+            note=taught.note,
             beside=parts["discriminator"],
             gradients=programs.trainable(
                 align_updates.optimizer_of(options, policy), starts["policy"].abstract

@@ -12,9 +12,12 @@
 import dataclasses
 
 import jax
+import numpy as np
 
 from prism_jax import metrics
 from prism_jax.discriminator import step_scores
+from prism_jax.policy import batch as policy_batch
+from prism_jax.policy import distill as policy_distill
 from prism_jax.policy import rollouts
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import devices as devices_lib
@@ -28,6 +31,7 @@ from prism_jax.stages.align import replay as align_replay
 from prism_jax.stages.align import report as align_report
 from prism_jax.stages.align import updates as align_updates
 from prism_jax.stages.align.updates import State, StepBatch
+from prism_jax.training import train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,7 @@ class Experience:
     scorer: step_scores.Scorer
     comparison: align_advantages.Comparison
     report: align_report.Report
+    distill: policy_distill.Distillation | None  # None: there is no open teacher
     policy: setup_models.Model
     shapes: align_feed.Shapes
     devices: devices_lib.Devices
@@ -75,12 +80,9 @@ class Experience:
         # 4. Each response is compared with the others to its prompt. The judge is off by default.
         comparison = self.comparison(scores.rewarding, prompts, responses, is_trusted)
         accuracy = step_scores.pair_accuracy(scores.by_name)
-        rows = None
+        rows, taught = None, {}
         if self.pace.has_policy_update(step, accuracy):
-            rows = policy_update.on_policy_batch(
-                prompts.policy, responses, comparison.by_token, self.shapes.policy, self.policy
-            )
-            rows = self.devices.put(rows, num_rows=self.shapes.policy.microbatch_rows)
+            rows, taught = self._policy_rows(step + 1, prompts, responses, comparison.by_token)
         batch = StepBatch(
             policy=rows,
             discriminator=scores.batch,
@@ -88,7 +90,27 @@ class Experience:
             has_discriminator_update=self.pace.has_discriminator_update(accuracy),
         )
         logged = self.report(step + 1, state, prompts, responses, scores, comparison)
-        return batch, logged | align_gate.logged(is_trusted)
+        return batch, logged | taught | align_gate.logged(is_trusted)
+
+    def _policy_rows(
+        self,
+        step: int,
+        prompts: align_feed.Prompts,
+        responses: rollouts.Responses,
+        advantages: np.ndarray,
+    ) -> tuple[policy_batch.PolicyBatch | train_step.WithShared, metrics.Metrics]:
+        """Return the rows of the policy's update on the devices, with an open teacher if any."""
+        if self.distill is not None and not self.distill.has_reward:
+            advantages = np.zeros_like(advantages)
+        shape = self.shapes.policy
+        rows = policy_update.on_policy_batch(
+            prompts.policy, responses, advantages, shape, self.policy
+        )
+        rows = self.devices.put(rows, num_rows=shape.microbatch_rows)
+        if self.distill is None:
+            return rows, {}
+        (taught,), logged = self.distill(step, (rows,))
+        return taught, logged
 
 
 def update(

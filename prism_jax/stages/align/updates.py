@@ -14,6 +14,7 @@ from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import step_scores
 from prism_jax.discriminator import updates as discriminator_updates
 from prism_jax.policy import batch as policy_batch
+from prism_jax.policy import distill as policy_distill
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
@@ -30,7 +31,8 @@ State = dict[str, Any]
 class StepBatch:
     """The batches of a step for both updates."""
 
-    policy: policy_batch.PolicyBatch | None  # None in a step in which the policy stands still
+    # With an open teacher within `train_step.WithShared`; None: the policy stands still.
+    policy: policy_batch.PolicyBatch | train_step.WithShared | None
     discriminator: discriminator_batch.SegmentBatch  # with the gradient of each score
     places: step_scores.Places  # of each score in the batch
     # False in a step whose pair accuracy is high enough already, see `pace`.
@@ -73,6 +75,7 @@ def open_updates(
     policy: setup_models.Model,
     discriminator: setup_models.Model,
     shapes: align_feed.Shapes,
+    teacher: policy_distill.Teacher | None = None,
     *,
     key: jax.Array,
 ) -> tuple[dict[str, setup_models.Start], Updates]:
@@ -100,6 +103,7 @@ def open_updates(
             optimizers["policy"],
             starts["policy"],
             shapes.policy,
+            teaching=policy_distill.teaching_of(options.distill, teacher),
         ),
         discriminator=discriminator_updates.make_update(
             rule,

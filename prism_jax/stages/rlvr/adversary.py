@@ -25,7 +25,7 @@ from prism_jax import metrics
 from prism_jax.discriminator import batch as discriminator_batch
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import opening, segments, step_scores
-from prism_jax.losses import advantage, groups, pairwise
+from prism_jax.losses import advantage, groups
 from prism_jax.losses import credit as credit_lib
 from prism_jax.policy import rollouts
 from prism_jax.rollout import engine
@@ -132,21 +132,10 @@ def make_compare(
 ) -> Callable[[discriminator_loss.ByName, np.ndarray], dict[str, jax.Array]]:
     """Return the jitted (scores, format_ok) -> advantages by part, see `losses.credit`."""
     section = options.discriminator
-    betas = dict(section.length_beta)
     scale = groups.Scale(kind=options.scale, floor=options.std_floor)
 
     def compare(scores: discriminator_loss.ByName, format_ok: jax.Array) -> dict[str, jax.Array]:
-        by_segment, of_teacher = {}, {}
-        for name, one in scores.items():
-            if section.lengths.is_fitted:
-                one, _ = one.without_length()
-            of_teacher[name], student = pairwise.corrected_scores(
-                one.segment(),
-                beta=betas.get(name),
-                score_clip=section.score_clip,
-                score_dtype="float32",
-            )
-            by_segment[name] = jnp.where(one.is_pair, student, 0.0)
+        of_teacher, by_segment = section.corrected_scores(scores)
         num_groups = len(next(iter(scores.values())).teacher)
         inputs = advantage.AlignmentScores(
             prompt_id=jnp.repeat(jnp.arange(num_groups), len(format_ok) // num_groups),

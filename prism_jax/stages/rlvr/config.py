@@ -16,11 +16,11 @@ from typing import Literal
 
 from prism_jax import configuration, row_layout
 from prism_jax.losses import kl
-from prism_jax.policy import held_out, rollouts
+from prism_jax.policy import distill, held_out, rollouts
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import update as policy_update
 from prism_jax.setup import judging, prompt_mixture, row_shapes
-from prism_jax.stages.rlvr import adversary_config, distill_config
+from prism_jax.stages.rlvr import adversary_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class Config(configuration.TrainingRun):
     algorithm: policy_loss.Algorithm
     reference: Reference
     adversary: adversary_config.Adversary | None  # None: there is no discriminator
-    distill: distill_config.Distill
+    distill: distill.Distill
     rows: row_shapes.Rows
     train: Train
     held_out: held_out.HeldOut

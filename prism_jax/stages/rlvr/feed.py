@@ -8,12 +8,12 @@ from prism_jax import errors
 from prism_jax.data import encode as data_encode
 from prism_jax.data import processor, steps
 from prism_jax.discriminator import opening
+from prism_jax.policy import distill as policy_distill
 from prism_jax.policy import responses as policy_responses
 from prism_jax.setup import prompt_mixture
 from prism_jax.setup import prompts as prompts_lib
 from prism_jax.stages.rlvr import carry as rlvr_carry
 from prism_jax.stages.rlvr import config as rlvr_config
-from prism_jax.stages.rlvr import distill as rlvr_distill
 from prism_jax.stages.rlvr import groups as rlvr_groups
 from prism_jax.stages.rlvr import reference as rlvr_reference
 
@@ -134,7 +134,7 @@ def open_feed(
     opened: prompts_lib.Opened,
     reader: policy_responses.Reader,
     reference: rlvr_reference.Reference | None,
-    teacher: rlvr_distill.Teacher | None = None,
+    teacher: policy_distill.Teacher | None = None,
 ) -> Feed:
     """Return the prompts of the run, with the carry between its steps."""
     fixed = {"": reference, "teacher ": teacher}

@@ -19,9 +19,9 @@ from flax import nnx
 
 from prism_jax.checkpoints import meta as checkpoint_meta
 from prism_jax.data import processor
+from prism_jax.policy import distill as policy_distill
 from prism_jax.policy import held_out, rollouts
 from prism_jax.policy import responses as policy_responses
-from prism_jax.policy import update as policy_update
 from prism_jax.rows import RowShape
 from prism_jax.running import best as best_lib
 from prism_jax.running import dump as running_dump
@@ -34,7 +34,6 @@ from prism_jax.stages.rlvr import advantages as rlvr_advantages
 from prism_jax.stages.rlvr import adversary as rlvr_adversary
 from prism_jax.stages.rlvr import adversary_opening
 from prism_jax.stages.rlvr import config as rlvr_config
-from prism_jax.stages.rlvr import distill as rlvr_distill
 from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import packing as rlvr_packing
 from prism_jax.stages.rlvr import reference as rlvr_reference
@@ -72,11 +71,11 @@ def main(argv: Sequence[str]) -> None:
         # Without a folder the reference is the start of the run, also when it is resumed.
         reference = rlvr_reference.open_reference(options.reference, model, devices, start)
         sampler = open_sampler(options, model, devices, words, opened)
-        teacher = rlvr_distill.open_teacher(options.distill, model, devices, words)
+        teacher = policy_distill.open_teacher(options.distill, model, devices, words)
         feed = rlvr_feed.open_feed(options, words, opened, sampler.reader, reference, teacher)
         update = functools.partial(
             rlvr_step.update,
-            rlvr_updates.make_update(options, devices, model, optimizer, start, shape),
+            rlvr_updates.make_update(options, devices, model, optimizer, start, shape, teacher),
             num_epochs=options.train.num_epochs,
         )
         scoring = None
@@ -195,13 +194,12 @@ def open_experience(
     reference: nnx.State | None,
     dump: running_dump.Dump,
     scoring: rlvr_adversary.Scoring | None = None,
-    teacher: rlvr_distill.Teacher | None = None,
+    teacher: policy_distill.Teacher | None = None,
 ) -> rlvr_step.Experience:
     """Return the parts of a step; nothing is compiled before the first one."""
-    settings = policy_update.settings(options.train, options.rollout, options.model, devices)
     return rlvr_step.Experience(
         adversary=scoring,
-        distill=rlvr_distill.make(options.distill, teacher, settings),
+        distill=policy_distill.make(options.distill, teacher),
         options=options,
         feed=feed,
         sampling=rlvr_sampling.Sampling(options, sampler, judge),

@@ -141,13 +141,8 @@ class Packer:
         old = reference = None
         # With one update a step the ratio is 1 by definition, and a forward pass is saved. With
         # several, each has its ratio to the policy before the first; and the KL in the reward
-        # must use the trainer's log-probs, as must a teacher's distance, since the sampler's are
-        # rounded differently.
-        if (
-            options.train.num_updates > 1
-            or options.reference.reward_coefficient is not None
-            or options.distill.folder is not None
-        ):
+        # must use the trainer's log-probs, since the sampler's are rounded differently.
+        if options.train.num_updates > 1 or options.reference.reward_coefficient is not None:
             old = self._to_devices(self._logprobs(params, batch))
         if self._reference is not None:
             reference = self._to_devices(self._logprobs(self._reference, batch))

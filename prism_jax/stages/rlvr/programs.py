@@ -39,8 +39,11 @@ def programs_of(
     state, kept = programs.state_parts(start.abstract), {}
     if reference.is_used:
         kept = {"reference": start.abstract.params}
+    taught = policy_programs.taught(options.distill, devices)
     drawn = dataclasses.replace(options.rollout, num_prompts=options.generation_prompts)
-    listed = policy_programs.sampler(drawn, model, devices, bounds, beside=state | kept)
+    listed = policy_programs.sampler(
+        drawn, model, devices, bounds, beside=state | kept | taught.beside
+    )
     settings = policy_update.settings(train, options.rollout, options.model, devices)
     work = policy_programs.update_work(
         model, shape, train, options.model, calls=train.num_minibatches
@@ -58,7 +61,7 @@ def programs_of(
                 arguments=(start.abstract.params, rows),
                 static={},
                 parts={"parameters": start.abstract.params, "batch": rows},
-                beside={"states": start.abstract.opt_state} | kept,
+                beside={"states": start.abstract.opt_state} | kept | taught.beside,
                 # One program for both models, which differ in their parameters alone.
                 work=dataclasses.replace(
                     forward, calls=forward.calls * (has_old + reference.is_used)
@@ -66,16 +69,19 @@ def programs_of(
             )
         )
     batch = _learned_from(rows, options)
-    update = rlvr_updates.make_update(options, devices, model, optimizer, start, shape)
+    update = rlvr_updates.make_update(
+        options, devices, model, optimizer, start, shape, taught.teacher
+    )
     listed.append(
         programs.Program(
             phase="update",
             devices=devices,
             function=update,
-            arguments=(start.abstract, batch, programs.key()),
+            arguments=(start.abstract, taught.batch(batch), programs.key()),
             static={},
-            parts=state | {"batch": batch},
+            parts=state | {"batch": batch} | taught.beside,
             beside=kept,
+            note=taught.note,
             gradients=programs.trainable(optimizer, start.abstract),
             work=dataclasses.replace(work, calls=work.calls * train.num_epochs),
         )

@@ -1,12 +1,10 @@
 """The reference policy of a KL term, opened only where a coefficient is given."""
 
 import dataclasses
-import hashlib
-import json
 
 from flax import nnx
 
-from prism_jax import errors, tree_paths
+from prism_jax import errors
 from prism_jax.checkpoints import checksum, pretrained
 from prism_jax.setup import devices as devices_lib
 from prism_jax.setup import models as setup_models
@@ -39,24 +37,15 @@ def open_reference(
     if options.folder is None and model.source.init == "random":
         params = start.make().params
     else:
-        folder = options.folder or model.source.folder
+        source = dataclasses.replace(model.source, init="pretrained", sizes=None)
+        if options.folder is not None:
+            source = dataclasses.replace(source, folder=options.folder, step=None)
+        folder = source.folder
         files = pretrained.Source.of(folder, role="policy").files
         # Log-probs of both are compared token by token, with the rows and shapes of the policy.
         if pretrained.config_of(files)[1] != model.config:
             raise errors.InputError(
                 f"config.reference.folder: {folder} has other sizes than the policy"
             )
-        source = dataclasses.replace(model.source, folder=folder, init="pretrained", sizes=None)
         params = setup_models.load_params(dataclasses.replace(model, source=source), devices)
-    return Reference(params=params, fingerprint=fingerprint(params))
-
-
-def fingerprint(params: nnx.State) -> str:
-    """Return 16 hex digits that change when a parameter does.
-
-    They are saved with every checkpoint: a resumed run must not be pulled towards another policy,
-    even if the folder now holds another.
-    """
-    sums = checksum.checksums(tree_paths.named_leaves(params))
-    text = json.dumps({name: [both.plain, both.weighted] for name, both in sums.items()})
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Reference(params=params, fingerprint=checksum.fingerprint(params))

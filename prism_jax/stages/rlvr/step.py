@@ -13,11 +13,11 @@ import dataclasses
 import jax
 
 from prism_jax import metrics
+from prism_jax.policy import distill as policy_distill
 from prism_jax.stages.rlvr import advantages as rlvr_advantages
 from prism_jax.stages.rlvr import adversary as rlvr_adversary
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import credit
-from prism_jax.stages.rlvr import distill as rlvr_distill
 from prism_jax.stages.rlvr import feed as rlvr_feed
 from prism_jax.stages.rlvr import groups as rlvr_groups
 from prism_jax.stages.rlvr import packing as rlvr_packing
@@ -43,7 +43,7 @@ class Experience:
     comparison: rlvr_advantages.Comparison
     report: rlvr_report.Report
     adversary: rlvr_adversary.Scoring | None = None  # None: there is no discriminator
-    distill: rlvr_distill.Distillation | None = None  # None: there is no open teacher
+    distill: policy_distill.Distillation | None = None  # None: there is no open teacher
 
     def __call__(
         self, state: State, prompts: rlvr_groups.Prompts | None, key: jax.Array
@@ -75,19 +75,20 @@ class Experience:
                 accuracy_weight=self.options.rewards.accuracy_weight,
             ),
         )
-        # Those of a teacher's log-probs and of a discriminator are added, whatever is compared.
         advantages, scored = comparison.advantages, None
-        if self.distill is not None:
-            distances, logged = self.distill(step, packed, responses)
-            sampling_metrics |= logged
-            rewarded = advantages if self.distill.has_reward else 0 * advantages
-            advantages = credit.summed(rewarded, distances)
+        if self.distill is not None and not self.distill.has_reward:
+            advantages = 0 * advantages
+        # Those of a discriminator are added, whatever is compared.
         if self.adversary is not None:
             scored = self.adversary(step, state, filled.groups)
             advantages = credit.summed(advantages, scored.advantages)
         # 6. Each response token gets its advantage. Groups that are left over wait for the next
         # step.
         batches = self.packer.finish(packed, responses, advantages)
+        if self.distill is not None:
+            # An open teacher reads the same rows within the updates.
+            batches, logged = self.distill(step, batches)
+            sampling_metrics |= logged
         self.feed.carry = Carry(
             groups=tuple(filled.surplus), coefficient=comparison.next_coefficient
         )

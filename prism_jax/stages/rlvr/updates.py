@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from prism_jax import metrics
 from prism_jax.data import encode
 from prism_jax.policy import batch as policy_batch
+from prism_jax.policy import distill as policy_distill
 from prism_jax.policy import update as policy_update
 from prism_jax.rows import RowShape
 from prism_jax.setup import devices as devices_lib
@@ -26,7 +27,8 @@ from prism_jax.training import optim, train_step
 # The optimizer's counters are not averaged over the updates: log the last, and the largest.
 _LAST, _LARGEST = "optim/skipped_updates", "optim/skipped_in_row"
 
-Batches = tuple[policy_batch.PolicyBatch, ...]
+# With an open teacher each is `train_step.WithShared` of such a batch.
+Batches = tuple[policy_batch.PolicyBatch | train_step.WithShared, ...]
 
 
 def shape_of(
@@ -46,6 +48,7 @@ def make_update(
     optimizer: optim.Optimizer,
     start: setup_models.Start,
     shape: RowShape,
+    teacher: policy_distill.Teacher | None = None,
 ) -> train_step.TrainStep:
     """Return the update of the policy on one part of a step."""
     return policy_update.make_update(
@@ -56,6 +59,7 @@ def make_update(
         start,
         shape,
         reference=options.reference.loss,
+        teaching=policy_distill.teaching_of(options.distill, teacher),
     )
 
 

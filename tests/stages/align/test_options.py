@@ -44,6 +44,8 @@ _OPTIONS = {
     "advantage.scale": "step",
     "advantage.std_floor": 0.01,
     "advantage.teacher_gate": "verify",
+    "distill.kind": "reverse",
+    "distill.coefficient": 0.5,
     "honesty.every_steps": 4,
     "held_out.every_steps": 2,
     "held_out.num_prompts": 2,
@@ -53,12 +55,15 @@ _OPTIONS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     with rl_run.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield rl_run.write(tmp_path_factory.mktemp("options"))
+        folder = rl_run.write(tmp_path_factory.mktemp("options"))
+        rl_run.write_teacher(folder)
+        yield folder
 
 
 def _run(folder, workdir):
     overrides = [f"--config.{name}={value}" for name, value in _OPTIONS.items()]
     overrides.append(f"--config.held_out.path={folder / 'corpus' / 'rl' / 'train.parquet'}")
+    overrides.append(f"--config.distill.folder={folder / 'teacher'}")
     with align_run.scripted(folder / "tok"):
         return rl_run.run("align", folder, workdir, *overrides)
 
@@ -80,6 +85,9 @@ def test_all_options_work_together_and_show_what_they_did(learned):
         # The corpus' teachers are right.
         assert row["reward/teacher_accuracy_mean"] == 1
         assert row["policy/is_updated"] in (0, 1)
+        # The open teacher reads what the policy learns from.
+        assert ("policy/teacher_kl" in row) == bool(row["policy/is_updated"])
+        assert row.get("policy/teacher_kl", 1) > 0
         is_updated = row["discriminator/is_updated"]
         assert ("discriminator/gradient_penalty" in row) == bool(is_updated)
     assert rows[0]["discriminator/is_updated"] == 1

@@ -1,4 +1,4 @@
-"""White-box distillation: a teacher's log-probs on the policy's responses, token by token."""
+"""White-box distillation: a teacher on the policy's responses, in the updates of RLVR."""
 
 import dataclasses
 
@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from prism_jax import errors
-from prism_jax.policy import update as policy_update
-from prism_jax.stages.rlvr import distill as rlvr_distill
-from prism_jax.stages.rlvr import packing as rlvr_packing
+from prism_jax.training import train_step
 from tests.stages import rl_toy
 
 _TEACHER = 1.5 * rl_toy.first_table(seed=5) / rl_toy.first_table(seed=5).std()
@@ -22,17 +20,7 @@ def _run(name, **distill):
         changes["groups.max_generations"] = 3
     usual = {"folder": "none", "coefficient": 1.0}
     changes |= {f"distill.{field}": value for field, value in (usual | distill).items()}
-    run = rl_toy.Run(rl_toy.options_of(name, changes))
-    options = run.experience.options
-    settings = policy_update.settings(
-        options.train, options.rollout, options.model, rl_toy.devices()
-    )
-    teacher = rlvr_distill.Teacher(
-        graphdef=run.model.graphdef, params=rl_toy._params_of(_TEACHER), fingerprint=""
-    )
-    distillation = rlvr_distill.make(options.distill, teacher, settings)
-    run.experience = dataclasses.replace(run.experience, distill=distillation)
-    return run
+    return rl_toy.Run(rl_toy.options_of(name, changes), teacher=_TEACHER)
 
 
 def _distance(table):
@@ -41,52 +29,68 @@ def _distance(table):
     return float((np.exp(own) * (own - teacher)).sum(-1).mean())
 
 
-@pytest.mark.parametrize("name", ["grpo", "dapo", "reinforce++"])
-def test_a_policy_moves_to_its_teacher_with_every_kind_of_algorithm(name):
-    run = _run(name, has_reward=False)
+@pytest.mark.parametrize(
+    ("name", "distill"),
+    [
+        ("grpo", {}),
+        ("dapo", {}),
+        ("reinforce++", {}),
+        ("grpo", {"kind": "forward"}),
+        ("dapo", {"kind": "reverse"}),
+        ("gspo", {"kind": "jsd", "teacher_share": 0.5}),
+    ],
+)
+def test_a_policy_moves_to_its_teacher_by_every_kind_beside_any_algorithm(name, distill):
+    run = _run(name, has_reward=False, **distill)
     before = _distance(run.table)
     run.take(20)
     assert _distance(run.table) < before / 3
-    logged = [row["reward/teacher_kl"] for row in run.rows]
+    logged = [row["policy/teacher_kl"] for row in run.rows]
     assert np.mean(logged[-3:]) < np.mean(logged[:3]) / 2
 
 
-def test_each_token_gets_the_teachers_log_prob_less_the_policys():
-    run = _run("", coefficient=2.0)
-    seen = {}
-    finish = rlvr_packing.Packer.finish
+def _batches(run, *, has_teacher):
+    """Return the batches of a first step, the same with a teacher and without."""
+    experience = run.experience
+    if not has_teacher:
+        experience = dataclasses.replace(experience, distill=None)
+    return experience(run.state, next(run.feed), jax.random.key(0))[0]
 
-    def spy(self, packed, responses, advantages):
-        seen.update(responses=responses, advantages=advantages)
-        return finish(self, packed, responses, advantages)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rlvr_packing.Packer, "finish", spy)
-        run.experience(run.state, next(run.feed), jax.random.key(0))
-        plain = dataclasses.replace(run.experience, distill=None)
-        both = seen.pop("advantages")
-        responses = seen.pop("responses")
-        rewarded = plain.comparison(
-            responses.rewards, responses.prompt_id, responses.lengths, distance=None
-        ).advantages
-    own, teacher = rl_toy.log_softmax(run.table), rl_toy.log_softmax(_TEACHER)
-    for row, response in enumerate(responses.responses):
-        last = 1 + int(responses.prompt_id[row])
-        for place, token in enumerate(response.tokens):
-            wanted = rewarded[row] + 2.0 * (teacher[last, token] - own[last, token])
-            assert both[row, place] == pytest.approx(wanted, abs=1e-4)
-            last = int(token)
+def test_the_teacher_comes_beside_the_same_rewards_and_in_place_of_them():
+    plain = _batches(_run(""), has_teacher=False)
+    (taught,) = _batches(_run(""), has_teacher=True)
+    assert isinstance(taught, train_step.WithShared)
+    assert float(taught.shared.coefficient) == 1.0
+    np.testing.assert_array_equal(taught.rows.advantages, plain[0].advantages)
+    assert np.any(plain[0].advantages)
+    (alone,) = _batches(_run("", has_reward=False), has_teacher=True)
+    assert not np.any(alone.rows.advantages)
+
+
+@pytest.mark.parametrize("kind", ["k1", "reverse"])
+def test_several_updates_of_a_rollout_have_the_teacher_in_each(kind):
+    changes = {"rollout.num_responses": 8, "optim.peak": 0.2, "train.num_epochs": 2}
+    changes |= {"distill.folder": "none", "distill.coefficient": 1.0, "distill.kind": kind}
+    changes |= {"distill.has_reward": False}
+    run = rl_toy.Run(rl_toy.options_of("", changes), teacher=_TEACHER)
+    before = _distance(run.table)
+    run.take(10)
+    assert _distance(run.table) < before / 3
 
 
 def test_a_coefficient_that_has_fallen_to_zero_leaves_the_algorithm_alone():
     plain = rl_toy.Run(rl_toy.options_of("", {"rollout.num_responses": 8, "optim.peak": 0.2})).take(
         2
     )
-    none = _run("", coefficient=0.0).take(2)
-    np.testing.assert_array_equal(none.table, plain.table)
-    falling = _run("", coefficient=1.0, end_coefficient=0.0, decay_steps=2).take(3)
-    assert [row["reward/distill_coefficient"] for row in falling.rows] == [1.0, 0.5, 0.0]
-    assert ["reward/teacher_kl" in row for row in falling.rows] == [True, True, False]
+    for kind in ("k1", "reverse"):
+        none = _run("", coefficient=0.0, kind=kind).take(2)
+        np.testing.assert_allclose(none.table, plain.table, rtol=1e-6)
+        falling = _run("", coefficient=1.0, end_coefficient=0.0, decay_steps=2, kind=kind).take(3)
+        assert [row["policy/teacher_coefficient"] for row in falling.rows] == [1.0, 0.5, 0.0]
+        assert ["policy/teacher_kl" in row for row in falling.rows] == [True, True, False]
+        # The teacher comes and goes in one program.
+        assert falling.update.args[0]._cache_size() == 1
 
 
 @pytest.mark.parametrize(
@@ -96,14 +100,11 @@ def test_a_coefficient_that_has_fallen_to_zero_leaves_the_algorithm_alone():
         ({"coefficient": 1.0}, "coefficient must be given exactly with folder"),
         ({"has_reward": False}, "has_reward must be True without folder"),
         ({"end_coefficient": 0.0}, "end_coefficient and decay_steps: both or none"),
+        ({"kind": "jsd"}, "teacher_share must be given for jsd and be None .* None for jsd"),
+        ({"teacher_share": 0.5}, "teacher_share must be .* got 0.5 for k1"),
+        ({"kind": "jsd", "teacher_share": 1.0}, r"teacher_share must be in \(0, 1\), got 1.0"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, told):
     with pytest.raises(errors.InputError, match=told):
         rl_toy.options_of("", {f"distill.{name}": value for name, value in changes.items()})
-
-
-def test_without_a_folder_nothing_is_loaded():
-    options = rl_toy.options_of("", {}).distill
-    assert rlvr_distill.open_teacher(options, None, None, None) is None
-    assert rlvr_distill.make(options, None, None) is None
