@@ -28,6 +28,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.errors": ("", ""),
     "prism_jax.version": ("", ""),
     "prism_jax.user_functions": ("errors", ""),
+    "prism_jax.hub": ("errors", "huggingface_hub"),
     "prism_jax.small_files": ("errors", ""),
     "prism_jax.intervals": ("", ""),
     "prism_jax.tree_paths": ("", "jax flax"),

@@ -28,9 +28,9 @@ def read(path: str, image_root: str | None, ids: Collection[str]) -> dict[str, r
 
 
 def question(row: records.PromptRow) -> str:
-    """Return the text of a row's last question, without the marks of pictures."""
+    """Return the text of a row's last question, without its marks."""
     turns = [turn.content for turn in row.prompt if turn.role == "user"]
-    return turns[-1].replace(records.IMAGE_MARK, "").strip()
+    return records.without_marks(turns[-1]).strip()
 
 
 def picture(image: records.Image) -> examples.Picture:

@@ -22,7 +22,7 @@ def question(row: records.Row) -> str:
     else:
         messages = row.messages if isinstance(row, records.SFTRow) else row.prompt
         turns = [turn.content for turn in messages if turn.role == "user"]
-    return "\n".join(turns).replace(records.IMAGE_MARK, "").strip()
+    return records.without_marks("\n".join(turns)).strip()
 
 
 def question_key(text: str) -> bytes:
