@@ -47,6 +47,8 @@ def of_row(
 def read(value: Any, name: str) -> records.Video:
     """Return the video that a value refers to, without opening it."""
     if isinstance(value, list):
+        if not value:
+            raise records.RowError("bad_type", f"{name} has no frames")
         return records.Video(
             files=tuple(_frame(frame, f"{name}[{i}]") for i, frame in enumerate(value)),
             is_list=True,

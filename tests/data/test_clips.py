@@ -72,6 +72,7 @@ def test_a_row_names_its_videos_in_each_of_these_forms(row, videos):
         ({"videos": ["a"], "video": "b"}, "bad_type", "not both"),
         ({"videos": [7]}, "bad_type", r"videos\[0\] must be a path"),
         ({"videos": [[7]]}, "bad_type", r"videos\[0\]\[0\] must be a path"),
+        ({"videos": [[]]}, "bad_type", r"videos\[0\] has no frames"),
         ({"videos": [{}]}, "bad_type", "one of video, url and bytes or path"),
         ({"videos": [{"video": "a", "path": "b"}]}, "bad_type", "one of video"),
         ({"videos": [{"video": "a", "nframes": 4}]}, "unsupported", "nframes"),

@@ -83,6 +83,8 @@ def test_pixels_equal_the_reference_where_nothing_is_resized(golden, encoded):
                 checked += 1
             start += len(ours)
     assert checked == 4
+    (video,) = encoded["a_video"].patches
+    np.testing.assert_array_equal(video, golden["a_video/video_pixels"])
 
 
 def test_sizes_of_videos_equal_the_reference(golden, tmp_path):
