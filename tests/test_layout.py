@@ -73,7 +73,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.honesty": (f"{_RUN} discriminator models", "jax flax numpy"),
     "prism_jax.running": (
         f"{_BASE} checkpoints data rewards setup",
-        "jax etils ml_collections numpy tensorboardX wandb",
+        "jax etils ml_collections numpy PIL tensorboardX wandb",
     ),
     # The stages import nothing of one another.
     "prism_jax.stages.sft": (f"{_RUN} running models", "jax flax numpy"),

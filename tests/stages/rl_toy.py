@@ -294,7 +294,7 @@ class Run:
             judge=Judge(),
             shape=self.shape,
             reference=None if reference is None else _params_of(reference),
-            dump=dump.Dump(pathlib.Path(), None, inputs=agreement.Inputs()),
+            dump=dump.Dump(pathlib.Path(), None, inputs=agreement.Inputs(), tables=None),
         )
         state = train_state.from_params(_params_of(values), self.optimizer, shardings=None)
         # Where an update leaves it: a step is compiled once.
