@@ -70,7 +70,10 @@ def main(argv: Sequence[str]) -> int:
         return errors.InputError.exit_code
     try:
         module, _ = COMMANDS[argv[0]]
-        importlib.import_module(f"prism_jax.{module}").main(argv[1:])
+        arguments = list(argv[1:])
+        if any("hf://" in argument for argument in arguments):
+            arguments = importlib.import_module("prism_jax.hub").resolved(arguments)
+        importlib.import_module(f"prism_jax.{module}").main(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of standard output has closed it (`… | head`): stop quietly.

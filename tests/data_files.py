@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 
+import av
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -20,6 +21,28 @@ def encoded(image: Image.Image, file_format: str, **options) -> bytes:
     """Return an image file's bytes."""
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def video(kind: str, *, num_frames: int, frames_per_second: int | None) -> bytes:
+    """Return a video of 64 x 48 pixels whose frames are ever brighter, by 30 from 20 on.
+
+    `kind` is Pillow's name of a format, or PyAV's of a container; None: GIF frames without a time.
+    """
+    shades = [20 + 30 * i % 230 for i in range(num_frames)]
+    frames = [Image.new("RGB", (64, 48), (shade, shade, shade)) for shade in shades]
+    if kind in ("GIF", "WEBP", "PNG"):
+        duration = 0 if frames_per_second is None else 1000 // frames_per_second
+        options = {"save_all": True, "append_images": frames[1:], "duration": duration}
+        return encoded(frames[0], kind, **options)
+    codecs = {"mp4": "libx264", "matroska": "libx264", "webm": "libvpx-vp9", "avi": "mpeg4"}
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=kind) as container:
+        stream = container.add_stream(codecs[kind], rate=frames_per_second)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
     return buffer.getvalue()
 
 

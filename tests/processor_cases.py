@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from prism_jax.data import chat, images
+from prism_jax.data import chat, videos
 from tests import make_tokenizer
 
 # Frames, height and width of videos whose resize is compared.
@@ -80,13 +80,13 @@ def pictures() -> dict[str, Image.Image]:
     }
 
 
-def clips() -> dict[str, images.Video]:
+def clips() -> dict[str, videos.Video]:
     """Draw the clips: one to be sampled, one sampled with an odd number of frames."""
     to_sample = [Image.fromarray(smooth(64, 96, phase=i / 4)) for i in range(13)]
     odd = [Image.fromarray(smooth(60, 80, phase=i / 4)) for i in range(5)]
     return {
-        "to_sample": images.Video(frames=to_sample, frames_per_second=5.0),
-        "odd": images.Video(frames=odd, frames_per_second=1.5, is_sampled=True),
+        "to_sample": videos.Video(frames=to_sample, frames_per_second=5.0),
+        "odd": videos.Video(frames=odd, frames_per_second=1.5, is_sampled=True),
     }
 
 

@@ -28,6 +28,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.errors": ("", ""),
     "prism_jax.version": ("", ""),
     "prism_jax.user_functions": ("errors", ""),
+    "prism_jax.hub": ("errors", "huggingface_hub"),
     "prism_jax.small_files": ("errors", ""),
     "prism_jax.intervals": ("", "numpy scipy"),
     "prism_jax.tree_paths": ("", "jax flax"),
@@ -72,7 +73,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "prism_jax.honesty": (f"{_RUN} discriminator models", "jax flax numpy"),
     "prism_jax.running": (
         f"{_BASE} checkpoints data rewards setup",
-        "jax etils ml_collections numpy tensorboardX wandb",
+        "jax etils ml_collections numpy PIL tensorboardX wandb",
     ),
     # The stages import nothing of one another.
     "prism_jax.stages.sft": (f"{_RUN} running models", "jax flax numpy"),

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from prism_jax import errors
-from prism_jax.data import build, images, records, tokenizer_files, validate
+from prism_jax.data import build, images, records, sources, tokenizer_files, validate
 from prism_jax.data.benchmarks import catalog, convert
 from prism_jax.data.numerals import corpus as numerals_corpus
 from prism_jax.data.numerals import examples as numerals_examples
@@ -85,6 +85,14 @@ def _add_build(parts: argparse._SubParsersAction) -> None:
         "PATH@FILE.py:FUNCTION, a function of yours that reads it",
     )
     built("--to", required=True, dest="target", help="new folder, local or gs://")
+    built("--split", default="train", metavar="NAME", help="the name of these rows")
+    built(
+        "--also",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a further split, PATH as in --from; a stage reads it as FOLDER#NAME",
+    )
     built("--kind", required=True, choices=records.KINDS, help="the kind of the rows")
     built("--image_root", default="", help="of relative image paths; the file's folder without")
     built("--max_bad_rows", type=int, default=0, help="wrong rows that may be left out")
@@ -159,7 +167,7 @@ def main(argv: Sequence[str]) -> None:
             written = convert.convert(
                 catalog.LAYOUTS[args.name], args.source, args.target, rules, protocol=args.scorer
             )
-        summary = {"out": args.target, "scorer": args.scorer} | written.report
+        summary = {"out": args.target, "scorer": args.scorer} | written.reports["test"]
     else:
         rules = validate.Rules(
             max_bad_rows=args.max_bad_rows,
@@ -169,11 +177,26 @@ def main(argv: Sequence[str]) -> None:
             need_answer=args.need_answer,
             answer_problem=answer.check_ground_truth,
         )
-        source = corpora.source(args.source, kind=args.kind, image_root=args.image_root)
-        with dropped_rows.named(None):  # no file lists the dropped rows here
-            summary = {"out": args.target} | build.build(source, args.target, rules).report
+        summary = {"out": args.target} | _build(args, rules)
     json.dump(summary, sys.stdout, indent=1)
     sys.stdout.write("\n")
+
+
+def _build(args: argparse.Namespace, rules: validate.Rules) -> dict[str, Any]:
+    """Build a folder; return the report on the rows of `--from`, and on those of each split."""
+
+    def source(path: str) -> sources.Source:
+        return corpora.source(path, kind=args.kind, image_root=args.image_root)
+
+    also: dict[str, sources.Source] = {}
+    for text in args.also:
+        name, separator, path = text.partition("=")
+        if not separator or not path or name in also:
+            raise errors.InputError(f"--also={text}: must be NAME=PATH, each name once")
+        also[name] = source(path)
+    with dropped_rows.named(None):  # no file lists the dropped rows here
+        written = build.build(source(args.source), args.target, rules, split=args.split, also=also)
+    return written.reports[args.split] | ({"splits": written.reports} if also else {})
 
 
 def _tokenizer(args: argparse.Namespace) -> dict[str, int]:

@@ -198,6 +198,8 @@ def _describe_row(
         if reason is Reason.KEPT:
             written.add((response.caption, response.cot))
             pair |= {"image": image_files.reference(row.images[0], workdir)} if row.images else {}
+            if row.videos:
+                pair["video"] = image_files.video_reference(row.videos[0], workdir)
         result.append(
             {
                 "id": row.id,
@@ -216,7 +218,7 @@ def _reason(
     written: set[tuple[str, str]],
     options: Config,
 ) -> Reason:
-    if len(row.images) > 1:
+    if len(row.images) > 1 or len(row.videos) > 1:
         return Reason.MANY_IMAGES
     if sum(turn.role == "user" for turn in row.prompt) > 1:
         return Reason.MANY_TURNS
@@ -238,7 +240,7 @@ def _reason(
 def _is_readable(pair: Mapping[str, Json]) -> bool:
     """Return whether the warm-up will read the pair, with or without a picture."""
     try:
-        texts = {name: text.replace(records.IMAGE_MARK, "") for name, text in pair.items()}
+        texts = {name: records.without_marks(text) for name, text in pair.items()}
         marks = [name for name in texts if name != "prompt" and texts[name] != pair[name]]
         place = records.Place(file=_FILE, row=1)
         validate.check_row(pairs.parse(texts, place=place, source=_FILE), validate.Rules())
@@ -250,7 +252,7 @@ def _is_readable(pair: Mapping[str, Json]) -> bool:
 def _question(row: records.PromptRow) -> str:
     """Return the user's text without an image mark at its head, which this form implies."""
     (first, *_) = (turn.content for turn in row.prompt if turn.role == "user")
-    is_marked = len(row.images) == 1 and first.startswith(records.IMAGE_MARK)
+    is_marked = len(row.images) == 1 and not row.videos and first.startswith(records.IMAGE_MARK)
     return first.removeprefix(records.IMAGE_MARK) if is_marked else first
 
 

@@ -1,31 +1,26 @@
-"""Typed rows as ArrayRecord files with TFDS metadata, written and read without TensorFlow.
+"""Typed rows as records with TFDS features, and the reader of the folders that hold them.
 
-The rows stay in order. The folder is a normal TFDS data set: `tfds.builder_from_directory` opens
-it. Texts that a row does not have are stored as empty strings.
+`tfds_builders` writes the folders. Texts that a row does not have are stored as empty strings.
 """
 
-import contextlib
 import dataclasses
 import functools
-import io
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python import array_record_data_source, array_record_module
+from array_record.python import array_record_data_source
 
 from prism_jax import errors
 from prism_jax.data import records
 
-SPLIT = "train"
-_NAME = "prism_rows"
+SPLIT = "train"  # of a folder with a single one
 _FEATURES = "features.json"
-_SHARD_BYTES = 256 << 20
 _TEXT = tfds.features.Text
 _TURNS = tfds.features.Sequence(
     {"role": _TEXT(), "content": _TEXT(), "is_learned": tfds.features.Scalar(np.bool_)}
@@ -43,7 +38,24 @@ _IMAGES = tfds.features.Sequence(
         **{name: tfds.features.Scalar(np.int64) for name in _SCALE},
     }
 )
-_COMMON = {"id": _TEXT(), "source": _TEXT(), "images": _IMAGES}
+_VIDEOS = tfds.features.Sequence(
+    {
+        # So many of `video_files`, in order.
+        "num_files": tfds.features.Scalar(np.int32),
+        "is_list": tfds.features.Scalar(np.bool_),
+        "num_frames": tfds.features.Scalar(np.int32),
+        # As text, since records hold numbers of 32 bits.
+        "frames_per_second": _TEXT(),
+        "sampled_per_second": _TEXT(),  # empty: not set
+    }
+)
+_COMMON = {
+    "id": _TEXT(),
+    "source": _TEXT(),
+    "images": _IMAGES,
+    "videos": _VIDEOS,
+    "video_files": _IMAGES,
+}
 _PAIR_TEXTS = (
     "teacher_caption",
     "student_caption",
@@ -81,6 +93,10 @@ def to_example(row: records.Row) -> dict[str, Any]:
         "id": row.id,
         "source": row.source,
         "images": [_image_out(image) for image in records.get_images(row)],
+        "videos": [_video_out(video) for video in records.get_videos(row)],
+        "video_files": [
+            _image_out(file) for video in records.get_videos(row) for file in video.files
+        ],
     }
     if isinstance(row, records.SFTRow):
         return example | {"messages": _turns_out(row.messages)}
@@ -104,15 +120,19 @@ def from_example(kind: str, example: Mapping[str, Any]) -> records.Row:
     """Return the row that `to_example` stored."""
     row_id, source = _text(example["id"]), _text(example["source"])
     images = _images_in(example["images"])
+    videos = _videos_in(example["videos"], _images_in(example["video_files"]))
     if kind == "sft":
         messages = _turns_in(example["messages"])
-        return records.SFTRow(id=row_id, source=source, messages=messages, images=images)
+        return records.SFTRow(
+            id=row_id, source=source, messages=messages, images=images, videos=videos
+        )
     if kind == "pairs":
         return records.PairRow(
             id=row_id,
             source=source,
             prompt=_text(example["prompt"]),
             image=images[0] if images else None,
+            video=videos[0] if videos else None,
             **{name: _text(example[name]) or None for name in _PAIR_TEXTS},
         )
     return records.PromptRow(
@@ -120,6 +140,7 @@ def from_example(kind: str, example: Mapping[str, Any]) -> records.Row:
         source=source,
         prompt=_turns_in(example["prompt"]),
         images=images,
+        videos=videos,
         equivalent_answers=tuple(_text(text) for text in example["equivalent_answers"]),
         extra_info=json.loads(_text(example["extra_info"])),
         **{name: _text(example[name]) or None for name in _PROMPT_TEXTS},
@@ -168,138 +189,55 @@ def _images_in(images: Mapping[str, Any]) -> tuple[records.Image, ...]:
     )
 
 
+def _video_out(video: records.Video) -> dict[str, Any]:
+    return {
+        "num_files": len(video.files),
+        "is_list": video.is_list,
+        "num_frames": video.num_frames,
+        "frames_per_second": repr(video.frames_per_second),
+        "sampled_per_second": repr(video.sampled_per_second) if video.sampled_per_second else "",
+    }
+
+
+def _videos_in(
+    videos: Mapping[str, Any], files: tuple[records.Image, ...]
+) -> tuple[records.Video, ...]:
+    ends = np.cumsum(videos["num_files"], dtype=np.int64)
+    if len(files) != (ends[-1] if len(ends) else 0):
+        raise ValueError(f"the videos have {videos['num_files']} files, the row has {len(files)}")
+    return tuple(
+        records.Video(
+            files=files[end - videos["num_files"][i] : end],
+            is_list=bool(videos["is_list"][i]),
+            frames_per_second=float(videos["frames_per_second"][i]),
+            sampled_per_second=float(videos["sampled_per_second"][i] or 0) or None,
+            num_frames=int(videos["num_frames"][i]),
+        )
+        for i, end in enumerate(ends)
+    )
+
+
 def _scale_in(values: Mapping[str, int | None]) -> records.Scale | None:
     return records.Scale(**values) if any(values.values()) else None
 
 
-class _Info(tfds.core.DatasetInfo):
-    """The metadata of a folder, for which TFDS must not search its bucket."""
-
-    def initialize_from_bucket(self) -> None:
-        pass
-
-
-class RowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder that writes rows of a kind into a single split, in order and in constant memory."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    name = _NAME
-    # Nothing is downloaded. The inherited look-up of checksums needs importlib_resources, which
-    # neither TFDS nor the newer etils install.
-    url_infos = None
-
-    def __init__(self, *, kind: str, rows: Iterable[records.Row], data_dir: str):
-        self._kind = kind
-        self._rows = rows
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return _Info(builder=self, features=features(self._kind), disable_shuffling=True)
-
-    def _split_generators(self, dl_manager) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
-        del dl_manager  # Nothing is downloaded.
-        return {SPLIT: self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for key, row in enumerate(self._rows):
-            yield key, to_example(row)
-
-    def _download_and_prepare(self, dl_manager, download_config) -> None:
-        # The inherited writer sorts by key, with up to 1000 MiB in memory; beyond that it needs
-        # TensorFlow's file system. These rows are in order, so they are written directly.
-        del download_config
-        splits = []
-        for split, examples in self._split_generators(dl_manager).items():
-            shards = _ShardWriter(self.data_path)
-            with contextlib.closing(shards):
-                for _, example in examples:
-                    shards.write(
-                        self.info.features.serialize_example(
-                            self.info.features.encode_example(example)
-                        )
-                    )
-            splits.append(self._name_shards(split, shards))
-        self.info.set_splits(tfds.core.splits.SplitDict(splits))
-
-    def _name_shards(self, split: str, shards: "_ShardWriter") -> tfds.core.SplitInfo:
-        template = tfds.core.ShardedFileTemplate(
-            dataset_name=self.name,
-            data_dir=self.data_path,
-            split=split,
-            filetype_suffix="array_record",
-        )
-        for i, path in enumerate(shards.paths):
-            path.rename(
-                os.fspath(template.sharded_filepath(shard_index=i, num_shards=len(shards.paths)))
-            )
-        return tfds.core.SplitInfo(
-            name=split,
-            shard_lengths=shards.num_rows,
-            num_bytes=shards.num_bytes,
-            filename_template=template,
-        )
-
-
-class _ShardWriter:
-    """A writer of records into files of at most `_SHARD_BYTES` (or a single record)."""
-
-    def __init__(self, folder: os.PathLike):
-        self.paths: list[pathlib.Path] = []
-        self.num_rows: list[int] = []
-        self.num_bytes = 0
-        self._folder = pathlib.Path(folder)
-        self._writer = None
-        self._shard_bytes = 0
-
-    def write(self, record: bytes) -> None:
-        if self._writer is None or self._shard_bytes + len(record) > _SHARD_BYTES:
-            self.close()
-            self.paths.append(self._folder / f"shard-{len(self.paths):05d}.part")
-            self.num_rows.append(0)
-            self._shard_bytes = 0
-            # A record per group, so that a row is read without its neighbours.
-            self._writer = array_record_module.ArrayRecordWriter(
-                os.fspath(self.paths[-1]), "group_size:1"
-            )
-        self._writer.write(record)
-        self.num_rows[-1] += 1
-        self.num_bytes += len(record)
-        self._shard_bytes += len(record)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-
-def write(rows: Iterable[records.Row], *, kind: str, folder: str) -> str:
-    """Write rows into a TFDS folder below `folder`; return its path.
-
-    An exception raised by `rows` passes through and leaves nothing readable behind.
-    """
-    builder = RowsBuilder(kind=kind, rows=rows, data_dir=folder)
-    # Suppress TFDS's announcement of a download, which never happens; errors are raised.
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
-    return os.fspath(builder.data_path)
-
-
 class StoredRows:
-    """The rows of a folder that `write` made, by number. Thread-safe.
+    """The rows of a split of a folder that `tfds_builders` made, by number. Thread-safe.
 
     Nothing in the folder selects code: the records are read with this module's features of the
     kind, and `features.json` must describe the same features.
     """
 
-    def __init__(self, folder: str, *, kind: str):
+    def __init__(self, folder: str, *, kind: str, split: str, splits: Collection[str]):
+        """Open the rows of `split`; the folder must have the files of all `splits`, no others."""
         self.folder = folder
         self._kind = kind
         self._features = features(kind)
         _check_features(folder, kind)
         try:
-            self._data = array_record_data_source.ArrayRecordDataSource(_shards(folder))
+            self._data = array_record_data_source.ArrayRecordDataSource(
+                _shards(folder, kind, splits)[split]
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise errors.InputError(f"{folder}: not a readable data folder: {error}") from error
 
@@ -339,15 +277,23 @@ def _written_features(kind: str) -> Any:
         return json.loads((pathlib.Path(folder) / _FEATURES).read_text(encoding="utf-8"))
 
 
-def _shards(folder: str) -> list[str]:
-    """Return the paths of the record files, which must form a complete set, in order."""
+def builder_name(kind: str) -> str:
+    """Return TFDS's name of a kind's builder, with which the names of its files begin."""
+    return f"prism_{kind}"
+
+
+def _shards(folder: str, kind: str, splits: Collection[str]) -> dict[str, list[str]]:
+    """Return the paths of each split's record files, which must form complete sets, in order."""
     names = sorted(name for name in os.listdir(folder) if ".array_record" in name)
-    count = len(names)
-    expected = [f"{_NAME}-{SPLIT}.array_record-{i:05d}-of-{count:05d}" for i in range(count)]
-    if not names or names != expected:
-        got = records.shorten(", ".join(names) or "none", 200)
-        raise errors.InputError(
-            f"{folder}: must hold {_NAME}-{SPLIT}.array_record-00000-of-N and all that follow, "
-            f"got {got}"
-        )
-    return [os.path.join(folder, name) for name in names]
+    shards = {}
+    for split in splits:
+        start = f"{builder_name(kind)}-{split}.array_record"
+        found = [name for name in names if name.startswith(f"{start}-")]
+        expected = [f"{start}-{i:05d}-of-{len(found):05d}" for i in range(len(found))]
+        if not found or found != expected:
+            got = records.shorten(", ".join(names) or "none", 200)
+            raise errors.InputError(
+                f"{folder}: must hold {start}-00000-of-N and all that follow, got {got}"
+            )
+        shards[split] = [os.path.join(folder, name) for name in found]
+    return shards

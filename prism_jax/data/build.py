@@ -1,63 +1,89 @@
 """Convert files of any published format to an ArrayRecord folder, all or nothing."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from etils import epath
 
 from prism_jax import errors
-from prism_jax.data import arrayrecord, manifest, paths, records, sources, validate
+from prism_jax.data import arrayrecord, manifest, paths, records, sources, tfds_builders, validate
 
 
-def build(source: sources.Source, out: str, rules: validate.Rules) -> manifest.Manifest:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """The rows of a split, not yet validated."""
+
+    candidates: Iterable[validate.Candidate]
+    label: str  # the source, for messages
+    names: list[str]  # of the files, for the manifest
+    # Passes the valid rows on, and may refuse them all.
+    through: Callable[[Iterator[records.Row]], Iterator[records.Row]] = iter
+
+
+def build(
+    source: sources.Source,
+    out: str,
+    rules: validate.Rules,
+    *,
+    split: str = arrayrecord.SPLIT,
+    also: Mapping[str, sources.Source] | None = None,
+) -> manifest.Manifest:
     """Validate all rows of a source and write the valid rows to the folder `out`.
 
     The rows keep the order of the files. The folder appears under its name when it is complete; a
     killed build leaves a `.NAME.incomplete.*` folder beside it that may be deleted. The same
     source gives the same bytes. `dropped.jsonl` lists the rows that were left out.
 
+    Args:
+      split: the name of the source's rows.
+      also: further splits of the same kind.
+
     Raises:
-      InputError: `out` exists, the source cannot be read, or more than `max_bad_rows` rows are
+      InputError: `out` exists, a source cannot be read, or more than `max_bad_rows` rows of one are
         wrong; nothing is written then.
     """
-    files = sources.Files(source)
-    names = [name.rsplit("/", 1)[-1] for name in files.names]
+    given = {split: source, **(also or {})}
+    if len(given) != 1 + len(also or {}):
+        raise errors.InputError(f"two sources are given for the split {split}")
     return write(
-        files.candidates(), out, rules, kind=source.kind, label=source.label(), names=names
+        {name: _part(named) for name, named in given.items()}, out, rules, kind=source.kind
     )
 
 
-def write(
-    candidates: Iterable[validate.Candidate],
-    out: str,
-    rules: validate.Rules,
-    *,
-    kind: str,
-    label: str,
-    names: list[str],
-    through: Callable[[Iterator[records.Row]], Iterator[records.Row]] = iter,
-) -> manifest.Manifest:
-    """Validate rows and write the valid ones to the folder `out`; see `build`.
+def _part(source: sources.Source) -> Part:
+    files = sources.Files(source)
+    names = [name.rsplit("/", 1)[-1] for name in files.names]
+    return Part(candidates=files.candidates(), label=source.label(), names=names)
 
-    Args:
-      label: the source, for messages.
-      names: of the files, for the manifest.
-      through: passes the valid rows on, and may refuse them all.
-    """
+
+def write(
+    parts: Mapping[str, Part], out: str, rules: validate.Rules, *, kind: str
+) -> manifest.Manifest:
+    """Validate the rows of each split and write the valid ones to the folder `out`; see `build`."""
+    for name in parts:
+        manifest.check_split(name)
     with paths.explain(out):
         if epath.Path(out).exists():
             raise errors.InputError(f"{out}: must not exist yet")
-    report = validate.Report(name=label)
-    rows = through(row for _, row in validate.check(candidates, rules, report))
+    reports = {name: validate.Report(name=part.label) for name, part in parts.items()}
+    splits = {name: _valid_rows(part, rules, reports[name]) for name, part in parts.items()}
     with _workspace(out) as workspace:
-        folder = arrayrecord.write(rows, kind=kind, folder=workspace)
-        written = manifest.write(folder, kind=kind, report=report, sources=names)
+        folder = tfds_builders.write(splits, kind=kind, folder=workspace)
+        names = [name for part in parts.values() for name in part.names]
+        written = manifest.write(folder, kind=kind, reports=reports, sources=names)
         _commit(folder, out)
     return written
+
+
+def _valid_rows(
+    part: Part, rules: validate.Rules, report: validate.Report
+) -> Iterator[records.Row]:
+    return part.through(row for _, row in validate.check(part.candidates, rules, report))
 
 
 @contextlib.contextmanager

@@ -38,7 +38,9 @@ def counter(
     """
 
     def count(row: records.SFTRow) -> tuple[int, int, int]:
-        size = encode.measure(row.messages, row.images, words, add_generation_prompt=False)
+        size = encode.measure(
+            row.messages, records.get_media(row), words, add_generation_prompt=False
+        )
         misfit = limits.misfit(size)
         if misfit is not None:
             raise records.RowError("overlong", misfit)
@@ -90,7 +92,9 @@ class Demonstrations:
         if known is not None:
             return known
         row = self._row(number)
-        example = encode.example(row.messages, row.images, self._words, add_generation_prompt=False)
+        example = encode.example(
+            row.messages, records.get_media(row), self._words, add_generation_prompt=False
+        )
         encoded = Encoded(
             example=example, is_assistant=self._turns.is_response(example.tokens, row.messages)
         )
@@ -108,7 +112,9 @@ class Demonstrations:
 
     def _measure(self, number: int) -> tuple[int, int, int]:
         row = self._row(number)
-        size = encode.measure(row.messages, row.images, self._words, add_generation_prompt=False)
+        size = encode.measure(
+            row.messages, records.get_media(row), self._words, add_generation_prompt=False
+        )
         return size.tokens, size.patches, size.images
 
 

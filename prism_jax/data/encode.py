@@ -1,6 +1,7 @@
-"""Encode rows for the model: marks become pictures, and response tokens are marked."""
+"""Encode rows for the model: marks become pictures and videos, and response tokens are marked."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,8 +9,11 @@ import transformers
 
 from models import inputs
 from prism_jax import errors
-from prism_jax.data import chat, examples, images, processor, records
+from prism_jax.data import chat, examples, images, processor, records, video_files
+from prism_jax.data import videos as videos_lib
 
+Media = Sequence[records.Image | records.Video]
+_MARKS = re.compile(f"({records.IMAGE_MARK}|{records.VIDEO_MARK})")
 _END = "<|im_end|>"
 
 
@@ -19,47 +23,63 @@ class Size:
 
     tokens: int
     patches: int
-    images: int
+    images: int  # each grid step of a video is one
 
 
 def messages(turns: Sequence[records.Message]) -> list[chat.Message]:
-    """Return chat messages, with an image part in place of each mark of a picture."""
+    """Return chat messages, with a part in place of each mark of a picture or video."""
     chat_messages = []
     for turn in turns:
+        # Texts and marks alternate.
+        pieces = _MARKS.split(turn.content)
         content: str | list[dict[str, str]] = turn.content
-        if records.IMAGE_MARK in turn.content:
+        if len(pieces) > 1:
             content = []
-            for number, text in enumerate(turn.content.split(records.IMAGE_MARK)):
-                content += [{"type": "image"}] if number else []
-                content += [{"type": "text", "text": text}] if text else []
+            for number, piece in enumerate(pieces):
+                if number % 2:
+                    content.append({"type": piece.strip("<>")})
+                elif piece:
+                    content.append({"type": "text", "text": piece})
         chat_messages.append({"role": turn.role, "content": content})
     return chat_messages
 
 
 def example(
     turns: Sequence[records.Message],
-    pictures: Sequence[records.Image],
+    media: Media,
     words: processor.Processor,
     *,
     add_generation_prompt: bool,
 ) -> inputs.Example:
     """Encode the turns of a validated row.
 
+    Args:
+      media: pictures and videos, each kind in the order of its marks, see `records.get_media`.
+
     Raises:
       InputError: as `Processor.encode` and `images.open_image`.
     """
+    pictures, videos = _by_kind(media)
     encoded = words.encode(
         messages(turns),
         images=[images.open_stored(picture) for picture in pictures],
         scales=[picture.scale for picture in pictures],
+        videos=[video_files.open_stored(video) for video in videos],
         add_generation_prompt=add_generation_prompt,
     )
     return examples.from_encoded(encoded, words)
 
 
+def _by_kind(media: Media) -> tuple[list[records.Image], list[records.Video]]:
+    return (
+        [item for item in media if isinstance(item, records.Image)],
+        [item for item in media if isinstance(item, records.Video)],
+    )
+
+
 def measure(
     turns: Sequence[records.Message],
-    pictures: Sequence[records.Image],
+    media: Media,
     words: processor.Processor,
     *,
     add_generation_prompt: bool,
@@ -71,21 +91,52 @@ def measure(
         messages(turns),
         add_generation_prompt=add_generation_prompt,
     )
-    settings = words.image_settings
-    num_patches = 0
-    for picture in pictures:
-        height, width = images.fit(
-            picture.height_pixels,
-            picture.width_pixels,
-            settings,
-            picture.scale,
-            name=f"image {picture.path or 'of the row'}",
+    pictures, videos = _by_kind(media)
+    plans = [_plan(video, words) for video in videos]
+    first, *rest = text.split(chat.VIDEO_TOKEN)
+    if len(rest) != len(plans):
+        raise errors.InputError(
+            f"chat template: must write one placeholder for each video, got {len(rest)} for "
+            f"{len(plans)}"
         )
-        num_patches += (height // settings.patch_size) * (width // settings.patch_size)
-    num_tokens = len(words.token_ids(text))
-    # Each picture has a single placeholder in the text.
-    num_tokens += num_patches // settings.merge_size**2 - len(pictures)
-    return Size(tokens=num_tokens, patches=num_patches, images=len(pictures))
+    texts = (processor.video_text(plan.seconds) for plan in plans)
+    text = first + "".join(map("".join, zip(texts, rest, strict=True)))
+    grids = [(1, *_grid_of(picture, words)) for picture in pictures]
+    grids += [plan.grid for plan in plans]
+    num_patches = sum(t * h * w for t, h, w in grids)
+    num_images = sum(t for t, _, _ in grids)
+    # Each picture, and each grid step of a video, has a single placeholder in the text.
+    num_tokens = len(words.token_ids(text)) - num_images
+    num_tokens += num_patches // words.image_settings.merge_size**2
+    return Size(tokens=num_tokens, patches=num_patches, images=num_images)
+
+
+def _grid_of(picture: records.Image, words: processor.Processor) -> tuple[int, int]:
+    """Return the rows and columns of a picture's patches."""
+    settings = words.image_settings
+    height, width = images.fit(
+        picture.height_pixels,
+        picture.width_pixels,
+        settings,
+        picture.scale,
+        name=f"image {picture.path or 'of the row'}",
+    )
+    return height // settings.patch_size, width // settings.patch_size
+
+
+def _plan(video: records.Video, words: processor.Processor) -> videos_lib.Plan:
+    name = f"video {video_files.name_of(video)}"
+    words.check_video(name)
+    return videos_lib.plan(
+        video.num_frames,
+        video.files[0].height_pixels,
+        video.files[0].width_pixels,
+        words.video_settings,
+        frames_per_second=video.frames_per_second,
+        is_sampled=video.is_sampled,
+        sampled_per_second=video.sampled_per_second,
+        name=name,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,4 +192,7 @@ def encode_prompts(
     rows: Sequence[records.PromptRow], words: processor.Processor
 ) -> list[inputs.Example]:
     """Return the prompts of rows as examples for the sampler."""
-    return [example(row.prompt, row.images, words, add_generation_prompt=True) for row in rows]
+    return [
+        example(row.prompt, records.get_media(row), words, add_generation_prompt=True)
+        for row in rows
+    ]

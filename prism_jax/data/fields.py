@@ -16,7 +16,7 @@ from prism_jax.data import records
 # `problem` is the column of geometry3k and the sets made like it.
 PROMPT_COLUMNS = ("prompt", "question", "problem")
 _MOST_LEVELS = 50
-_OTHER_MEDIA = ("videos", "video", "audios", "audio", "tools", "functions")
+_OTHER_MEDIA = ("audios", "audio", "tools", "functions")
 # The start, without white space, of a text that is a turn or a list of turns, not a question.
 _TURNS_AS_TEXT = re.compile(r"""(?:\[\s*)?\{\s*\\?["'](?:role|from|content)\\?["']\s*:""")
 
@@ -28,6 +28,13 @@ def is_blank(value: Any) -> bool:
     if isinstance(value, float):
         return math.isnan(value)  # pandas fills gaps with it
     return value is None or (isinstance(value, list | dict | bytes) and not value)
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether the value of a column counts as missing: blank, or empty JSON as text."""
+    if isinstance(value, str) and "".join(value.split()) in ("[]", "{}", "null"):
+        return True
+    return is_blank(value)
 
 
 def check_text(value: Any, name: str) -> str:
@@ -93,10 +100,7 @@ def _is_number(value: Any) -> bool:
 def no_other_media(row: Mapping[str, Any]) -> None:
     """Refuse the optional columns of the formats that this project does not train on."""
     for name in _OTHER_MEDIA:
-        value = row.get(name)
-        if isinstance(value, str) and "".join(value.split()) in ("[]", "{}", "null"):
-            continue
-        if not is_blank(value):
+        if not is_empty(row.get(name)):
             raise records.RowError("unsupported", f"{name} is not supported, got a value")
 
 
@@ -132,11 +136,13 @@ def _is_cut(error: Exception) -> bool:
     return error.msg.startswith("Unterminated") or error.pos >= len(error.doc.rstrip())
 
 
-def mark_images(text: str, num_images: int) -> str:
-    """Return a text with marks in front, if it has pictures but no marks."""
-    if records.IMAGE_MARK in text:
-        return text
-    return records.IMAGE_MARK * num_images + text
+def mark_media(text: str, num_images: int, num_videos: int) -> str:
+    """Return a text with marks in front: of pictures, of videos, whichever it does not mark."""
+    if records.VIDEO_MARK not in text:
+        text = records.VIDEO_MARK * num_videos + text
+    if records.IMAGE_MARK not in text:
+        text = records.IMAGE_MARK * num_images + text
+    return text
 
 
 def json_object(value: Any, name: str) -> dict[str, Any]:

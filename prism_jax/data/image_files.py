@@ -1,10 +1,10 @@
-"""Pictures of rows as files beside a data set, each written only once."""
+"""Pictures and videos of rows as files beside a data set, each written only once."""
 
 import hashlib
 import pathlib
 from typing import Any
 
-from prism_jax.data import images, pictures, records
+from prism_jax.data import clips, pictures, records, video_files
 
 Json = Any
 FOLDER = "images"
@@ -16,13 +16,20 @@ def reference(image: records.Image, root: pathlib.Path) -> Json:
     return path if image.scale is None else {"path": path} | pictures.scale_fields(image.scale)
 
 
-def keep(image: records.Image, root: pathlib.Path) -> str:
-    """Write a validated picture's bytes below `root`, named by their hash; return its path there.
+def video_reference(video: records.Video, root: pathlib.Path) -> Json:
+    """Write a video's files and return a row's reference: its path or paths, and its rates."""
+    kept = [keep(file, root) for file in video.files]
+    paths, rates = kept if video.is_list else kept[0], clips.rate_fields(video)
+    return {"video": paths} | rates if rates else paths
 
-    Equal pictures share a file. Files are written atomically.
+
+def keep(image: records.Image, root: pathlib.Path) -> str:
+    """Write a validated file's bytes below `root`, named by their hash; return its path there.
+
+    Equal files are written once, atomically.
     """
     digest = hashlib.sha256(image.data).hexdigest()
-    name = f"{FOLDER}/{digest}.{images.file_format(image.data).lower()}"
+    name = f"{FOLDER}/{digest}.{video_files.file_format(image.data)}"
     path = root / name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

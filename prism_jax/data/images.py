@@ -1,4 +1,4 @@
-"""Cut images and videos into patches, in the order of Hugging Face's Qwen3-VL processor.
+"""Cut images into patches, in the order of Hugging Face's Qwen3-VL processor.
 
 The resize is Pillow's bicubic filter. Hugging Face's default backend resizes with torch, whose
 bicubic filter rounds differently: grids are the same, pixels are equal without a resize and
@@ -11,7 +11,7 @@ import math
 import pathlib
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,11 +26,11 @@ LARGEST_LIMIT_PIXELS = 1 << 28  # the highest limit that a user may set
 MAX_ASPECT_RATIO = 200
 
 # Pillow also opens formats that start other programs (EPS) or that no data set uses.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 # The step between two grey values of 1, 2 and 4 bits, by Pillow's name for the stored form.
 _GREY_STEPS = {"1": 255, "L;2": 85, "L;4": 17}
 # Raised by Pillow's decoders for damaged files, besides UnidentifiedImageError.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     RuntimeError,
     MemoryError,
@@ -51,19 +51,6 @@ class Patches:
 
     pixels: np.ndarray  # uint8[P, C]
     grid: tuple[int, int, int]  # t, h, w in patches; P = t * h * w
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Video:
-    """The frames of a video, all of them or a sample at an even rate.
-
-    With `is_sampled` the frames are used as they are; otherwise they are sampled at the rate of
-    the checkpoint's settings.
-    """
-
-    frames: Sequence[Image.Image]  # all of the same size
-    frames_per_second: float  # of `frames` as given
-    is_sampled: bool = False
 
 
 def open_image(
@@ -95,7 +82,7 @@ def open_image(
         # The limit below replaces Pillow's warning.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(data, formats=_FORMATS)
+            opened = Image.open(data, formats=FORMATS)
         with opened as image:
             width, height = image.size
             if width * height > limit_pixels:
@@ -108,9 +95,9 @@ def open_image(
     except errors.InputError:
         raise
     except Image.UnidentifiedImageError as error:
-        formats = ", ".join(_FORMATS)
+        formats = ", ".join(FORMATS)
         raise errors.InputError(f"image {name}: not an image ({formats})") from error
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise errors.InputError(f"image {name}: cannot be decoded: {error}") from error
 
 
@@ -148,7 +135,7 @@ def thumbnail(image: records.Image, *, side_pixels: int) -> tuple[bytes, int, in
 
 def file_format(data: bytes) -> str:
     """Return Pillow's name for the format of a validated picture."""
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as opened:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
         return opened.format
 
 
@@ -190,14 +177,14 @@ def smart_resize(
 
     Source: transformers models/qwen2_vl/image_processing_qwen2_vl.py smart_resize.
     """
-    _check_aspect_ratio(height, width, name)
+    check_aspect_ratio(height, width, name)
     area = height * width
     # Python rounds halves to the even neighbour here, and the reference does too.
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
-        return _shrink(height, width, math.sqrt(area / max_pixels), factor)
+        return shrink(height, width, math.sqrt(area / max_pixels), factor)
     if new_height * new_width < min_pixels:
-        return _grow(height, width, math.sqrt(min_pixels / area), factor)
+        return grow(height, width, math.sqrt(min_pixels / area), factor)
     return new_height, new_width
 
 
@@ -229,7 +216,7 @@ def fit(
     )
 
 
-def _check_aspect_ratio(height: int, width: int, name: str) -> None:
+def check_aspect_ratio(height: int, width: int, name: str) -> None:
     ratio = max(height, width) / min(height, width)
     if ratio > MAX_ASPECT_RATIO:
         raise errors.InputError(
@@ -238,14 +225,14 @@ def _check_aspect_ratio(height: int, width: int, name: str) -> None:
         )
 
 
-def _shrink(height: int, width: int, scale: float, factor: int) -> tuple[int, int]:
+def shrink(height: int, width: int, scale: float, factor: int) -> tuple[int, int]:
     return (
         max(factor, math.floor(height / scale / factor) * factor),
         max(factor, math.floor(width / scale / factor) * factor),
     )
 
 
-def _grow(height: int, width: int, scale: float, factor: int) -> tuple[int, int]:
+def grow(height: int, width: int, scale: float, factor: int) -> tuple[int, int]:
     return (
         math.ceil(height * scale / factor) * factor,
         math.ceil(width * scale / factor) * factor,
@@ -264,98 +251,17 @@ def image_patches(
     Each patch repeats the image `temporal_patch_size` times, like a still video.
     """
     height, width = fit(image.height, image.width, settings, scale, name=name)
-    return _patchify(_resize([image], height, width, name), settings)
+    return patchify(resize([image], height, width, name), settings)
 
 
-def sample_frames(
-    num_frames: int, *, frames_per_second: float, settings: image_settings.VideoSettings
-) -> np.ndarray:
-    """Return the indices of the frames to use, int64, evenly spread from first to last.
-
-    Source: transformers models/qwen3_vl/video_processing_qwen3_vl.py sample_frames.
-    """
-    wanted = int(num_frames / frames_per_second * settings.frames_per_second)
-    wanted = min(max(wanted, settings.min_frames), settings.max_frames, num_frames)
-    return np.linspace(0, num_frames - 1, wanted).round().astype(np.int64)
-
-
-def video_size(
-    num_frames: int,
-    height: int,
-    width: int,
-    settings: image_settings.VideoSettings,
-    *,
-    name: str = "video",
-) -> tuple[int, int]:
-    """Return the height and width to resize all frames to.
-
-    Like `smart_resize`, but the bounds hold for frames * height * width, and a side shorter than
-    a token is scaled up first. Raises InputError for fewer frames than a patch spans.
-
-    Source: transformers models/qwen3_vl/video_processing_qwen3_vl.py smart_resize.
-    """
-    step, factor = settings.temporal_patch_size, settings.factor
-    if num_frames < step:
-        raise errors.InputError(f"{name}: must have at least {step} frames, got {num_frames}")
-    max_pixels = settings.max_pixels
-    if settings.max_frame_tokens is not None:
-        cap = min(settings.max_frame_tokens * factor * factor, max_pixels // num_frames)
-        max_pixels = max(cap, int(settings.min_pixels * 1.05)) * num_frames
-    if min(height, width) < factor:
-        scale = max(factor / height, factor / width)
-        height, width = int(height * scale), int(width * scale)
-    _check_aspect_ratio(height, width, name)
-    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
-    volume = round(num_frames / step) * step * new_height * new_width
-    if volume > max_pixels:
-        scale = math.sqrt(num_frames * height * width / max_pixels)
-        return _shrink(height, width, scale, factor)
-    if volume < settings.min_pixels:
-        scale = math.sqrt(settings.min_pixels / (num_frames * height * width))
-        return _grow(height, width, scale, factor)
-    return new_height, new_width
-
-
-def video_patches(
-    video: Video, settings: image_settings.VideoSettings, *, name: str = "video"
-) -> tuple[Patches, list[float]]:
-    """Sample, resize and cut a video; return its patches and the time of each grid step in seconds.
-
-    A grid step covers `temporal_patch_size` frames, and its time is the mean of the first and the
-    last frame's. An incomplete last step repeats the last frame.
-
-    Source: transformers models/qwen3_vl/processing_qwen3_vl.py _calculate_timestamps.
-    """
-    if not video.frames or video.frames_per_second <= 0:
-        raise errors.InputError(
-            f"{name}: must have frames and a positive rate, got {len(video.frames)} frames "
-            f"at {video.frames_per_second} a second"
-        )
-    sizes = sorted({frame.size for frame in video.frames})
-    if len(sizes) > 1:
-        raise errors.InputError(f"{name}: frames must have one size, got {sizes}")
-    indices = np.arange(len(video.frames))
-    if not video.is_sampled:
-        indices = sample_frames(
-            len(video.frames), frames_per_second=video.frames_per_second, settings=settings
-        )
-    width, height = sizes[0]
-    height, width = video_size(len(indices), height, width, settings, name=name)
-    frames = _resize([video.frames[i] for i in indices], height, width, name)
-    seconds = indices / video.frames_per_second
-    step = settings.temporal_patch_size
-    seconds = np.pad(seconds, (0, -len(seconds) % step), mode="edge").reshape(-1, step)
-    return _patchify(frames, settings), [(s[0] + s[-1]) / 2 for s in seconds.tolist()]
-
-
-def _resize(images: Sequence[Image.Image], height: int, width: int, name: str) -> np.ndarray:
+def resize(images: Iterable[Image.Image], height: int, width: int, name: str) -> np.ndarray:
     """Return uint8[frames, height, width, 3]."""
     size = (width, height)
     frames = [to_rgb(image, name=name).resize(size, Image.Resampling.BICUBIC) for image in images]
     return np.stack([np.asarray(frame) for frame in frames])
 
 
-def _patchify(frames: np.ndarray, settings: image_settings.ImageSettings) -> Patches:
+def patchify(frames: np.ndarray, settings: image_settings.ImageSettings) -> Patches:
     """Cut uint8[frames, height, width, 3] into patches, those of an image token side by side.
 
     Order of patches: grid step, token row, token column, row and column inside the token. Order

@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -20,7 +22,9 @@ from prism_jax.data import arrayrecord, paths, records, validate
 FILE = "build_manifest.json"
 DROPPED = "dropped.jsonl"
 _LIMIT_BYTES = 64 << 20
-_VERSION = 2  # version 1 lacked the learned turns and the sizes of pictures
+# Version 1 lacked learned turns and sizes of pictures, version 2 videos and names of splits.
+_VERSION = 3
+_SPLIT_NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +32,8 @@ class Manifest:
     """The content of the manifest."""
 
     kind: str
-    num_rows: int
-    report: dict[str, Any]
+    splits: dict[str, int]  # name -> number of rows
+    reports: dict[str, dict[str, Any]]  # of each split
     sources: list[str]
     files: dict[str, dict[str, Any]]  # name -> {"bytes", "sha256"}
 
@@ -40,14 +44,31 @@ def is_built(folder: str) -> bool:
         return (epath.Path(folder) / FILE).exists()
 
 
-def write(folder: str, *, kind: str, report: validate.Report, sources: list[str]) -> Manifest:
-    """Add the list of dropped rows and the manifest to a folder of `arrayrecord.write`."""
+def check_split(name: str) -> None:
+    """Raise InputError for a name that no split can have: it is a part of names of files."""
+    # TFDS reads `all` as the splits together.
+    if not _SPLIT_NAME.fullmatch(name) or name == "all":
+        raise errors.InputError(
+            f"a split's name must be letters, digits and _, from a letter on, and not all, got "
+            f"{name!r}"
+        )
+
+
+def write(
+    folder: str, *, kind: str, reports: Mapping[str, validate.Report], sources: list[str]
+) -> Manifest:
+    """Add the list of dropped rows and the manifest to a folder of `tfds_builders.write`.
+
+    Args:
+      reports: of each split.
+    """
     root = pathlib.Path(folder)
-    (root / DROPPED).write_text(report.lines(), encoding="utf-8")
+    lines = "".join(report.lines() for report in reports.values())
+    (root / DROPPED).write_text(lines, encoding="utf-8")
     manifest = Manifest(
         kind=kind,
-        num_rows=report.num_kept,
-        report=report.summary(),
+        splits={name: report.num_kept for name, report in reports.items()},
+        reports={name: report.summary() for name, report in reports.items()},
         sources=sources,
         files={
             path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
@@ -86,12 +107,15 @@ def read(folder: str) -> Manifest:
 
 def _problem(content: dict[str, Any]) -> str | None:
     """Return the first problem in a manifest's content."""
-    types = {"kind": str, "num_rows": int, "report": dict, "sources": list, "files": dict}
+    types = {"kind": str, "splits": dict, "reports": dict, "sources": list, "files": dict}
     if content.keys() != types.keys():
         return f"must hold {', '.join(types)}, got {records.shorten(', '.join(content), 200)}"
     for name, kind in types.items():
-        if not isinstance(content[name], kind) or isinstance(content[name], bool):
+        if not isinstance(content[name], kind):
             return f"{name} must be of type {kind.__name__}, got {type(content[name]).__name__}"
+    for name, num_rows in content["splits"].items():
+        if not _SPLIT_NAME.fullmatch(name) or type(num_rows) is not int:
+            return f"splits: {records.shorten(repr(name), 100)} must be a name with a number"
     for name, facts in content["files"].items():
         shown = records.shorten(repr(name), 100)
         if pathlib.PurePath(name).name != name or "\0" in name or name in ("..", FILE):
@@ -116,17 +140,34 @@ def verify(folder: str) -> Manifest:
     return manifest
 
 
-def open_folder(folder: str, *, kind: str, cache_dir: str | None) -> arrayrecord.StoredRows:
-    """Open a built folder's rows; a folder on gs:// is first copied below `cache_dir`."""
+def open_folder(
+    folder: str, *, kind: str, split: str | None, cache_dir: str | None
+) -> arrayrecord.StoredRows:
+    """Open the rows of a built folder's split; a folder on gs:// is first copied.
+
+    Args:
+      split: None: `train`, or the only one.
+      cache_dir: where a folder on gs:// is copied to.
+    """
     manifest = read(folder)
+    names = list(manifest.splits)
+    if split is None:
+        split = names[0] if len(names) == 1 else arrayrecord.SPLIT
+    if split not in names:
+        raise errors.InputError(
+            f"{folder}: has no split {split}; name one of {', '.join(names) or 'none'} as "
+            "FOLDER#SPLIT"
+        )
     if manifest.kind != kind:
         raise errors.InputError(f"{folder}: rows must be of kind {kind}, got {manifest.kind}")
     if paths.is_remote(folder):
         folder = _fetch(folder, manifest, cache_dir)
     _check_files(folder, manifest)
-    rows = arrayrecord.StoredRows(folder, kind=kind)
-    if len(rows) != manifest.num_rows:
-        raise errors.InputError(f"{folder}: must have {manifest.num_rows} rows, got {len(rows)}")
+    rows = arrayrecord.StoredRows(folder, kind=kind, split=split, splits=names)
+    if len(rows) != manifest.splits[split]:
+        raise errors.InputError(
+            f"{folder}: {split} must have {manifest.splits[split]} rows, got {len(rows)}"
+        )
     return rows
 
 

@@ -3,8 +3,8 @@
   {"prompt", "image", "teacher_caption", "student_caption", "teacher_cot", "student_cot"}
   {"prompt", "image", "teacher_response", "student_response"}
 
-`prompt` may be called `question` or `problem`, and may be a single turn of the user; `image` is
-optional.
+`prompt` may be called `question` or `problem`, and may be a single turn of the user; `image` and
+`video` are optional.
 
 Source: PRISM moe/train_moe_vl_warmup_fast.py:104-155.
 """
@@ -12,7 +12,7 @@ Source: PRISM moe/train_moe_vl_warmup_fast.py:104-155.
 from collections.abc import Mapping
 from typing import Any
 
-from prism_jax.data import fields, pictures, records, turns
+from prism_jax.data import clips, fields, pictures, records, turns
 
 SEGMENTS = ("teacher_caption", "student_caption", "teacher_cot", "student_cot")
 RESPONSES = ("teacher_response", "student_response")
@@ -22,13 +22,17 @@ _ROLES = {"user": "user"}
 def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> records.PairRow:
     """Read a row; as in the published reader, whole responses count only without segments.
 
-    If the prompt does not mark the picture, the mark is put in front.
+    If the prompt does not mark the picture or video, the mark is put in front.
     """
     fields.no_other_media(row)
-    prompt, named = _prompt(row)
+    prompt, named, clip_names = _prompt(row)
     images = pictures.of_marks(named, pictures.of_row(row))
-    if len(images) > 1:
-        raise records.RowError("placeholders", f"a pair has at most one image, got {len(images)}")
+    videos = clips.of_marks(clip_names, clips.of_row(row))
+    for kind, given in (("image", images), ("video", videos)):
+        if len(given) > 1:
+            raise records.RowError(
+                "placeholders", f"a pair has at most one {kind}, got {len(given)}"
+            )
     names = SEGMENTS
     if fields.is_blank(row.get("teacher_caption")) and fields.is_blank(row.get("teacher_cot")):
         names = RESPONSES
@@ -39,19 +43,22 @@ def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> recor
     return records.PairRow(
         id=fields.row_id(row, place),
         source=source,
-        prompt=fields.mark_images(prompt, len(images)),
+        prompt=fields.mark_media(prompt, len(images), len(videos)),
         image=images[0] if images else None,
+        video=videos[0] if videos else None,
         **(dict.fromkeys(SEGMENTS + RESPONSES) | texts),
     )
 
 
-def _prompt(row: Mapping[str, Any]) -> tuple[str, tuple[records.Image | None, ...]]:
-    """Return the prompt's text and the pictures in it; turns must be a single turn of the user."""
+def _prompt(
+    row: Mapping[str, Any],
+) -> tuple[str, tuple[records.Image | None, ...], tuple[records.Video | None, ...]]:
+    """Return the prompt's text, its pictures and its videos; turns must be one turn of the user."""
     name, value = fields.prompt(row)
     if isinstance(value, str):
         as_turns = fields.turns_in_text(value, name)
         if as_turns is None:
-            return fields.check_text(value, name), ()
+            return fields.check_text(value, name), (), ()
         value = as_turns
     if isinstance(value, Mapping):
         value = [value]
@@ -61,4 +68,4 @@ def _prompt(row: Mapping[str, Any]) -> tuple[str, tuple[records.Image | None, ..
             "unsupported",
             f"{name} of a pair must be one turn of the user, got {len(conversation.messages)}",
         )
-    return conversation.messages[0].content, conversation.pictures
+    return conversation.messages[0].content, conversation.pictures, conversation.videos

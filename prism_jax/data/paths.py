@@ -138,9 +138,7 @@ def read_image(root: str, path: str, *, limit_bytes: int) -> bytes:
         try:
             num_bytes = _file_bytes(full)
             if num_bytes is None:
-                raise records.RowError(
-                    "image_missing", f"no image file at {_shown(path)} below {root}"
-                )
+                raise records.RowError("image_missing", f"no file at {_shown(path)} below {root}")
             if num_bytes > limit_bytes:
                 raise records.RowError(
                     "image_too_big",

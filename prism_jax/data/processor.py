@@ -13,6 +13,7 @@ from PIL import Image
 from prism_jax import errors
 from prism_jax.data import chat, image_settings, records
 from prism_jax.data import images as vision
+from prism_jax.data import videos as videos_lib
 
 _TEXT, _IMAGE, _VIDEO = 0, 1, 2
 _KINDS = {chat.IMAGE_TOKEN: "image", chat.VIDEO_TOKEN: "video"}
@@ -121,7 +122,7 @@ class Processor:
         *,
         images: Sequence[Image.Image] = (),
         scales: Sequence[records.Scale | None] | None = None,
-        videos: Sequence[vision.Video] = (),
+        videos: Sequence[videos_lib.Video] = (),
         add_generation_prompt: bool,
     ) -> Encoded:
         """Encode a chat; equal to Qwen3VLProcessor in ids, token types and grids.
@@ -135,7 +136,7 @@ class Processor:
           scales: the size that each image sets; None: no image sets one.
 
         Raises InputError if the numbers of placeholders and of images or videos differ, and as
-        `chat.check`, `images.image_patches` and `images.video_patches`.
+        `chat.check`, `images.image_patches` and `videos.patches`.
 
         Source: transformers models/qwen3_vl/processing_qwen3_vl.py, processing_utils.py
         get_text_with_replacements.
@@ -180,7 +181,7 @@ class Processor:
     def _cut(
         self,
         kind: str,
-        given: Image.Image | vision.Video,
+        given: Image.Image | videos_lib.Video,
         scale: records.Scale | None,
         name: str,
     ) -> tuple[vision.Patches, str, int]:
@@ -188,11 +189,14 @@ class Processor:
         if kind == "image":
             cut = vision.image_patches(given, self.image_settings, scale=scale, name=name)
             return cut, chat.IMAGE_TOKEN, 1
+        self.check_video(name)
+        cut, seconds = videos_lib.patches(given, self.video_settings, name=name)
+        return cut, video_text(seconds), len(seconds)
+
+    def check_video(self, name: str) -> None:
+        """Raise InputError if the checkpoint has no settings for videos."""
         if self.video_settings is None:
             raise errors.InputError(f"{name}: the checkpoint's folder has no settings for videos")
-        cut, seconds = vision.video_patches(given, self.video_settings, name=name)
-        frame = chat.VISION_START_TOKEN + chat.VIDEO_TOKEN + chat.VISION_END_TOKEN
-        return cut, "".join(f"<{time:.1f} seconds>{frame}" for time in seconds), len(seconds)
 
     def _assemble(
         self,
@@ -224,6 +228,12 @@ class Processor:
             skip_special_tokens=not keep_special,
             clean_up_tokenization_spaces=False,
         )
+
+
+def video_text(seconds: Sequence[float]) -> str:
+    """Return a video's text: the time of each grid step, then one placeholder for its tokens."""
+    step = chat.VISION_START_TOKEN + chat.VIDEO_TOKEN + chat.VISION_END_TOKEN
+    return "".join(f"<{time:.1f} seconds>{step}" for time in seconds)
 
 
 def _check_count(kind: str, num_placeholders: int, num_given: int) -> None:

@@ -1,4 +1,4 @@
-"""Write prompt rows as parquet in the published form, with pictures as bytes in the row.
+"""Write prompt rows as parquet in the published form, with pictures and videos as bytes.
 
 `extra_info` is a struct, as the released readers require. A key whose values have no common type
 (or are empty dicts) is written as JSON text.
@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prism_jax.data import pictures, records
+from prism_jax.data import clips, pictures, records
 
 Json = Any
 _GROUP_ROWS = 256
@@ -32,17 +32,19 @@ def write(
     *,
     infos: Sequence[Mapping[str, Json]],
     has_scales: bool,
+    has_videos: bool,
 ) -> int:
     """Write validated rows atomically, a row group at a time; return their number.
 
     Args:
       infos: for each row the `extra_info` that replaces the row's.
       has_scales: some pictures set a size, so its fields are written.
+      has_videos: some rows have videos, so their column is written.
     """
     types = {
         name: _type_of([info[name] for info in infos if name in info]) for name in _names(infos)
     }
-    columns = _columns(has_scales=has_scales)
+    columns = _columns(has_scales=has_scales, has_videos=has_videos)
     if types:
         struct = pa.struct([(name, _TEXT if t is None else t) for name, t in types.items()])
         columns.append(("extra_info", struct))
@@ -60,15 +62,20 @@ def write(
     return count
 
 
-def _columns(*, has_scales: bool) -> list[tuple[str, pa.DataType]]:
+def _columns(*, has_scales: bool, has_videos: bool) -> list[tuple[str, pa.DataType]]:
     scale = [(field.name, pa.int64()) for field in dataclasses.fields(records.Scale)]
     picture = pa.struct([("bytes", pa.binary()), *(scale if has_scales else [])])
     truth = [("style", _TEXT), ("ground_truth", _TEXT), ("equivalent_answers", pa.list_(_TEXT))]
+    # A file is in `bytes`, a list of frames in `video`.
+    rates = [("sample_fps", pa.float64()), ("fps", pa.float64())]
+    frames = pa.list_(pa.struct([("bytes", pa.binary())]))
+    video = pa.struct([("bytes", pa.binary()), ("video", frames), *rates])
     return [
         ("id", _TEXT),
         ("data_source", _TEXT),
         ("prompt", pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))),
         ("images", pa.list_(picture)),
+        *([("videos", pa.list_(video))] if has_videos else []),
         ("reward_model", pa.struct(truth)),
         *_TEACHER,
     ]
@@ -116,6 +123,7 @@ def _row(
             | ({} if image.scale is None else pictures.scale_fields(image.scale))
             for image in row.images
         ],
+        "videos": [_video(video) for video in row.videos],
         "reward_model": truth,
         "teacher_response": row.teacher_response,
         "teacher_caption": row.teacher_caption,
@@ -126,6 +134,12 @@ def _row(
             if info.get(name) is not None
         },
     }
+
+
+def _video(video: records.Video) -> dict[str, Json]:
+    frames = [{"bytes": file.data} for file in video.files]
+    source = {"video": frames} if video.is_list else frames[0]
+    return source | clips.rate_fields(video)
 
 
 def _text(value: Json) -> str:

@@ -1,19 +1,21 @@
 """The typed rows that all file formats are converted to, and the error for a bad row.
 
-A row's text marks each picture with `<image>`, in order, and the number of marks equals the number
-of pictures. In a file a picture is a reference (a path below the dataset's root, or bytes); in a
-validated row it has the encoded bytes, their sha256 and the size in pixels.
+A row's text marks each picture with `<image>` and each video with `<video>`, in order, and the
+number of marks equals the number of pictures and of videos. In a file a picture is a reference (a
+path below the dataset's root, or bytes); in a validated row it has the encoded bytes, their sha256
+and the size in pixels.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prism_jax import errors
 
 IMAGE_MARK = "<image>"
+VIDEO_MARK = "<video>"
 KINDS = ("sft", "pairs", "prompts")
 # The released files' mark for an empty list of equivalent answers. In a list with others it voids
 # them too, as in the released reward.
@@ -79,6 +81,28 @@ class Image:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Video:
+    """A video: one file with all frames, or a list with a picture for each frame.
+
+    `frames_per_second` is the rate of these frames: of a list as the row gives it, of a file None
+    until it is validated, like `num_frames`.
+    """
+
+    files: tuple[Image, ...]
+    is_list: bool
+    frames_per_second: float | None = None
+    # The rate to sample at; None: the frames of a list are used as they are, those of a file are
+    # sampled at the checkpoint's rate.
+    sampled_per_second: float | None = None
+    num_frames: int | None = None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Return whether all frames are used."""
+        return self.is_list and self.sampled_per_second is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Message:
     """A turn; `role` is system, user or assistant.
 
@@ -98,6 +122,7 @@ class SFTRow:
     source: str
     messages: tuple[Message, ...]
     images: tuple[Image, ...]
+    videos: tuple[Video, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +142,7 @@ class PairRow:
     student_cot: str | None
     teacher_response: str | None
     student_response: str | None
+    video: Video | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,6 +163,7 @@ class PromptRow:
     ground_truth: str | None
     equivalent_answers: tuple[str, ...]
     extra_info: Mapping[str, Any]
+    videos: tuple[Video, ...] = ()
 
 
 Row = SFTRow | PairRow | PromptRow
@@ -149,31 +176,75 @@ def get_images(row: Row) -> tuple[Image, ...]:
     return row.images
 
 
-def replace_images(row: Row, images: tuple[Image, ...]) -> Row:
-    """Return the row with its pictures replaced by an equal number of others."""
-    if len(images) != len(get_images(row)):
-        raise ValueError(f"row {row.id} has {len(get_images(row))} images, got {len(images)}")
+def get_videos(row: Row) -> tuple[Video, ...]:
+    """Return the videos of a row of any kind, in the order of their marks."""
     if isinstance(row, PairRow):
-        return dataclasses.replace(row, image=images[0] if images else None)
-    return dataclasses.replace(row, images=images)
+        return () if row.video is None else (row.video,)
+    return row.videos
+
+
+def get_media(row: Row) -> tuple[Image | Video, ...]:
+    """Return the pictures of a row, then its videos."""
+    return (*get_images(row), *get_videos(row))
+
+
+def get_files(row: Row) -> tuple[Image, ...]:
+    """Return the pictures of a row, then the files of its videos."""
+    return (*get_images(row), *(file for video in get_videos(row) for file in video.files))
+
+
+def replace_media(row: Row, media: Sequence[Image | Video]) -> Row:
+    """Return the row with other pictures and videos, as many of each, ordered as by `get_media`."""
+    images = tuple(item for item in media if isinstance(item, Image))
+    videos = tuple(item for item in media if isinstance(item, Video))
+    counts, wanted = (len(images), len(videos)), (len(get_images(row)), len(get_videos(row)))
+    if counts != wanted:
+        raise ValueError(f"row {row.id} has {wanted} images and videos, got {counts}")
+    if isinstance(row, PairRow):
+        return dataclasses.replace(
+            row, image=images[0] if images else None, video=videos[0] if videos else None
+        )
+    return dataclasses.replace(row, images=images, videos=videos)
+
+
+def replace_files(row: Row, files: Sequence[Image]) -> Row:
+    """Return the row with other files, in the order of `get_files`."""
+    rest = iter(files)
+    media = [
+        dataclasses.replace(item, files=tuple(next(rest) for _ in item.files))
+        if isinstance(item, Video)
+        else next(rest)
+        for item in get_media(row)
+    ]
+    return replace_media(row, media)
 
 
 def digest(row: Row) -> bytes:
     """Return 32 bytes that depend on the whole content of a validated row, pictures included.
 
-    Its id, its source and the paths of its pictures are not part of the content.
+    Its id, its source and the paths of its files are not part of the content.
     """
     content: dict[str, Any] = {
         name: [dataclasses.astuple(turn) for turn in value]
         if name in ("messages", "prompt") and not isinstance(value, str)
         else value
         for name, value in vars(row).items()
-        if name not in ("id", "source", "image", "images")
+        if name not in ("id", "source", "image", "images", "video", "videos")
     }
     content["pictures"] = [
         (image.sha256, None if image.scale is None else dataclasses.astuple(image.scale))
         for image in get_images(row)
     ]
+    videos = [
+        (
+            [file.sha256 for file in video.files],
+            video.is_list,
+            video.frames_per_second,
+            video.sampled_per_second,
+        )
+        for video in get_videos(row)
+    ]
+    content |= {"videos": videos} if videos else {}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 
@@ -197,7 +268,12 @@ def get_question(row: Row) -> str:
     else:
         messages = row.messages if isinstance(row, SFTRow) else row.prompt
         turns = [turn.content for turn in messages if turn.role == "user"]
-    return "\n".join(turns).replace(IMAGE_MARK, "").strip()
+    return without_marks("\n".join(turns)).strip()
+
+
+def without_marks(text: str) -> str:
+    """Return a text without the marks of pictures and videos."""
+    return text.replace(IMAGE_MARK, "").replace(VIDEO_MARK, "")
 
 
 def get_segments(row: PairRow) -> dict[str, str]:

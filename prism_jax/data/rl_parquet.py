@@ -3,6 +3,7 @@
   prompt        turns (list of {role, content}, one such dict, a dict of lists, or any of these as
                 JSON text), or a string; it may be called `question` or `problem`
   images        pictures, marked by `<image>` in the turns; JSON lines may say `image`
+  videos        videos, marked by `<video>`; JSON lines may say `video`
   reward_model  {ground_truth, equivalent_answers?} as a struct or JSON text;
                 plain rows say `ground_truth` or `answer`; a number is read as text
   teacher_response, teacher_caption, teacher_cot, data_source, extra_info, id   optional
@@ -16,7 +17,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from prism_jax.data import fields, pictures, records, turns
+from prism_jax.data import clips, fields, pictures, records, turns
 
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 
@@ -24,22 +25,23 @@ _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> records.PromptRow:
     """Read a row.
 
-    A prompt given as a string is a user turn; if it does not mark its pictures, the marks are put
-    in front. Turns must mark theirs. A string that holds turns as JSON is read as turns.
+    A prompt given as a string is a user turn; if it does not mark its pictures or videos, the marks
+    are put in front. Turns must mark theirs. A string that holds turns as JSON is read as turns.
     """
     fields.no_other_media(row)
-    column = pictures.of_row(row)
+    column, videos = pictures.of_row(row), clips.of_row(row)
     ground_truth, equivalent = _answers(row)
     caption, cot = (fields.optional_text(row, name) for name in ("teacher_caption", "teacher_cot"))
     if (caption is None) != (cot is None):
         missing = "teacher_caption" if caption is None else "teacher_cot"
         raise records.RowError("missing_segment", f"{missing} is missing or empty")
-    prompt = _turns(row, len(column))
+    prompt = _turns(row, len(column), len(videos))
     return records.PromptRow(
         id=fields.row_id(row, place),
         source=source,
         prompt=prompt.messages,
         images=pictures.of_marks(prompt.pictures, column),
+        videos=clips.of_marks(prompt.videos, videos),
         teacher_response=fields.optional_text(row, "teacher_response"),
         teacher_caption=caption,
         teacher_cot=cot,
@@ -50,13 +52,14 @@ def parse(row: Mapping[str, Any], *, place: records.Place, source: str) -> recor
     )
 
 
-def _turns(row: Mapping[str, Any], num_images: int) -> turns.Turns:
+def _turns(row: Mapping[str, Any], num_images: int, num_videos: int) -> turns.Turns:
     name, value = fields.prompt(row)
     if isinstance(value, str):
         as_turns = fields.turns_in_text(value, name)
         if as_turns is None:
-            text = fields.mark_images(fields.check_text(value, name), num_images)
-            return turns.Turns(messages=(records.Message(role="user", content=text),), pictures=())
+            text = fields.mark_media(fields.check_text(value, name), num_images, num_videos)
+            message = records.Message(role="user", content=text)
+            return turns.Turns(messages=(message,), pictures=(), videos=())
         value = as_turns
     if isinstance(value, Mapping):
         value = _list_of_turns(value, name)

@@ -3,8 +3,8 @@
   {"conversations": [{"from": "human", "value": "<image>…"}, {"from": "gpt", "value": "…"}], …}
   {"messages": [{"role": "user", "content": "<image>…"}, {"role": "assistant", "content": "…"}], …}
 
-with optional `images` (or `image`), `system`, `id` and `loss_mask`. For the fields of a turn and of
-a picture see `turns` and `pictures`.
+with optional `images` (or `image`), `videos` (or `video`), `system`, `id` and `loss_mask`. For the
+fields of a turn, a picture and a video see `turns`, `pictures` and `clips`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prism_jax import errors
-from prism_jax.data import fields, paths, pictures, records
+from prism_jax.data import clips, fields, paths, pictures, records
 from prism_jax.data import turns as turns_lib
 
 DATASET_INFO = "dataset_info.json"
@@ -33,6 +33,8 @@ class Columns:
     system_tag: str
     # A column that may hold the pictures instead; None: only `images` is read.
     also_images: str | None = "image"
+    videos: str = "videos"
+    also_videos: str | None = "video"
 
 
 CONVERSATIONS = Columns(
@@ -99,6 +101,9 @@ def parse(
         images=pictures.of_marks(
             conversation.pictures, pictures.of_row(row, names.images, also=names.also_images)
         ),
+        videos=clips.of_marks(
+            conversation.videos, clips.of_row(row, names.videos, also=names.also_videos)
+        ),
     )
 
 
@@ -145,13 +150,12 @@ def find_entry(path: str, name: str) -> Entry:
     for value, part in ((columns, "columns"), (tags, "tags")):
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise errors.InputError(f"{where}: {part} must map names to names, got {_shown(value)}")
-    _check_keys(columns, {"messages", "images", "system"}, f"{where}: columns")
+    _check_keys(columns, {"messages", "images", "videos", "system"}, f"{where}: columns")
     known_tags = {"role_tag", "content_tag", "user_tag", "assistant_tag", "system_tag"}
     # The other two tags name roles of tool calls, which no row may have.
     _check_keys(tags, known_tags | {"observation_tag", "function_tag"}, f"{where}: tags")
     names = columns | {tag: value for tag, value in tags.items() if tag in known_tags}
-    if "images" in columns:
-        names["also_images"] = None
+    names |= {f"also_{name}": None for name in ("images", "videos") if name in columns}
     return Entry(
         path=_file_of(path, entry.get("file_name"), where),
         columns=dataclasses.replace(presets[formatting], **names),

@@ -17,17 +17,19 @@ def write(path: pathlib.Path, rows: Iterable[records.SFTRow]) -> int:
     `dataset_info.json` beside it gets an entry with the file's name for LLaMA-Factory.
     """
     partial = path.with_name(path.name + ".partial")
-    count = 0
+    count, has_videos = 0, False
     with partial.open("w", encoding="utf-8") as file:
         file.write("[")
         for row in rows:
             file.write(",\n" if count else "\n")
             file.write(json.dumps(_row(row, path.parent), ensure_ascii=False))
             count += 1
+            has_videos |= bool(row.videos)
         file.write("\n]\n")
     partial.replace(path)
-    columns = {"messages": "conversations", "images": "images", "system": "system"}
-    entry = {"file_name": path.name, "formatting": "sharegpt", "columns": columns}
+    names = {"messages": "conversations", "images": "images", "system": "system"}
+    names |= {"videos": "videos"} if has_videos else {}
+    entry = {"file_name": path.name, "formatting": "sharegpt", "columns": names}
     info = path.with_name(sharegpt.DATASET_INFO)
     info.write_text(json.dumps({path.stem: entry}, indent=1) + "\n", encoding="utf-8")
     return count
@@ -44,6 +46,8 @@ def _row(row: records.SFTRow, folder: pathlib.Path) -> dict[str, Json]:
         ],
         "images": [image_files.reference(image, folder) for image in row.images],
     }
+    if row.videos:
+        entry["videos"] = [image_files.video_reference(video, folder) for video in row.videos]
     if row.messages[0].role == "system":
         entry["system"] = row.messages[0].content
     return entry

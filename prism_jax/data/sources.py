@@ -29,6 +29,7 @@ from prism_jax.data import (
     sharegpt,
     user_tables,
     validate,
+    video_files,
 )
 
 _ENDINGS = (".json", ".jsonl", ".parquet")
@@ -49,7 +50,7 @@ class Source:
     Attributes:
       kind: of its rows: sft, pairs or prompts.
       path: a file, a folder of files, a `dataset_info.json` (with `entry`), or a built folder.
-      entry: the data set's name in `dataset_info.json`.
+      entry: the data set's name in `dataset_info.json`, or the split of a built folder.
       image_root: the folder that image paths are relative to and must stay in; None: the folder of
         the file.
       name: in reports and rows; None: `entry`, or the last part of the path.
@@ -136,12 +137,12 @@ class RawRows:
         self._rules = rules
         self._report = report
         self._indices: list[int] = []
-        # All of each image but its bytes.
-        self._images: list[tuple[records.Image, ...]] = []
+        # All of each picture and video but the bytes.
+        self._media: list[tuple[records.Image | records.Video, ...]] = []
         for candidate, row in validate.check(files.candidates(), rules, report):
             self._indices.append(candidate.index)
-            images = records.get_images(row)
-            self._images.append(tuple(dataclasses.replace(i, data=None) for i in images))
+            bare = [dataclasses.replace(file, data=None) for file in records.get_files(row)]
+            self._media.append(records.get_media(records.replace_files(row, bare)))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -149,16 +150,18 @@ class RawRows:
     def __getitem__(self, index: SupportsIndex) -> records.Row:
         index = range(len(self._indices))[index]
         row, root = self._files.read(self._indices[index])
+        files = records.get_files(row)
+        row = records.replace_media(row, self._media[index])
         loaded = []
-        for given, known in zip(records.get_images(row), self._images[index], strict=True):
-            limit_bytes = self._rules.limit_image_bytes
-            data = row_images.read_bytes(given, root, limit_bytes=limit_bytes)
+        for given, known in zip(files, records.get_files(row), strict=True):
+            # The limit of each kind was checked when the rows were validated.
+            data = row_images.read_bytes(given, root, limit_bytes=video_files.LIMIT_BYTES)
             if hashlib.sha256(data).hexdigest() != known.sha256:
                 raise errors.InputError(
                     f"{row.id}: image {known.path} has changed since it was read"
                 )
             loaded.append(dataclasses.replace(known, data=data))
-        row = records.replace_images(row, tuple(loaded))
+        row = records.replace_files(row, loaded)
         if records.digest(row) != self._report.digest_of(index):
             raise errors.InputError(f"{row.id}: the row has changed since it was read")
         row_id = self._report.renamed.get(index)
@@ -203,7 +206,9 @@ def open_source(source: Source, rules: validate.Rules, *, cache_dir: str | None)
     """
     report = validate.Report(name=source.label())
     if source.reader is None and paths.is_folder(source.path) and manifest.is_built(source.path):
-        rows = manifest.open_folder(source.path, kind=source.kind, cache_dir=cache_dir)
+        rows = manifest.open_folder(
+            source.path, kind=source.kind, split=source.entry, cache_dir=cache_dir
+        )
         return Opened(rows=_select(rows, source, rules, report), report=report)
     return Opened(rows=RawRows(Files(source), rules, report), report=report)
 

@@ -5,8 +5,9 @@ Beside its role and its content a turn may have
   images, image                              pictures, put in front unless the text marks them
   weight, loss, trainable, train, loss_mask  0 or false: the turn is shown and not learned
 
-A part of its content is `{"type": "text", "text"}`, or `{"type": "image"}` with a picture in a form
-of `pictures`. Other fields are refused by name.
+A part of its content is `{"type": "text", "text"}`, `{"type": "image"}` with a picture in a form of
+`pictures`, or `{"type": "video"}` with a video in a form of `clips`. Other fields are refused by
+name.
 """
 
 import dataclasses
@@ -15,19 +16,20 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from prism_jax.data import fields, pictures, records
+from prism_jax.data import clips, fields, pictures, records
 
 _FLAGS = ("weight", "loss", "trainable", "train", "loss_mask")
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
-_PARTS_AS_TEXT = re.compile(r'\s*\[\s*\{\s*"type"\s*:\s*"(?:text|image|image_url)"')
+_PARTS_AS_TEXT = re.compile(r'\s*\[\s*\{\s*"type"\s*:\s*"(?:text|image|image_url|video)"')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Turns:
-    """The turns of a row, and a picture for each mark in them (None: the turns do not name it)."""
+    """The turns of a row, and a picture or video for each mark (None: the turns do not name it)."""
 
     messages: tuple[records.Message, ...]
     pictures: tuple[records.Image | None, ...]
+    videos: tuple[records.Video | None, ...]
 
 
 def read(
@@ -46,7 +48,7 @@ def read(
         )
     if not value:
         raise records.RowError("missing_field", f"{name} has no turns")
-    messages, named = [], []
+    messages, named, videos = [], [], []
     for i, turn in enumerate(value):
         where = f"{name}[{i}]"
         if not isinstance(turn, Mapping):
@@ -69,7 +71,7 @@ def read(
                 )
         known = {role_tag, content_tag, "images", "image", *_FLAGS, *_REASONING}
         fields.only(turn, known, where)
-        content, turn_pictures = _content(
+        content, turn_pictures, turn_videos = _content(
             turn[content_tag],
             f"{where}.{content_tag}",
             is_response=roles[role] == "assistant",
@@ -77,6 +79,7 @@ def read(
         )
         content, turn_pictures = _with_pictures(turn, content, turn_pictures, where)
         named += turn_pictures
+        videos += turn_videos
         messages.append(
             records.Message(
                 role=roles[role],
@@ -84,7 +87,7 @@ def read(
                 is_learned=_is_learned(turn, roles[role], where),
             )
         )
-    return Turns(messages=tuple(messages), pictures=tuple(named))
+    return Turns(messages=tuple(messages), pictures=tuple(named), videos=tuple(videos))
 
 
 def _from_json(text: str, name: str) -> Any:
@@ -98,8 +101,8 @@ def _from_json(text: str, name: str) -> Any:
 
 def _content(
     value: Any, name: str, *, is_response: bool, num_before: int
-) -> tuple[str, list[records.Image | None]]:
-    """Return a turn's marked text, and the picture of each mark, if its part names one.
+) -> tuple[str, list[records.Image | None], list[records.Video | None]]:
+    """Return a turn's marked text, and the picture or video of each mark, if its part names one.
 
     Args:
       num_before: pictures in earlier turns.
@@ -108,31 +111,38 @@ def _content(
         value = _from_json(value, name) if _PARTS_AS_TEXT.match(value) else value
     if not isinstance(value, list):
         text = fields.check_text(value, name)
-        return text, _unnamed(text)
-    texts, named = [], []
+        return text, *_unnamed(text)
+    texts, named, videos = [], [], []
     for i, part in enumerate(value):
         where = f"{name}[{i}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind == "text":
             fields.only(part, ("type", "text"), where)
             text = fields.check_text(part.get("text"), f"{where}.text")
-            named += _unnamed(text)
+            for marked, unnamed in zip((named, videos), _unnamed(text), strict=True):
+                marked += unnamed
         elif kind in ("image", "image_url"):
             fields.only(part, ("type", "index", *pictures.KEYS), where)
             text = records.IMAGE_MARK
             _check_index(part.get("index"), num_before + len(named), where)
             given = {key: part[key] for key in pictures.KEYS if not fields.is_blank(part.get(key))}
             named.append(pictures.read(given, where) if given else None)
+        elif kind == "video":
+            fields.only(part, ("type", *clips.KEYS), where)
+            text = records.VIDEO_MARK
+            is_named = any(not fields.is_blank(part.get(key)) for key in clips.KEYS)
+            videos.append(clips.read(part, where) if is_named else None)
         else:
             raise records.RowError(
-                "bad_type", f"{where} must be an image or text part, got {fields.show(part)}"
+                "bad_type", f"{where} must be an image, video or text part, got {fields.show(part)}"
             )
         texts.append(text)
-    return "".join(texts), named
+    return "".join(texts), named, videos
 
 
-def _unnamed(text: str) -> list[None]:
-    return [None] * text.count(records.IMAGE_MARK)
+def _unnamed(text: str) -> tuple[list[None], list[None]]:
+    """Return None for each mark of a picture, and for each of a video."""
+    return [None] * text.count(records.IMAGE_MARK), [None] * text.count(records.VIDEO_MARK)
 
 
 def _check_index(index: Any, number: int, where: str) -> None:
@@ -152,7 +162,7 @@ def _with_pictures(
     if not given:
         return content, named
     if not named:
-        return fields.mark_images(content, len(given)), list(given)
+        return fields.mark_media(content, len(given), 0), list(given)
     if len(named) != len(given):
         raise records.RowError(
             "placeholders",

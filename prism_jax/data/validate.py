@@ -7,12 +7,11 @@ The report lists such a row with its file, number, id, reason and message. More 
 import collections
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from prism_jax import errors
-from prism_jax.data import images, parallel, records, row_images, unique_ids
+from prism_jax.data import images, marks, parallel, records, row_images, unique_ids
 
 # The number of tokens of a row, or a tuple that begins with it.
 Counted = int | tuple[Any, ...]
@@ -20,15 +19,6 @@ Counted = int | tuple[Any, ...]
 _DIGEST_BYTES = 32
 # Wrong rows beyond the limit that are listed before reading stops.
 _MOST_LISTED = 100_000
-# LLaMA-Factory's marks of other media; here they would be read as words.
-_OTHER_MARKS = ("<video>", "<audio>")
-# Added tokens of the tokenizer: in a row's text they would forge turns or pictures.
-# Source: Qwen3-VL tokenizer_config.json, added_tokens_decoder.
-_SPECIAL_TOKEN = re.compile(
-    r"<\|(?:endoftext|im_start|im_end|object_ref_start|object_ref_end|box_start|box_end|quad_start"
-    r"|quad_end|vision_start|vision_end|vision_pad|image_pad|video_pad|fim_prefix|fim_middle"
-    r"|fim_suffix|fim_pad|repo_name|file_sep)\|>"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +36,7 @@ class Rules:
       need_answer: a prompt needs a ground truth.
       answer_problem: returns why a ground truth cannot be judged against, None if it can; used with
         `need_answer`.
-      limit_pixels: pixels of an image, read from its header before it is decoded.
+      limit_pixels: pixels of an image or a frame, read before it is decoded.
       limit_image_bytes: size of an image file.
       num_threads: rows checked in parallel.
     """
@@ -121,6 +111,7 @@ class Report:
     counted: list[Counted] = dataclasses.field(default_factory=list)
     digests: bytearray = dataclasses.field(default_factory=bytearray)
     has_scales: bool = False  # a picture sets a size
+    has_videos: bool = False
     renamed: dict[int, str] = dataclasses.field(default_factory=dict)  # number of the row -> new id
 
     def keep(self, row: records.Row, counted: Counted | None, row_digest: bytes) -> None:
@@ -128,6 +119,7 @@ class Report:
         self.num_kept += 1
         self.digests += row_digest
         self.has_scales |= any(image.scale is not None for image in records.get_images(row))
+        self.has_videos |= bool(records.get_videos(row))
         if counted is not None:
             self.counted.append(counted)
 
@@ -325,27 +317,9 @@ def check_row(row: records.Row, rules: Rules) -> None:
     else:
         prompts = [row.prompt]
     if not "".join(prompts).strip():
-        raise records.RowError("empty_prompt", "the prompt has no text and no picture")
+        raise records.RowError("empty_prompt", "the prompt has no text, picture or video")
     systems = [turn.content for turn in _turns_of(row) if turn.role == "system"]
-    for mark in _OTHER_MARKS:
-        if any(mark in text for text in (*systems, *prompts)):
-            raise records.RowError("unsupported", f"the prompt has {mark}, which is not supported")
-    texts = records.get_texts(row)
-    for text in texts:
-        special = _SPECIAL_TOKEN.search(text)
-        if special:
-            raise records.RowError("special_token", f"a text holds {special.group()}")
-    num_marks = sum(text.count(records.IMAGE_MARK) for text in prompts)
-    num_images = len(records.get_images(row))
-    if num_marks != num_images:
-        raise records.RowError(
-            "placeholders",
-            f"the prompt has {num_marks} {records.IMAGE_MARK}, but {num_images} images",
-        )
-    if sum(text.count(records.IMAGE_MARK) for text in texts) != num_marks:
-        raise records.RowError(
-            "placeholders", f"{records.IMAGE_MARK} stands outside the user's turns"
-        )
+    marks.check(row, prompts, systems)
 
 
 def _turns_of(row: records.Row) -> tuple[records.Message, ...]:

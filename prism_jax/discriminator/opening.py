@@ -42,7 +42,10 @@ class Cutter:
     def prompts(self, rows: Sequence[records.PromptRow]) -> list[Example]:
         """Return the prompts as the discriminator reads them."""
         sees_images = self.section.sees_images
-        return [self.reader.prompt(row.prompt, row.images, sees_images=sees_images) for row in rows]
+        return [
+            self.reader.prompt(row.prompt, records.get_media(row), sees_images=sees_images)
+            for row in rows
+        ]
 
     def measure(self, opened: prompts_lib.Opened) -> Measured:
         """Return the sizes of all prompts, without decoding a picture."""
@@ -51,7 +54,9 @@ class Cutter:
             row = opened.rows[index]
             longest = max(longest, self.reader.teacher(segments.teacher_text(row)).longest)
             sizes.append(
-                self.reader.measure(row.prompt, row.images, sees_images=self.section.sees_images)
+                self.reader.measure(
+                    row.prompt, records.get_media(row), sees_images=self.section.sees_images
+                )
             )
         return Measured(sizes=sizes, longest=longest)
 

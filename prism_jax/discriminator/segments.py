@@ -184,24 +184,24 @@ class Reader:
     def prompt(
         self,
         turns: Sequence[records.Message],
-        pictures: Sequence[records.Image],
+        media: encode.Media,
         *,
         sees_images: bool,
     ) -> Example:
         """Return a prompt; a text-only discriminator reads it without pictures and their marks."""
-        turns, pictures = seen(turns, pictures, sees_images=sees_images)
-        return encode.example(turns, pictures, self._words, add_generation_prompt=True)
+        turns, media = seen(turns, media, sees_images=sees_images)
+        return encode.example(turns, media, self._words, add_generation_prompt=True)
 
     def measure(
         self,
         turns: Sequence[records.Message],
-        pictures: Sequence[records.Image],
+        media: encode.Media,
         *,
         sees_images: bool,
     ) -> encode.Size:
         """Return the size of `prompt`, without decoding a picture."""
-        turns, pictures = seen(turns, pictures, sees_images=sees_images)
-        return encode.measure(turns, pictures, self._words, add_generation_prompt=True)
+        turns, media = seen(turns, media, sees_images=sees_images)
+        return encode.measure(turns, media, self._words, add_generation_prompt=True)
 
     def _of_text(self, text: Text, limit: int | None) -> Cut:
         tokens, segments = self._cut(text)
@@ -243,16 +243,15 @@ def _cut_of(tokens: Mapping[str, Sequence[int]], shortened: tuple[str, ...]) -> 
 
 def seen(
     turns: Sequence[records.Message],
-    pictures: Sequence[records.Image],
+    media: encode.Media,
     *,
     sees_images: bool,
-) -> tuple[Sequence[records.Message], Sequence[records.Image]]:
-    """Return the turns and pictures of a prompt that a discriminator sees."""
+) -> tuple[Sequence[records.Message], encode.Media]:
+    """Return the turns, pictures and videos of a prompt that a discriminator sees."""
     if sees_images:
-        return turns, pictures
+        return turns, media
     bare = [
-        dataclasses.replace(turn, content=turn.content.replace(records.IMAGE_MARK, ""))
-        for turn in turns
+        dataclasses.replace(turn, content=records.without_marks(turn.content)) for turn in turns
     ]
     return bare, ()
 

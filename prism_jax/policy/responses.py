@@ -92,6 +92,14 @@ def _values(row: records.PromptRow) -> dict[str, Any]:
             }
             for image in row.images
         ],
+        "videos": [
+            {
+                "sha256": [file.sha256 for file in video.files],
+                "num_frames": video.num_frames,
+                "frames_per_second": video.frames_per_second,
+            }
+            for video in row.videos
+        ],
         "extra_info": dict(row.extra_info),
     }
 

@@ -6,25 +6,38 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
-from prism_jax.data import records
+from prism_jax.data import images, records, video_files
 from prism_jax.rewards import tags
 from prism_jax.running import metric_writers
+from prism_jax.running import run as run_lib
 from prism_jax.setup import agreement
 
 Json = Any
 _FOLDER = "rollouts"
+_SIDE_PIXELS = 320
 
 
 class Dump:
     """The files `rollouts/<step>.jsonl`, a line for each response of a step."""
 
-    def __init__(self, workdir: pathlib.Path, every_steps: int | None, *, inputs: agreement.Inputs):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        every_steps: int | None,
+        *,
+        inputs: agreement.Inputs,
+        tables: metric_writers.Tables | None,
+    ):
         """Store the arguments; nothing is opened before the first write.
 
         Args:
           inputs: gets the data of each step, whether it is written or not.
+          tables: gets the lines too, with the first picture of each prompt; None: no writer shows
+            them.
         """
+        self._tables = tables
         self._folder = workdir / _FOLDER
         self._every_steps, self._inputs = every_steps, inputs
 
@@ -64,6 +77,26 @@ class Dump:
             }
             lines.append(line | {name: column[number] for name, column in columns.items()})
         metric_writers.write_dump(self._folder, step, lines)
+        if self._tables is not None:
+            pictures = [one for row in rows for one in [_thumbnail(row)] * num_responses]
+            self._tables.add(step, metric_writers.Table(rows=lines, pictures=pictures))
+
+
+def opened(run: run_lib.Run, every_steps: int | None) -> Dump:
+    """Return the dump of a run; None: nothing is written."""
+    return Dump(run.folder, every_steps, inputs=run.inputs, tables=run.tables)
+
+
+def _thumbnail(row: records.PromptRow) -> Image.Image | None:
+    """Return a small copy of a prompt's first picture, or of its first video's first frame."""
+    if row.images:
+        shown = images.open_stored(row.images[0])
+    elif row.videos:
+        shown = video_files.open_stored(row.videos[0]).frames[0]
+    else:
+        return None
+    shown.thumbnail((_SIDE_PIXELS, _SIDE_PIXELS))
+    return shown
 
 
 def _plain(value: Any) -> Json:

@@ -4,6 +4,7 @@ A row is written by one process of a job. After a restart the files continue whe
 checkpoint stands: rows of later steps are cut off, so each step is there exactly once.
 """
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -11,16 +12,19 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import tensorboardX
+from PIL import Image
 
 from prism_jax import errors, small_files
 from prism_jax.checkpoints import lock, mirror
 
 Json = Any
 _ROW = {"step": int}
+_TABLE = "rollout/responses"
 _log = logging.getLogger(__name__)
 
 
@@ -89,11 +93,43 @@ class TensorBoard:
         self._writer.close()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of any JSON values, each with a picture."""
+
+    rows: Sequence[Mapping[str, Json]]
+    pictures: Sequence[Image.Image | None]
+
+
+class Tables:
+    """The tables of steps, on their way from the part of a run that makes them to a writer.
+
+    A step's numbers are written one step later than its responses, and Weights & Biases ignores
+    steps out of order, so a table waits for the numbers.
+    """
+
+    def __init__(self):
+        self._waiting: dict[int, Table] = {}
+
+    def add(self, step: int, table: Table) -> None:
+        """Add the table of a step; one that runs again replaces it."""
+        self._waiting[step] = table
+
+    def take(self, step: int) -> Table | None:
+        """Return the table of a step, and forget it and those of earlier steps."""
+        table = self._waiting.get(step)
+        self._waiting = {at: later for at, later in self._waiting.items() if at > step}
+        return table
+
+
 class WeightsAndBiases:
     """A run of Weights & Biases, continued by the id that is kept in the run's folder."""
 
-    def __init__(self, workdir: pathlib.Path, *, project: str, name: str):
+    def __init__(self, workdir: pathlib.Path, *, project: str, name: str, tables: Tables):
         """Start or continue the run.
+
+        Args:
+          tables: those of the steps to come, sent with the numbers of their steps.
 
         Raises:
           InputError: the `wandb` package is not installed.
@@ -107,10 +143,11 @@ class WeightsAndBiases:
             ) from error
         id_file = workdir / "wandb_id.txt"
         if not id_file.exists():
-            small_files.replace(id_file, wandb.util.generate_id().encode())
+            small_files.replace(id_file, secrets.token_hex(4).encode())
         run_id = id_file.read_text(errors="replace").strip()
         if not re.fullmatch(r"[\w-]+", run_id):
             raise errors.InputError(f"{id_file}: damaged, {run_id[:40]!r} is not the id of a run")
+        self._wandb, self._tables = wandb, tables
         self._run = wandb.init(
             project=project,
             name=name,
@@ -121,7 +158,18 @@ class WeightsAndBiases:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Send one row; the service ignores steps it already has."""
-        self._run.log(dict(values), step=step)
+        table = self._tables.take(step)
+        shown = {} if table is None else {_TABLE: self._table(table)}
+        self._run.log(dict(values) | shown, step=step)
+
+    def _table(self, table: Table) -> Any:
+        """Return a table of the package."""
+        names = list(dict.fromkeys(name for row in table.rows for name in row))
+        shown = {id(picture): self._wandb.Image(picture) for picture in table.pictures if picture}
+        columns = [[shown.get(id(picture)) for picture in table.pictures]]
+        columns += [_column([row.get(name) for row in table.rows]) for name in names]
+        data = [list(row) for row in zip(*columns, strict=True)]
+        return self._wandb.Table(columns=["picture", *names], data=data)
 
     def sync(self) -> None:
         """Do nothing: the package sends in the background."""
@@ -129,6 +177,14 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Wait until everything is sent."""
         self._run.finish()
+
+
+def _column(values: Sequence[Json]) -> list[Json]:
+    """Return the values of a column of one simple type; of others as JSON text."""
+    kinds = {float if type(value) is int else type(value) for value in values if value is not None}
+    if len(kinds) <= 1 and kinds <= {float, str, bool}:
+        return list(values)
+    return [None if value is None else json.dumps(value) for value in values]
 
 
 class Writers:

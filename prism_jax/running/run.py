@@ -138,6 +138,7 @@ class Run(Generic[Options]):
     folder: pathlib.Path
     begun: float  # `time.monotonic()` at the start of the program
     inputs: agreement.Inputs
+    tables: metric_writers.Tables | None  # None: no writer shows tables
 
     def identity(
         self, *models: setup_models.Model, digests: Mapping[str, str] | None = None
@@ -266,6 +267,7 @@ def opened(argv: Sequence[str], stage: str, kind: type[Options]) -> Iterator[Run
             folder=folder,
             begun=begun,
             inputs=agreement.Inputs(),
+            tables=metric_writers.Tables() if options.log.wandb_project else None,
         )
 
 
@@ -287,6 +289,7 @@ def _logs(
                     run.folder,
                     project=run.options.log.wandb_project,
                     name=run.address.rstrip("/").rpartition("/")[2],
+                    tables=run.tables,
                 )
             )
     writers = metric_writers.Writers(opened)

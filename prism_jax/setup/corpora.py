@@ -19,7 +19,8 @@ _READER = re.compile(r"(?P<path>.*)@(?P<function>[^@]+\.py:\w+)", re.DOTALL)
 def source(text: str, *, kind: str, image_root: str) -> sources.Source:
     """Return the data set that a configuration names.
 
-    PATH, PATH#ENTRY of a dataset_info.json, or PATH@FILE.py:FUNCTION, which reads it.
+    PATH, PATH#ENTRY of a dataset_info.json, PATH#SPLIT of a built folder, or
+    PATH@FILE.py:FUNCTION, which reads it.
 
     Args:
       kind: of its rows: sft, pairs or prompts.
@@ -90,6 +91,7 @@ def joined(reports: Sequence[validate.Report]) -> validate.Report:
         counted=[count for report in reports for count in report.counted],
         digests=bytearray().join(report.digests for report in reports),
         has_scales=any(report.has_scales for report in reports),
+        has_videos=any(report.has_videos for report in reports),
         renamed={
             start + number: row_id
             for start, report in zip(starts, reports, strict=False)

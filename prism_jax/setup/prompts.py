@@ -83,7 +83,7 @@ def open_prompts(
     def count_tokens(row: records.PromptRow) -> tuple[int, int, int]:
         if check is not None:
             check(row)
-        size = encode.measure(row.prompt, row.images, words, add_generation_prompt=True)
+        size = encode.measure(row.prompt, records.get_media(row), words, add_generation_prompt=True)
         return size.tokens, size.patches, size.images
 
     parts = corpora.open_all(

@@ -266,7 +266,7 @@ def test_extra_info_keeps_its_types_and_what_has_none_in_common_is_json_text(row
         {"index": 2, "level": 0.5, "tags": [], "mixed": "x", "deep": {"a": [1]}},
     ]
     count = prompt_files.write(
-        tmp_path / "rows.parquet", iter(rows[:2]), infos=infos, has_scales=False
+        tmp_path / "rows.parquet", iter(rows[:2]), infos=infos, has_scales=False, has_videos=False
     )
     first, second = _read(tmp_path / "rows.parquet")
     assert count == 2

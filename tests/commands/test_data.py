@@ -49,6 +49,28 @@ def test_a_wrong_part_or_rate_is_one_line(tmp_path, capsys, argument, told):
     assert told in err
 
 
+def test_a_build_with_a_further_split_reports_on_each(tmp_path, capsys):
+    paths = {}
+    for name, num_rows in (("dev", 2), ("test", 1)):
+        rows = [{"prompt": f"Q{i}", "answer": str(i)} for i in range(num_rows)]
+        paths[name] = data_files.write_lines(tmp_path / f"{name}.jsonl", rows)
+    command = ["data", "build", f"--from={paths['dev']}", f"--to={tmp_path / 'built'}"]
+    command += ["--kind=prompts", "--split=dev", f"--also=test={paths['test']}"]
+    assert main.main(command) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {name: report["rows_kept"] for name, report in told["splits"].items()} == {
+        "dev": 2,
+        "test": 1,
+    }
+    for wrong, message in (
+        ([*command, f"--also=test={paths['dev']}"], "each name once"),
+        ([*command, "--also=test"], "must be NAME=PATH"),
+        ([*command[:-1], f"--also=dev={paths['test']}"], "two sources are given for the split dev"),
+    ):
+        assert main.main(wrong) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_wrong_rows_are_named_and_nothing_is_written(tmp_path, capsys):
     rows = [data_files.sft_row(0), data_files.sft_row(1, images=["missing.png"])]
     data_files.write_images(tmp_path, 1)

@@ -189,8 +189,11 @@ def test_prompts_that_the_form_has_no_place_for_are_counted(folder, rows, path, 
     turns = [("user", "What is it?"), ("assistant", "A digit."), ("user", "Which?")]
     table[1]["prompt"] = [{"role": role, "content": text} for role, text in turns]
     table[1]["images"] = []
-    table[2]["prompt"] = [{"role": "user", "content": "What is 3 + 4?"}]
+    table[2]["prompt"] = [{"role": "user", "content": "<video>What is 3 + 4?"}]
     table[2]["images"] = []
+    frames = [data_files.png(3), data_files.png(4)]
+    table[2]["videos"] = [{"video": [{"bytes": frame} for frame in frames], "sample_fps": 4.0}]
+    table = [row | {"videos": row.get("videos")} for row in table]
     changed = data_files.write_parquet(tmp_path / "rows.parquet", table, group_rows=3)
     rows = scripted.read_rows(changed)
     summary, lines, _ = _run(folder, changed, tmp_path / "run", rows, _always_slip)
@@ -198,8 +201,13 @@ def test_prompts_that_the_form_has_no_place_for_are_counted(folder, rows, path, 
     assert (counts["many_images"], counts["many_turns"], counts["kept"]) == (1, 1, 1)
     assert summary["responses_under_another_system_turn"] == 2
     (line,) = lines
-    assert set(line) == _KEYS - {"image"}
-    assert line["prompt"] == "What is 3 + 4?"
+    assert set(line) == _KEYS - {"image"} | {"video"}
+    assert line["prompt"] == "<video>What is 3 + 4?"
+    ((pair,), _) = data_files.read_all(
+        sources.Source(kind="pairs", path=str(tmp_path / "run" / "pairs.jsonl"))
+    )
+    assert [file.data for file in pair.video.files] == frames
+    assert (pair.image, pair.video.frames_per_second) == (None, 4.0)
 
 
 def test_rows_without_teacher_texts_are_refused(folder, rows, path, tmp_path):

@@ -287,6 +287,18 @@ def test_a_budget_needs_counts_and_prices(path, tmp_path):
             _run(server, path, tmp_path / "no_prices", free)
 
 
+def test_a_prompt_with_a_video_is_a_wrong_row(tmp_path):
+    frames = [{"bytes": data_files.png(shade)} for shade in (1, 2)]
+    rows = [row | {"videos": None} for row in _rows(2)]
+    rows[1] |= {"videos": [{"video": frames}], "images": []}
+    rows[1]["prompt"] = [{"role": "user", "content": "<video>What number 1?"}]
+    path = data_files.write_parquet(tmp_path / "rows.parquet", rows, group_rows=2)
+    with fake_teacher.serve(lambda asked: fake_teacher.say(_TEXT(0))) as server:
+        with pytest.raises(errors.InputError, match="asked about pictures, not about videos"):
+            _run(server, path, tmp_path / "run")
+        assert not server.asked
+
+
 def test_an_endpoint_that_is_down_ends_the_job_before_every_prompt_has_failed(path, tmp_path):
     changes = {"max_failed_in_row": 2, "endpoint.num_concurrent": 1}
     with fake_teacher.serve(lambda asked: fake_teacher.reset) as server:

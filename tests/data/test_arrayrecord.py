@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from prism_jax import errors
-from prism_jax.data import arrayrecord, build, manifest, records, sources, validate
+from prism_jax.data import arrayrecord, build, manifest, records, sources, tfds_builders, validate
 from tests import data_files
 
 IMAGES = tuple(
@@ -25,6 +26,12 @@ IMAGES = tuple(
         scale=(None, records.Scale(min_pixels=5000, max_pixels=2**31 - 1))[i],
     )
     for i in range(2)
+)
+VIDEOS = (
+    records.Video(
+        files=IMAGES, is_list=True, frames_per_second=2.0, sampled_per_second=0.5, num_frames=2
+    ),
+    records.Video(files=IMAGES[:1], is_list=False, frames_per_second=29.97, num_frames=9),
 )
 TURNS = (
     records.Message(role="user", content="<image><image>Q é漢🙂\0"),
@@ -41,12 +48,19 @@ PAIR = {
 
 
 def sft(i: int) -> records.SFTRow:
-    return records.SFTRow(id=str(i), source="s", messages=TURNS, images=IMAGES[: i % 3])
+    return records.SFTRow(
+        id=str(i), source="s", messages=TURNS, images=IMAGES[: i % 3], videos=VIDEOS[: i % 3]
+    )
 
 
 def pair(i: int) -> records.PairRow:
     return records.PairRow(
-        id=str(i), source="s", prompt="Q", image=IMAGES[0] if i % 2 else None, **PAIR
+        id=str(i),
+        source="s",
+        prompt="Q",
+        image=IMAGES[0] if i % 2 else None,
+        video=VIDEOS[i % 2],
+        **PAIR,
     )
 
 
@@ -56,6 +70,7 @@ def prompt(i: int) -> records.PromptRow:
         source="s",
         prompt=TURNS[:1],
         images=IMAGES[: i % 3],
+        videos=VIDEOS[i % 3 :],
         teacher_response=None,
         teacher_caption="c",
         teacher_cot="t",
@@ -74,21 +89,70 @@ MAKE = {"sft": sft, "pairs": pair, "prompts": prompt}
 def test_rows_come_back_equal_and_in_order_from_any_number_of_shards(
     tmp_path, monkeypatch, kind, shard_bytes
 ):
-    monkeypatch.setattr(arrayrecord, "_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(tfds_builders, "_SHARD_BYTES", shard_bytes)
     rows = [MAKE[kind](i) for i in range(13)]
-    folder = arrayrecord.write(iter(rows), kind=kind, folder=str(tmp_path))
-    stored = arrayrecord.StoredRows(folder, kind=kind)
+    splits = {"train": iter(rows), "test": iter(rows[:2])}
+    folder = tfds_builders.write(splits, kind=kind, folder=str(tmp_path))
+    stored, test = (
+        arrayrecord.StoredRows(folder, kind=kind, split=split, splits=splits) for split in splits
+    )
+    assert [test[i] for i in range(len(test))] == rows[:2]
     assert [stored[i] for i in range(len(stored))] == rows
     assert stored[np.int64(4)] == rows[4]
-    num_shards = len(list(pathlib.Path(folder).glob("*.array_record-*")))
+    num_shards = len(list(pathlib.Path(folder).glob("*-train.array_record-*")))
     assert num_shards == {1: 13, 1 << 20: 1}.get(shard_bytes, num_shards)
 
 
-def test_the_folder_opens_with_tfds_alone(tmp_path):
-    folder = arrayrecord.write([sft(1)], kind="sft", folder=str(tmp_path))
-    (example,) = tfds.builder_from_directory(folder).as_data_source("train")
-    assert example["messages"]["content"][0] == TURNS[0].content.encode()
-    assert example["images"]["data"] == [IMAGES[0].data]
+def test_tfds_finds_a_built_folder_and_its_splits_by_name(tmp_path):
+    data_files.write_images(tmp_path, 3)
+    given = {}
+    for split, numbers in (("train", (0, 1)), ("test", (2,))):
+        rows = [data_files.sft_row(i) for i in numbers]
+        path = data_files.write_lines(tmp_path / f"{split}.jsonl", rows)
+        given[split] = sources.Source(kind="sft", path=str(path))
+    data_dir = str(tmp_path / "data")
+    out = f"{data_dir}/prism_sft/mine/{tfds_builders.PrismSft.VERSION}"
+    build.build(given["train"], out, validate.Rules(), also={"test": given["test"]})
+    shutil.copytree(out, f"{data_dir}/prism_sft/{tfds_builders.PrismSft.VERSION}")
+    for name in ("prism_sft", "prism_sft/mine"):
+        assert sorted(tfds.builder(name, data_dir=data_dir).info.splits) == ["test", "train"]
+        for split, ids in (("train", [b"row-0", b"row-1"]), ("test", [b"row-2"])):
+            rows = tfds.data_source(name, split=split, data_dir=data_dir)
+            assert [row["id"] for row in rows] == ids
+        assert rows[0]["messages"]["content"][0] == "<image>\nWhat number, é 2?".encode()
+        assert rows[0]["images"]["data"] == [data_files.png(2)]
+    # Without this project TFDS reads the folder's own features.
+    program = f"""
+import sys
+import tensorflow_datasets as tfds
+for name in ("prism_sft", "prism_sft/mine"):
+    rows = tfds.data_source(name, split="train", data_dir={data_dir!r})
+    assert [row["id"] for row in rows] == [b"row-0", b"row-1"]
+assert not {{"tensorflow", "prism_jax"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    # A stage names a split, and reads `train` without.
+    for entry, ids in ((None, ["row-0", "row-1"]), ("test", ["row-2"])):
+        rows, _ = data_files.read_all(sources.Source(kind="sft", path=out, entry=entry))
+        assert [row.id for row in rows] == ids
+    with pytest.raises(errors.InputError, match=r"has no split dev; name one of train, test as"):
+        data_files.read_all(sources.Source(kind="sft", path=out, entry="dev"))
+
+
+def test_a_registered_builder_without_a_folder_says_what_writes_one(tmp_path):
+    with pytest.raises(errors.InputError, match="data build --kind=prompts"):
+        tfds.data_source("prism_prompts", split="train", data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "all", "1", "a-b", "a.b"])
+def test_a_split_has_a_plain_name(tmp_path, name):
+    data_files.write_images(tmp_path, 1)
+    path = data_files.write_lines(tmp_path / "rows.jsonl", [data_files.sft_row(0)])
+    source = sources.Source(kind="sft", path=str(path))
+    with pytest.raises(errors.InputError, match="a split's name must be letters"):
+        build.build(source, str(tmp_path / "out"), validate.Rules(), split=name)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_error_while_rows_are_made_leaves_no_folder_and_passes_through(tmp_path):
@@ -97,7 +161,7 @@ def test_an_error_while_rows_are_made_leaves_no_folder_and_passes_through(tmp_pa
         raise errors.InputError("row 2 is wrong")
 
     with pytest.raises(errors.InputError, match="row 2 is wrong"):
-        arrayrecord.write(rows(), kind="sft", folder=str(tmp_path))
+        tfds_builders.write({"train": rows()}, kind="sft", folder=str(tmp_path))
     assert not list(tmp_path.rglob("*record*"))
 
 
@@ -126,8 +190,8 @@ def test_two_builds_of_one_source_have_the_same_bytes(tmp_path):
 def test_the_manifest_counts_names_and_lists_what_was_dropped(tmp_path):
     out = build_prompts(tmp_path, [*ROWS, {"prompt": ""}], max_bad_rows=1)
     told = manifest.verify(out)
-    assert (told.kind, told.num_rows, told.sources) == ("prompts", 20, ["rows.jsonl"])
-    assert told.report["dropped_by_reason"] == {"empty_prompt": 1}
+    assert (told.kind, told.splits, told.sources) == ("prompts", {"train": 20}, ["rows.jsonl"])
+    assert told.reports["train"]["dropped_by_reason"] == {"empty_prompt": 1}
     dropped = (pathlib.Path(out) / "dropped.jsonl").read_text()
     assert '"row": 21' in dropped
     assert set(told.files) == set(files(out)) - {manifest.FILE}
@@ -232,7 +296,10 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
         {"version": 1},
         {"kind": 1},
         {"kind": None},
-        {"num_rows": "20"},
+        {"splits": {"train": "20"}},
+        {"splits": {"../train": 20}},
+        {"splits": {}},
+        {"reports": []},
         {"files": ""},
         {"files": {"a": 1}},
         {"files": {"a": {}}},
@@ -249,7 +316,7 @@ def test_a_wrong_manifest_is_refused(tmp_path, change):
     if not isinstance(change, str):
         change = json.dumps(json.loads(path.read_text()) | change)
     path.write_text(change)
-    with pytest.raises(errors.InputError, match=r"build_manifest\.json"):
+    with pytest.raises(errors.InputError, match=r"build_manifest\.json|has no split train"):
         open_prompts(out)
 
 
@@ -304,14 +371,16 @@ def test_files_that_the_manifest_does_not_list_are_refused(tmp_path, name):
 def test_records_of_other_features_and_missing_shards_are_one_line(tmp_path):
     out = build_prompts(tmp_path, ROWS)
     path = shard(out)
-    other = arrayrecord.write([sft(1)] * 20, kind="sft", folder=str(tmp_path / "other"))
+    other = tfds_builders.write(
+        {"train": [sft(1)] * 20}, kind="sft", folder=str(tmp_path / "other")
+    )
     path.write_bytes(shard(other).read_bytes())
     list_again(out)
     with pytest.raises(errors.InputError, match="row 1 is damaged"):
         open_prompts(out)[0]
     path.rename(path.with_name(path.name.replace("00000-of-00001", "00000-of-00002")))
     list_again(out)
-    with pytest.raises(errors.InputError, match="must hold prism_rows-train"):
+    with pytest.raises(errors.InputError, match="must hold prism_prompts-train"):
         open_prompts(out)
 
 
@@ -326,9 +395,11 @@ def test_what_a_stage_reads_of_a_folder_is_checked_again(tmp_path):
         (_with_image(good, width_pixels=10**5, height_pixels=10**5), "rows are wrong", "bad_image"),
     )
     for number, (row, told, named) in enumerate(cases):
-        folder = arrayrecord.write([row], kind="prompts", folder=str(tmp_path / str(number)))
+        folder = tfds_builders.write(
+            {"train": [row]}, kind="prompts", folder=str(tmp_path / str(number))
+        )
         report = validate.Report(name="x", num_kept=1)
-        manifest.write(folder, kind="prompts", report=report, sources=[])
+        manifest.write(folder, kind="prompts", reports={"train": report}, sources=[])
         source = sources.Source(kind="prompts", path=folder)
         if told is None:
             opened = sources.open_source(source, rules, cache_dir=None)

@@ -24,13 +24,6 @@ SETTINGS = image_settings.ImageSettings(
     image_mean=(0.5, 0.4, 0.3),
     image_std=(0.5, 0.25, 0.2),
 )
-VIDEO = image_settings.VideoSettings(
-    **{**dataclasses.asdict(SETTINGS), "max_pixels": 10 * 128 * 128},
-    frames_per_second=2,
-    min_frames=4,
-    max_frames=8,
-    max_frame_tokens=None,
-)
 
 
 def png(image: Image.Image, **options) -> bytes:
@@ -259,68 +252,3 @@ def test_image_patches_stand_in_merge_order():
     assert made.grid == (1, 2, 4)
     np.testing.assert_array_equal(made.pixels[:, 0], [0, 1, 4, 5, 2, 3, 6, 7])
     assert (made.pixels == made.pixels[:, :1]).all()
-
-
-# Videos
-
-
-def clip(num_frames, *, frames_per_second=2.0, is_sampled=True, size=(64, 64)):
-    frames = [Image.new("RGB", size, (i, i, i)) for i in range(num_frames)]
-    return images.Video(frames=frames, frames_per_second=frames_per_second, is_sampled=is_sampled)
-
-
-def test_an_odd_video_repeats_its_last_frame_and_averages_times():
-    made, seconds = images.video_patches(clip(5), VIDEO)
-    assert made.grid == (3, 4, 4)
-    # Inside a patch the frame changes slower than the row: [C, frame, row, column].
-    frames = made.pixels.reshape(3, 16, 3, 2, 256)
-    np.testing.assert_array_equal(frames[:, 0, 0, :, 0], [[0, 1], [2, 3], [4, 4]])
-    assert seconds == [0.25, 1.25, 2.0]
-
-
-def test_a_video_is_sampled_at_the_rate_of_the_settings():
-    # 13 frames at 5 a second last 2.6 s: 5 frames, 3 apart.
-    made, seconds = images.video_patches(clip(13, frames_per_second=5.0, is_sampled=False), VIDEO)
-    frames = made.pixels.reshape(3, 16, 3, 2, 256)[:, 0, 0, :, 0]
-    np.testing.assert_array_equal(frames, [[0, 3], [6, 9], [12, 12]])
-    np.testing.assert_allclose(seconds, [0.3, 1.5, 2.4])
-
-
-def test_sampling_keeps_the_limits_of_the_number_of_frames():
-    def sampled(num_frames):
-        return len(images.sample_frames(num_frames, frames_per_second=24.0, settings=VIDEO))
-
-    assert [sampled(n) for n in (3, 4, 24, 72, 1000)] == [3, 4, 4, 6, 8]
-
-
-def test_the_cap_of_a_frame_lowers_its_size():
-    capped = dataclasses.replace(VIDEO, max_frame_tokens=4, min_pixels=1024)
-    assert images.video_size(4, 128, 128, VIDEO) == (128, 128)
-    assert images.video_size(4, 128, 128, capped) == (64, 64)
-
-
-def test_videos_that_cannot_be_cut_are_refused():
-    mixed = clip(2)
-    mixed = dataclasses.replace(mixed, frames=[*mixed.frames, Image.new("RGB", (32, 32))])
-    for video, message in (
-        (clip(1), "at least 2 frames, got 1"),
-        (clip(0), "got 0 frames"),
-        (clip(4, frames_per_second=0.0), r"at 0\.0 a second"),
-        (mixed, "one size"),
-        (clip(4, size=(2, 2000)), "aspect ratio"),
-    ):
-        with pytest.raises(errors.InputError, match=f"video 3: .*{message}"):
-            images.video_patches(video, VIDEO, name="video 3")
-
-
-def test_video_size_by_hand():
-    settings = dataclasses.replace(VIDEO, min_pixels=4 * 64 * 64, max_pixels=4 * 128 * 128)
-    assert images.video_size(4, 96, 128, settings) == (96, 128)
-    # Twice the frames: sides smaller by sqrt(1.5), 78 and 104, cut to whole tokens.
-    assert images.video_size(8, 96, 128, settings) == (64, 96)
-    # Half the needed pixels: sides larger by 2, rounded up to whole tokens.
-    assert images.video_size(4, 32, 32, settings) == (64, 64)
-    # Three frames count as four for the bound, as three for the scale: sqrt(16384 / 3072) = 2.3.
-    assert images.video_size(3, 32, 32, settings) == (96, 96)
-    # A side below one token is first scaled up to one: 8 x 24 becomes 32 x 96.
-    assert images.video_size(4, 8, 24, settings) == (64, 128)

@@ -52,7 +52,7 @@ def test_another_column_stands_in_for_an_empty_prompt(name):
         (LEGACY | {"student_response": None}, "missing_segment"),
         (LEGACY | {"student_response": ["S"]}, "bad_type"),
         (LEGACY | {"images": ["a.png", "b.png"]}, "placeholders"),
-        (LEGACY | {"videos": ["v"]}, "unsupported"),
+        (LEGACY | {"videos": ["v", "w"]}, "placeholders"),
         *((data_files.pair_row(0, **{name: ""}), "missing_segment") for name in pairs.SEGMENTS),
         (LEGACY | {"teacher_caption": "c"}, "missing_segment"),
     ],

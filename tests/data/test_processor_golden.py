@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from prism_jax.data import image_settings, images, processor
+from prism_jax.data import image_settings, processor, videos
 from tests import processor_cases
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "processor.npz"
@@ -83,10 +83,12 @@ def test_pixels_equal_the_reference_where_nothing_is_resized(golden, encoded):
                 checked += 1
             start += len(ours)
     assert checked == 4
+    (video,) = encoded["a_video"].patches
+    np.testing.assert_array_equal(video, golden["a_video/video_pixels"])
 
 
 def test_sizes_of_videos_equal_the_reference(golden, tmp_path):
     processor_cases.write_folder(tmp_path)
     settings = image_settings.VideoSettings.from_folder(tmp_path)
-    ours = [images.video_size(*size, settings) for size in processor_cases.VIDEO_SIZES]
+    ours = [videos.frame_size(*size, settings) for size in processor_cases.VIDEO_SIZES]
     np.testing.assert_array_equal(ours, golden["video_sizes"])

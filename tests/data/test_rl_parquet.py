@@ -173,7 +173,7 @@ def test_a_number_is_an_answer_wherever_an_answer_may_stand(value, text):
         ({"prompt": {"role": ["user"], "content": []}}, "bad_type"),
         ({"prompt": {"text": "Q"}}, "missing_field"),
         ({"prompt": [{"role": "human", "content": "Q"}]}, "bad_role"),
-        ({"videos": [{"video": "v.mp4"}]}, "unsupported"),
+        ({"audios": [{"audio": "v.mp3"}]}, "unsupported"),
         ({"teacher_cot": None}, "missing_segment"),
         ({"teacher_caption": ""}, "missing_segment"),
         ({"teacher_caption": 5}, "bad_type"),

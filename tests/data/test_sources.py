@@ -46,7 +46,7 @@ def test_a_built_folder_gives_the_rows_of_the_files_in_order(tmp_path, kind, end
     built, _ = data_files.read_all(sources.Source(kind=kind, path=out))
     assert built == raw
     assert len(raw) == NUM_ROWS - 1
-    assert told.report == raw_report.summary()
+    assert told.reports == {"train": raw_report.summary()}
     for row in built:
         (image,) = records.get_images(row)
         assert (image.width_pixels, image.height_pixels) == (40, 30)

@@ -66,9 +66,9 @@ def turns(*roles: str) -> list[dict]:
         ({"messages": turns("s")}, "no_response"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "empty_answer"),
         ({"messages": [{"role": "user", "content": " "}, ASSISTANT]}, "empty_prompt"),
-        ({"messages": [{"role": "user", "content": "<image><video>Q"}, ASSISTANT]}, "unsupported"),
+        ({"messages": [{"role": "user", "content": "<image><video>Q"}, ASSISTANT]}, "placeholders"),
         ({"messages": [{"role": "user", "content": "<image><audio>"}, ASSISTANT]}, "unsupported"),
-        ({"system": "Look at the <video> first."}, "unsupported"),
+        ({"system": "Look at the <video> first."}, "placeholders"),
         ({"messages": turns("a", "u")}, "role_order"),
         ({"messages": turns("u", "v", "a")}, "role_order"),
         ({"messages": turns("u", "a", "a")}, "role_order"),
@@ -105,7 +105,7 @@ def test_a_valid_conversation_is_accepted(tmp_path, messages):
     [
         ({"student_cot": ""}, "missing_segment"),
         ({"prompt": "  "}, "empty_prompt"),
-        ({"prompt": "<video>Q"}, "unsupported"),
+        ({"prompt": "<video>Q"}, "placeholders"),
         ({"prompt": "<image><image>Q"}, "placeholders"),
         ({"prompt": "<image>Q", "image": None}, "placeholders"),
         ({"teacher_cot": "<image>"}, "placeholders"),
@@ -366,7 +366,7 @@ def test_more_wrong_rows_than_allowed_are_counted_and_the_error_holds_every_one(
     assert str(caught.value) == (
         "rows: 12 of 13 rows are wrong, config.data.max_bad_rows is 11; "
         "image_missing 11, no_response 1; "
-        "first rows.jsonl row 2 (id m0): image_missing: no image file at 'none.png' "
+        "first rows.jsonl row 2 (id m0): image_missing: no file at 'none.png' "
         f"below {tmp_path}"
     )
     assert [row.row for row in caught.value.report.dropped] == list(range(2, 14))

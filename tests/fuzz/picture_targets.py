@@ -1,4 +1,4 @@
-"""Damaged pictures of every format that is read."""
+"""Damaged pictures and videos of every format that is read."""
 
 import io
 import pathlib
@@ -6,7 +6,8 @@ import random
 
 from PIL import Image
 
-from prism_jax.data import images
+from prism_jax.data import images, video_files
+from tests import data_files
 from tests.fuzz import mutations
 from tests.fuzz.target import Target, require
 
@@ -62,3 +63,25 @@ class Pictures(Target):
         image = images.open_image(given, limit_pixels=_LIMIT_PIXELS)
         require(image.mode == "RGB", f"mode {image.mode}")
         require(image.width * image.height <= _LIMIT_PIXELS, "more pixels than the limit")
+
+
+class Videos(Target):
+    """Bytes to the number, the rate and the size of frames within the limits, or one line."""
+
+    weight = 1.0
+    num_short = 60
+
+    def __init__(self, folder: pathlib.Path):
+        super().__init__(folder)
+        kinds = ("GIF", "WEBP", "PNG", "mp4", "matroska", "webm", "avi")
+        self._files = [data_files.video(k, num_frames=5, frames_per_second=5) for k in kinds]
+
+    def make(self, rng: random.Random) -> bytes:
+        """Return a damaged file."""
+        return mutations.damaged(rng, rng.choice(self._files))
+
+    def run(self, given: bytes) -> None:
+        """Decode all frames."""
+        num_frames, rate, size = video_files.measure(given, "v", limit_pixels=_LIMIT_PIXELS)
+        require(num_frames >= 2 and rate > 0, f"{num_frames} frames at {rate}")
+        require(size[0] * size[1] <= _LIMIT_PIXELS, "more pixels than the limit")

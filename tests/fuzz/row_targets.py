@@ -63,6 +63,10 @@ def _seeds() -> dict[str, list[Json]]:
             {"messages": _TURNS},
             {"messages": json.dumps(_TURNS), "id": 3.0, "tools": "[]", "weight": 1.0},
             {"conversations": spoken, "images": [{"image": "1.png", "max_pixels": 65536}]},
+            {
+                "messages": [{"role": "user", "content": "<video>q"}, _TURNS[1]],
+                "videos": [{"video": ["1.png", "2.png"], "sample_fps": 4.0, "fps": 2}],
+            },
         ],
         "pairs": [
             data_files.pair_row(1),
@@ -72,6 +76,7 @@ def _seeds() -> dict[str, list[Json]]:
         "prompts": [
             prompt,
             {"prompt": "q?", "image": "1.png", "answer": 3},
+            {"prompt": "q?", "videos": [["0.png", "1.png"], "v.gif"], "answer": 3},
             {"prompt": {"role": ["user"], "content": ["q"]}, "reward_model": '{"ground_truth": 1}'},
             {"prompt": json.dumps(_TURNS[:1]), "answer": "7", "extra_info": {"a": [1, None]}},
         ],
@@ -96,6 +101,8 @@ class Rows(Target):
         self._features = {kind: arrayrecord.features(kind) for kind in self.seeds}
         for number in range(3):
             (folder / f"{number}.png").write_bytes(data_files.png(number))
+        video = data_files.video("GIF", num_frames=3, frames_per_second=5)
+        (folder / "v.gif").write_bytes(video)
 
     def make(self, rng: random.Random) -> list:
         """Return the kind and a damaged row."""
@@ -347,7 +354,7 @@ class BuiltFolders(Target):
                 content = json.loads(self._files[manifest.FILE])
                 content["files"][name]["bytes"] = len(data)
                 (self._built / manifest.FILE).write_text(json.dumps(content))
-            rows = manifest.open_folder(str(self._built), kind="sft", cache_dir=None)
+            rows = manifest.open_folder(str(self._built), kind="sft", split=None, cache_dir=None)
             for index in range(len(rows)):
                 with contextlib.suppress(errors.InputError):
                     rows[index]

@@ -21,6 +21,7 @@ TARGETS: dict[str, type[Target]] = {
     "dataset_info": row_targets.DatasetInfo,
     "built": row_targets.BuiltFolders,
     "pictures": picture_targets.Pictures,
+    "videos": picture_targets.Videos,
     "weights": model_targets.Weights,
     "configs": model_targets.Configs,
     "settings": model_targets.Settings,

@@ -116,7 +116,11 @@ def _copy_of(source: sources.Source, how: str, folder: pathlib.Path) -> sources.
     if how == "written":
         rows, _ = data_files.read_all(source)
         prompt_files.write(
-            folder / "again.parquet", rows, infos=[row.extra_info for row in rows], has_scales=False
+            folder / "again.parquet",
+            rows,
+            infos=[row.extra_info for row in rows],
+            has_scales=False,
+            has_videos=False,
         )
         return dataclasses.replace(source, path=str(folder / "again.parquet"))
     return source

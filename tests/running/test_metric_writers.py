@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import struct
@@ -6,7 +7,11 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from prism_jax import errors
-from prism_jax.running import metric_writers
+from prism_jax.data import records
+from prism_jax.rewards import tags
+from prism_jax.running import dump, metric_writers
+from prism_jax.setup import agreement
+from tests import data_files
 
 
 def _lines(path, last_step, rows):
@@ -100,7 +105,74 @@ def test_tensorboard_of_a_restart_hides_the_steps_that_run_again(tmp_path):
 def test_missing_wandb_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setitem(metric_writers.importlib.import_module("sys").modules, "wandb", None)
     with pytest.raises(errors.InputError, match=r"pip install 'prism-jax\[wandb\]'"):
-        metric_writers.WeightsAndBiases(tmp_path, project="p", name="n")
+        metric_writers.WeightsAndBiases(
+            tmp_path, project="p", name="n", tables=metric_writers.Tables()
+        )
+
+
+def test_responses_are_shown_with_their_pictures_beside_the_numbers_of_their_step(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("DATA", "CACHE", "CONFIG", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name.lower()))
+    picture = records.Image(path="a.png", data=data_files.png(7, size=(640, 480)))
+    frames = (records.Image(path=None, data=data_files.png(9)),) * 2
+    video = records.Video(files=frames, is_list=True, frames_per_second=2.0)
+    rows = [
+        records.PromptRow(
+            id=name,
+            source="s",
+            prompt=(),
+            images=images,
+            videos=videos,
+            teacher_response=None,
+            teacher_caption=None,
+            teacher_cot=None,
+            data_source=None,
+            ground_truth="1",
+            equivalent_answers=(),
+            extra_info={},
+        )
+        for name, images, videos in (("p", (picture,), ()), ("v", (), (video,)), ("t", (), ()))
+    ]
+    segments = [
+        tags.Segments(
+            text=f"r{i}",
+            format_ok=True,
+            ended=True,
+            caption_chars=1,
+            caption_tokens=1,
+            cot_tokens=1,
+            response_tokens=2,
+        )
+        for i in range(6)
+    ]
+    tables = metric_writers.Tables()
+    writer = metric_writers.WeightsAndBiases(tmp_path, project="p", name="n", tables=tables)
+    dumped = dump.Dump(tmp_path, 2, inputs=agreement.Inputs(), tables=tables)
+    for step in (1, 2, 3):
+        values = {"reward": [0.5, None, 1, 2, 3, 4], "mixed": [0.5, "x", None, [1], True, {}]}
+        dumped.write(step, rows, segments, values)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss/total": 0.5})
+    writer.close()
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/table/rollout/responses_*.json"))
+    staged = [path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    table, *_ = (json.loads(data) for data in staged if b'"_type": "table"' in data[:100])
+    column = table["columns"].index
+    assert {row[column("step")] for row in table["data"]} == {2}
+    assert [row[column("text")] for row in table["data"]] == [f"r{i}" for i in range(6)]
+    assert [row[column("reward")] for row in table["data"]] == [0.5, None, 1, 2, 3, 4]
+    mixed = [row[column("mixed")] for row in table["data"]]
+    assert mixed == ["0.5", '"x"', None, "[1]", "true", "{}"]
+    shown = [row[column("picture")] for row in table["data"]]
+    assert shown[4:] == [None, None]
+    assert [(one["width"], one["height"]) for one in shown[:4]] == [(320, 240)] * 2 + [(40, 30)] * 2
+    pictures = {hashlib.sha256(data).hexdigest() for data in staged if data.startswith(b"\x89PNG")}
+    assert {one["sha256"] for one in shown[:4]} == pictures
 
 
 def test_every_writer_gets_every_row(tmp_path):

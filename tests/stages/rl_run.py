@@ -1,6 +1,7 @@
 """Tiny runs of warm-up, alignment and RLVR by their commands: files, arguments, results."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
@@ -15,12 +16,13 @@ from models import sharding
 from models.hf import checkpoint as hf_checkpoint
 from prism_jax import configuration, main
 from prism_jax.checkpoints import pretrained
-from prism_jax.data import tokenizer_files
+from prism_jax.data import prompt_files, records, sources, tokenizer_files
 from prism_jax.data.numerals import corpus as numerals_corpus
 from prism_jax.data.numerals import demonstrations as numerals_demonstrations
 from prism_jax.data.numerals import examples as numerals_examples
 from prism_jax.data.numerals import pictures as numerals_pictures
 from prism_jax.setup import fresh
+from tests import data_files
 
 # One narrow layer each: compiling is what takes the time here.
 SMALL = {
@@ -54,8 +56,11 @@ def compiled_once(folder: pathlib.Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
-    """Write a tokenizer to `tok/`, prompts to `corpus/`, and 12 pairs to `pairs/`."""
+def write(folder: pathlib.Path, *, has_videos: bool = False) -> pathlib.Path:
+    """Write a tokenizer to `tok/`, prompts to `corpus/`, and 12 pairs to `pairs/`.
+
+    With `has_videos` every other prompt and pair shows its picture as a video of two frames.
+    """
     # Trained on the corpus, so that prompts are short.
     texts = numerals_corpus.sample_texts("tiny", 0, 200)
     pixels = {"min_pixels": 32 * 32, "max_pixels": 64 * 64}
@@ -77,8 +82,13 @@ def write(folder: pathlib.Path) -> pathlib.Path:
             pair[f"{side}_caption"], pair[f"{side}_cot"] = numerals_demonstrations.split_segments(
                 text
             )
+        if has_videos and example.index % 2 == 0:
+            pair["video"] = [pair.pop("image"), name]
         lines.append(json.dumps(pair))
     (folder / "pairs" / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    if has_videos:
+        for part in ("align", "rl"):
+            _show_videos(folder / "corpus" / part / "train.parquet")
     return folder
 
 
@@ -103,6 +113,20 @@ def write_teacher(folder: pathlib.Path) -> pathlib.Path:
             copy_from=files,
         )
     return folder / "teacher"
+
+
+def _show_videos(path: pathlib.Path) -> None:
+    """Turn the picture of every other prompt of a file into a video of two frames."""
+    given, _ = data_files.read_all(sources.Source(kind="prompts", path=str(path)))
+    for number, row in enumerate(given[::2]):
+        video = records.Video(files=row.images * 2, is_list=True, frames_per_second=2.0)
+        turns = tuple(
+            dataclasses.replace(turn, content=turn.content.replace("<image>", "<video>"))
+            for turn in row.prompt
+        )
+        given[2 * number] = dataclasses.replace(row, prompt=turns, images=(), videos=(video,))
+    infos = [row.extra_info for row in given]
+    prompt_files.write(path, given, infos=infos, has_scales=False, has_videos=True)
 
 
 def sizes(prefix: str) -> list[str]:

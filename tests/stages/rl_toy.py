@@ -304,7 +304,7 @@ class Run:
             shape=self.shape,
             reference=None if reference is None else _params_of(reference),
             teacher=None if teacher is None else _teacher(self.model, teacher),
-            dump=dump.Dump(pathlib.Path(), None, inputs=agreement.Inputs()),
+            dump=dump.Dump(pathlib.Path(), None, inputs=agreement.Inputs(), tables=None),
         )
         state = train_state.from_params(_params_of(values), self.optimizer, shardings=None)
         # Where an update leaves it: a step is compiled once.

@@ -65,7 +65,9 @@ class ScriptedSampler:
         self._words = processor.Processor.from_folder(policy)
         self._rows = {}
         for row in rows:
-            asked = encode.example(row.prompt, row.images, self._words, add_generation_prompt=True)
+            asked = encode.example(
+                row.prompt, records.get_media(row), self._words, add_generation_prompt=True
+            )
             self._rows[self._key(asked)] = row
         self._script = script
         self._batches_left = num_batches

@@ -24,7 +24,7 @@ SMALL = (
 def write(folder: pathlib.Path, *, num_rows: int = 12) -> pathlib.Path:
     """Write a tokenizer to `tok/`, and demonstrations of unequal length to `train.json`.
 
-    Every fourth shows no picture.
+    Every fourth shows no picture, the one before it a video.
     """
     make_tokenizer.write(folder / "tok", min_pixels=32 * 32, max_pixels=64 * 64)
     rows = []
@@ -34,6 +34,9 @@ def write(folder: pathlib.Path, *, num_rows: int = 12) -> pathlib.Path:
         if i % 4 == 3:
             row["messages"][0]["content"] = "No picture?"
             row["images"] = []
+        if i % 4 == 2:
+            row["messages"][0]["content"] = "<video>\nWhat number?"
+            row["videos"] = [[*row.pop("images"), "0.png"]]
         rows.append(row)
     data_files.write_images(folder, num_rows)
     (folder / "train.json").write_text(json.dumps(rows))

@@ -121,7 +121,7 @@ def ask(
         stop = min(starts[number] + sampling_pass.batch_prompts, len(opened.rows))
         rows = [opened.rows[index] for index in range(starts[number], stop)]
         examples = [
-            encode.example(row.prompt, row.images, words, add_generation_prompt=True)
+            encode.example(row.prompt, records.get_media(row), words, add_generation_prompt=True)
             for row in rows
         ]
         rollout = sampler()(

@@ -138,6 +138,6 @@ def _turns(row: records.Row) -> tuple[records.Message, ...]:
 
 def _tokens(row: records.Row, words: processor.Processor) -> int:
     is_whole = isinstance(row, records.SFTRow)
-    images = records.get_images(row)
-    size = encode.measure(_turns(row), images, words, add_generation_prompt=not is_whole)
+    media = records.get_media(row)
+    size = encode.measure(_turns(row), media, words, add_generation_prompt=not is_whole)
     return size.tokens

@@ -202,8 +202,13 @@ def _select(options: Difficulty, job: ask_job.Job) -> dict[str, Json]:
     for name, indices in ((RL_FILE, rl), (HARD_FILE, hard)):
         infos = [_info(job.opened.rows[i], lines[i]) for i in indices]
         rows = (job.opened.rows[i] for i in indices)
-        has_scales = job.opened.report.has_scales
-        prompt_files.write(job.workdir / name, rows, infos=infos, has_scales=has_scales)
+        prompt_files.write(
+            job.workdir / name,
+            rows,
+            infos=infos,
+            has_scales=job.opened.report.has_scales,
+            has_videos=job.opened.report.has_videos,
+        )
     reasons: collections.Counter[str] = collections.Counter()
     for line in lines:
         reasons.update(line["reasons"])

@@ -46,6 +46,8 @@ def run(
         option="config.teacher.max_bad_rows",
         limit_pixels=options.limit_image_pixels,
         need_answer=True,
+        count_tokens=_refuse_videos,
+        max_tokens=0,
     )
     with dropped_rows.named(None):
         opened = sources.open_source(rows_source, rules, cache_dir=options.rows_cache_dir)
@@ -64,6 +66,13 @@ def run(
     if answers.fatal is not None:
         raise errors.InputError(f"{options.endpoint.model}: {answers.fatal}")
     return report
+
+
+def _refuse_videos(row: records.PromptRow) -> int:
+    """Raise RowError for a row with a video, which chat endpoints do not take."""
+    if row.videos:
+        raise records.RowError("unsupported", "a teacher is asked about pictures, not about videos")
+    return 0
 
 
 def _ask_all(
@@ -119,7 +128,9 @@ def _write(
         | {"teacher_model": options.endpoint.model, "teacher_tries": len(outcomes[i].tries)}
         for i in indices
     ]
-    prompt_files.write(folder / ALIGN_FILE, answered_rows(), infos=infos, has_scales=has_scales)
+    prompt_files.write(
+        folder / ALIGN_FILE, answered_rows(), infos=infos, has_scales=has_scales, has_videos=False
+    )
     lines = (
         {
             "id": outcome.id,

@@ -25,15 +25,13 @@ def convert(
     """
     folder = pathlib.Path(source)
     paths = files.find(folder, published)
-    return build.write(
-        _candidates(published, paths, folder, protocol),
-        out,
-        rules,
-        kind="prompts",
+    part = build.Part(
+        candidates=_candidates(published, paths, folder, protocol),
         label=published.name,
         names=[path.name for path in paths],
         through=functools.partial(_complete, published),
     )
+    return build.write({"test": part}, out, rules, kind="prompts")
 
 
 def _candidates(

@@ -178,7 +178,7 @@ def open_experience(
     panel = align_honesty.Panel(
         options, devices, discriminator, feed=feed, shapes=shapes, score=score
     )
-    dump = running_dump.Dump(run.folder, options.rollout.dump_every_steps, inputs=run.inputs)
+    dump = running_dump.opened(run, options.rollout.dump_every_steps)
     sampler = rollouts.Sampler(
         options.rollout, policy, devices, words=feed.words, sizes=feed.sizes, gate=options.gate
     )

@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
                 update,
                 key=jax.random.fold_in(run.keys.init, 1),
             )
-        dump = running_dump.Dump(run.folder, options.rollout.dump_every_steps, inputs=run.inputs)
+        dump = running_dump.opened(run, options.rollout.dump_every_steps)
         with options.rewards.open_judge() as judge:
             experience = open_experience(
                 options,

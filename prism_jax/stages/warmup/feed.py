@@ -114,11 +114,11 @@ class Feed:
 
     def _measure(self, row: records.PairRow) -> tuple[int, _Measured]:
         """Return the tokens of a row's longest sequence, and its sizes."""
-        turns, pictures = segments.turns_of_pair(row), records.get_images(row)
-        size = self._reader.measure(turns, pictures, sees_images=self._options.sees_images)
+        turns, media = segments.turns_of_pair(row), records.get_media(row)
+        size = self._reader.measure(turns, media, sees_images=self._options.sees_images)
         cuts = self._cuts(row)
         # The same question about another picture is another prompt, on whichever side.
-        prompt = row.prompt + "".join(image.sha256 or "" for image in pictures)
+        prompt = row.prompt + "".join(file.sha256 or "" for file in records.get_files(row))
         measured = _Measured(
             size=size,
             units=tuple(
@@ -264,7 +264,7 @@ class Feed:
             prompts.append(
                 self._reader.prompt(
                     segments.turns_of_pair(row),
-                    records.get_images(row),
+                    records.get_media(row),
                     sees_images=self._options.sees_images,
                 )
             )

@@ -29,7 +29,7 @@ _SCRIPTED = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     with rl_run.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield rl_run.write(tmp_path_factory.mktemp("align"))
+        yield rl_run.write(tmp_path_factory.mktemp("align"), has_videos=True)
 
 
 def _scripted(folder, workdir, *overrides, good_steps=None):

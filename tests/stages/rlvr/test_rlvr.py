@@ -20,7 +20,7 @@ from tests.stages import rl_run, sft_run
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     with rl_run.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield rl_run.write(tmp_path_factory.mktemp("rlvr"))
+        yield rl_run.write(tmp_path_factory.mktemp("rlvr"), has_videos=True)
 
 
 class _Vowels:

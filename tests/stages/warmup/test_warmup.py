@@ -30,7 +30,7 @@ _LEARN = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     with rl_run.compiled_once(tmp_path_factory.mktemp("compiled")):
-        yield rl_run.write(tmp_path_factory.mktemp("warmup"))
+        yield rl_run.write(tmp_path_factory.mktemp("warmup"), has_videos=True)
 
 
 @pytest.fixture(scope="module")
