@@ -1,9 +1,11 @@
 """Files of a model by which other programs see the prompt and the pictures of training.
 
 vLLM and lmms-eval render messages with the folder's chat template, and scale pictures as its
-processor says. `write` copies these files with two changes: a conversation without a system turn
-gets that of training, and pictures have the bounds of training. lmms-eval's class for Qwen3-VL
-puts its system turn before every question; it counts as none.
+processor says. `write` copies these files with three changes: a conversation without a system turn
+gets that of training, pictures have the bounds of training, and `generation_config.json` names the
+tokens that end a response, where no file of the model does: `generate` of transformers knows no
+others. lmms-eval's class for Qwen3-VL puts its system turn before every question; it counts as
+none.
 """
 
 import json
@@ -15,10 +17,11 @@ from typing import Any
 from models.hf import files as hf_files
 from models.hf import writer as hf_writer
 from prism_jax import errors
-from prism_jax.data import chat, image_settings
+from prism_jax.data import chat, image_settings, processor
 
 Json = Any
 TEMPLATE = "chat_template.jinja"
+_GENERATION = "generation_config.json"
 # Source: lmms-eval lmms_eval/models/simple/qwen3_vl.py, the default of `system_prompt`.
 _PLACEHOLDER = "You are a helpful assistant."
 # The sections of a run's configuration that hold the bounds of its policy's pictures.
@@ -78,6 +81,7 @@ def write(
     (target / TEMPLATE).write_text(template(base, prompt), encoding="utf-8")
     (target / "chat_template.json").unlink(missing_ok=True)
     _change(target / "tokenizer_config.json", lambda values: values.pop("chat_template", None))
+    _name_ends(files, target)
     if not pixels:
         return
     _change(target / "preprocessor_config.json", lambda values: _bound(values, pixels))
@@ -89,6 +93,19 @@ def write(
     wrong = {name: value for name, value in pixels.items() if getattr(settings, name) != value}
     if wrong:
         raise errors.InputError(f"{files}: the files for pictures do not take {wrong}")
+
+
+def _name_ends(files: pathlib.Path, target: pathlib.Path) -> None:
+    """Name the tokens that end a response, where only the tokenizer of the model does."""
+    path = target / _GENERATION
+    config = image_settings.read_json(files / "config.json")
+    values = image_settings.read_json(path) if path.exists() else {}
+    places = (values, config, config.get("text_config", {}))
+    if any(place.get("eos_token_id") is not None for place in places):
+        return
+    ids = processor.Processor.from_folder(files).ids
+    values |= {"eos_token_id": list(ids.ends), "pad_token_id": ids.pad}
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _bound(values: Json, pixels: Mapping[str, int]) -> None:

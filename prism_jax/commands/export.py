@@ -5,7 +5,7 @@ Hugging Face folder with the tokenizer and processor files of the run's initial 
 head of a discriminator becomes `v_head.1.weight`. The folder appears when it is complete.
 
 `--eval_template` makes vLLM and lmms-eval see the prompt and the pictures of training, see
-docs/benchmarks.md.
+docs/benchmarks.md and docs/serve_and_evaluate.md.
 """
 
 import argparse

@@ -152,6 +152,28 @@ def test_an_evaluation_template_bounds_pictures_as_training_did(bounded, tmp_pat
     assert values["size"] == {"shortest_edge": 2048, "longest_edge": 65536}
 
 
+def test_an_evaluation_template_names_the_ends_that_no_file_of_the_model_does(
+    bounded, folder, tmp_path
+):
+    command = ["export", f"--workdir={bounded}", "--eval_template"]
+    assert main.main([*command, f"--to={tmp_path / 'named'}"]) == 0
+    name = "generation_config.json"
+    given = (folder / "start" / name).read_bytes()
+    assert (tmp_path / "named" / name).read_bytes() == given
+    tokenizer = processor.Processor.from_folder(folder / "start").tokenizer
+    path = bounded / "model" / name
+    path.unlink()
+    try:
+        assert main.main([*command, f"--to={tmp_path / 'out'}"]) == 0
+    finally:
+        path.write_bytes(given)
+    expected = {
+        "eos_token_id": [tokenizer.eos_token_id],
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    assert json.loads((tmp_path / "out" / name).read_text()) == expected
+
+
 def test_a_discriminator_has_no_evaluation_template(folder, tmp_path, capsys):
     assert _export(folder, tmp_path / "out", "--item=discriminator", "--eval_template") == 2
     assert "--eval_template is of a policy" in capsys.readouterr().err
