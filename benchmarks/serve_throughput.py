@@ -1,28 +1,26 @@
 """Measure the server against `Engine.generate` on the same prompts; write a record.
 
     python -m benchmarks.serve_throughput --out=FILE.json             (one GPU, the extra `serve`)
-    python -m benchmarks.serve_throughput --size=demo --tokens=192 --requests=128 --side=64 \
-        --out=FILE.json -- --max_prompt_tokens=128 --max_images=1     (a CPU)
+    python -m benchmarks.serve_throughput --size=medium --tokens=128 --requests=128 --side=0 \
+        --out=FILE.json -- --max_prompt_tokens=64 --max_images=0      (a CPU)
 
 The server is the one of `python -m prism_jax serve` with random weights, its clients are another
 process. Both sides draw one response of at most `--tokens` tokens to each prompt, a picture and a
 question, with as many slots and as many tokens between two looks; the clients keep twice as many
 requests open. In a round `Engine.generate` draws everything, then the clients ask for whole
-answers, then for streams; the other side waits. Rounds are repeated, the first does not count, and
-the ratio is the median of the rounds' ratios.
+answers, then for streams; the other side waits. Everything is compiled before the first round, and
+the ratio is the median of the rounds' ratios. Beside it are the tokens for each second of processor
+time of the server's process, with the model in it: of that others on the machine take nothing.
 """
 
 import argparse
 import asyncio
-import base64
 import concurrent.futures
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import pathlib
-import resource
 import signal
 import statistics
 import sys
@@ -30,126 +28,35 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 
-import httpx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from PIL import Image
 
-from benchmarks import kernel_times, records, rollout_cases, sizes
-from models import inputs
+from benchmarks import kernel_times, records, rollout_cases, serve_clients, sizes
+from models import inputs, presets
 from models.config import Qwen3VLConfig
-from prism_jax.checkpoints import pretrained
 from prism_jax.commands.serve import encoding, opened, server, text
 from prism_jax.commands.serve import main as serve_main
 from prism_jax.data import chat, examples, processor, tokenizer_files
 from prism_jax.rollout.sampling import Sampling
 
 _TARGET = 0.9
-_SENTENCES = ("What does the picture show? Think step by step, then give the answer.",)
-_KINDS = ("whole", "stream")
-_DEMO = pathlib.Path(__file__).parents[1] / "launch/demo_base"
-_OPEN_FACTOR = 2  # requests that are open for each slot
-_START_SECONDS = 1800
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """The requests of a run."""
-
-    num_requests: int
-    num_slots: int
-    tokens: int
-    side: int  # of the pictures, pixels
-    repeats: int  # rounds that count
-
-
-def picture(number: int, side: int) -> Image.Image:
-    """Return one of many pictures of noise."""
-    rng = np.random.default_rng(number)
-    return Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
-
-
-def question(number: int) -> str:
-    """Return the question about a picture."""
-    return f"{_SENTENCES[0]} ({number})"
-
-
-# The clients, in a process of their own.
-
-
-async def _ask(client: httpx.AsyncClient, url: str, body: dict) -> int:
-    """Return the tokens of an answer, whole or streamed."""
-    if not body["stream"]:
-        answer = await client.post(url, json=body)
-        answer.raise_for_status()
-        return answer.json()["usage"]["completion_tokens"]
-    num_tokens = 0
-    async with client.stream("POST", url, json=body) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {"):
-                usage = json.loads(line.removeprefix("data: "))["usage"]
-                num_tokens = usage["completion_tokens"] if usage else num_tokens
-    return num_tokens
-
-
-async def _run_clients(url: str, work: Work, bodies: Sequence[dict]) -> dict:
-    room = asyncio.Semaphore(_OPEN_FACTOR * work.num_slots)
-    limits = httpx.Limits(max_connections=_OPEN_FACTOR * work.num_slots)
-    async with httpx.AsyncClient(timeout=None, limits=limits) as client:
-
-        async def ask(body: dict) -> int:
-            async with room:
-                return await _ask(client, url, body)
-
-        begun = time.perf_counter()
-        tokens = sum(await asyncio.gather(*map(ask, bodies)))
-        seconds = time.perf_counter() - begun
-    return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-
-
-async def clients(url: str, work: Work) -> None:
-    """Wait for the server; ask everything in each kind of answer that a line of input names."""
-    deadline = time.monotonic() + _START_SECONDS
-    async with httpx.AsyncClient() as client:
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if (await client.get(f"{url}/health")).status_code == 200:
-                    break
-            if time.monotonic() > deadline:
-                raise TimeoutError("the server does not answer")
-            await asyncio.sleep(0.5)
-    bodies = {
-        kind: [_body(n, work, is_stream=kind == "stream") for n in range(work.num_requests)]
-        for kind in _KINDS
-    }
-    print("ready", flush=True)
-    while line := await asyncio.to_thread(sys.stdin.readline):
-        result = await _run_clients(f"{url}/v1/chat/completions", work, bodies[line.strip()])
-        print(json.dumps(result), flush=True)
-
-
-def _body(number: int, work: Work, *, is_stream: bool) -> dict:
-    buffer = io.BytesIO()
-    picture(number, work.side).save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    parts = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": question(number)},
-    ]
-    body = {
-        "model": "policy",
-        "messages": [{"role": "user", "content": parts}],
-        "max_tokens": work.tokens,
-        "temperature": 1.0,
-        "seed": number,
-        "stream": is_stream,
-    }
-    return body | ({"stream_options": {"include_usage": True}} if is_stream else {})
-
-
-# The two sides.
+# 13 million parameters, for CPUs: on two cores a step of 64 responses takes longer than their text.
+_MEDIUM = dataclasses.replace(
+    presets.TINY,
+    text=dataclasses.replace(
+        presets.TINY.text,
+        vocab_size=2048,
+        hidden_size=384,
+        intermediate_size=1536,
+        num_layers=6,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=64,
+        mrope_section=(12, 10, 10),
+    ),
+    vision=dataclasses.replace(presets.TINY.vision, out_hidden_size=384),
+)
+_SIZES = {**sizes.SIZES, "medium": _MEDIUM}
 
 
 def _words(
@@ -158,7 +65,7 @@ def _words(
     """Return a processor for the sizes, and the sizes with its ids."""
     ids = tokenizer_files.write(
         folder,
-        _SENTENCES,
+        serve_clients.SENTENCES,
         num_merges=64,
         min_pixels=32 * 32,
         max_pixels=1 << 20,
@@ -187,11 +94,11 @@ def _words(
     return processor.Processor.from_folder(folder), config
 
 
-def _examples(words: processor.Processor, work: Work) -> list[inputs.Example]:
+def _examples(words: processor.Processor, work: serve_clients.Work) -> list[inputs.Example]:
     prompts = []
     for number in range(work.num_requests):
-        turn = chat.turn("user", question(number), num_images=1)
-        shown = [picture(number, work.side)]
+        shown = [serve_clients.picture(number, work.side)] if work.side else []
+        turn = chat.turn("user", serve_clients.question(number), num_images=len(shown))
         encoded = words.encode([turn], images=shown, add_generation_prompt=True)
         prompts.append(examples.from_encoded(encoded, words))
     return prompts
@@ -201,9 +108,15 @@ def _generate(
     sampler: rollout_cases.Sampler,
     words: processor.Processor,
     prompts: Sequence[inputs.Example],
-    work: Work,
+    work: serve_clients.Work,
+    *,
+    most_tokens: int | None = None,
 ) -> dict[str, float]:
-    """Return the rate of `Engine.generate`; encoding its prompts is not counted."""
+    """Return the rate of `Engine.generate`; encoding its prompts is not counted.
+
+    Args:
+      most_tokens: of each response, in slots for `work.tokens`; None: that.
+    """
     sampling = Sampling(
         temperature=1.0,
         top_k=None,
@@ -213,7 +126,12 @@ def _generate(
     )
     begun = time.perf_counter()
     rollout = sampler.engine.generate(
-        sampler.params, prompts, sampling, jax.random.key(0), num_responses=1
+        sampler.params,
+        prompts,
+        sampling,
+        jax.random.key(0),
+        num_responses=1,
+        limits=[most_tokens or work.tokens] * len(prompts),
     )
     seconds = time.perf_counter() - begun
     tokens = int(rollout.lengths.sum())
@@ -234,7 +152,10 @@ def _policy(
 
 
 async def _rounds(
-    args: argparse.Namespace, policy: opened.Policy, alone: Callable[[], dict], work: Work
+    args: argparse.Namespace,
+    policy: opened.Policy,
+    alone: Callable[[], dict],
+    work: serve_clients.Work,
 ) -> list[dict[str, dict]]:
     """Run the server with its clients beside it; return the results of each round."""
     results: list[dict[str, dict]] = []
@@ -245,12 +166,11 @@ async def _rounds(
         life = server.Life(args, None, policy, None, threads, kernel_times.say)
         serving = asyncio.create_task(life.serve(listener))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.serve_throughput"),
-            f"--clients=http://127.0.0.1:{listener.getsockname()[1]}",
+            *(sys.executable, "-m", "benchmarks.serve_clients"),
+            f"--url=http://127.0.0.1:{listener.getsockname()[1]}",
             *_arguments(work),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
 
         async def line() -> bytes:
@@ -265,48 +185,45 @@ async def _rounds(
 
         try:
             await line()
-            for _ in range(1 + work.repeats):
-                results.append({"generate": await asyncio.to_thread(alone)})
-                for kind in _KINDS:
-                    used = resource.getrusage(resource.RUSAGE_SELF)
-                    process.stdin.write(f"{kind}\n".encode())
-                    results[-1][kind] = json.loads(await line())
-                    results[-1][kind]["server_cpu_seconds"] = _cpu_seconds(used)
+            for _ in range(work.repeats):
+                results.append({})
+                for kind in ("generate", *serve_clients.KINDS):
+                    begun = time.process_time()
+                    if kind == "generate":
+                        result = await asyncio.to_thread(alone)
+                    else:
+                        process.stdin.write(f"{kind}\n".encode())
+                        result = json.loads(await line())
+                    seconds = time.process_time() - begun
+                    results[-1][kind] = result | {
+                        "tokens_per_processor_second": result["tokens"] / seconds
+                    }
                 kernel_times.report(results[-1])
         finally:
             if process.returncode is None:
                 process.kill()
             life.stop(signal.SIGTERM)
             await serving
-    return results[1:]
+    return results
 
 
-def _cpu_seconds(before: resource.struct_rusage) -> float:
-    now = resource.getrusage(resource.RUSAGE_SELF)
-    return now.ru_utime + now.ru_stime - before.ru_utime - before.ru_stime
-
-
-def _arguments(work: Work) -> list[str]:
+def _arguments(work: serve_clients.Work) -> list[str]:
     named = dataclasses.asdict(work).items()
     return [f"--{name.removeprefix('num_')}={value}" for name, value in named]
 
 
-def _config(size: str) -> Qwen3VLConfig:
-    return pretrained.config_of(_DEMO)[1] if size == "demo" else sizes.SIZES[size]
-
-
-def measure(size: str, work: Work, options: Sequence[str]) -> dict:
+def measure(size: str, work: serve_clients.Work, options: Sequence[str]) -> dict:
     """Return the record."""
     args = serve_main.parser().parse_args(
         [
             *("--model=policy", "--name=policy", "--port=0"),
             f"--num_slots={work.num_slots}",
-            f"--max_new_tokens={max(work.tokens, 256)}",
+            f"--max_new_tokens={work.tokens}",
             *options,
         ]
     )
     with tempfile.TemporaryDirectory() as name:
-        words, config = _words(_config(size), pathlib.Path(name))
+        words, config = _words(_SIZES[size], pathlib.Path(name))
     made = rollout_cases.random_sampler(
         config,
         jax.devices()[:1],
@@ -318,6 +235,7 @@ def measure(size: str, work: Work, options: Sequence[str]) -> dict:
         made, engine=dataclasses.replace(made.engine, num_slots=args.num_slots)
     )
     prompts = _examples(words, work)
+    _generate(sampler, words, prompts, work, most_tokens=1)
     results = asyncio.run(
         _rounds(
             args,
@@ -326,58 +244,50 @@ def measure(size: str, work: Work, options: Sequence[str]) -> dict:
             work,
         )
     )
-    ratios = {
-        kind: statistics.median(
-            one[kind]["tokens_per_second"] / one["generate"]["tokens_per_second"] for one in results
-        )
-        for kind in _KINDS
-    }
     return records.make(
         "serve_throughput",
         "tokens a second of the server's clients over those of Engine.generate on the same prompts "
         "with as many slots; median of the rounds",
         {
-            "whole answers": records.ratio(ratios["whole"], f">= {_TARGET}"),
-            "streams": records.ratio(ratios["stream"], f">= {_TARGET}"),
+            "whole answers": records.ratio(
+                _ratio(results, "whole", "tokens_per_second"), f">= {_TARGET}"
+            ),
+            "streams": records.ratio(
+                _ratio(results, "stream", "tokens_per_second"), f">= {_TARGET}"
+            ),
         },
         limit="the host: pictures are decoded, tokens become text and events beside the sampler; "
         "on a CPU these and the clients take the cores from the model",
-        raw={"rounds": results, "work": dataclasses.asdict(work), "size": size}
-        | {"parameters": _num_parameters(sampler), "host_cores": os.cpu_count()},
+        raw={
+            "ratios_of_processor_time": {
+                kind: _ratio(results, kind, "tokens_per_processor_second")
+                for kind in serve_clients.KINDS
+            },
+            "rounds": results,
+            "work": dataclasses.asdict(work),
+            "size": size,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(sampler.params)),
+            "host_cores": os.cpu_count(),
+        },
         module="benchmarks.serve_throughput",
     )
 
 
-def _num_parameters(sampler: rollout_cases.Sampler) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(sampler.params))
+def _ratio(results: Sequence[dict[str, dict]], kind: str, rate: str) -> float:
+    return statistics.median(one[kind][rate] / one["generate"][rate] for one in results)
 
 
 def main() -> None:
     """Measure, print the record and write it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--size", choices=[*sizes.SIZES, "demo"], default="4b")
-    parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--side", type=int, default=512, help="of the pictures")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds that count")
-    parser.add_argument("--clients", help="only ask the server at this address, for this program")
+    parser.add_argument("--size", choices=list(_SIZES), default="4b")
+    serve_clients.add_arguments(parser)
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("options", nargs="*", help="of serve, after --")
     args = parser.parse_args()
-    work = Work(
-        num_requests=args.requests,
-        num_slots=args.slots,
-        tokens=args.tokens,
-        side=args.side,
-        repeats=args.repeats,
-    )
-    if args.clients is not None:
-        asyncio.run(clients(args.clients, work))
-        return
     # The sampler fills the memory; read when JAX first asks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
-    written = json.dumps(measure(args.size, work, args.options), indent=1)
+    written = json.dumps(measure(args.size, serve_clients.work_of(args), args.options), indent=1)
     print(written)
     if args.out is not None:
         args.out.write_text(written + "\n")
