@@ -21,7 +21,7 @@ from PIL import Image
 
 SENTENCES = ("What does the picture show? Think step by step, then give the answer.",)
 KINDS = ("whole", "stream")
-_OPEN_FACTOR = 2  # requests that are open for each slot
+_OPEN_FACTOR = 4  # requests that are open for each slot
 _START_SECONDS = 1800
 
 

@@ -1,16 +1,20 @@
 """Measure the server against `Engine.generate` on the same prompts; write a record.
 
     python -m benchmarks.serve_throughput --out=FILE.json             (one GPU, the extra `serve`)
-    python -m benchmarks.serve_throughput --size=medium --tokens=128 --requests=128 --side=0 \
-        --out=FILE.json -- --max_prompt_tokens=64 --max_images=0      (a CPU)
+    python -m benchmarks.serve_throughput --size=medium --slots=16 --requests=64 --tokens=128 \
+        --side=0 --baseline=session --out=FILE.json -- --max_prompt_tokens=64 --max_images=0  (CPU)
 
 The server is the one of `python -m prism_jax serve` with random weights, its clients are another
 process. Both sides draw one response of at most `--tokens` tokens to each prompt, a picture and a
-question, with as many slots and as many tokens between two looks; the clients keep twice as many
-requests open. In a round `Engine.generate` draws everything, then the clients ask for whole
+question, with as many slots and as many tokens between two looks; the clients keep four times as
+many requests open. In a round `Engine.generate` draws everything, then the clients ask for whole
 answers, then for streams; the other side waits. Everything is compiled before the first round, and
 the ratio is the median of the rounds' ratios. Beside it are the tokens for each second of processor
 time of the server's process, with the model in it: of that others on the machine take nothing.
+
+With `--baseline=session` slots like those of the server, with its programs, take the place of
+`Engine.generate`. That reads several prompts in a row as long as all: on a CPU, where attention
+computes whole rows, it then takes longer than the server.
 """
 
 import argparse
@@ -18,6 +22,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -37,6 +42,7 @@ from models.config import Qwen3VLConfig
 from prism_jax.commands.serve import encoding, opened, server, text
 from prism_jax.commands.serve import main as serve_main
 from prism_jax.data import chat, examples, processor, tokenizer_files
+from prism_jax.rollout import session as session_lib
 from prism_jax.rollout.sampling import Sampling
 
 _TARGET = 0.9
@@ -56,6 +62,10 @@ _MEDIUM = dataclasses.replace(
     ),
     vision=dataclasses.replace(presets.TINY.vision, out_hidden_size=384),
 )
+_BASELINES = {
+    "generate": "Engine.generate with as many slots",
+    "session": "the same slots without a server",
+}
 _SIZES = {**sizes.SIZES, "medium": _MEDIUM}
 
 
@@ -117,24 +127,51 @@ def _generate(
     Args:
       most_tokens: of each response, in slots for `work.tokens`; None: that.
     """
-    sampling = Sampling(
+    begun = time.perf_counter()
+    rollout = sampler.engine.generate(
+        sampler.params,
+        prompts,
+        _sampling(words, work),
+        jax.random.key(0),
+        num_responses=1,
+        limits=[most_tokens or work.tokens] * len(prompts),
+    )
+    return _rate(int(rollout.lengths.sum()), begun)
+
+
+def _drive(
+    session: session_lib.Session,
+    words: processor.Processor,
+    prompts: Sequence[inputs.Example],
+    work: serve_clients.Work,
+) -> dict[str, float]:
+    """Return the rate of slots like the server's, without a server."""
+    begun = time.perf_counter()
+    streams = [
+        stream
+        for number, prompt in enumerate(prompts)
+        for stream in session.submit(
+            prompt, [_sampling(words, work)], jax.random.key(number), numbers=[0]
+        )
+    ]
+    left = len(streams)
+    while left:
+        left -= len(session.look())
+    return _rate(sum(len(stream.ticket.tokens) for stream in streams), begun)
+
+
+def _sampling(words: processor.Processor, work: serve_clients.Work) -> Sampling:
+    return Sampling(
         temperature=1.0,
         top_k=None,
         top_p=None,
         max_tokens=work.tokens,
         end_token_ids=words.ids.ends,
     )
-    begun = time.perf_counter()
-    rollout = sampler.engine.generate(
-        sampler.params,
-        prompts,
-        sampling,
-        jax.random.key(0),
-        num_responses=1,
-        limits=[most_tokens or work.tokens] * len(prompts),
-    )
+
+
+def _rate(tokens: int, begun: float) -> dict[str, float]:
     seconds = time.perf_counter() - begun
-    tokens = int(rollout.lengths.sum())
     return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 
 
@@ -187,9 +224,9 @@ async def _rounds(
             await line()
             for _ in range(work.repeats):
                 results.append({})
-                for kind in ("generate", *serve_clients.KINDS):
+                for kind in ("baseline", *serve_clients.KINDS):
                     begun = time.process_time()
-                    if kind == "generate":
+                    if kind == "baseline":
                         result = await asyncio.to_thread(alone)
                     else:
                         process.stdin.write(f"{kind}\n".encode())
@@ -212,7 +249,7 @@ def _arguments(work: serve_clients.Work) -> list[str]:
     return [f"--{name.removeprefix('num_')}={value}" for name, value in named]
 
 
-def measure(size: str, work: serve_clients.Work, options: Sequence[str]) -> dict:
+def measure(size: str, work: serve_clients.Work, baseline: str, options: Sequence[str]) -> dict:
     """Return the record."""
     args = serve_main.parser().parse_args(
         [
@@ -235,19 +272,19 @@ def measure(size: str, work: serve_clients.Work, options: Sequence[str]) -> dict
         made, engine=dataclasses.replace(made.engine, num_slots=args.num_slots)
     )
     prompts = _examples(words, work)
-    _generate(sampler, words, prompts, work, most_tokens=1)
-    results = asyncio.run(
-        _rounds(
-            args,
-            _policy(sampler, words, args),
-            lambda: _generate(sampler, words, prompts, work),
-            work,
+    policy = _policy(sampler, words, args)
+    if baseline == "generate":
+        _generate(sampler, words, prompts, work, most_tokens=1)
+        alone = functools.partial(_generate, sampler, words, prompts, work)
+    else:
+        alone = functools.partial(
+            _drive, _policy(sampler, words, args).session, words, prompts, work
         )
-    )
+    results = asyncio.run(_rounds(args, policy, alone, work))
     return records.make(
         "serve_throughput",
-        "tokens a second of the server's clients over those of Engine.generate on the same prompts "
-        "with as many slots; median of the rounds",
+        f"tokens a second of the server's clients over those of {_BASELINES[baseline]} on the same "
+        "prompts; median of the rounds",
         {
             "whole answers": records.ratio(
                 _ratio(results, "whole", "tokens_per_second"), f">= {_TARGET}"
@@ -274,7 +311,7 @@ def measure(size: str, work: serve_clients.Work, options: Sequence[str]) -> dict
 
 
 def _ratio(results: Sequence[dict[str, dict]], kind: str, rate: str) -> float:
-    return statistics.median(one[kind][rate] / one["generate"][rate] for one in results)
+    return statistics.median(one[kind][rate] / one["baseline"][rate] for one in results)
 
 
 def main() -> None:
@@ -282,12 +319,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", choices=list(_SIZES), default="4b")
     serve_clients.add_arguments(parser)
+    parser.add_argument("--baseline", choices=list(_BASELINES), default="generate")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("options", nargs="*", help="of serve, after --")
     args = parser.parse_args()
     # The sampler fills the memory; read when JAX first asks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
-    written = json.dumps(measure(args.size, serve_clients.work_of(args), args.options), indent=1)
+    written = json.dumps(
+        measure(args.size, serve_clients.work_of(args), args.baseline, args.options), indent=1
+    )
     print(written)
     if args.out is not None:
         args.out.write_text(written + "\n")
