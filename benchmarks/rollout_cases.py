@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from benchmarks import kernel_times, sizes
 from models import inputs, qwen3_vl
@@ -22,7 +23,7 @@ _SIGMA = 0.72  # of the logarithm: 5 % of the lengths are above 2.5 times the me
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """An engine with random bfloat16 weights."""
+    """An engine with random weights."""
 
     engine: engine.Engine
     params: nnx.State
@@ -39,7 +40,12 @@ class Timed:
 
 
 def random_sampler(
-    config: Qwen3VLConfig, devices: Sequence[jax.Device], *, chunk_tokens: int, tensor: int
+    config: Qwen3VLConfig,
+    devices: Sequence[jax.Device],
+    *,
+    chunk_tokens: int,
+    tensor: int,
+    dtype: DTypeLike = jnp.bfloat16,
 ) -> Sampler:
     """Make a model as training holds it, cut over all devices, and bring it to the sampler."""
     rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
@@ -51,8 +57,8 @@ def random_sampler(
             has_head=True,
             moe_implementation=None,
             rules=rules,
-            dtype=jnp.bfloat16,
-            param_dtype=jnp.bfloat16,
+            dtype=dtype,
+            param_dtype=dtype,
             rngs=nnx.Rngs(0),
         )
 
@@ -62,7 +68,7 @@ def random_sampler(
         params = jax.jit(lambda: nnx.state(make()), out_shardings=where)()
     mesh = layout.mesh(trained, tensor=tensor)
     graphdef, params = serving.prepare(
-        graphdef, params, dtype=jnp.bfloat16, donate=True, mesh=mesh, rules=rules
+        graphdef, params, dtype=dtype, donate=True, mesh=mesh, rules=rules
     )
     on_gpu = jax.default_backend() == "gpu"
     built = engine.Engine(

@@ -1,147 +1,72 @@
 """Measure the server against `Engine.generate` on the same prompts; write a record.
 
     python -m benchmarks.serve_throughput --out=FILE.json             (one GPU, the extra `serve`)
+    python -m benchmarks.serve_throughput --size=medium --slots=16 --requests=64 --tokens=128 \
+        --side=0 --baseline=session --out=FILE.json -- --max_prompt_tokens=64 --max_images=0  (CPU)
 
 The server is the one of `python -m prism_jax serve` with random weights, its clients are another
-process. Both sides draw one response of `--tokens` tokens to each prompt, a picture and a question,
-with as many slots; the clients keep twice as many requests open. Each side runs twice, the second
-run counts. `--size=tiny` runs anywhere and measures nothing worth keeping.
+process. Both sides draw one response of at most `--tokens` tokens to each prompt, a picture and a
+question, with as many slots and as many tokens between two looks; the clients keep four times as
+many requests open. In a round `Engine.generate` draws everything, then the clients ask for whole
+answers, then for streams; the other side waits. Everything is compiled before the first round, and
+the ratios are medians of those of the rounds: by the clock, and on a CPU also by the processor time
+of the server's process, with the model in it, which depends less on what else the machine does.
+
+With `--baseline=session` slots like those of the server, with its programs, take the place of
+`Engine.generate`. That reads several prompts in a row as long as all: on a CPU, where attention
+computes whole rows, it then takes longer than the server.
 """
 
 import argparse
 import asyncio
-import base64
 import concurrent.futures
 import contextlib
 import dataclasses
-import datetime
-import io
+import functools
 import json
 import os
 import pathlib
-import platform
 import signal
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import httpx
 import jax
-import numpy as np
-from PIL import Image
+import jax.numpy as jnp
 
-from benchmarks import kernel_times, rollout_cases, sizes
-from models import inputs
+from benchmarks import kernel_times, records, rollout_cases, serve_clients, sizes
+from models import inputs, presets
 from models.config import Qwen3VLConfig
 from prism_jax.commands.serve import encoding, opened, server, text
 from prism_jax.commands.serve import main as serve_main
 from prism_jax.data import chat, examples, processor, tokenizer_files
+from prism_jax.rollout import session as session_lib
 from prism_jax.rollout.sampling import Sampling
 
 _TARGET = 0.9
-_SENTENCES = ("What does the picture show? Think step by step, then give the answer.",)
-_CHUNK_TOKENS = 32  # of `Engine.generate`, as in benchmarks.rollout
-_OPEN_FACTOR = 2  # requests that are open for each slot
-_START_SECONDS = 1800
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """The requests of a run."""
-
-    num_requests: int
-    num_slots: int
-    tokens: int
-    side: int  # of the pictures, pixels
-
-
-def picture(number: int, side: int) -> Image.Image:
-    """Return one of many pictures of noise."""
-    rng = np.random.default_rng(number)
-    return Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
-
-
-def question(number: int) -> str:
-    """Return the question about a picture."""
-    return f"{_SENTENCES[0]} ({number})"
-
-
-# The clients, in a process of their own.
-
-
-async def _ask(client: httpx.AsyncClient, url: str, body: dict) -> int:
-    """Return the tokens of an answer, whole or streamed."""
-    if not body["stream"]:
-        answer = await client.post(url, json=body)
-        answer.raise_for_status()
-        return answer.json()["usage"]["completion_tokens"]
-    num_tokens = 0
-    async with client.stream("POST", url, json=body) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {"):
-                usage = json.loads(line.removeprefix("data: "))["usage"]
-                num_tokens = usage["completion_tokens"] if usage else num_tokens
-    return num_tokens
-
-
-async def _run_clients(url: str, work: Work, bodies: Sequence[dict]) -> dict:
-    room = asyncio.Semaphore(_OPEN_FACTOR * work.num_slots)
-    limits = httpx.Limits(max_connections=_OPEN_FACTOR * work.num_slots)
-    async with httpx.AsyncClient(timeout=None, limits=limits) as client:
-
-        async def ask(body: dict) -> int:
-            async with room:
-                return await _ask(client, url, body)
-
-        begun = time.perf_counter()
-        tokens = sum(await asyncio.gather(*map(ask, bodies)))
-        seconds = time.perf_counter() - begun
-    return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-
-
-async def clients(url: str, work: Work) -> dict:
-    """Wait for the server, then ask everything twice in whole answers, and twice in streams."""
-    deadline = time.monotonic() + _START_SECONDS
-    async with httpx.AsyncClient() as client:
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if (await client.get(f"{url}/health")).status_code == 200:
-                    break
-            if time.monotonic() > deadline:
-                raise TimeoutError("the server does not answer")
-            await asyncio.sleep(0.5)
-    results = {}
-    for kind in ("whole", "stream"):
-        bodies = [
-            _body(number, work, is_stream=kind == "stream") for number in range(work.num_requests)
-        ]
-        for _ in range(2):
-            results[kind] = await _run_clients(f"{url}/v1/chat/completions", work, bodies)
-    return results
-
-
-def _body(number: int, work: Work, *, is_stream: bool) -> dict:
-    buffer = io.BytesIO()
-    picture(number, work.side).save(buffer, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    parts = [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": question(number)},
-    ]
-    body = {
-        "model": "policy",
-        "messages": [{"role": "user", "content": parts}],
-        "max_tokens": work.tokens,
-        "temperature": 1.0,
-        "seed": number,
-        "stream": is_stream,
-    }
-    return body | ({"stream_options": {"include_usage": True}} if is_stream else {})
-
-
-# The two sides.
+# 13 million parameters, for CPUs: on two cores a step of 64 responses takes longer than their text.
+_MEDIUM = dataclasses.replace(
+    presets.TINY,
+    text=dataclasses.replace(
+        presets.TINY.text,
+        vocab_size=2048,
+        hidden_size=384,
+        intermediate_size=1536,
+        num_layers=6,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=64,
+        mrope_section=(12, 10, 10),
+    ),
+    vision=dataclasses.replace(presets.TINY.vision, out_hidden_size=384),
+)
+_BASELINES = {
+    "generate": "Engine.generate with as many slots",
+    "session": "the same slots without a server",
+}
+_SIZES = {**sizes.SIZES, "medium": _MEDIUM}
 
 
 def _words(
@@ -150,7 +75,7 @@ def _words(
     """Return a processor for the sizes, and the sizes with its ids."""
     ids = tokenizer_files.write(
         folder,
-        _SENTENCES,
+        serve_clients.SENTENCES,
         num_merges=64,
         min_pixels=32 * 32,
         max_pixels=1 << 20,
@@ -179,155 +104,238 @@ def _words(
     return processor.Processor.from_folder(folder), config
 
 
-def _examples(words: processor.Processor, work: Work) -> list[inputs.Example]:
+def _examples(words: processor.Processor, work: serve_clients.Work) -> list[inputs.Example]:
     prompts = []
     for number in range(work.num_requests):
-        turn = chat.turn("user", question(number), num_images=1)
-        shown = [picture(number, work.side)]
+        shown = [serve_clients.picture(number, work.side)] if work.side else []
+        turn = chat.turn("user", serve_clients.question(number), num_images=len(shown))
         encoded = words.encode([turn], images=shown, add_generation_prompt=True)
         prompts.append(examples.from_encoded(encoded, words))
     return prompts
 
 
 def _generate(
-    sampler: rollout_cases.Sampler, words: processor.Processor, work: Work
+    sampler: rollout_cases.Sampler,
+    words: processor.Processor,
+    prompts: Sequence[inputs.Example],
+    work: serve_clients.Work,
+    *,
+    most_tokens: int | None = None,
 ) -> dict[str, float]:
-    """Return the rate of `Engine.generate`; encoding its prompts is not counted."""
-    prompts = _examples(words, work)
-    sampling = Sampling(
+    """Return the rate of `Engine.generate`; encoding its prompts is not counted.
+
+    Args:
+      most_tokens: of each response, in slots for `work.tokens`; None: that.
+    """
+    begun = time.perf_counter()
+    rollout = sampler.engine.generate(
+        sampler.params,
+        prompts,
+        _sampling(words, work),
+        jax.random.key(0),
+        num_responses=1,
+        limits=[most_tokens or work.tokens] * len(prompts),
+    )
+    return _rate(int(rollout.lengths.sum()), begun)
+
+
+def _drive(
+    session: session_lib.Session,
+    words: processor.Processor,
+    prompts: Sequence[inputs.Example],
+    work: serve_clients.Work,
+) -> dict[str, float]:
+    """Return the rate of slots like the server's, without a server."""
+    begun = time.perf_counter()
+    streams = [
+        stream
+        for number, prompt in enumerate(prompts)
+        for stream in session.submit(
+            prompt, [_sampling(words, work)], jax.random.key(number), numbers=[0]
+        )
+    ]
+    left = len(streams)
+    while left:
+        left -= len(session.look())
+    return _rate(sum(len(stream.ticket.tokens) for stream in streams), begun)
+
+
+def _sampling(words: processor.Processor, work: serve_clients.Work) -> Sampling:
+    return Sampling(
         temperature=1.0,
         top_k=None,
         top_p=None,
         max_tokens=work.tokens,
         end_token_ids=words.ids.ends,
     )
-    drawing = dataclasses.replace(sampler.engine, num_slots=work.num_slots)
-    for _ in range(2):
-        begun = time.perf_counter()
-        rollout = drawing.generate(
-            sampler.params, prompts, sampling, jax.random.key(0), num_responses=1
-        )
-        seconds = time.perf_counter() - begun
-    tokens = int(rollout.lengths.sum())
+
+
+def _rate(tokens: int, begun: float) -> dict[str, float]:
+    seconds = time.perf_counter() - begun
     return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
 
 
-def _serve(
-    sampler: rollout_cases.Sampler, words: processor.Processor, work: Work, options: Sequence[str]
-) -> dict:
-    """Run the server, and its clients beside it; return what the clients measured."""
-    args = serve_main.parser().parse_args(
-        [
-            *("--model=policy", "--name=policy", "--port=0"),
-            f"--num_slots={work.num_slots}",
-            f"--max_new_tokens={max(work.tokens, 256)}",
-            *options,
-        ]
-    )
+def _policy(
+    sampler: rollout_cases.Sampler, words: processor.Processor, args: argparse.Namespace
+) -> opened.Policy:
+    """Return what `Policy.open` returns for a folder."""
     room = encoding.Room.of(args.max_prompt_tokens, args.max_images, words)
-    policy = opened.Policy(
+    return opened.Policy(
         words=words,
         vocabulary=text.Vocabulary.of(words),
         room=room,
-        session=opened.session(
-            dataclasses.replace(
-                sampler.engine, num_slots=args.num_slots, chunk_tokens=args.chunk_tokens
-            ),
-            sampler.params,
-            words,
-            room,
-            args,
-        ),
+        session=opened.session(sampler.engine, sampler.params, words, room, args),
     )
 
-    async def both() -> dict:
-        with contextlib.closing(server.listener_of(args.host, args.port)) as listener:
-            life = server.Life(args, None, policy, None, threads, kernel_times.say)
-            serving = asyncio.create_task(life.serve(listener))
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "benchmarks.serve_throughput"),
-                f"--clients=http://127.0.0.1:{listener.getsockname()[1]}",
-                *_arguments(work),
-                stdout=asyncio.subprocess.PIPE,
-                env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            )
-            reading = asyncio.create_task(process.communicate())
+
+async def _rounds(
+    args: argparse.Namespace,
+    policy: opened.Policy,
+    alone: Callable[[], dict],
+    work: serve_clients.Work,
+) -> list[dict[str, dict]]:
+    """Run the server with its clients beside it; return the results of each round."""
+    results: list[dict[str, dict]] = []
+    with (
+        concurrent.futures.ThreadPoolExecutor(args.num_threads) as threads,
+        contextlib.closing(server.listener_of(args.host, args.port)) as listener,
+    ):
+        life = server.Life(args, None, policy, None, threads, kernel_times.say)
+        serving = asyncio.create_task(life.serve(listener))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "benchmarks.serve_clients"),
+            f"--url=http://127.0.0.1:{listener.getsockname()[1]}",
+            *_arguments(work),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+
+        async def line() -> bytes:
+            """Return the clients' next line; raise what the server raises before."""
+            reading = asyncio.create_task(process.stdout.readline())
             await asyncio.wait({serving, reading}, return_when=asyncio.FIRST_COMPLETED)
             if serving.done():
-                process.kill()
                 serving.result()
+            if not await reading:
+                raise RuntimeError("the clients have failed")
+            return reading.result()
+
+        try:
+            await line()
+            for _ in range(work.repeats):
+                results.append({})
+                for kind in ("baseline", *serve_clients.KINDS):
+                    begun = time.process_time()
+                    if kind == "baseline":
+                        result = await asyncio.to_thread(alone)
+                    else:
+                        process.stdin.write(f"{kind}\n".encode())
+                        result = json.loads(await line())
+                    seconds = time.process_time() - begun
+                    results[-1][kind] = result | {
+                        "tokens_per_processor_second": result["tokens"] / seconds
+                    }
+                kernel_times.report(results[-1])
+        finally:
+            if process.returncode is None:
+                process.kill()
             life.stop(signal.SIGTERM)
             await serving
-            return json.loads((await reading)[0].splitlines()[-1])
-
-    with concurrent.futures.ThreadPoolExecutor(args.num_threads) as threads:
-        return asyncio.run(both())
+    return results
 
 
-def _arguments(work: Work) -> list[str]:
+def _arguments(work: serve_clients.Work) -> list[str]:
     named = dataclasses.asdict(work).items()
     return [f"--{name.removeprefix('num_')}={value}" for name, value in named]
 
 
-def measure(size: str, work: Work, options: Sequence[str]) -> dict:
+def measure(size: str, work: serve_clients.Work, baseline: str, options: Sequence[str]) -> dict:
     """Return the record."""
-    with tempfile.TemporaryDirectory() as name:
-        words, config = _words(sizes.SIZES[size], pathlib.Path(name))
-    sampler = rollout_cases.random_sampler(
-        config, jax.devices()[:1], chunk_tokens=_CHUNK_TOKENS, tensor=1
+    args = serve_main.parser().parse_args(
+        [
+            *("--model=policy", "--name=policy", "--port=0"),
+            f"--num_slots={work.num_slots}",
+            f"--max_new_tokens={work.tokens}",
+            *options,
+        ]
     )
-    alone = _generate(sampler, words, work)
-    kernel_times.report({"generate": alone})
-    served = _serve(sampler, words, work, options)
-    kernel_times.report({"served": served})
-    ratios = {
-        kind: result["tokens_per_second"] / alone["tokens_per_second"]
-        for kind, result in served.items()
-    }
-    ratio = min(ratios.values())
-    return {
-        "record": "serve_throughput",
-        "claim": "tokens a second of the server's clients, of whole answers and of streams, over "
-        "those of Engine.generate on the same prompts with as many slots",
-        "ratio": ratio,
-        "target": _TARGET,
-        "is_met": ratio >= _TARGET,
-        "limit": "the host: pictures are decoded, tokens become text and events beside the sampler",
-        "raw": {"ratios": ratios, "generate": alone, "served": served}
-        | {"work": dataclasses.asdict(work), "host_cores": os.cpu_count()},
-    }
+    with tempfile.TemporaryDirectory() as name:
+        words, config = _words(_SIZES[size], pathlib.Path(name))
+    made = rollout_cases.random_sampler(
+        config,
+        jax.devices()[:1],
+        chunk_tokens=args.chunk_tokens,
+        tensor=1,
+        dtype=jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16,
+    )
+    sampler = dataclasses.replace(
+        made, engine=dataclasses.replace(made.engine, num_slots=args.num_slots)
+    )
+    prompts = _examples(words, work)
+    policy = _policy(sampler, words, args)
+    if baseline == "generate":
+        _generate(sampler, words, prompts, work, most_tokens=1)
+        alone = functools.partial(_generate, sampler, words, prompts, work)
+    else:
+        alone = functools.partial(
+            _drive, _policy(sampler, words, args).session, words, prompts, work
+        )
+    results = asyncio.run(_rounds(args, policy, alone, work))
+    return _record(
+        results,
+        baseline,
+        {
+            "rounds": results,
+            "work": dataclasses.asdict(work),
+            "size": size,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(sampler.params)),
+            "host_cores": os.cpu_count(),
+        },
+    )
 
 
-def main(arguments: list[str] | None = None) -> None:
+def _record(results: Sequence[dict[str, dict]], baseline: str, raw: dict) -> dict:
+    rates = {"clock": "tokens_per_second"}
+    if jax.default_backend() == "cpu":
+        rates["processor"] = "tokens_per_processor_second"
+    clock = [
+        _ratio([one], kind, "tokens_per_second") for one in results for kind in serve_clients.KINDS
+    ]
+    return records.make(
+        "serve_throughput",
+        f"tokens a second of the server's clients over those of {_BASELINES[baseline]} on the same "
+        f"prompts, by the {' and the '.join(rates)}; medians of the rounds",
+        {
+            f"{name}, {unit}": records.ratio(_ratio(results, kind, rate), f">= {_TARGET}")
+            for kind, name in (("whole", "whole answers"), ("stream", "streams"))
+            for unit, rate in rates.items()
+        },
+        limit="prompts are encoded and tokens become text and events beside the sampler; by the "
+        "clock also what else runs on the machine, the clients among it: single rounds gave "
+        f"{min(clock):.2f} to {max(clock):.2f}.",
+        raw=raw,
+        module="benchmarks.serve_throughput",
+    )
+
+
+def _ratio(results: Sequence[dict[str, dict]], kind: str, rate: str) -> float:
+    return statistics.median(one[kind][rate] / one["baseline"][rate] for one in results)
+
+
+def main() -> None:
     """Measure, print the record and write it."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--size", choices=list(sizes.SIZES), default="4b")
-    parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--side", type=int, default=512, help="of the pictures")
-    parser.add_argument("--clients", help="only ask the server at this address, for this program")
+    parser.add_argument("--size", choices=list(_SIZES), default="4b")
+    serve_clients.add_arguments(parser)
+    parser.add_argument("--baseline", choices=list(_BASELINES), default="generate")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("options", nargs="*", help="of serve, after --")
-    args = parser.parse_args(arguments)
-    work = Work(
-        num_requests=args.requests, num_slots=args.slots, tokens=args.tokens, side=args.side
-    )
-    if args.clients is not None:
-        print(json.dumps(asyncio.run(clients(args.clients, work))))
-        return
+    args = parser.parse_args()
     # The sampler fills the memory; read when JAX first asks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
-    record = measure(args.size, work, args.options)
-    given = sys.argv[1:] if arguments is None else arguments
-    record |= {
-        "size": args.size,
-        "device": f"{jax.devices()[0].device_kind} x 1",
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "command": " ".join(["python -m benchmarks.serve_throughput", *given]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    written = json.dumps(record, indent=1)
+    written = json.dumps(
+        measure(args.size, serve_clients.work_of(args), args.baseline, args.options), indent=1
+    )
     print(written)
     if args.out is not None:
         args.out.write_text(written + "\n")

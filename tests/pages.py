@@ -24,6 +24,7 @@ from prism_jax.stages.warmup import config as warmup_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SHOWN = re.compile(r"^```bash\n([^`]*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"`([\w./-]+\.\w+)`")
 _CONFIG = re.compile(r"--config=configs/(\w+)\.py:([\w]+)(.*)")
 _KINDS = {
@@ -59,6 +60,15 @@ def read(name: str) -> Page:
             files[path] = body
         end = block.end()
     return Page(files=files, commands=tuple(commands))
+
+
+def shown(name: str) -> list[tuple[tuple[str, ...], str]]:
+    """Return the commands of a page that have their output below them, and the output."""
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    return [
+        (tuple(shlex.split(body.replace("\\\n", " "))), output)
+        for body, output in _SHOWN.findall(text)
+    ]
 
 
 def write(page: Page, folder: pathlib.Path) -> None:

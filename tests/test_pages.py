@@ -1,30 +1,28 @@
 """The pages for users: their commands, on tiny files, in the order of the page.
 
-Commands of `prism_jax` are run at the tiny size. Two pages train for one step; of the recipe the
-steps and the sampling are left out. Lines of pip, venv and export are checked, not run; downloads
-are copies of local folders (`tests/pages.py`).
+Commands of `prism_jax` are run at the tiny size, and stages take one step. Lines of pip, venv and
+export are checked, not run; downloads are copies of local folders (`tests/pages.py`).
 """
 
 import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 
+from prism_jax import main
 from prism_jax.data.numerals import corpus as numerals_corpus
 from prism_jax.data.numerals import examples as numerals_examples
-from prism_jax.rollout import engine
-from prism_jax.running import loop
 from tests import data_files, pages, tiny_checkpoint
 from tests.stages import rl_run
 
 _USERS = ("finetune_your_data.md", "your_own_reward.md", "paper_recipe.md")
 _ONE_STEP = ("--config.train.num_steps=1", "--config.train.num_epochs=None")
+_NO_PANEL = "--config.honesty.every_steps=None"  # another program, of which other tests are
 _TINY = {
     "sft": (*_ONE_STEP, "--config.data.row_tokens=512", "--config.data.row_patches=(64,)"),
-    "warmup": _ONE_STEP,
-    "align": ("--config.train.num_steps=1", "--config.rows.row_tokens=512"),
+    "warmup": (*_ONE_STEP, "--config.evaluate.every_steps=None", _NO_PANEL),
+    "align": ("--config.train.num_steps=1", "--config.rows.row_tokens=512", _NO_PANEL),
     "rlvr": ("--config.train.num_steps=1", "--config.rows.row_tokens=512"),
     "generate": ("--max_new_tokens=8",),
 }
@@ -125,37 +123,17 @@ def test_your_own_reward(run, downloads, tmp_path, capsys, monkeypatch):
     assert "config.files.rewards.custom" in capsys.readouterr().err
 
 
-def _save_unchanged(stage, state, data, *, limits, checkpointer, **options):
-    """Stand for `loop.run`: read the first step's data, and save the state as it is."""
-    del stage, options
-    next(data)
-    checkpointer.save(limits.num_steps, state, data_position=data.get_state())
-    checkpointer.wait()
-    return state
-
-
-def _one_token(self, params, prompts, sampling, key, *, num_responses, **options):
-    """Stand for `Engine.generate`: every response is one token, cut."""
-    del self, params, key, options
-    count = len(prompts) * num_responses
-    tokens = np.zeros((count, sampling.max_tokens), np.int32)
-    return engine.Rollout(
-        tokens=tokens,
-        logprobs=np.zeros(tokens.shape, np.float32),
-        lengths=np.ones(count, np.int32),
-        ended=np.zeros(count, bool),
-    )
-
-
-def test_paper_recipe(run, downloads, tmp_path, monkeypatch):
-    """The steps themselves are left out: tests of the stages and of the other pages take them."""
-    monkeypatch.setattr(loop, "run", _save_unchanged)
-    monkeypatch.setattr(engine.Engine, "generate", _one_token)
+def test_paper_recipe(run, downloads, tmp_path):
+    """Every stage takes a step, from the state that the stage before it has saved."""
     shutil.copy(downloads["test"], tmp_path / "test.parquet")
     folder = run("paper_recipe.md")
     for stage in ("sft", "warmup", "align", "rlvr"):
+        (row,) = rl_run.rows(folder / "runs" / stage)
+        numbers = [value for value in row.values() if isinstance(value, int | float)]
+        assert row["step"] == 1 and numbers, stage
         assert (folder / "runs" / stage / "finished.json").exists()
     assert (folder / "exported/config.json").exists()
+    assert json.loads((folder / "runs/test/summary.json").read_text())
     assert (folder / "runs/pairs/summary.json").exists()
 
 
@@ -167,7 +145,18 @@ def test_the_plans_of_the_recipe_are_printed(monkeypatch, capsys):
         pages.run(command, downloads={}, tiny={})
 
 
-@pytest.mark.parametrize("name", [*_USERS, "index.md"])
+def test_the_page_of_plan_shows_what_is_printed(monkeypatch, capsys):
+    monkeypatch.chdir(pages.ROOT)
+    shown = pages.shown("plan.md")
+    assert len(shown) == 2
+    for command, output in shown:
+        assert command[:4] == ("python", "-m", "prism_jax", "plan")
+        code = main.main([*command[3:]])
+        assert capsys.readouterr().out == output
+        assert code == ("it fits with" in output)
+
+
+@pytest.mark.parametrize("name", [*_USERS, "index.md", "plan.md"])
 def test_links_lead_somewhere(name):
     assert pages.links(name) == []
 

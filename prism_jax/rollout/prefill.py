@@ -1,8 +1,8 @@
 """Read prompts: packed into rows, each image encoded once, keys and values into the prompt store.
 
 A call reads at most one row of each part. Its shape is the least of a few `levels`: for as many of
-the largest prompts as are read at a time, for one, and, on request, for parts of one. Smaller
-prompts are packed closer.
+the largest prompts as are read at a time, for one, and, on request, for parts of one and for some.
+Smaller prompts are packed closer.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from prism_jax.rollout.memory import round_up
 
 _SPLASH_ROW = 128  # of which splash attention reads multiples, see `models.attention`
 _LEVEL_FACTOR = 2  # between the sizes of levels for parts of the largest prompt
+_COUNT_FACTOR = 4  # between those for several of the largest prompts
 _MOST_PROMPTS = 4  # in a row, for each prompt of the largest size that it has room for
 
 
@@ -85,6 +86,11 @@ def measure(prompt: Example) -> tuple[int, int, int]:
     return len(prompt.tokens), patches, sum(int(grid[0]) for grid in prompt.grids)
 
 
+def holds(shape: Shape, prompt: Example) -> bool:
+    """Return whether a row has room for a prompt."""
+    return bool((_size(prompt) <= _room(shape)).all())
+
+
 def next_position(prompt: Example, config: Qwen3VLConfig) -> int:
     """Return the M-RoPE position of the first token behind a prompt."""
     merge = config.vision.spatial_merge_size if config.vision else 1
@@ -99,11 +105,18 @@ def levels(
 
     Args:
       one: the shape for one prompt of the largest size; `most` such are read at a time.
-      least_tokens: also halves of `one`, halves of those and so on, of at least so many tokens;
-        None: no parts of it.
+      least_tokens: also halves of `one`, halves of those and so on, of at least so many tokens, and
+        four of `one`, four times as many and so on; None: neither.
     """
-    shapes, factor = [one] if most == 1 else [one, one.times(most)], _LEVEL_FACTOR
-    while least_tokens is not None and one.tokens // factor >= least_tokens:
+    shapes = [one] if most == 1 else [one, one.times(most)]
+    if least_tokens is None:
+        return shapes
+    count = _COUNT_FACTOR
+    while count * 2 < most:
+        shapes.insert(-1, one.times(count))
+        count *= _COUNT_FACTOR
+    factor = _LEVEL_FACTOR
+    while one.tokens // factor >= least_tokens:
         tokens, patches = (math.ceil(size / factor) for size in (one.tokens, one.patches))
         smaller = shape(
             tokens=tokens, patches=patches, frames=one.frames, implementation=implementation
@@ -113,25 +126,60 @@ def levels(
     return shapes
 
 
+# Of each call the shape and each part's prompts, with the entries of the store that they get.
+Calls = list[tuple[Shape, list[list[tuple[int, Example]]]]]
+
+
 def split(
-    parts: Sequence[Sequence[tuple[int, Example]]], shapes: Sequence[Shape]
-) -> list[tuple[Shape, list[list[tuple[int, Example]]]]]:
-    """Lay each part's prompts into rows, first fit; return the shape and the parts of each call.
+    parts: Sequence[Sequence[tuple[int, Example]]],
+    shapes: Sequence[Shape],
+    *,
+    call_tokens: int | None,
+) -> Calls:
+    """Lay each part's prompts into rows, first fit; return the calls.
 
     Args:
       parts: for each part the prompts and the entries of the store that they get.
       shapes: from `levels`.
+      call_tokens: a call takes as long as its tokens and so many more, and the calls are those that
+        take least; None: as few calls as possible.
     """
+    calls = _lay_out(parts, shapes, shapes[-1])
+    if call_tokens is None or not calls:
+        return calls
+    largest = np.max([_size(prompt) for part in parts for _, prompt in part], axis=0)
+    most = max(sum(len(prompt.tokens) for _, prompt in part) for part in parts)
+    least = sum(shape.tokens + call_tokens for shape, _ in calls)
+    for row in reversed(shapes[:-1]):
+        # No packing is closer than this.
+        bound = most + math.ceil(most / row.tokens) * call_tokens
+        if bound >= least or (largest > _room(row)).any():
+            continue
+        candidate = _lay_out(parts, shapes, row)
+        cost = sum(shape.tokens + call_tokens for shape, _ in candidate)
+        if cost < least:
+            calls, least = candidate, cost
+    return calls
 
-    def room(shape: Shape) -> np.ndarray:
-        return np.array([shape.tokens, shape.patches, shape.frames, shape.prompts])
 
-    limits = room(shapes[-1])
+def _size(prompt: Example) -> np.ndarray:
+    return np.array([*measure(prompt), 1])
+
+
+def _room(shape: Shape) -> np.ndarray:
+    return np.array([shape.tokens, shape.patches, shape.frames, shape.prompts])
+
+
+def _lay_out(
+    parts: Sequence[Sequence[tuple[int, Example]]], shapes: Sequence[Shape], row: Shape
+) -> Calls:
+    """Return calls with rows of at most this shape."""
+    limits = _room(row)
     rows: list[list[list[tuple[int, Example]]]] = []
     for prompts in parts:
         mine, used = [], []
         for entry, prompt in sorted(prompts, key=lambda item: -len(item[1].tokens)):
-            size = np.array([*measure(prompt), 1])
+            size = _size(prompt)
             at = next((n for n, u in enumerate(used) if (u + size <= limits).all()), None)
             if at is None:
                 mine.append([])
@@ -143,8 +191,8 @@ def split(
     calls = []
     for number in range(max((len(mine) for mine in rows), default=0)):
         call = [mine[number] if number < len(mine) else [] for mine in rows]
-        sizes = [np.sum([[*measure(p), 1] for _, p in row], axis=0) for row in call if row]
-        least = next(shape for shape in shapes if (np.array(sizes) <= room(shape)).all())
+        sizes = [np.sum([_size(p) for _, p in part], axis=0) for part in call if part]
+        least = next(shape for shape in shapes if (np.array(sizes) <= _room(shape)).all())
         calls.append((least, call))
     return calls
 

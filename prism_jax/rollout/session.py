@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +21,10 @@ from prism_jax.rollout.sampling import Mode, Sampling, Settings
 from prism_jax.rollout.slots import Group, Slots, Ticket
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+# Reading prompts begins with reading the weights, which takes about as long as so many tokens.
+_CALL_TOKENS = 256
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,8 +227,34 @@ class Session:
         Where the devices' memory is short after all, go on with half of the slots: responses that
         were on their way are drawn again, and are the same.
         """
+        return self._in_memory(self._look) or []
+
+    def compile_prefill(self, prompts: Sequence[Example]) -> None:
+        """Compile the programs that read prompts like these, of each level; before the first look.
+
+        Args:
+          prompts: those that are larger than a level are read by the others.
+        """
+        while self._in_memory(lambda: self._read_at_each_level(prompts)) is None:
+            pass
+
+    def _read_at_each_level(self, prompts: Sequence[Example]) -> bool:
+        for level in self.levels:
+            for prompt in prompts:
+                if prefill.holds(level, prompt):
+                    # The entry is beyond the store, which keeps nothing of it.
+                    first = [(self.plan.num_prompts, prompt)]
+                    call = [first, *[[]] * (self.plan.num_parts - 1)]
+                    self._state = self._device.fill(
+                        self._params, self._state, call, level, self.plan
+                    )
+        jax.block_until_ready(self._state)
+        return True
+
+    def _in_memory(self, act: Callable[[], _T]) -> _T | None:
+        """Return what it gives; None where memory was short and half of the slots are left."""
         try:
-            return self._look()
+            return act()
         except jax.errors.JaxRuntimeError as error:
             slots = self.plan.num_slots
             if _OUT_OF_MEMORY not in str(error) or slots == 1 or jax.process_count() > 1:
@@ -233,7 +264,7 @@ class Session:
         self._requeue()
         self._plans[self._sizes] = memory.make(self._device.config, self._work, limits)
         self._open(self._plans[self._sizes])
-        return []
+        return None
 
     def _requeue(self) -> None:
         """Put every response that is in a slot back to its group, and the groups to the queue."""
@@ -315,7 +346,9 @@ class Session:
         with self._changed:
             new = slots.fill(self._queue)
         parts = [[(group.entry, group.prompt) for group in part] for part in new]
-        for shape, call in prefill.split(parts, self.levels):
+        # Requests of a server come a few at a time, and in all sizes.
+        call_tokens = None if self._least_prefill_tokens is None else _CALL_TOKENS
+        for shape, call in prefill.split(parts, self.levels, call_tokens=call_tokens):
             self._state = device.fill(self._params, self._state, call, shape, self.plan)
         if slots.is_idle():
             return

@@ -12,7 +12,8 @@ from flax import nnx
 
 from models import config as config_lib
 from models import inputs, qwen3_vl, sharding
-from prism_jax.rollout import engine, memory, sampling, serving
+from prism_jax.rollout import engine, memory, prefill, sampling, serving
+from prism_jax.rollout import session as session_lib
 from tests.models import cases
 
 _NUM_PROMPTS, _NUM_NUMBERS, _MOST_TOKENS = 8, 5, 12
@@ -113,9 +114,11 @@ def _open(monkeypatch, classes: tuple, num_prompts: int, width: int, chunk_token
         num_prompts=num_prompts,
         prompt_places=_PROMPT_TOKENS,
         width=width,
-        prefill_prompts=1,
+        prefill_prompts=min(num_prompts, 4),
     )
     monkeypatch.setattr(memory, "make", lambda *args: plan)
+    # Prompts of a look are read in few large rows, or in several small ones.
+    monkeypatch.setattr(session_lib, "_CALL_TOKENS", 3)
     graphdef, params, config = _model()
     built = engine.Engine(
         graphdef=graphdef,
@@ -175,6 +178,31 @@ def _submit(session, rng: np.random.Generator, temperature: float, most: int = 4
         streams = session.submit(_prompt(int(prompt)), settings, _KEY, numbers=numbers)
         submitted += [(int(prompt), stream) for stream in streams]
     return submitted
+
+
+def test_few_prompts_are_read_in_small_rows_and_many_in_large_ones():
+    one = prefill.shape(tokens=128, patches=512, frames=1, implementation="xla")
+    shapes = prefill.levels(one, 64, least_tokens=256, implementation="xla")
+    assert [shape.tokens for shape in shapes] == [128, 512, 2048, 8192]
+
+    def read(count: int, call_tokens: int | None) -> list[int]:
+        tokens = np.ones(60, np.int32)
+        prompt = inputs.Example(tokens=tokens, token_types=0 * tokens, grids=[], pixels=[])
+        calls = prefill.split(
+            [[(entry, prompt) for entry in range(count)]], shapes, call_tokens=call_tokens
+        )
+        entries = [entry for _, (row,) in calls for entry, _ in row]
+        assert sorted(entries) == list(range(count))
+        assert all(60 * len(row) <= shape.tokens for shape, (row,) in calls)
+        return [shape.tokens for shape, _ in calls]
+
+    assert read(0, 256) == []
+    assert read(1, 256) == [128]
+    assert read(5, 256) == [512]  # not three of 128: each call reads the weights
+    assert read(5, 8) == [128] * 3
+    assert read(40, 256) == [2048, 512]
+    assert read(64, 256) == [2048] * 2
+    assert read(64, None) == [8192]
 
 
 # One slot; few, fewer than responses to a prompt; short ones and long ones, of which a response

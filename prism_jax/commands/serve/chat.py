@@ -1,8 +1,8 @@
 """Chat completions: a request's responses, whole or as a stream of events."""
 
 import asyncio
-import contextlib
 import dataclasses
+import functools
 import math
 import secrets
 import time
@@ -60,69 +60,92 @@ class Chat:
             end_token_ids=self._end_token_ids,
         )
         seed = secrets.randbits(32) if request.seed is None else request.seed
+        answer = _Answer(self._name, request, len(example.tokens), self._vocabulary)
+        feed = _Feed(answer.writers, self._sampler, self._measures, begun)
         responses = self._sampler.submit(
-            example, sampling, key_of(seed), num_responses=request.num_responses
+            example,
+            sampling,
+            key_of(seed),
+            feed.listeners,
+            # A stop text is looked for while the response is drawn.
+            is_whole=not request.is_stream and not request.stops,
         )
         self._measures.prompt_tokens.inc(len(example.tokens))
-        answer = _Answer(self._name, request, len(example.tokens), self._vocabulary)
         try:
-            async with contextlib.aclosing(self._steps(responses, answer, begun)) as steps:
-                if request.is_stream:
-                    await _stream(steps, answer, request, reply)
-                else:
-                    await reply.whole(await _collect(steps, answer, request))
+            if request.is_stream:
+                await _stream(feed, answer, request, reply)
+            else:
+                await reply.whole(await _collect(feed, answer, request))
         finally:
             # Those that are not done, where the client has left or the request has failed.
             self._sampler.cancel(responses)
-            self._measures.response_tokens.inc(answer.num_tokens())
+            self._measures.response_tokens.inc(sum(one.num_tokens for one in responses))
 
-    async def _steps(
-        self, responses: Sequence[Response], answer: "_Answer", begun: float
-    ) -> AsyncIterator[Step]:
-        """Yield what becomes certain of all choices, as it comes."""
-        steps: asyncio.Queue[Step | Exception] = asyncio.Queue()
 
-        async def follow(index: int, response: Response) -> None:
-            try:
-                async for step in _followed(index, response, answer.writers[index]):
-                    steps.put_nowait(step)
-            except Exception as error:
-                steps.put_nowait(error)
-            # After a stop text the response has its slot still, however slow the reader is.
-            self._sampler.cancel([response])
+class _Feed:
+    """The parts of an answer's choices that became certain and are not taken yet.
 
-        tasks = [asyncio.ensure_future(follow(n, one)) for n, one in enumerate(responses)]
-        num_left, is_first = len(responses), True
+    Responses are read when the sampler hands out their tokens, however slow the client is: a stop
+    text frees its slot at once. What a slow client has not taken becomes one part of each choice.
+    """
+
+    def __init__(
+        self,
+        writers: Sequence[text_lib.Writer],
+        sampler: Sampler,
+        measures: Measures,
+        begun: float,
+    ):
+        self.listeners = [functools.partial(self._hear, index) for index in range(len(writers))]
+        self._writers, self._sampler, self._measures = writers, sampler, measures
+        self._begun: float | None = begun  # None: the first token came
+        self._steps: dict[int, Step] = {}
+        self._ended: set[int] = set()
+        self._error: Exception | None = None
+        self._is_new = asyncio.Event()
+
+    async def parts(self) -> AsyncIterator[tuple[list[Step], bool]]:
+        """Yield the next part of choices, and whether these are the last ones."""
+        num_left = len(self._writers)
+        while num_left:
+            await self._is_new.wait()
+            self._is_new.clear()
+            if self._error is not None:
+                raise self._error
+            steps, self._steps = [*self._steps.values()], {}
+            num_left -= sum(step.finish_reason is not None for step in steps)
+            yield steps, num_left == 0
+
+    def _hear(self, index: int, response: Response) -> None:
+        if index in self._ended:  # by a stop text; the response itself ends with the next look
+            return
         try:
-            while num_left:
-                step = await steps.get()
-                if isinstance(step, Exception):
-                    raise step
-                if is_first:
-                    self._measures.first_token_seconds.observe(time.monotonic() - begun)
-                    is_first = False
-                num_left -= step.finish_reason is not None
-                yield step
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            step = self._read(index, response)
+        except Exception as error:
+            self._error = error
+        else:
+            if step.finish_reason is not None:
+                self._ended.add(index)
+            if index in self._steps:
+                step = dataclasses.replace(step, piece=self._steps[index].piece + step.piece)
+            self._steps[index] = step
+        self._is_new.set()
 
-
-async def _followed(index: int, response: Response, writer: text_lib.Writer) -> AsyncIterator[Step]:
-    async for part in response.parts():
-        if not all(math.isfinite(logprob) for _, logprob in part.drawn):
+    def _read(self, index: int, response: Response) -> Step:
+        part, writer, reason = response.take(), self._writers[index], None
+        if not all(map(math.isfinite, part.logprobs)):
             raise Refusal("the logits of this model are not finite", status=500, code="not_finite")
-        piece = writer.add(part.drawn)
+        if self._begun is not None and part.tokens:
+            self._measures.first_token_seconds.observe(time.monotonic() - self._begun)
+            self._begun = None
+        piece = writer.add(part.tokens, part.logprobs)
         if writer.is_stopped:
-            yield Step(index=index, piece=piece, finish_reason="stop")
-            return
-        yield Step(index=index, piece=piece, finish_reason=None)
-        if part.is_done:
-            piece = writer.end(by_token=response.is_ended)
-            by_itself = response.is_ended or writer.is_stopped
-            yield Step(index=index, piece=piece, finish_reason="stop" if by_itself else "length")
-            return
+            reason = "stop"
+            self._sampler.cancel([response])
+        elif part.is_done:
+            piece += writer.end(by_token=response.is_ended)
+            reason = "stop" if response.is_ended or writer.is_stopped else "length"
+        return Step(index=index, piece=piece, finish_reason=reason)
 
 
 class _Answer:
@@ -136,7 +159,8 @@ class _Answer:
         vocabulary: text_lib.Vocabulary,
     ):
         self.writers = [
-            text_lib.Writer(vocabulary, request.stops) for _ in range(request.num_responses)
+            text_lib.Writer(vocabulary, request.stops, with_tokens=request.with_logprobs)
+            for _ in range(request.num_responses)
         ]
         self._request, self._vocabulary = request, vocabulary
         self._num_prompt_tokens = num_prompt_tokens
@@ -187,57 +211,50 @@ class _Answer:
         }
 
 
-async def _collect(
-    steps: AsyncIterator[Step], answer: _Answer, request: ChatRequest
-) -> dict[str, Any]:
+async def _collect(feed: _Feed, answer: _Answer, request: ChatRequest) -> dict[str, Any]:
     """Return the whole answer."""
-    texts = [""] * request.num_responses
-    reasons: list[str | None] = [None] * request.num_responses
+    texts: list[list[str]] = [[] for _ in range(request.num_responses)]
     drawn: list[list[text_lib.Drawn]] = [[] for _ in range(request.num_responses)]
-    async for step in steps:
-        texts[step.index] += step.piece.text
-        drawn[step.index] += step.piece.drawn
-        reasons[step.index] = step.finish_reason
+    reasons: list[str | None] = [None] * request.num_responses
+    async for steps, _ in feed.parts():
+        for step in steps:
+            texts[step.index].append(step.piece.text)
+            drawn[step.index] += step.piece.drawn
+            reasons[step.index] = step.finish_reason
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": {"role": "assistant", "content": "".join(parts), "refusal": None},
             "logprobs": answer.logprobs(drawn[index]),
             "finish_reason": reasons[index],
         }
-        for index, text in enumerate(texts)
+        for index, parts in enumerate(texts)
     ]
     return answer.whole(choices)
 
 
-async def _stream(
-    steps: AsyncIterator[Step], answer: _Answer, request: ChatRequest, reply: Reply
-) -> None:
+async def _stream(feed: _Feed, answer: _Answer, request: ChatRequest, reply: Reply) -> None:
     """Send events; a slow reader holds back only its events."""
     begun: set[int] = set()
-    async for step in steps:
-        piece = step.piece
-        if (
-            not piece.text
-            and not piece.drawn
-            and step.finish_reason is None
-            and step.index in begun
-        ):
-            continue
-        delta: dict[str, Any] = {"content": piece.text}
-        if step.index not in begun:
+    async for steps, is_last in feed.parts():
+        events = []
+        for step in steps:
+            piece, is_first = step.piece, step.index not in begun
+            if not (piece.text or piece.drawn or step.finish_reason or is_first):
+                continue
             begun.add(step.index)
-            delta = {"role": "assistant", **delta}
-        choice = {
-            "index": step.index,
-            "delta": delta,
-            "logprobs": answer.logprobs(piece.drawn),
-            "finish_reason": step.finish_reason,
-        }
-        await reply.event(answer.event([choice]))
-    if request.with_usage:
-        await reply.event(answer.event([]))
-    await reply.end_of_events()
+            delta = ({"role": "assistant"} if is_first else {}) | {"content": piece.text}
+            choice = {
+                "index": step.index,
+                "delta": delta,
+                "logprobs": answer.logprobs(piece.drawn),
+                "finish_reason": step.finish_reason,
+            }
+            events.append(answer.event([choice]))
+        if is_last and request.with_usage:
+            events.append(answer.event([]))
+        if events:
+            await reply.events(events, is_last=is_last)
 
 
 def key_of(seed: int) -> jax.Array:

@@ -12,7 +12,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -25,6 +25,7 @@ from prism_jax.commands.serve.refusals import Refusal
 
 _LEFT = 499  # as in the logs of other servers: the client left
 _DISCARD_SECONDS = 2.0
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,25 +53,24 @@ class Reply:
         self, value: Any, *, status: int = 200, headers: dict[str, str] | None = None
     ) -> None:
         """Send a JSON value."""
-        body = json.dumps(value, ensure_ascii=False).encode()
+        body = _JSON.encode(value).encode()
         length = {"content-type": "application/json", "content-length": str(len(body))}
         await self._start(status, length | (headers or {}))
         await self._send({"type": "http.response.body", "body": body})
 
-    async def event(self, value: Any) -> None:
-        """Send a JSON value, or a text, as an event of a stream."""
+    async def events(self, values: Sequence[Any], *, is_last: bool) -> None:
+        """Send JSON values as events of a stream, all at once.
+
+        Args:
+          is_last: end the stream behind them.
+        """
         if self.status is None:
             await self._start(
                 200, {"content-type": "text/event-stream", "cache-control": "no-store"}
             )
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        body = f"data: {text}\n\n".encode()
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
-
-    async def end_of_events(self) -> None:
-        """End the stream."""
-        await self.event("[DONE]")
-        await self._send({"type": "http.response.body", "body": b""})
+        texts = [*map(_JSON.encode, values), *(["[DONE]"] if is_last else [])]
+        body = "".join(f"data: {text}\n\n" for text in texts).encode()
+        await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
 
     async def refuse(self, refusal: Refusal, *, close: bool) -> None:
         """Send an error; as the last event where the stream has begun.
@@ -79,7 +79,7 @@ class Reply:
           close: end the connection, as where the body was not read.
         """
         if self.status is not None:
-            await self.event(refusal.body())
+            await self.events([refusal.body()], is_last=False)
             await self._send({"type": "http.response.body", "body": b""})
             return
         headers = refusal.headers() | ({"connection": "close"} if close else {})

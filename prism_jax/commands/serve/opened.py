@@ -1,13 +1,13 @@
 """The models of the server, in memory before it listens."""
 
 import argparse
+import asyncio
 import concurrent.futures
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
-import numpy as np
 from flax import nnx
 from PIL import Image
 
@@ -19,7 +19,7 @@ from prism_jax.commands.serve import chat as chat_lib
 from prism_jax.commands.serve import chat_request, encoding, measures, text
 from prism_jax.commands.serve import pictures as pictures_lib
 from prism_jax.commands.serve import score as score_lib
-from prism_jax.commands.serve.sampler import Sampler
+from prism_jax.commands.serve.sampler import Response, Sampler
 from prism_jax.data import chat, examples, processor
 from prism_jax.rollout import engine, memory, prefill
 from prism_jax.rollout.sampling import Sampling
@@ -100,28 +100,14 @@ class Policy:
                 f"--max_prompt_tokens must be >= {tokens}, which a prompt with the least picture "
                 f"has, got {self.room.tokens}"
             )
-        prompts: list[tuple[inputs.Example, int]] = []
-        smaller = 0
-        for level in self.session.levels:
-            if level.prompts > self.session.levels[0].prompts:
-                # For several prompts at a time, which small ones fill by their number.
-                count = min(self.session.levels[0].prompts + 1, sampler.most_responses)
-                prompts += [(plain, count), (pictured, count)]
-            else:
-                prompts += [(_longer(one, smaller + 1), 1) for one in (plain, pictured)]
-            smaller = level.tokens
-        for number, (prompt, count) in enumerate(prompts):
-            # At least two prompts; a third request is there for the third mode.
-            await self._draw(sampler, prompt, _MODES[number % len(_MODES)], count)
-        await self._draw(sampler, plain, _MODES[-1], 1)
+        await asyncio.to_thread(self.session.compile_prefill, (plain, pictured))
+        for mode in _MODES:
+            await self._draw(sampler, plain, mode)
 
     async def _draw(
-        self,
-        sampler: Sampler,
-        prompt: inputs.Example,
-        mode: tuple[float, float | None],
-        num_responses: int,
+        self, sampler: Sampler, prompt: inputs.Example, mode: tuple[float, float | None]
     ) -> None:
+        """Draw one token; raise where the sampler fails."""
         sampling = Sampling(
             temperature=mode[0],
             top_k=None,
@@ -129,12 +115,16 @@ class Policy:
             max_tokens=1,
             end_token_ids=self.words.ids.ends,
         )
-        responses = sampler.submit(
-            prompt, sampling, chat_lib.key_of(0), num_responses=num_responses
-        )
-        for response in responses:
-            async for _ in response.parts():
-                pass
+        ended = asyncio.Event()
+
+        def hear(response: Response) -> None:
+            if response.error is not None or response.is_done:
+                ended.set()
+
+        key = chat_lib.key_of(0)
+        (response,) = sampler.submit(prompt, sampling, key, [hear], is_whole=True)
+        await ended.wait()
+        response.take()
 
     def _example(self, pictures: Sequence[Image.Image]) -> inputs.Example:
         turn = chat.turn("user", "?", num_images=len(pictures))
@@ -166,12 +156,6 @@ def session(
         key_impl=str(jax.random.key_impl(chat_lib.key_of(0))),
         least_prefill_tokens=_LEAST_PREFILL_TOKENS,
     )
-
-
-def _longer(prompt: inputs.Example, num_tokens: int) -> inputs.Example:
-    """Return a prompt of at least so many tokens."""
-    missing = max(num_tokens - len(prompt.tokens), 0)
-    return inputs.continued(prompt, np.repeat(prompt.tokens[-1:], missing))
 
 
 def open_score(

@@ -3,13 +3,15 @@
   event loop   submit, cancel          hand_out: new tokens to whoever waits for them
   thread              look, look, look …      (one chunk of all slots a look)
 
-All methods belong to the event loop; only `_drive` runs in the thread.
+All methods belong to the event loop; only `_drive` runs in the thread. The thread waits for
+nobody: it leaves the tokens of a look where the event loop finds them, and goes on.
 """
 
 import asyncio
 import dataclasses
+import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -21,23 +23,34 @@ from prism_jax.rollout.session import Session, Stream
 
 _MOST_RETRY_SECONDS = 60
 _SMOOTHING = 0.1
+# Between two chunks the thread takes Python's lock some dozen times, each time after so long where
+# the event loop or an encoder is busy, and the device waits. Python's own value is 5 ms.
+_SWITCH_SECONDS = 0.0002
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
     """The next tokens of a response."""
 
-    drawn: tuple[tuple[int, float], ...]  # each with its log-probability
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
     is_done: bool
 
 
 class Response:
-    """One response while it is drawn."""
+    """One response while it is drawn.
 
-    def __init__(self, stream: Stream, begun: float):
+    Args:
+      listener: is called in the event loop when there is a part to take.
+      is_whole: the listener needs no parts: it is called for the first token and for the end.
+    """
+
+    def __init__(
+        self, stream: Stream, begun: float, listener: Callable[["Response"], None], is_whole: bool
+    ):
         self._stream, self.begun = stream, begun
-        self._given = 0
-        self._is_new = asyncio.Event()
+        self._listener, self._is_whole = listener, is_whole
+        self._num_taken = 0
         self.error: BaseException | None = None
 
     @property
@@ -55,31 +68,41 @@ class Response:
         """Return whether it has a slot."""
         return self._stream.ticket.slot is not None
 
+    @property
+    def num_tokens(self) -> int:
+        """Return the tokens drawn so far."""
+        return len(self._stream.ticket.tokens)
+
     def wake(self) -> None:
-        """Hand out what is new."""
-        ticket = self._stream.ticket
-        if self.error is not None or ticket.is_done or len(ticket.tokens) > self._given:
-            self._is_new.set()
+        """Call the listener where there is something for it."""
+        is_new = self.num_tokens > self._num_taken
+        if self._is_whole and self._num_taken:
+            is_new = False
+        if is_new or self.is_done or self.error is not None:
+            self._listener(self)
 
     def cancel(self) -> None:
         """End it where it is, with the next look."""
         self._stream.cancel()
 
-    async def parts(self) -> AsyncIterator[Part]:
-        """Yield tokens as they come; the last part is done."""
-        ticket = self._stream.ticket
-        while True:
-            await self._is_new.wait()
-            self._is_new.clear()
-            if self.error is not None:
-                raise RuntimeError("the sampler has failed") from self.error
-            # In this order: a response that is done grows no more.
-            is_done, new = ticket.is_done, range(self._given, len(ticket.tokens))
-            self._given = new.stop
-            drawn = tuple((ticket.tokens[n], ticket.logprobs[n]) for n in new)
-            yield Part(drawn=drawn, is_done=is_done)
-            if is_done:
-                return
+    def take(self) -> Part:
+        """Return the tokens that were not taken yet; the last part is done.
+
+        Raises:
+          RuntimeError: the sampler has failed.
+        """
+        if self.error is not None:
+            raise RuntimeError("the sampler has failed") from self.error
+        ticket, first = self._stream.ticket, self._num_taken
+        # In this order: a response that is done grows no more, and a token's log-probability is
+        # there before the token.
+        is_done, last = ticket.is_done, len(ticket.tokens)
+        self._num_taken = last
+        return Part(
+            tokens=ticket.tokens[first:last],
+            logprobs=ticket.logprobs[first:last],
+            is_done=is_done,
+        )
 
 
 class Sampler:
@@ -110,7 +133,10 @@ class Sampler:
         self._lock = threading.Lock()
         self._num_left = 0  # not yet finished, as the thread counts
         self._is_closing = False
+        self._is_told = False  # of tokens that are not handed out yet
         self._work = threading.Event()
+        self._switch_seconds = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._thread = threading.Thread(target=self._drive, name="sampler", daemon=True)
         self._thread.start()
 
@@ -133,14 +159,21 @@ class Sampler:
         return max(1, min(_MOST_RETRY_SECONDS, round(rounds * self._usual_seconds)))
 
     def submit(
-        self, prompt: Example, sampling: Sampling, key: jax.Array, *, num_responses: int
+        self,
+        prompt: Example,
+        sampling: Sampling,
+        key: jax.Array,
+        listeners: Sequence[Callable[[Response], None]],
+        *,
+        is_whole: bool,
     ) -> list[Response]:
-        """Queue responses to a prompt.
+        """Queue responses to a prompt, one for each listener; see `Response`.
 
         Raises:
           Refusal: there is no room, or the sampler has failed.
           ValueError: the prompt is larger than the session has room for.
         """
+        num_responses = len(listeners)
         if self.error is not None:
             raise Refusal("the sampler has failed", status=503, code="failed")
         if self.num_live() + num_responses > self.most_responses:
@@ -155,7 +188,11 @@ class Sampler:
             streams += self._session.submit(
                 prompt, [sampling] * len(numbers), key, numbers=list(numbers)
             )
-        responses = [Response(stream, self._loop.time()) for stream in streams]
+        begun = self._loop.time()
+        responses = [
+            Response(stream, begun, listener, is_whole)
+            for stream, listener in zip(streams, listeners, strict=True)
+        ]
         self._live |= dict.fromkeys(responses)
         with self._lock:
             self._num_left += len(responses)
@@ -164,16 +201,18 @@ class Sampler:
 
     def cancel(self, responses: Sequence[Response]) -> None:
         """End those responses that are not done, with the next look."""
-        for response in responses:
-            if not response.is_done:
-                response.cancel()
-        self._work.set()
+        unfinished = [response for response in responses if not response.is_done]
+        for response in unfinished:
+            response.cancel()
+        if unfinished:
+            self._work.set()
 
     async def close(self) -> None:
         """Stop the thread and free the slots."""
         self._is_closing = True
         self._work.set()
         await asyncio.to_thread(self._thread.join)
+        sys.setswitchinterval(self._switch_seconds)
         self._session.close()
 
     def _drive(self) -> None:
@@ -189,11 +228,16 @@ class Sampler:
                     self._num_left -= num_finished
                     if self._num_left:
                         self._work.set()
-                self._loop.call_soon_threadsafe(self._hand_out)
+                # Where the event loop is behind, it finds the tokens of several looks together.
+                if not self._is_told:
+                    self._is_told = True
+                    self._loop.call_soon_threadsafe(self._hand_out)
         except BaseException as error:
             self._loop.call_soon_threadsafe(self._fail, error)
 
     def _hand_out(self) -> None:
+        # Before the tokens are read: those of a look from now on are told again.
+        self._is_told = False
         for response in [*self._live]:
             if response.is_done:
                 del self._live[response]

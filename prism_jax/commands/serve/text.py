@@ -11,7 +11,7 @@ a stop text, or half of a character, is held back until the next tokens decide.
 import codecs
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from prism_jax.data import processor
 from prism_jax.rewards import tags
@@ -68,28 +68,42 @@ class Piece:
     text: str
     drawn: tuple[Drawn, ...]
 
+    def __add__(self, other: "Piece") -> "Piece":
+        """Return both as one."""
+        return Piece(text=self.text + other.text, drawn=self.drawn + other.drawn)
+
 
 class Writer:
-    """The text of one response."""
+    """The text of one response.
 
-    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str]):
+    Args:
+      with_tokens: pieces have the tokens that wrote them.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], *, with_tokens: bool):
         self._vocabulary, self._stops = vocabulary, tuple(stops)
+        self._with_tokens = with_tokens
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held, self._given = "", 0  # text that is held back; characters handed out
         self._waiting: collections.deque[Drawn] = collections.deque()
         self.num_tokens = 0  # drawn so far, the end token included
         self.is_stopped = False  # by a stop text
 
-    def add(self, tokens: Iterable[tuple[int, float]]) -> Piece:
+    def add(self, tokens: Sequence[int], logprobs: Sequence[float]) -> Piece:
         """Return what is certain after more tokens; those behind a stop text are not read."""
+        if not self._stops and not self._with_tokens:
+            # Nothing depends on where a token ends.
+            self.num_tokens += len(tokens)
+            written = b"".join(map(self._vocabulary.text, tokens))
+            return Piece(text=self._decoder.decode(written), drawn=())
         given = []
-        for token, logprob in tokens:
+        for token, logprob in zip(tokens, logprobs, strict=True):
             if self.is_stopped:
                 break
             self.num_tokens += 1
-            self._waiting.append(
-                Drawn(token=token, logprob=logprob, start=self._given + len(self._held))
-            )
+            if self._with_tokens:
+                start = self._given + len(self._held)
+                self._waiting.append(Drawn(token=token, logprob=logprob, start=start))
             self._held += self._decoder.decode(self._vocabulary.text(token))
             given.append(self._release())
         return self._piece("".join(given))

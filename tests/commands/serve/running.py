@@ -20,7 +20,7 @@ SLOTS, QUEUE, RESPONSES, TOKENS = 8, 248, 16, 48
 LIMIT_PIXELS = 40_000
 BODY_BYTES = 1 << 20
 _ROOT = pathlib.Path(__file__).parents[3]
-_START_SECONDS = 300
+_START_SECONDS = 600
 
 
 class Server:

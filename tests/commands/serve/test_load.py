@@ -61,7 +61,7 @@ async def _slow(server, question):
         data += part
         await asyncio.sleep(0.02)
     link.close()
-    lines = [x[6:] for x in data.split(b"\r\n") if x.startswith(b"data: ")]
+    lines = [x[6:] for x in data.splitlines() if x.startswith(b"data: ")]
     assert lines.pop().strip() == b"[DONE]"
     choices = [json.loads(line)["choices"][0] for line in lines]
     return "".join(choice["delta"]["content"] for choice in choices), None

@@ -20,14 +20,13 @@ def vocabulary(words):
     return text.Vocabulary.of(words)
 
 
-def _write(vocabulary, tokens, stops, rng):
+def _write(vocabulary, tokens, stops, rng, *, with_tokens=True):
     """Return the pieces of a response whose tokens come in parts of random sizes."""
-    writer, pieces, at = text.Writer(vocabulary, stops), [], 0
+    writer, pieces, at = text.Writer(vocabulary, stops, with_tokens=with_tokens), [], 0
     while at < len(tokens):
         size = int(rng.integers(1, 4))
-        pieces.append(
-            writer.add([(int(t), -float(n)) for n, t in enumerate(tokens[at : at + size])])
-        )
+        part = tokens[at : at + size].tolist()
+        pieces.append(writer.add(part, [-float(n) for n in range(len(part))]))
         at += size
     return writer, [*pieces, writer.end(by_token=False)]
 
@@ -41,6 +40,9 @@ def test_the_pieces_make_the_text_that_the_processor_decodes(words, vocabulary):
         assert "".join(piece.text for piece in pieces) == words.decode(tokens), tokens
         assert [d.token for piece in pieces for d in piece.drawn] == tokens.tolist()
         assert (writer.num_tokens, writer.is_stopped) == (30, False)
+        writer, bare = _write(vocabulary, tokens, (), rng, with_tokens=False)
+        assert "".join(piece.text for piece in bare) == words.decode(tokens), tokens
+        assert (writer.num_tokens, sum(len(piece.drawn) for piece in bare)) == (30, 0)
 
 
 def test_a_stop_text_cuts_the_text_where_it_first_begins(words, vocabulary):
@@ -65,13 +67,15 @@ def test_a_stop_text_cuts_the_text_where_it_first_begins(words, vocabulary):
         ].tolist()
         assert all(d.start < len(given) for p in pieces for d in p.drawn)
         num_stopped += writer.num_tokens < 40
+        _, bare = _write(vocabulary, tokens, stops, rng, with_tokens=False)
+        assert "".join(piece.text for piece in bare) == given
     assert num_stopped > 200
 
 
 def test_the_end_token_writes_nothing_and_is_counted(words, vocabulary):
-    writer = text.Writer(vocabulary, ("zz",))
+    writer = text.Writer(vocabulary, ("zz",), with_tokens=True)
     tokens = [*words.token_ids("a z"), words.ids.ends[0]]
-    first = writer.add([(token, -1.0) for token in tokens])
+    first = writer.add(tokens, [-1.0] * len(tokens))
     last = writer.end(by_token=True)
     assert first.text + last.text == "a z"
     assert first.text == "a "  # the z could begin the stop text
