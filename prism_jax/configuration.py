@@ -71,6 +71,8 @@ class Axes(Section):
 
     data: int
     fsdp: int
+    # Over which the length of each row is split, and weights as over fsdp; `sft` alone can.
+    sequence: int
     tensor: int
     expert: int
 
@@ -89,6 +91,13 @@ class Mesh(Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         return at_least(self, 1, "num_devices", "max_fsdp")
+
+    def problems_of_whole_rows(self) -> list[str]:
+        """Return the problems of a command that computes whole rows on each device."""
+        size = self.axes.sequence
+        if size == 1:
+            return []
+        return [f"mesh.axes.sequence must be 1, since only sft splits rows along it, got {size}"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -279,7 +288,13 @@ class TrainingRun(Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return at_least(self, 0, "seed")
+        problems = at_least(self, 0, "seed")
+        return problems if self.splits_length else problems + self.mesh.problems_of_whole_rows()
+
+    @property
+    def splits_length(self) -> bool:
+        """Return whether the stage runs with `mesh.axes.sequence` above 1."""
+        return False
 
     def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """Return the problems on these devices, as `problems` does; known before any data."""

@@ -102,7 +102,7 @@ def test_weights_of_any_mesh_come_to_the_sampler_s_own(tensor):
     graphdef, params = ours.model(_DENSE)
     spread = jax.device_put(params, mesh_lib.param_shardings(params, trained, rules))
     mesh = layout.mesh(trained, tensor=tensor)
-    assert mesh.shape == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor, "expert": 1}
+    assert mesh.shape == dict.fromkeys(mesh_lib.AXES, 1) | {"data": 8 // tensor, "tensor": tensor}
     _, prepared = serving.prepare(
         graphdef, spread, dtype=jnp.float32, donate=False, mesh=mesh, rules=rules
     )

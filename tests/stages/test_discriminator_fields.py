@@ -273,6 +273,7 @@ _ELSEWHERE = {
     "tests/policy/test_rollouts.py": ("rollout.is_cut_allowed",),
     "tests/policy/test_held_out.py": field_tables.HELD_OUT,
     "one process alone": ("mesh.is_distributed",),
+    "tests/stages/test_rl_configs.py": ("mesh.axes.sequence",),
 }
 _TABLES = {"align": _ALIGN | _SHARED, "warmup": _WARMUP | _SHARED}
 _CASES = [

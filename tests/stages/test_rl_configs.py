@@ -10,7 +10,7 @@ from flax import nnx
 
 from models import inputs, presets, qwen3_vl, sharding
 from models.inputs import Example
-from prism_jax import configuration
+from prism_jax import configuration, errors
 from prism_jax import rows as packed_rows
 from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import loss as policy_loss
@@ -49,6 +49,14 @@ def _options(stage: str, arg: str):
 @pytest.mark.parametrize("stage", _STRUCTS)
 def test_every_configuration_is_whole(stage, arg):
     assert (_options(stage, arg).model.sizes is not None) == ("new" in arg)
+
+
+@pytest.mark.parametrize("stage", _STRUCTS)
+def test_rows_split_along_their_length_are_refused(stage):
+    config = importlib.import_module(f"configs.{stage}").get_config("4b")
+    config.mesh.axes.sequence = 2
+    with pytest.raises(errors.InputError, match=r"config\.mesh\.axes\.sequence must be 1.*got 2"):
+        configuration.parse(_STRUCTS[stage], config)
 
 
 @pytest.mark.parametrize("stage", ["align", "warmup"])

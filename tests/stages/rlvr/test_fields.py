@@ -183,6 +183,7 @@ _ELSEWHERE = {
         field_tables.fields(distill_config.Distill, "distill.")
     ),
     "one process alone": ("mesh.is_distributed",),
+    "tests/stages/test_rl_configs.py": ("mesh.axes.sequence",),
 }
 
 

@@ -63,10 +63,13 @@ def _assert_same_step(workdir, other):
         ("--config.train.step_rows=4", *A_ROW_A_PART, "--config.mesh.num_devices=3"),
         (
             *("--config.train.step_rows=4", *A_ROW_A_PART, "--config.mesh.num_devices=8"),
-            "--config.mesh.axes.data=2",
+            "--config.mesh.axes.data=1",
             "--config.mesh.axes.fsdp=2",
+            "--config.mesh.axes.sequence=2",
             "--config.mesh.axes.tensor=2",
         ),
+        # Rows that hold several examples with pictures, a quarter of each row on a device.
+        (*FOUR_ROWS, "--config.mesh.num_devices=4", "--config.mesh.axes.sequence=4"),
         (
             *FOUR_ROWS,
             "--config.train.head=recompute",
@@ -79,6 +82,7 @@ def _assert_same_step(workdir, other):
         "unpacked",
         "three_devices",
         "eight_devices",
+        "quarters_of_rows",
         "memory_saved",
     ],
 )
@@ -322,12 +326,16 @@ def test_the_rows_of_a_refused_set_are_all_in_the_workdir(folder, tmp_path, caps
         ("--config.optim.frozen=visoin/.*", "visoin"),
         ("--config.model.sizes.head_dim=12", "head_dim must be a multiple of 8"),
         ("--config.mesh.num_devices=99", "num_devices = 99"),
+        (
+            "--config.mesh.axes.sequence=2 --config.data.row_tokens=127",
+            "a multiple of 2 for 2 parts along mesh.axes.sequence, got 127; 128 would do",
+        ),
         ("--config.train.num_epochs=1", "exactly one must be given"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, override, told):
     devices = "--config.mesh.num_devices=2"
-    assert sft_run.run(folder, tmp_path / "run", devices, override) == 2
+    assert sft_run.run(folder, tmp_path / "run", devices, *override.split(" ")) == 2
     err = capsys.readouterr().err.splitlines()
     assert err[-1].startswith("error: ")
     assert told in err[-1]
