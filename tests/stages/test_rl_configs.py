@@ -33,8 +33,9 @@ _ONE_GPU = ("2b_one_gpu", "4b_one_gpu")
 _POLICIES = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
 
 
-def _options(stage: str, arg: str):
+def _options(stage: str, arg: str, *, sequence: int = 1):
     config = importlib.import_module(f"configs.{stage}").get_config(arg)
+    config.mesh.axes.sequence = sequence
     config.model.folder = "model"
     if stage == "warmup":
         config.data.train = ("pairs.jsonl",)
@@ -53,10 +54,8 @@ def test_every_configuration_is_whole(stage, arg):
 
 @pytest.mark.parametrize("stage", _STRUCTS)
 def test_rows_split_along_their_length_are_refused(stage):
-    config = importlib.import_module(f"configs.{stage}").get_config("4b")
-    config.mesh.axes.sequence = 2
     with pytest.raises(errors.InputError, match=r"config\.mesh\.axes\.sequence must be 1.*got 2"):
-        configuration.parse(_STRUCTS[stage], config)
+        _options(stage, "4b", sequence=2)
 
 
 @pytest.mark.parametrize("stage", ["align", "warmup"])
