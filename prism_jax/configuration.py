@@ -25,6 +25,7 @@ _FREE = "is_free"
 _NONE = re.compile(r"--config\.([\w.]+)=None")
 
 Dtype = Literal["float32", "bfloat16"]
+MomentDtype = Literal["float32", "bfloat16", "8bit"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
 # As `models.text.Remat`, which a command without a model does not load.
 Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
@@ -211,8 +212,9 @@ class Optim(Section):
     frozen: tuple[str, ...]  # the same; these get neither gradients nor moments
     factors: tuple[tuple[str, float], ...]  # the same, with a factor of the learning rate
     clip_norm: float | None
-    mu_dtype: Dtype | None  # storage of the first moment
-    nu_dtype: Dtype | None  # of the second; in bfloat16 it follows slow changes only stochastically
+    mu_dtype: MomentDtype | None  # storage of the first moment; 8bit: see `training.eight_bit`
+    # Of the second; with few bits it follows slow changes only if rounded stochastically.
+    nu_dtype: MomentDtype | None
     rounding: Literal["nearest", "stochastic"]  # of weights and moments that are kept in bfloat16
     memory: Literal["device", "host"]  # of the states of stacked layers between steps
 

@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
 
+from models import moe
 from prism_jax import errors
 from prism_jax.running import metric_writers
 from prism_jax.stages.sft import feed as sft_feed
+from prism_jax.stages.sft import step as sft_step
 from prism_jax.training import train_step
 from tests import data_files, tiny_checkpoint
 from tests.stages import sft_run
@@ -103,6 +106,19 @@ def test_moments_in_the_hosts_memory_give_the_step_and_are_saved_and_restored(
     assert sft_run.run(folder, tmp_path / "two", *two, "--config.resume.step=1") == 0
     assert (tmp_path / "two" / "set_aside" / "2").is_dir()
     assert sft_run.checksums(tmp_path / "two") == before
+
+
+def test_moments_in_8_bits_are_saved_and_restored_bit_for_bit(folder, tmp_path):
+    moments = [f"--config.optim.{name}_dtype=8bit" for name in ("mu", "nu")]
+    two = ("--config.train.num_steps=2", "--config.checkpoint.save_every_steps=1", *FOUR_ROWS)
+    options = (*two, *moments, "--config.optim.rounding=stochastic")
+    assert sft_run.run(folder, tmp_path, *options) == 0
+    before = sft_run.checksums(tmp_path)
+    types = {leaf["dtype"] for leaf in before["opt_state"].values()}
+    assert {"int8", "uint8"} <= types
+    assert sft_run.run(folder, tmp_path, *options, "--config.resume.step=1") == 0
+    assert (tmp_path / "set_aside" / "2").is_dir()
+    assert sft_run.checksums(tmp_path) == before
 
 
 def test_all_assistant_tokens_and_no_others_are_targets(folder, whole):
@@ -251,6 +267,8 @@ def test_a_mixture_of_experts_learns_with_the_routers_term(folder, tmp_path, cap
     (told,) = sft_run.rows(tmp_path / "run")
     # Two of four experts a token: the term is at least two.
     assert told["loss/load_balance"] >= 2
+    # The busiest expert has an even share, half of the tokens, or up to all of them.
+    assert 1 <= told["router/load"] <= 2
     expected = told["loss/nll"] + 0.5 * told["loss/load_balance"]
     assert told["loss/total"] == pytest.approx(expected, rel=1e-6)
     # It is a mean over microbatches: with it their split is a part of the training.
@@ -260,6 +278,17 @@ def test_a_mixture_of_experts_learns_with_the_routers_term(folder, tmp_path, cap
     assert "rows of a microbatch, which a router's term and dropout depend on, was 2" in (
         capsys.readouterr().err
     )
+
+
+def test_the_load_is_that_of_the_busiest_expert_over_an_even_share():
+    router = moe.RouterStats(
+        choices=jnp.array([[6.0, 2, 0, 0], [2, 2, 2, 2]]),  # of 4 tokens, 2 experts each
+        probability=jnp.ones((2, 4)),
+        tokens=jnp.full(2, 4.0),
+    )
+    load = sft_step._largest_load(router, jnp.float32(4))
+    # 6 over 2 in the first layer, 1 in the second.
+    assert float(load.total / load.weight) == 2
 
 
 def test_rows_that_fit_no_packed_row_are_counted_or_refused(folder, tmp_path, capsys):
