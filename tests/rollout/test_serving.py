@@ -108,7 +108,7 @@ def test_weights_of_any_mesh_come_to_the_sampler_s_own(tensor):
     )
     layer = _layer(prepared, 2)
     gate_up = layer["mlp/gate_up/kernel"][...]
-    assert gate_up.sharding.spec == PartitionSpec("fsdp", None, "tensor")
+    assert gate_up.sharding.spec == PartitionSpec(("fsdp", "sequence"), None, "tensor")
     # Whole on each device, or cut over `tensor` alone: nothing is gathered for a token.
     assert gate_up.addressable_shards[0].data.shape == (48, 2, 80 // tensor)
     # The mesh cuts queries as it cuts keys, unless there are fewer kv heads than devices.
