@@ -279,7 +279,7 @@ def program(case: Case, mesh: Mesh) -> Program:
     """Return the jitted function of a case and its abstract arguments."""
     rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows, chunk_tokens = case.rows * shards, case.chunk_tokens * shards
+    rows, chunk_tokens = case.rows * shards, case.chunk_tokens * shards * mesh.shape["sequence"]
     if case.program == "decode":
         sizes = tpu_rollout.plan(
             parts=shards,

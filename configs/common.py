@@ -89,7 +89,7 @@ def mesh() -> ConfigDict:
     """
     return ConfigDict(
         {
-            "axes": {"data": -1, "fsdp": -1, "tensor": 1, "expert": 1},
+            "axes": {"data": -1, "fsdp": -1, "sequence": 1, "tensor": 1, "expert": 1},
             "max_fsdp": 128,
             "num_devices": config_dict.placeholder(int),
             "is_distributed": config_dict.placeholder(bool),

@@ -7,17 +7,18 @@
 
 Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 million, one GPU), 4b and
 8b (1 to 256 devices; docs/fits.md names those that are large enough), 2b_one_gpu and 4b_one_gpu
-(one GPU of 80 GB; 4b_one_gpu with bfloat16 weights and moments). Options:
+(one GPU of 80 GB; 4b_one_gpu with bfloat16 weights and moments), 8b_32k (rows of 32768 tokens, each
+split over 8 devices, see docs/training.md). Options:
 
   new           tiny, demo, small: a new model; model.folder then names its tokenizer
-  train_vision  4b, 8b: train the vision tower and its mergers too
+  train_vision  4b, 8b, 8b_32k: train the vision tower and its mergers too
 
 4b_one_gpu: with float32 weights and moments a step did not fit an H100 of 80 GB (46.5 GiB of
 arguments, 30.5 of temporaries, benchmarks/results/train_float32.json), so they are bfloat16 with
 stochastic rounding. `--config.optim.memory=host` keeps the moments in the host's memory instead.
 
-4b and 8b: not run here. Source: PRISM README §6 (learning rate 1e-5, cosine, warm-up 0.1, 1 epoch,
-8192 tokens) and, for the rest, the defaults of LLaMA-Factory, with which it trains.
+4b, 8b and 8b_32k: not run here. Source: PRISM README §6 (learning rate 1e-5, cosine, warm-up 0.1,
+1 epoch, 8192 tokens) and, for the rest, the defaults of LLaMA-Factory, with which it trains.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -51,13 +52,28 @@ _ROWS = common.table("""
 """)
 
 
+_LONG = "8b_32k"
+
+
 def get_config(arg: str = "4b") -> ConfigDict:
     """Return the configuration of `SIZE,OPTION,…`."""
     arg, one_gpu = common.split_one_gpu(arg)
-    config = _config(arg)
+    size, comma, rest = arg.partition(",")
+    config = _config(f"8b{comma}{rest}" if size == _LONG else arg)
     if one_gpu is not None:
         _for_one_gpu(one_gpu, config)
+    if size == _LONG:
+        _for_long_rows(config)
     return config
+
+
+def _for_long_rows(config: ConfigDict) -> None:
+    """Split each row over 8 devices: four times the tokens of a row, a quarter of the rows."""
+    config.mesh.axes.sequence = 8
+    config.train.step_rows //= 4
+    config.data.row_tokens *= 4
+    config.data.row_patches = (16_384, 32_768)
+    config.data.row_images = 64
 
 
 def _for_one_gpu(size: str, config: ConfigDict) -> None:

@@ -142,9 +142,14 @@ class VisionTower(nnx.Module):
     def embed(self, vision: VisionInput) -> Float[Array, "W P D"]:
         """Embed the patches and add their interpolated positions."""
         table = self.pos_embed.embedding[...].astype(jnp.float32)
+        # Both are large: where the length of rows is split, each device makes its own part.
+        corners, pixels = (
+            sharding.constrain(x, self.rules, "images", "act_length", None)
+            for x in (vision.corners, vision.pixels)
+        )
         # c: the four corners of a patch.
-        place = jnp.einsum("wpcd,wpc->wpd", table[vision.corners], vision.corner_weights)
-        x = self.patch_embed(normalise(vision.pixels))
+        place = jnp.einsum("wpcd,wpc->wpd", table[corners], vision.corner_weights)
+        x = self.patch_embed(normalise(pixels))
         return x + place.astype(x.dtype)
 
     def __call__(

@@ -25,6 +25,7 @@ _FREE = "is_free"
 _NONE = re.compile(r"--config\.([\w.]+)=None")
 
 Dtype = Literal["float32", "bfloat16"]
+MomentDtype = Literal["float32", "bfloat16", "8bit"]
 Attention = Literal["auto", "xla", "splash", "cudnn"]
 # Of a run's folder: a number, or the step that `best.json` names; None: the newest complete one.
 Step = int | Literal["best"] | None
@@ -73,6 +74,8 @@ class Axes(Section):
 
     data: int
     fsdp: int
+    # Over which the length of each row is split, and weights as over fsdp; `sft` alone can.
+    sequence: int
     tensor: int
     expert: int
 
@@ -91,6 +94,13 @@ class Mesh(Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         return at_least(self, 1, "num_devices", "max_fsdp")
+
+    def problems_of_whole_rows(self) -> list[str]:
+        """Return the problems of a command that computes whole rows on each device."""
+        size = self.axes.sequence
+        if size == 1:
+            return []
+        return [f"mesh.axes.sequence must be 1, since only sft splits rows along it, got {size}"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -208,8 +218,9 @@ class Optim(Section):
     frozen: tuple[str, ...]  # the same; these get neither gradients nor moments
     factors: tuple[tuple[str, float], ...]  # the same, with a factor of the learning rate
     clip_norm: float | None
-    mu_dtype: Dtype | None  # storage of the first moment
-    nu_dtype: Dtype | None  # of the second; in bfloat16 it follows slow changes only stochastically
+    mu_dtype: MomentDtype | None  # storage of the first moment; 8bit: see `training.eight_bit`
+    # Of the second; with few bits it follows slow changes only if rounded stochastically.
+    nu_dtype: MomentDtype | None
     rounding: Literal["nearest", "stochastic"]  # of weights and moments that are kept in bfloat16
     memory: Literal["device", "host"]  # of the states of stacked layers between steps
 
@@ -285,7 +296,13 @@ class TrainingRun(Section):
 
     def problems(self) -> list[str]:
         """See `Section`."""
-        return at_least(self, 0, "seed")
+        problems = at_least(self, 0, "seed")
+        return problems if self.splits_length else problems + self.mesh.problems_of_whole_rows()
+
+    @property
+    def splits_length(self) -> bool:
+        """Return whether the stage runs with `mesh.axes.sequence` above 1."""
+        return False
 
     def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """Return the problems on these devices, as `problems` does; known before any data."""

@@ -12,13 +12,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from models import sharding
 from prism_jax import errors, tree_paths
 
-AXES = ("data", "fsdp", "tensor", "expert")
+AXES = ("data", "fsdp", "sequence", "tensor", "expert")
 
-# The default rules: rows over data and fsdp, weights over fsdp and tensor, experts over expert.
+# The default rules: rows over data and fsdp, the length of rows over sequence, weights over fsdp,
+# sequence and tensor, experts over expert.
 DEFAULT_RULES: dict[str, sharding.MeshAxes] = {
     "layers": None,
     "vocab": "tensor",
-    "embed": "fsdp",
+    "embed": ("fsdp", "sequence"),
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -26,14 +27,14 @@ DEFAULT_RULES: dict[str, sharding.MeshAxes] = {
     "router": None,
     "norm": None,
     "patch": None,
-    "vision_embed": "fsdp",
+    "vision_embed": ("fsdp", "sequence"),
     "vision_heads": "tensor",
     "vision_mlp": "tensor",
     "vision_positions": None,
     "score": None,
     "batch": ("data", "fsdp"),
     "images": ("data", "fsdp"),
-    "act_length": None,
+    "act_length": "sequence",
     "act_embed": None,
     "act_heads": "tensor",
     "act_kv_heads": "tensor",
@@ -66,13 +67,16 @@ def axis_sizes(
 ) -> dict[str, int]:
     """Return the size of every axis; one axis may be -1, for all remaining devices.
 
-    Both `data` and `fsdp` may be -1: `fsdp` is then the largest power of two that divides the
-    devices of a slice, at most `max_fsdp`, and `data` the rest.
+    An axis without a size has size 1. Both `data` and `fsdp` may be -1: `fsdp` is then the largest
+    power of two that divides the devices of a slice, with at most `max_fsdp` parts of a weight, and
+    `data` the rest.
 
     Raises InputError when the sizes do not multiply to the number of devices.
     """
-    if set(sizes) != set(AXES):
-        raise errors.InputError(f"mesh.axes must name exactly {AXES}, got {sorted(sizes)}")
+    unknown = sorted(set(sizes) - set(AXES))
+    if unknown:
+        raise errors.InputError(f"mesh.axes: no mesh axis {unknown}, of {AXES}")
+    sizes = dict.fromkeys(AXES, 1) | dict(sizes)
     free = [name for name in AXES if sizes[name] == -1]
     known = math.prod(sizes[name] for name in AXES if name not in free)
     is_one = len(free) <= 1 or set(free) == {"data", "fsdp"}
@@ -86,7 +90,7 @@ def axis_sizes(
     if len(free) > 1:
         inner = left // num_slices
         largest = inner & -inner  # the largest power of two that divides it
-        while max_fsdp is not None and largest > max_fsdp:
+        while max_fsdp is not None and largest > 1 and largest * sizes["sequence"] > max_fsdp:
             largest //= 2
         found |= {"data": left // largest, "fsdp": largest}
     return found
@@ -114,8 +118,9 @@ def make(
                 "slices"
             )
         inner = [shape[0] // len(slices), *shape[1:]]
+        outer = [len(slices), *[1] * len(inner[1:])]
         grid = mesh_utils.create_hybrid_device_mesh(
-            inner, [len(slices), 1, 1, 1], devices=devices, allow_split_physical_axes=True
+            inner, outer, devices=devices, allow_split_physical_axes=True
         )
     elif devices[0].platform == "tpu":
         # A 4 x 4 torus holds an axis of size 2 only if its physical axes may be split.

@@ -9,6 +9,7 @@ class RowLayout:
 
     row_parts: int  # parts of the mesh, data x fsdp, over which the rows of a microbatch are spread
     token_multiple: int  # of the tokens and patches of a row, as attention reads them
+    length_parts: int = 1  # parts of the mesh over which the length of a row is split
 
     def rows(self, num_rows: int) -> int:
         """Return the rows of a microbatch; -1 is one a part."""
@@ -31,9 +32,14 @@ class RowLayout:
         wrong = [size for size in sizes if size % self.token_multiple]
         if wrong:
             multiple = self.token_multiple
+            reasons = []
+            if self.length_parts > 1:
+                reasons.append(f"{self.length_parts} parts along mesh.axes.sequence")
+            if multiple > self.length_parts:
+                reasons.append("splash attention")
             right = ", ".join(str(-(-size // multiple) * multiple) for size in wrong)
             found.append(
-                f"{size_names} must be a multiple of {multiple} for splash attention, got "
+                f"{size_names} must be a multiple of {multiple} for {' of '.join(reasons)}, got "
                 f"{', '.join(map(str, wrong))}; {right} would do"
             )
         return found

@@ -20,6 +20,7 @@ PRESETS = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
 ALL = [
     "tiny", "tiny,new", "demo", "demo,new", "small", "small,new",
     "4b", "4b,train_vision", "8b", "8b,train_vision", "2b_one_gpu", "4b_one_gpu",
+    "8b_32k", "8b_32k,train_vision",
 ]  # fmt: skip
 
 

@@ -81,7 +81,7 @@ class Config(configuration.Section):
         problems += configuration.at_least(self, 1, "line_every_steps")
         if not self.has_greedy and self.num_samples == 0:
             problems.append("num_samples must be >= 1 when has_greedy is False, got 0")
-        return problems
+        return problems + self.mesh.problems_of_whole_rows()
 
 
 def main(argv: Sequence[str]) -> None:

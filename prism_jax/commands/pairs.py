@@ -75,7 +75,8 @@ class Config(configuration.Section):
     def problems(self) -> list[str]:
         """See `Section`."""
         names = ("num_responses", "max_tokens", "batch_responses", "line_every_steps")
-        return configuration.at_least(self, 0, "seed") + configuration.at_least(self, 1, *names)
+        problems = configuration.at_least(self, 0, "seed") + configuration.at_least(self, 1, *names)
+        return problems + self.mesh.problems_of_whole_rows()
 
 
 def main(argv: Sequence[str]) -> None:

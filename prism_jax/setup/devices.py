@@ -49,6 +49,14 @@ class Devices:
         """Return the number of parts of the mesh over which the rows of a batch are spread."""
         return math.prod(self.mesh.shape[name] for name in self.rules.mesh_axes("batch"))
 
+    def length_parts(self) -> int:
+        """Return the number of parts into which the mesh splits the length of each row."""
+        return math.prod(self.mesh.shape[name] for name in self.rules.mesh_axes("act_length"))
+
+    def token_parts(self) -> int:
+        """Return the number of parts of the mesh over which tokens are spread."""
+        return self.row_parts() * self.length_parts()
+
     @property
     def platform(self) -> str:
         """Return the platform of the devices, as JAX names it."""
@@ -64,7 +72,8 @@ class Devices:
         """Return the limits on the rows that can be computed."""
         return row_layout.RowLayout(
             row_parts=self.row_parts(),
-            token_multiple=_SPLASH_ROW if self.attention == "splash" else 1,
+            token_multiple=(_SPLASH_ROW if self.attention == "splash" else 1) * self.length_parts(),
+            length_parts=self.length_parts(),
         )
 
 
@@ -99,11 +108,17 @@ def open_devices(
             f"{place}.mesh.num_devices = {mesh.num_devices} must be None in a job of "
             f"{jax.process_count()} processes, whose {len(available)} devices are all used"
         )
-    prefill, decode = implementations(model.attention, dtype, place=f"{place}.{section}.attention")
+    made = mesh_lib.make(
+        dataclasses.asdict(mesh.axes), available[: mesh.num_devices], max_fsdp=mesh.max_fsdp
+    )
+    prefill, decode = implementations(
+        model.attention,
+        dtype,
+        splits_length=made.shape["sequence"] > 1,
+        place=f"{place}.{section}.attention",
+    )
     devices = Devices(
-        mesh=mesh_lib.make(
-            dataclasses.asdict(mesh.axes), available[: mesh.num_devices], max_fsdp=mesh.max_fsdp
-        ),
+        mesh=made,
         rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
         dtype=dtype,
         param_dtype=jnp.dtype(model.param_dtype),
@@ -119,9 +134,12 @@ def open_devices(
 
 
 def implementations(
-    name: str, dtype: jnp.dtype, *, place: str = "--attention"
+    name: str, dtype: jnp.dtype, *, splits_length: bool = False, place: str = "--attention"
 ) -> tuple[attention.Implementation, attention.Implementation]:
     """Return the implementations of prefill and decoding; "auto" goes by platform and type.
+
+    Args:
+      splits_length: a device holds parts of rows, which cuDNN cannot read.
 
     Raises:
       InputError: `place` names an implementation that this platform, type or JAX cannot run.
@@ -131,12 +149,14 @@ def implementations(
         if platform == "tpu":
             name = "splash"
         elif platform == "gpu" and dtype != jnp.float32 and jax.__version_info__ >= (0, 11):
-            name = "cudnn"
+            name = "xla" if splits_length else "cudnn"
         else:
             name = "xla"
     needed = None
     if name == "splash" and platform != "tpu":
         needed = f"a TPU, this is a {platform}"
+    elif name == "cudnn" and splits_length:
+        needed = "whole rows: mesh.axes.sequence must be 1"
     elif name == "cudnn" and platform != "gpu":
         needed = f"an NVIDIA GPU, this is a {platform}"
     elif name == "cudnn" and dtype == jnp.float32:

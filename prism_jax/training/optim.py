@@ -184,7 +184,8 @@ class Optimizer:
         """Move a stack of layers, each by itself."""
         numbers = jnp.arange(self.num_layers[stack])
         one = functools.partial(self.advance, update=update)
-        if self.transformation.is_elementwise:
+        # The sizes of blocks are read twice: of a whole stack, moments would be held in float32.
+        if self.transformation.is_elementwise and not self.numbers.has_blocks:
             keys = None if key is None else jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers)
             return jax.vmap(one)(grads, params, state, keys)
 
@@ -212,38 +213,40 @@ class Optimizer:
         """Move the parameters of one layer, or those that are not stacked, as `update` says."""
         grads = {n: g.astype(jnp.float32) * update.grad_scale for n, g in grads.items()}
         full = {n: p.astype(jnp.float32) for n, p in params.items()}
-        wide = _widened(state)
+        wide = optim_kinds.widened(state)
         directions, new = self.transformation.update(grads, wide, full)
         new = jax.tree.map(lambda x, y: jnp.where(update.is_taken, x, y), new, wide)
         keys = (None, None) if key is None else jax.random.split(key)
         stored = self._stored(new, keys[0])
-        if self.transformation.direction is not None:
+        if self.numbers.has_blocks:
+            # Codes of codes may differ, and a direction needs more bits than they have.
+            stored = jax.tree.map(lambda x, y: jnp.where(update.is_taken, x, y), stored, state)
+        elif self.transformation.direction is not None:
             # From the stored state: a second computation from the old moments would keep a copy of
             # them until the parameters are written.
             stored = jax.lax.optimization_barrier(stored)
-            directions = self.transformation.direction(_widened(stored))
+            directions = self.transformation.direction(optim_kinds.widened(stored))
         moved = {}
         for number, (name, old) in enumerate(full.items()):
             rate = update.learning_rate * self.factors[name]
             value = old - rate * (directions[name] + self.decays[name] * old)
             value = jnp.where(update.is_taken, value, old)
-            moved[name] = self._rounded(value, params[name].dtype, keys[1], number)
+            value_key = self._rounding_key(keys[1], number)
+            moved[name] = optim_kinds.rounded(value, params[name].dtype, value_key)
         return moved, stored
 
     def _stored(self, state: Tree, key: jax.Array | None = None) -> Tree:
-        """Return a state in the dtypes in which it is kept."""
+        """Return a state as it is kept."""
         leaves, structure = jax.tree_util.tree_flatten_with_path(state)
         return structure.unflatten(
-            self._rounded(leaf, optim_kinds.stored_dtype(path, leaf, self.numbers), key, number)
+            optim_kinds.stored(path, leaf, self.numbers, self._rounding_key(key, number))
             for number, (path, leaf) in enumerate(leaves)
         )
 
-    def _rounded(
-        self, x: jax.Array, dtype: jnp.dtype, key: jax.Array | None, number: int
-    ) -> jax.Array:
-        if key is None or self.rounding == "nearest" or x.dtype == dtype:
-            return x.astype(dtype)
-        return optim_kinds.stochastic_round(x, dtype, jax.random.fold_in(key, number))
+    def _rounding_key(self, key: jax.Array | None, number: int) -> jax.Array | None:
+        """Return the key with which an array is rounded; None: to the nearest."""
+        is_nearest = key is None or self.rounding == "nearest"
+        return None if is_nearest else jax.random.fold_in(key, number)
 
 
 def arrays_of(tree: nnx.State) -> optim_kinds.Arrays:
@@ -340,10 +343,3 @@ def _check_range(place: str, value: float, low: float, high: float) -> None:
 
 def _cast(tree: Tree, dtype: jnp.dtype) -> Tree:
     return jax.tree.map(lambda x: x.astype(dtype), tree)
-
-
-def _widened(state: Tree) -> Tree:
-    """Return a state with its floating arrays in float32."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
-    )

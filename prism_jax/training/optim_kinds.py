@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from prism_jax import tree_paths
+from prism_jax.training import eight_bit
 
 Tree = Any
 Arrays = dict[str, jax.Array]  # by the names of parameters
@@ -39,8 +40,16 @@ class Numbers:
     b1: float | None
     b2: float | None
     eps: float | None
-    mu_dtype: str | None  # storage of the first moment
-    nu_dtype: str | None  # of the second; bfloat16 needs stochastic rounding to follow slow changes
+    # Storage of the first moment: a dtype, or "8bit" (`training.eight_bit`).
+    mu_dtype: str | None
+    nu_dtype: (
+        str | None
+    )  # of the second; few bits follow slow changes only if rounded stochastically
+
+    @property
+    def has_blocks(self) -> bool:
+        """Return whether a moment is kept in 8 bits."""
+        return eight_bit.NAME in (self.mu_dtype, self.nu_dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,14 +116,42 @@ def _matrix(axes: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers 
     )
 
 
-def stored_dtype(path: tuple, leaf: jax.Array, numbers: Numbers) -> jnp.dtype:
-    """Return the dtype in which a leaf of a state is stored, by its field's name."""
+def stored(
+    path: tuple, leaf: jax.Array, numbers: Numbers, key: jax.Array | None
+) -> jax.Array | eight_bit.Blocks:
+    """Return a leaf of a state as it is stored, by its field's name.
+
+    Args:
+      key: of stochastic rounding; None rounds to the nearest.
+    """
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf.dtype
+        return leaf
     fields = set(tree_paths.path_name(path).split("/"))
-    if fields & {"mu", "ema"}:
-        return jnp.dtype(numbers.mu_dtype)
-    return jnp.dtype(numbers.nu_dtype if "nu" in fields else "float32")
+    is_first, is_second = bool(fields & {"mu", "ema"}), "nu" in fields
+    dtype = numbers.mu_dtype if is_first else numbers.nu_dtype if is_second else "float32"
+    if dtype != eight_bit.NAME:
+        return rounded(leaf, jnp.dtype(dtype), key)
+    if leaf.size < eight_bit.LEAST_SIZE:
+        return leaf
+    return eight_bit.encode(leaf, has_sign=is_first, key=key)
+
+
+def widened(state: Tree) -> Tree:
+    """Return a stored state with its floating arrays in float32."""
+
+    def wide(leaf: jax.Array | eight_bit.Blocks) -> jax.Array:
+        if eight_bit.is_blocks(leaf):
+            return eight_bit.decode(leaf)
+        return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(wide, state, is_leaf=eight_bit.is_blocks)
+
+
+def rounded(x: jax.Array, dtype: jnp.dtype, key: jax.Array | None) -> jax.Array:
+    """Return an array in a dtype; without a key rounded to the nearest."""
+    if key is None or x.dtype == dtype:
+        return x.astype(dtype)
+    return stochastic_round(x, dtype, key)
 
 
 def stochastic_round(x: jax.Array, dtype: jnp.dtype, key: jax.Array) -> jax.Array:

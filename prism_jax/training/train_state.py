@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from prism_jax import tree_paths
-from prism_jax.training import optim
+from prism_jax.training import eight_bit, optim
 
 Tree = Any
 MakeModel = Callable[[nnx.Rngs], nnx.Module]
@@ -72,7 +72,8 @@ def shardings(
     Args:
       abstract: from `abstract_state`.
       of_params: parameters with `axes` -> the same with a sharding as each value.
-      replicated: of the counts, and of states that are smaller than their parameter.
+      replicated: of the counts, and of states that are smaller than their parameter but for the
+        sizes of blocks, which lie as the codes.
     """
     placed = of_params(abstract.params)
     params, places = (
@@ -80,7 +81,10 @@ def shardings(
         for tree in (abstract.params, placed)
     )
 
-    def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.sharding.Sharding:
+    def one(path: tuple, leaf: jax.ShapeDtypeStruct | eight_bit.Blocks) -> Tree:
+        if eight_bit.is_blocks(leaf):
+            codes = one(path, leaf.codes)
+            return eight_bit.Blocks(codes=codes, sizes=_with_whole_last_axis(codes))
         is_layer = isinstance(abstract.opt_state.inner[path[0].key], list)
         name = next((n for n in _endings(path) if n in params), None)
         place = replicated
@@ -93,10 +97,17 @@ def shardings(
 
     opt_state = abstract.opt_state
     counts = jax.tree.map(lambda _: replicated, dataclasses.replace(opt_state, inner={}))
-    inner = jax.tree_util.tree_map_with_path(one, opt_state.inner)
+    inner = jax.tree_util.tree_map_with_path(one, opt_state.inner, is_leaf=eight_bit.is_blocks)
     return TrainState(
         step=replicated, params=placed, opt_state=dataclasses.replace(counts, inner=inner)
     )
+
+
+def _with_whole_last_axis(place: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    """Return the sharding of an array whose last axis is shorter, and not split."""
+    if not isinstance(place, jax.sharding.NamedSharding):
+        return place
+    return place.update(spec=jax.sharding.PartitionSpec(*place.spec[:-1]))
 
 
 def _endings(path: tuple) -> list[str]:

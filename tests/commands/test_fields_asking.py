@@ -18,6 +18,7 @@ import pytest
 from configs import curate as curate_file
 from configs import evaluate as evaluate_file
 from configs import pairs as pairs_file
+from prism_jax import errors
 from prism_jax.commands import evaluate, pairs
 from prism_jax.commands.curate import main as curate_main
 from prism_jax.data import processor
@@ -199,7 +200,10 @@ def _joined(first, second):
 
 
 _REFUSING = {"policy.attention", *prompt_fields.REFUSING}
-_ONE_PROCESS = {"one process alone": ("mesh.is_distributed",)}
+_ONE_PROCESS = {
+    "one process alone": ("mesh.is_distributed",),
+    "test_rows_split_along_their_length_are_refused": ("mesh.axes.sequence",),
+}
 _STAGES = {
     "evaluate": _Stage(
         kind=evaluate.Config,
@@ -251,7 +255,10 @@ _STAGES = {
                 judged: prompt_fields.judge("difficulty.judge."),
             },
         ),
-        elsewhere={"one process alone": ("difficulty.mesh.is_distributed",)},
+        elsewhere={
+            name: tuple(f"difficulty.{field}" for field in fields)
+            for name, fields in _ONE_PROCESS.items()
+        },
     ),
 }
 
@@ -280,6 +287,13 @@ def test_every_field_is_in_the_table_or_named_with_the_test_that_sees_it(name):
     others = ("teacher.", "llm_judge.")
     fields = {f for f in field_tables.fields(stage.kind) if not f.startswith(others)}
     assert fields - named == found
+
+
+@pytest.mark.parametrize("name", _STAGES)
+def test_rows_split_along_their_length_are_refused(stages, name):
+    field = "difficulty.mesh.axes.sequence" if name == "curate" else "mesh.axes.sequence"
+    with pytest.raises(errors.InputError, match=r"axes\.sequence must be 1.* got 2"):
+        stages[name].look(opened, {field: 2})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import scale_model, tpu_compile
 from prism_jax import configuration, errors, main
+from prism_jax import mesh as mesh_lib
 from prism_jax.commands.plan import (
     compiling,
     jobs,
@@ -223,8 +224,8 @@ def test_estimates_of_temporaries_are_near_what_was_compiled():
             remat="full",
             head_chunk_tokens=record["chunk_tokens"],
         )
-        mesh = types.SimpleNamespace(shape={"data": 1, "fsdp": parts, "tensor": 1, "expert": 1})
-        devices = types.SimpleNamespace(mesh=mesh, row_parts=lambda parts=parts: parts)
+        mesh = types.SimpleNamespace(shape=mesh_lib.axis_sizes({"fsdp": parts}, parts))
+        devices = types.SimpleNamespace(mesh=mesh, token_parts=lambda parts=parts: parts)
         # The gradients are outputs of the one program, and of the state's size in the other.
         program = types.SimpleNamespace(
             work=work, devices=devices, gradients=(), parts={}, beside={}, phase="", is_fitted=False

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models import attention, cudnn_attention, inputs, sharding
+from prism_jax import mesh as mesh_lib
 
 # rows of 256 places: lengths of the segments; query heads, kv heads, head size; causal.
 _CASES = {
@@ -79,6 +80,30 @@ def test_splash_equals_xla_with_gradients(name):
         return jnp.where(is_token, out, 0)
 
     found = gradients(splash)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["text_grouped_queries", "vision_head_72"])
+def test_queries_on_several_devices_read_whole_rows_in_the_kernel(name):
+    qkv, cotangent, segments, causal = _arrays(name)
+    rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
+
+    def gradients(run):
+        out, back = jax.vjp(run, *qkv)
+        return out, *back(cotangent)
+
+    def by_length(*qkv):
+        out = attention._by_length(
+            *qkv, segments,
+            causal=causal, implementation="splash",
+            rules=rules, row_axis="batch", interpret=True,
+        )  # fmt: skip
+        return jnp.where((segments.ids > 0)[..., None, None], out, 0)
+
+    expected = gradients(lambda *a: _xla(*a, segments, causal))
+    with jax.set_mesh(mesh_lib.make({"data": 2, "sequence": 2, "tensor": 2})):
+        found = jax.jit(lambda: gradients(by_length))()
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 

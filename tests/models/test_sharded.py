@@ -69,9 +69,11 @@ def _place(batch: cases.Batch, mesh) -> cases.Batch:
 @pytest.mark.parametrize(
     ("case", "moe", "axes"),
     [
-        ("dense_untied_3_levels_head72", "dense", (2, 2, 2, 1)),
-        ("moe_untied", "dense", (2, 2, 1, 2)),
-        ("moe_tied_8_experts", "ragged", (2, 1, 2, 2)),
+        ("dense_untied_3_levels_head72", "dense", (2, 2, 1, 2, 1)),
+        ("moe_untied", "dense", (2, 2, 1, 1, 2)),
+        ("moe_tied_8_experts", "ragged", (2, 1, 1, 2, 2)),
+        ("dense_untied_3_levels_head72", "dense", (1, 2, 4, 1, 1)),
+        ("moe_tied_8_experts", "ragged", (2, 1, 2, 1, 2)),
     ],
 )
 def test_eight_devices_give_the_outputs_and_gradients_of_one(case, moe, axes):
@@ -114,7 +116,7 @@ def test_parameters_are_made_in_their_shards():
     places = mesh_lib.param_shardings(abstract, mesh, _RULES)
     params = jax.jit(lambda: nnx.state(make()), out_shardings=places)()
     kernel = params["text"]["layers"]["mlp"]["gate"]["kernel"][...]
-    assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert kernel.sharding.spec == PartitionSpec(None, ("fsdp", "sequence"), "tensor")
     layers, embed, mlp = kernel.shape
     assert {s.data.shape for s in kernel.addressable_shards} == {(layers, embed // 4, mlp // 2)}
 
@@ -139,7 +141,7 @@ def test_an_axis_without_a_rule_and_an_unknown_axis_are_refused():
     [
         ({"data": 3, "fsdp": 1, "tensor": 1, "expert": 1}, "8 devices"),
         ({"data": -1, "fsdp": 1, "tensor": -1, "expert": 1}, "-1 for one of them"),
-        ({"data": 8}, "exactly"),
+        ({"data": 8, "model": 1}, "no mesh axis .'model'"),
     ],
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes, told):

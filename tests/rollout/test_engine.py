@@ -152,7 +152,7 @@ def test_prompts_drawn_in_parts_get_the_responses_that_they_get_together():
 
 
 # Two axes of training; copies of the weights on one or two devices each.
-@pytest.mark.parametrize(("sizes", "tensor"), [((2, 2, 2, 1), 1), ((1, 2, 4, 1), 2)])
+@pytest.mark.parametrize(("sizes", "tensor"), [((2, 2, 1, 2, 1), 1), ((1, 2, 1, 4, 1), 2)])
 def test_eight_devices_give_the_responses_of_one(sizes, tensor):
     axes = tuple(zip(mesh_lib.AXES, sizes, strict=True))
     spread = _generate(axes=axes, tensor=tensor, num_slots=8)
@@ -160,7 +160,7 @@ def test_eight_devices_give_the_responses_of_one(sizes, tensor):
 
 
 def test_few_prompts_use_every_device():
-    axes = tuple(zip(mesh_lib.AXES, (8, 1, 1, 1), strict=True))
+    axes = tuple(zip(mesh_lib.AXES, (8, 1, 1, 1, 1), strict=True))
     looks = []
     spread = _generate(axes=axes, prompts=_PROMPTS[:1], num_responses=8, on_chunk=looks.append)
     # One response on each of the eight devices, which all read the prompt.

@@ -102,13 +102,13 @@ def test_weights_of_any_mesh_come_to_the_sampler_s_own(tensor):
     graphdef, params = ours.model(_DENSE)
     spread = jax.device_put(params, mesh_lib.param_shardings(params, trained, rules))
     mesh = layout.mesh(trained, tensor=tensor)
-    assert mesh.shape == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor, "expert": 1}
+    assert mesh.shape == dict.fromkeys(mesh_lib.AXES, 1) | {"data": 8 // tensor, "tensor": tensor}
     _, prepared = serving.prepare(
         graphdef, spread, dtype=jnp.float32, donate=False, mesh=mesh, rules=rules
     )
     layer = _layer(prepared, 2)
     gate_up = layer["mlp/gate_up/kernel"][...]
-    assert gate_up.sharding.spec == PartitionSpec("fsdp", None, "tensor")
+    assert gate_up.sharding.spec == PartitionSpec(("fsdp", "sequence"), None, "tensor")
     # Whole on each device, or cut over `tensor` alone: nothing is gathered for a token.
     assert gate_up.addressable_shards[0].data.shape == (48, 2, 80 // tensor)
     # The mesh cuts queries as it cuts keys, unless there are fewer kv heads than devices.

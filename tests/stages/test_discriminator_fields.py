@@ -278,6 +278,7 @@ _ELSEWHERE = {
         field_tables.fields(distill.Distill, "distill.")
     ),
     "one process alone": ("mesh.is_distributed",),
+    "tests/stages/test_rl_configs.py": ("mesh.axes.sequence",),
 }
 _TABLES = {"align": _ALIGN | _SHARED, "warmup": _WARMUP | _SHARED}
 _CASES = [

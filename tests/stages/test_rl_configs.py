@@ -10,7 +10,7 @@ from flax import nnx
 
 from models import inputs, presets, qwen3_vl, sharding
 from models.inputs import Example
-from prism_jax import configuration
+from prism_jax import configuration, errors
 from prism_jax import rows as packed_rows
 from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import loss as policy_loss
@@ -33,8 +33,9 @@ _ONE_GPU = ("2b_one_gpu", "4b_one_gpu")
 _POLICIES = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
 
 
-def _options(stage: str, arg: str):
+def _options(stage: str, arg: str, *, sequence: int = 1):
     config = importlib.import_module(f"configs.{stage}").get_config(arg)
+    config.mesh.axes.sequence = sequence
     config.model.folder = "model"
     if stage == "warmup":
         config.data.train = ("pairs.jsonl",)
@@ -49,6 +50,12 @@ def _options(stage: str, arg: str):
 @pytest.mark.parametrize("stage", _STRUCTS)
 def test_every_configuration_is_whole(stage, arg):
     assert (_options(stage, arg).model.sizes is not None) == ("new" in arg)
+
+
+@pytest.mark.parametrize("stage", _STRUCTS)
+def test_rows_split_along_their_length_are_refused(stage):
+    with pytest.raises(errors.InputError, match=r"config\.mesh\.axes\.sequence must be 1.*got 2"):
+        _options(stage, "4b", sequence=2)
 
 
 @pytest.mark.parametrize("stage", ["align", "warmup"])

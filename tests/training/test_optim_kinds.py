@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from prism_jax import batches, configuration, metrics
 from prism_jax.losses import reduce
-from prism_jax.training import optim_kinds, train_state, train_step
+from prism_jax.training import optim, optim_kinds, train_state, train_step
 from tests import toy_run
 
 _LAYERS, _WIDTH = 3, 128
@@ -73,14 +73,23 @@ def _make_optimizer(params, kind="adamw", numbers=None, **changes):
     )
 
 
-def _setup(kind, *, num_microbatches=1, param_dtype=jnp.float32, make_shardings=None, **changes):
-    graphdef, params = train_state.abstract_params(Stacked, param_dtype=param_dtype)
+def _setup(
+    kind,
+    *,
+    num_microbatches=1,
+    param_dtype=jnp.float32,
+    make_shardings=None,
+    width=_WIDTH,
+    **changes,
+):
+    make = functools.partial(Stacked, width=width)
+    graphdef, params = train_state.abstract_params(make, param_dtype=param_dtype)
     optimizer = _make_optimizer(params, kind, **changes)
     shardings = None
     if make_shardings is not None:
         shardings = make_shardings(train_state.abstract_state(params, optimizer))
     state = train_state.init(
-        Stacked, optimizer, jax.random.key(0), param_dtype=param_dtype, shardings=shardings
+        make, optimizer, jax.random.key(0), param_dtype=param_dtype, shardings=shardings
     )
     step = train_step.make_train_step(
         graphdef,
@@ -222,9 +231,67 @@ def test_a_state_in_shards_moves_as_on_one_device(kind, memory):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("memory", ["device", "host"])
-def test_a_step_that_is_not_finite_leaves_every_state_alone(memory):
-    state, step = _setup("muon", memory=memory)
+def _in_8_bits(**changes):
+    """Return the state and the step of blocks that are longer than a device's part of a row."""
+    numbers = _numbers("adamw", mu_dtype="8bit", nu_dtype="8bit")
+    return _setup("adamw", numbers=numbers, width=320, **changes)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_moments_in_8_bits_move_parameters_nearly_as_in_float32(rounding):
+    state, step = _setup("adamw", width=320)
+    start = optim.arrays_of(jax.device_get(state.params))
+    exact, _ = _run(state, step, num_steps=20)
+    found, _ = _run(*_in_8_bits(rounding=rounding), num_steps=20)
+    moved = optim.arrays_of(jax.device_get(found.params))
+    for name, value in optim.arrays_of(jax.device_get(exact.params)).items():
+        way = np.linalg.norm(value - start[name])
+        assert np.linalg.norm(moved[name] - value) < 0.1 * way, name
+    moments = found.opt_state.inner[f"layers_{_LAYERS}"]
+    assert moments.mu["kernel"].codes.dtype == jnp.int8
+    assert moments.nu["kernel"].codes.dtype == jnp.uint8
+    assert moments.nu["kernel"].sizes.shape == (_LAYERS, 320, 2)
+    assert moments.nu["scale"].dtype == jnp.float32  # too small for blocks
+
+
+def test_moments_in_8_bits_lie_as_their_parameters_and_move_as_on_one_device():
+    whole, _ = _run(*_in_8_bits())
+    spread, _ = _run(*_in_8_bits(make_shardings=_on_mesh(4)))
+    for place, name, stack in (
+        (PartitionSpec(None, "fsdp", None), "kernel", f"layers_{_LAYERS}"),
+        (PartitionSpec(None, "fsdp"), "table", "plain"),
+    ):
+        one, other = (state.opt_state.inner[stack].nu[name] for state in (whole, spread))
+        assert other.codes.sharding.spec == place
+        assert other.sizes.sharding.spec[: other.sizes.ndim - 1] == place[:-1]
+        # Gradients are summed in another order: a number between two codes may fall to the other.
+        assert np.mean(np.asarray(one.codes) == np.asarray(other.codes)) > 0.99
+    for one, other in zip(
+        jax.tree.leaves(whole.params), jax.tree.leaves(spread.params), strict=True
+    ):
+        assert np.isclose(one, other, rtol=1e-4, atol=1e-5).mean() > 0.999
+        np.testing.assert_allclose(one, other, atol=2e-3)
+
+
+def test_moments_in_8_bits_are_streamed_from_the_host_with_the_same_steps():
+    found, told = {}, {}
+    for memory in ("device", "host"):
+        state, step = _in_8_bits(memory=memory, make_shardings=_on_mesh(1))
+        found[memory], told[memory] = _run(state, step)
+    for one, other in zip(*(jax.tree.leaves(s.params) for s in found.values()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    codes = found["host"].opt_state.inner[f"layers_{_LAYERS}"][0].mu["kernel"].codes
+    assert codes.sharding.memory_kind == "pinned_host"
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory"), [("muon", "device"), ("muon", "host"), ("8bit", "device")]
+)
+def test_a_step_that_is_not_finite_leaves_every_state_alone(kind, memory):
+    if kind == "8bit":
+        state, step = _in_8_bits(rounding="stochastic")
+    else:
+        state, step = _setup(kind, memory=memory)
     state, _ = _run(state, step, num_steps=1)
     before = jax.device_get((state.params, state.opt_state.inner))
     batch = _batch(1)

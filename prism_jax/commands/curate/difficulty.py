@@ -79,7 +79,7 @@ class Difficulty(configuration.Section):
             problems.append(
                 f"rl_above must be < rl_below, got {self.rl_above:g} and {self.rl_below:g}"
             )
-        return problems
+        return problems + self.mesh.problems_of_whole_rows()
 
 
 def run(

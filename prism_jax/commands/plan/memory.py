@@ -96,7 +96,7 @@ def _temporary(program: programs.Program) -> float:
     work, mesh = program.work, program.devices.mesh.shape
     text, tensor = work.model.text, mesh["tensor"]
     tokens, attended, patches = (
-        n / program.devices.row_parts() for n in (work.tokens, work.attended_tokens, work.patches)
+        n / program.devices.token_parts() for n in (work.tokens, work.attended_tokens, work.patches)
     )
     width, copies = text.hidden_size, 1
     if work.has_gradient:
@@ -107,11 +107,11 @@ def _temporary(program: programs.Program) -> float:
     if work.is_decoding:
         # Logits in float32, scaled, with noise and filtered.
         return layer + 4 * 4 * tokens * text.vocab_size / tensor
-    found, is_cut = layer, mesh["fsdp"] > 1
+    found, is_cut = layer, mesh["fsdp"] * mesh["sequence"] > 1
     if program.is_fitted:
         # The keys and values of the prompts that are read, until they are stored.
         found += tokens * 4 * text.num_layers * text.num_kv_heads * text.head_dim / tensor
-    chunk = min(work.head_chunk_tokens, work.head_tokens / program.devices.row_parts())
+    chunk = min(work.head_chunk_tokens, work.head_tokens / program.devices.token_parts())
     if work.head_tokens:
         found += (3 if work.has_gradient else 1) * 4 * chunk * text.vocab_size / tensor
         found += (2 + 4 * work.has_gradient) * width * text.vocab_size / tensor * is_cut

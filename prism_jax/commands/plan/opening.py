@@ -153,13 +153,15 @@ def _devices(
 ) -> devices_lib.Devices:
     """Return how everything is computed there, decided as `setup.devices.open_devices` does."""
     dtype = jnp.dtype(model.dtype)
+    made = _mesh(mesh, machine, is_compiled=is_compiled)
     name = model.attention
     if name == "auto":
-        name = "splash" if machine.is_tpu else "xla" if dtype == jnp.float32 else "cudnn"
+        is_xla = dtype == jnp.float32 or made.shape["sequence"] > 1
+        name = "splash" if machine.is_tpu else "xla" if is_xla else "cudnn"
     if (name == "splash") != machine.is_tpu and name != "xla":
         raise errors.InputError(f"config.model.attention = {name!r} does not run on {machine.name}")
     return devices_lib.Devices(
-        mesh=_mesh(mesh, machine, is_compiled=is_compiled),
+        mesh=made,
         rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
         dtype=dtype,
         param_dtype=jnp.dtype(model.param_dtype),

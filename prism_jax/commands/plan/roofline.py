@@ -32,12 +32,12 @@ def flops(work: programs.Work) -> float:
 def seconds(program: programs.Program, machine: Machine) -> float:
     """Return the least seconds that a step spends in a program."""
     work, kind, devices = program.work, machine.generation, program.devices
-    parts, tensor = devices.row_parts(), devices.mesh.shape["tensor"]
+    parts, tensor = devices.token_parts(), devices.mesh.shape["tensor"]
     arithmetic = flops(work) / (parts * tensor) / (kind.teraflops * 1e12)
     text = work.model.text
     weights = 2 * text.num_layers * memory.layer_parameters(work.model) / tensor
     exchange = 0.0
-    if devices.mesh.shape["fsdp"] > 1:
+    if devices.mesh.shape["fsdp"] * devices.mesh.shape["sequence"] > 1:
         # Weights are gathered in every pass; gradients are summed and scattered.
         passes = 1 if not work.has_gradient else 3 if work.remat == "none" else 4
         exchange = passes * weights / (kind.link_gigabytes * 1e9)

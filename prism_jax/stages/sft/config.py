@@ -74,6 +74,11 @@ class Config(configuration.TrainingRun):
     optim: configuration.Optim
     evaluate: train_sections.Evaluate = configuration.free()
 
+    @property
+    def splits_length(self) -> bool:
+        """See `configuration.TrainingRun`."""
+        return True
+
     def problems_on(self, layout: row_layout.RowLayout) -> list[str]:
         """See `configuration.TrainingRun`."""
         return layout.problems(

@@ -62,7 +62,7 @@ def make_loss(options: sft_config.Config, devices: devices_lib.Devices) -> train
             targets,
             mask,
             # Logits of whole rows would not fit memory; a chunk is that of one device.
-            chunk_tokens=options.train.head_chunk_tokens * devices.row_parts(),
+            chunk_tokens=options.train.head_chunk_tokens * devices.token_parts(),
             implementation=options.train.head,
         )
         terms = {"nll": nll}

@@ -182,6 +182,7 @@ _ELSEWHERE = {
     ),
     "tests/stages/rlvr/test_distill.py": tuple(field_tables.fields(distill.Distill, "distill.")),
     "one process alone": ("mesh.is_distributed",),
+    "tests/stages/test_rl_configs.py": ("mesh.axes.sequence",),
 }
 
 

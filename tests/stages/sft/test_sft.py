@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
 
+from models import moe
 from prism_jax import errors
 from prism_jax.running import metric_writers
 from prism_jax.stages.sft import feed as sft_feed
+from prism_jax.stages.sft import step as sft_step
 from prism_jax.training import train_step
 from tests import data_files, tiny_checkpoint
 from tests.stages import sft_run
@@ -63,10 +66,13 @@ def _assert_same_step(workdir, other):
         ("--config.train.step_rows=4", *A_ROW_A_PART, "--config.mesh.num_devices=3"),
         (
             *("--config.train.step_rows=4", *A_ROW_A_PART, "--config.mesh.num_devices=8"),
-            "--config.mesh.axes.data=2",
+            "--config.mesh.axes.data=1",
             "--config.mesh.axes.fsdp=2",
+            "--config.mesh.axes.sequence=2",
             "--config.mesh.axes.tensor=2",
         ),
+        # Rows that hold several examples with pictures, a quarter of each row on a device.
+        (*FOUR_ROWS, "--config.mesh.num_devices=4", "--config.mesh.axes.sequence=4"),
         (
             *FOUR_ROWS,
             "--config.train.head=recompute",
@@ -79,6 +85,7 @@ def _assert_same_step(workdir, other):
         "unpacked",
         "three_devices",
         "eight_devices",
+        "quarters_of_rows",
         "memory_saved",
     ],
 )
@@ -99,6 +106,19 @@ def test_moments_in_the_hosts_memory_give_the_step_and_are_saved_and_restored(
     assert sft_run.run(folder, tmp_path / "two", *two, "--config.resume.step=1") == 0
     assert (tmp_path / "two" / "set_aside" / "2").is_dir()
     assert sft_run.checksums(tmp_path / "two") == before
+
+
+def test_moments_in_8_bits_are_saved_and_restored_bit_for_bit(folder, tmp_path):
+    moments = [f"--config.optim.{name}_dtype=8bit" for name in ("mu", "nu")]
+    two = ("--config.train.num_steps=2", "--config.checkpoint.save_every_steps=1", *FOUR_ROWS)
+    options = (*two, *moments, "--config.optim.rounding=stochastic")
+    assert sft_run.run(folder, tmp_path, *options) == 0
+    before = sft_run.checksums(tmp_path)
+    types = {leaf["dtype"] for leaf in before["opt_state"].values()}
+    assert {"int8", "uint8"} <= types
+    assert sft_run.run(folder, tmp_path, *options, "--config.resume.step=1") == 0
+    assert (tmp_path / "set_aside" / "2").is_dir()
+    assert sft_run.checksums(tmp_path) == before
 
 
 def test_all_assistant_tokens_and_no_others_are_targets(folder, whole):
@@ -247,6 +267,8 @@ def test_a_mixture_of_experts_learns_with_the_routers_term(folder, tmp_path, cap
     (told,) = sft_run.rows(tmp_path / "run")
     # Two of four experts a token: the term is at least two.
     assert told["loss/load_balance"] >= 2
+    # The busiest expert has an even share, half of the tokens, or up to all of them.
+    assert 1 <= told["router/load"] <= 2
     expected = told["loss/nll"] + 0.5 * told["loss/load_balance"]
     assert told["loss/total"] == pytest.approx(expected, rel=1e-6)
     # It is a mean over microbatches: with it their split is a part of the training.
@@ -256,6 +278,17 @@ def test_a_mixture_of_experts_learns_with_the_routers_term(folder, tmp_path, cap
     assert "rows of a microbatch, which a router's term and dropout depend on, was 2" in (
         capsys.readouterr().err
     )
+
+
+def test_the_load_is_that_of_the_busiest_expert_over_an_even_share():
+    router = moe.RouterStats(
+        choices=jnp.array([[6.0, 2, 0, 0], [2, 2, 2, 2]]),  # of 4 tokens, 2 experts each
+        probability=jnp.ones((2, 4)),
+        tokens=jnp.full(2, 4.0),
+    )
+    load = sft_step._largest_load(router, jnp.float32(4))
+    # 6 over 2 in the first layer, 1 in the second.
+    assert float(load.total / load.weight) == 2
 
 
 def test_rows_that_fit_no_packed_row_are_counted_or_refused(folder, tmp_path, capsys):
@@ -322,12 +355,16 @@ def test_the_rows_of_a_refused_set_are_all_in_the_workdir(folder, tmp_path, caps
         ("--config.optim.frozen=visoin/.*", "visoin"),
         ("--config.model.sizes.head_dim=12", "head_dim must be a multiple of 8"),
         ("--config.mesh.num_devices=99", "num_devices = 99"),
+        (
+            "--config.mesh.axes.sequence=2 --config.data.row_tokens=127",
+            "a multiple of 2 for 2 parts along mesh.axes.sequence, got 127; 128 would do",
+        ),
         ("--config.train.num_epochs=1", "exactly one must be given"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, override, told):
     devices = "--config.mesh.num_devices=2"
-    assert sft_run.run(folder, tmp_path / "run", devices, override) == 2
+    assert sft_run.run(folder, tmp_path / "run", devices, *override.split(" ")) == 2
     err = capsys.readouterr().err.splitlines()
     assert err[-1].startswith("error: ")
     assert told in err[-1]

@@ -186,7 +186,12 @@ _TABLE = {
     factors: field_tables.each({"train.load_balance": 0.5}),
     asked_of_the_loop: field_tables.OF_THE_LOOP | field_tables.each({"evaluate.every_steps": 3}),
     optimizer: field_tables.optim("optim."),
-    devices: field_tables.mesh() | field_tables.model_types(),
+    devices: field_tables.mesh()
+    | field_tables.model_types()
+    | field_tables.each(
+        {"mesh.axes.sequence": 2},
+        before={"mesh.num_devices": 2, "mesh.axes.data": 1, "mesh.axes.fsdp": -1},
+    ),
     model: field_tables.sizes("model.sizes.") | field_tables.lora(),
 }
 _REFUSING = {
