@@ -69,9 +69,9 @@ def with_transformers(args: argparse.Namespace, rows: list[Json]) -> list[str]:
     import transformers
     from PIL import Image
 
-    processor = transformers.AutoProcessor.from_pretrained(args.model)
+    processor = transformers.AutoProcessor.from_pretrained(args.model, trust_remote_code=False)
     model = transformers.AutoModelForImageTextToText.from_pretrained(
-        args.model, dtype=getattr(torch, args.dtype)
+        args.model, dtype=getattr(torch, args.dtype), trust_remote_code=False
     )
     texts = []
     for row in rows:
@@ -179,7 +179,9 @@ def _in_type(resolve: Callable, dtype: str) -> Callable:
         class InType:
             @staticmethod
             def from_pretrained(folder: str, **options: Any) -> Any:
-                return found.from_pretrained(folder, **options | {name: dtype})
+                return found.from_pretrained(
+                    folder, trust_remote_code=False, **options | {name: dtype}
+                )
 
         return InType, name
 
