@@ -13,6 +13,7 @@ _COLUMN_OF = {
     "parameters": "parameters",
     "weights": "parameters",
     "reference": "parameters",
+    "teacher": "parameters",
     "states": "states",
     "caches": "caches",
     "batch": "batches",

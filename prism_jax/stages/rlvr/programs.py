@@ -6,7 +6,10 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from prism_jax import mesh as mesh_lib
 from prism_jax.data import encode
+from prism_jax.discriminator import programs as discriminator_programs
+from prism_jax.discriminator import updates as discriminator_updates
 from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import loss as policy_loss
 from prism_jax.policy import programs as policy_programs
@@ -16,6 +19,7 @@ from prism_jax.setup import models as setup_models
 from prism_jax.setup import programs
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import updates as rlvr_updates
+from prism_jax.training import train_state
 
 
 def programs_of(
@@ -24,7 +28,7 @@ def programs_of(
     models: Mapping[str, setup_models.Model],
     bounds: programs.Bounds,
 ) -> list[programs.Program]:
-    """Return prefill, decoding, log-probs where something needs them, and the update."""
+    """Return prefill, decoding, log-probs where something needs them, and the updates."""
     model = models["policy"]
     bounds = bounds.within(options.prompts.max_pixels, model.config)
     size = encode.Size(
@@ -34,35 +38,28 @@ def programs_of(
     optimizer = setup_models.make_optimizer(options.optim, model.params, num_steps=1000)
     start = setup_models.start_of(model, optimizer, devices, key=programs.key())
     rows = policy_programs.rows(model, devices, shape)
-    train, reference = options.train, options.reference
+    train = options.train
     state, kept = programs.state_parts(start.abstract), {}
-    if reference.is_used:
-        kept = {"reference": start.abstract.params}
+    if options.reference.is_used:
+        kept["reference"] = start.abstract.params
+    if "teacher" in models:
+        teacher = models["teacher"].params
+        places = mesh_lib.param_shardings(teacher, devices.mesh, devices.rules)
+        kept["teacher"] = train_state.with_shardings(teacher, places)
+    learner = None
+    if options.adversary is not None:
+        learner = _learner(options, devices, models["discriminator"], bounds)
+        kept |= learner.held()
     drawn = dataclasses.replace(options.rollout, num_prompts=options.generation_prompts)
     listed = policy_programs.sampler(drawn, model, devices, bounds, beside=state | kept)
-    settings = policy_update.settings(train, options.rollout, options.model, devices)
     work = policy_programs.update_work(
         model, shape, train, options.model, calls=train.num_minibatches
     )
-    forward = dataclasses.replace(work, has_gradient=False)
-    has_several = train.num_updates > 1
-    has_old = has_several or reference.reward_coefficient is not None
-    if has_old or reference.is_used:
-        listed.append(
-            programs.Program(
-                phase="log-probs",
-                devices=devices,
-                function=policy_loss.make_logprobs(model.graphdef, settings),
-                arguments=(start.abstract.params, rows),
-                static={},
-                parts={"parameters": start.abstract.params, "batch": rows},
-                beside={"states": start.abstract.opt_state} | kept,
-                work=dataclasses.replace(
-                    forward, calls=forward.calls * (has_old + reference.is_used)
-                ),
-            )
-        )
+    listed += _logprobs(options, devices, models, rows, start.abstract, kept, work)
     batch = _learned_from(rows, options)
+    if learner is not None:
+        others = {name: tree for name, tree in kept.items() if name not in learner.held()}
+        listed += learner.programs_of(beside=state | others | {"policy batch": batch}, waiting={})
     update = rlvr_updates.make_update(options, devices, model, optimizer, start, shape)
     listed.append(
         programs.Program(
@@ -78,6 +75,101 @@ def programs_of(
         )
     )
     return listed
+
+
+def _logprobs(
+    options: rlvr_config.Config,
+    devices: devices_lib.Devices,
+    models: Mapping[str, setup_models.Model],
+    rows: policy_batch.PolicyBatch,
+    state: train_state.TrainState,
+    kept: Mapping[str, programs.Tree],
+    update: programs.Work,
+) -> list[programs.Program]:
+    """Return the log-probs of the policy, of the reference and of an open teacher, where needed.
+
+    Args:
+      kept: what is not trained, by name.
+      update: the work of an update, all parts of a step once.
+    """
+    settings = policy_update.settings(options.train, options.rollout, options.model, devices)
+    forward = dataclasses.replace(update, has_gradient=False)
+    has_teacher, has_reference = "teacher" in models, options.reference.is_used
+    # As `packing.Packer` decides.
+    has_old = (
+        options.train.num_updates > 1
+        or options.reference.reward_coefficient is not None
+        or has_teacher
+    )
+    listed = []
+    if has_old or has_reference:
+        listed.append(
+            programs.Program(
+                phase="log-probs",
+                devices=devices,
+                function=policy_loss.make_logprobs(models["policy"].graphdef, settings),
+                arguments=(state.params, rows),
+                static={},
+                parts={"parameters": state.params, "batch": rows},
+                beside={"states": state.opt_state} | dict(kept),
+                work=dataclasses.replace(forward, calls=forward.calls * (has_old + has_reference)),
+            )
+        )
+    if has_teacher:
+        teacher = models["teacher"]
+        read = dataclasses.replace(rows, old_logprobs=rows.sampler_logprobs)
+        if has_reference:
+            read = dataclasses.replace(read, reference_logprobs=rows.sampler_logprobs)
+        others = {name: tree for name, tree in kept.items() if name != "teacher"}
+        listed.append(
+            programs.Program(
+                phase="teacher's log-probs",
+                devices=devices,
+                function=policy_loss.make_logprobs(teacher.graphdef, settings),
+                arguments=(kept["teacher"], read),
+                static={},
+                parts={"teacher": kept["teacher"], "batch": read},
+                beside=programs.state_parts(state) | others,
+                work=dataclasses.replace(forward, model=teacher.config),
+            )
+        )
+    return listed
+
+
+def _learner(
+    options: rlvr_config.Config,
+    devices: devices_lib.Devices,
+    model: setup_models.Model,
+    bounds: programs.Bounds,
+) -> discriminator_programs.Learner:
+    """Return the discriminator of the adversarial term, see `stages.rlvr.adversary_opening`."""
+    adversary, rollout = options.adversary, options.rollout
+    section, place = adversary.discriminator, "config.adversary.discriminator"
+    section.rows.check_router(model.config, place=f"{place}.rows")
+    shape = discriminator_programs.step_shape(
+        section,
+        devices,
+        bounds.within(section.max_pixels, model.config),
+        num_prompts=rollout.num_prompts,
+        num_responses=rollout.num_responses,
+        max_response_tokens=rollout.max_response_tokens,
+        place=place,
+    )
+    optimizer = setup_models.make_optimizer(section.optim, model.params, num_steps=1000)
+    start = setup_models.start_of(model, optimizer, devices, key=programs.key())
+    settings = discriminator_updates.settings_of(section, devices)
+    return discriminator_programs.Learner(
+        section=section,
+        devices=devices,
+        model=model,
+        optimizer=optimizer,
+        state=start.abstract,
+        shape=shape,
+        num_updates=adversary.updates,
+        update=discriminator_updates.make_update(
+            section.rule(model), settings, model, optimizer, start, shape
+        ),
+    )
 
 
 def _learned_from(
