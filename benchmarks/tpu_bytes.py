@@ -53,9 +53,11 @@ def moved_bytes(lines: list[str]) -> int:
         read = [sum(array_bytes(shapes.get(one, ""))) for one in names]
         written = array_bytes(shape)
         if operation in ("copy-start", "slice-start", "async-start"):
-            # The first array of the shape is what arrives, in whichever memory.
-            arrived = array_bytes(re.sub(r"S\(\d+\)", "", shape))[0]
-            total += arrived * (read[0] > 0) + written[0]
+            # A copy names what arrives and what it is copied from; the others their arguments, then
+            # what arrives. Either may lie in fast memory.
+            place = 0 if operation == "copy-start" else len(names)
+            arrived = array_bytes(re.sub(r"S\(\d+\)", "", shape))[place]
+            total += arrived * (sum(read) > 0) + written[place]
         elif "scatter" in name:
             total += 2 * sum(read[1:])
         elif "gather" in name:

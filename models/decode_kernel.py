@@ -139,8 +139,11 @@ def part(
             (1, *shape), lambda outer, inner, _: (outer * rows_each + inner, 0, 0, 0)
         )
 
-    # Not just anywhere: the compiler would bring a small cache to fast memory as a whole.
+    # Not just anywhere: the compiler would bring a small cache to fast memory as a whole, and once
+    # the new places are written there, copy all of it back.
     whole = pl.BlockSpec(memory_space=pltpu.HBM)
+    if not interpret:
+        k, v = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (k, v))
     out, lse = pl.pallas_call(
         functools.partial(_kernel, block=block, rows_each=rows_each),
         grid_spec=pltpu.PrefetchScalarGridSpec(

@@ -139,14 +139,16 @@ def test_bytes_moved_are_counted_without_fast_memory_and_tables():
   %table = f32[100,4]{1,0} get-tuple-element(%p), index=1
   %start = (bf16[8,128]{1,0:T(8,128)S(1)}, bf16[8,128]{1,0}, u32[]{:S(2)}) copy-start(%w)
   %done = bf16[8,128]{1,0:T(8,128)S(1)} copy-done(%start)
+  %slice = ((bf16[8,128]{1,0}), bf16[2,128]{1,0:T(8,128)S(1)}, s32[]) slice-start(%w)
   %rows = s32[2]{0:T(128)S(1)} fusion(%done), kind=kLoop
   %gather_fusion = f32[2,4]{1,0} fusion(%table, %rows), kind=kCustom
   %scatter_fusion = f32[100,4]{1,0} fusion(%table, %rows, %gather_fusion), kind=kCustom
   %out = f32[6]{0} custom-call(%scatter_fusion, %done), custom_call_target="tpu_custom_call"
 }
 """
-    # The weight once, the gathered rows read and written, the same scattered, the kernel's table.
-    expected = 2048 + 2 * 32 + 2 * 32 + (1600 + 24)
+    # The weight once and a quarter of it, the gathered rows read and written, the same scattered,
+    # the kernel's table.
+    expected = 2048 + 512 + 2 * 32 + 2 * 32 + (1600 + 24)
     assert tpu_bytes.moved_bytes(tpu_bytes.body(hlo)) == expected
 
 

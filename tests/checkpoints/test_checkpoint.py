@@ -196,6 +196,9 @@ def test_unfinished_steps_are_ignored_and_removed(tmp_path, toy):
     shutil.copytree(tmp_path / "checkpoints" / "3", partial)
     with toy_run.open_checkpointer(tmp_path) as checkpointer:
         assert checkpointer.restore(toy[0], step=None).step == 3
+        # They are removed beside what the run does; its first save waits for that.
+        checkpointer.save(4, toy[1], data_position={"next_index": 4})
+        checkpointer.wait()
     assert not partial.exists()
 
 
