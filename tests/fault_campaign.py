@@ -1,10 +1,12 @@
 """Faults in jobs of several processes, tried one after the other; prints a table.
 
-    python -m tests.fault_campaign FOLDER [--only=KIND] [--json=FILE]
+    python -m tests.fault_campaign FOLDER [--only=KIND] [--json=FILE] [--missing]
 
 Each fault hits one process of a job of two (SFT at tiny size, gloo). The job must end by itself,
 with the promised exit code on every process, and then go on in another number of processes to the
-metrics and the parameters of a run that nothing disturbed. FOLDER keeps the compiled programs.
+metrics and the parameters of a run that nothing disturbed. FOLDER keeps the compiled programs. FILE
+gets each result as soon as it is known; with --missing faults that it has are not tried again.
+`tests.campaign_page` makes the table of docs/pods.md of it.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import time
 
 import numpy as np
 
-from tests import pods
+from tests import campaign_page, pods
 from tests.stages import sft_run
 
 _STEPS = (
@@ -37,7 +39,7 @@ _STEPS = (
 class Case:
     """One fault and the promised end."""
 
-    what: str
+    name: str
     fault: str  # see `tests.faults`
     codes: dict[int, tuple[int, ...]]  # by process, those that may be seen
     then: int = 2  # processes that go on
@@ -49,22 +51,22 @@ def _cases() -> list[Case]:
     for process in (0, 1):
         ends = {process: killed, 1 - process: lost}
         for step in (0, 3, 5):
-            what = f"kill -9 of process {process} before step {step + 1}"
-            cases.append(Case(what=what, fault=f"die_in_step:{process}:{step}", codes=ends))
+            name = f"kill -9 of process {process} before step {step + 1}"
+            cases.append(Case(name=name, fault=f"die_in_step:{process}:{step}", codes=ends))
         for step in (2, 4):
-            what = f"kill -9 of process {process} while checkpoint {step} is written"
-            case = Case(what=what, fault=f"die_in_save:{process}:{step}", codes=ends, then=4)
+            name = f"kill -9 of process {process} while checkpoint {step} is written"
+            case = Case(name=name, fault=f"die_in_save:{process}:{step}", codes=ends, then=4)
             cases.append(case)
         for step in (0, 2, 4):
-            what = f"SIGTERM to process {process} before step {step + 1}"
+            name = f"SIGTERM to process {process} before step {step + 1}"
             both = {0: (143,), 1: (143,)}
-            case = Case(what=what, fault=f"sigterm:{process}:{step}", codes=both, then=4)
+            case = Case(name=name, fault=f"sigterm:{process}:{step}", codes=both, then=4)
             cases.append(case)
         failed = {0: (1,), 1: (1,)}
-        what = f"disk full on process {process} at checkpoint 4"
-        cases.append(Case(what=what, fault=f"full_disk:{process}:4", codes=failed))
-        what = f"other rows on process {process} in step 4"
-        cases.append(Case(what=what, fault=f"other_rows:{process}:3", codes=failed, then=1))
+        name = f"disk full on process {process} at checkpoint 4"
+        cases.append(Case(name=name, fault=f"full_disk:{process}:4", codes=failed))
+        name = f"other rows on process {process} in step 4"
+        cases.append(Case(name=name, fault=f"other_rows:{process}:3", codes=failed, then=1))
     return cases
 
 
@@ -86,6 +88,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--only", default="", help="kind of fault, as `tests.faults` names it")
     parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--missing", action="store_true", help="those that FILE does not have")
     options = parser.parse_args(argv)
     options.folder.mkdir(parents=True, exist_ok=True)
     files = options.folder / "files"
@@ -96,15 +99,26 @@ def main(argv: list[str]) -> int:
 
     def run(workdir: pathlib.Path, count: int, fault: str | None = None):
         arguments = sft_run.arguments(files, workdir, *_STEPS)
-        return pods.run(count, arguments, cache=cache, devices=4 // count, fault=fault)
+        return pods.run(
+            count,
+            arguments,
+            cache=cache,
+            devices=4 // count,
+            fault=fault,
+            XLA_FLAGS=pods.QUICK_FLAGS,
+        )
 
     undisturbed = options.folder / "undisturbed"
     if not (undisturbed / "finished.json").exists():
         run(undisturbed, 1).check_returncode()
-    results = []
+    results: dict[str, dict] = {}
+    if options.json is not None and options.json.exists():
+        results = {one["fault"]: one for one in json.loads(options.json.read_text())}
     print("| fault | exit codes | seconds to end | went on | survived |\n|---|---|---|---|---|")
     for case in _cases():
         if not case.fault.startswith(options.only):
+            continue
+        if options.missing and case.name in results:
             continue
         workdir = options.folder / case.fault.replace(":", "_")
         shutil.rmtree(workdir, ignore_errors=True)
@@ -113,16 +127,18 @@ def main(argv: list[str]) -> int:
         seconds = time.monotonic() - begun
         is_as_promised = all(codes.get(process) in wanted for process, wanted in case.codes.items())
         is_done = run(workdir, case.then).returncode == 0
-        survived = is_done and is_as_promised and _is_same(workdir, undisturbed)
-        shown = ", ".join(str(codes.get(process, 0)) for process in (0, 1))
-        print(f"| {case.what} | {shown} | {seconds:.0f} | {case.then} processes | "
-              f"{'yes' if survived else 'LOST'} |", flush=True)  # fmt: skip
-        results.append({"fault": case.what, "codes": codes, "survived": survived})
-    lost = [one["fault"] for one in results if not one["survived"]]
-    print(f"\n{len(results)} tried, {len(results) - len(lost)} survived, {len(lost)} lost")
-    if options.json is not None:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
-    return int(bool(lost))
+        results[case.name] = {
+            "fault": case.name,
+            "codes": [codes.get(process, 0) for process in (0, 1)],
+            "seconds": round(seconds),
+            "then": case.then,
+            "survived": is_done and is_as_promised and _is_same(workdir, undisturbed),
+        }
+        print(campaign_page.fault_line(results[case.name]), flush=True)
+        if options.json is not None:
+            options.json.write_text(json.dumps(list(results.values()), indent=1) + "\n")
+    print(f"\n{campaign_page.fault_counts(list(results.values()))}")
+    return int(not all(one["survived"] for one in results.values()))
 
 
 if __name__ == "__main__":

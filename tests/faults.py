@@ -1,7 +1,8 @@
 """The program with a fault in one of its processes, for tests of jobs of several processes.
 
-PRISM_TEST_FAULT=KIND:PROCESS[:STEP]
+PRISM_TEST_FAULT=KIND:PROCESS[:STEP],…    PROCESS: its number, or all
 
+scripted       no policy: responses as in `scripted.by_key`, of the files of `scripted.write_files`
 slow_judge     the judge of that process takes seconds longer
 late_judge     every answer that the judge of that process gets runs out of time
 sigterm        that process gets SIGTERM before the step of this number (from 0) begins
@@ -19,11 +20,14 @@ import time
 
 from prism_jax import main
 from prism_jax.checkpoints import checkpoint
+from prism_jax.commands.ask import job as ask_job
 from prism_jax.rewards import score, workers
 from prism_jax.running import loop
 from prism_jax.setup import agreement
+from tests.stages import scripted
 
 _SLOW_SECONDS = 4.0
+LATE = score.Reward(total=0.0, accuracy=0.0, format=0.0, reason=score.Reason.TIMEOUT)
 
 
 def _before(owner, name, do):
@@ -42,10 +46,7 @@ def inject(kind: str, step: int) -> None:
     grade = workers.JudgePool.grade
 
     def late(self, tasks):
-        late_rewards = score.Reward(
-            total=0.0, accuracy=0.0, format=0.0, reason=score.Reason.TIMEOUT
-        )
-        return [late_rewards for _ in tasks]
+        return [LATE for _ in tasks]
 
     def slow(self, tasks):
         time.sleep(_SLOW_SECONDS)
@@ -58,7 +59,9 @@ def inject(kind: str, step: int) -> None:
 
         return do
 
-    if kind == "slow_judge":
+    if kind == "scripted":
+        ask_job.open_sampler = scripted.open_by_key
+    elif kind == "slow_judge":
         workers.JudgePool.grade = slow
     elif kind == "late_judge":
         workers.JudgePool.grade = late
@@ -94,8 +97,9 @@ def inject(kind: str, step: int) -> None:
 
 
 if __name__ == "__main__":
-    fault, process, *where = os.environ["PRISM_TEST_FAULT"].split(":")
-    if process == os.environ.get("PRISM_PROCESS_ID", "0"):
-        inject(fault, int(where[0]) if where else 0)
+    for fault in os.environ["PRISM_TEST_FAULT"].split(","):
+        kind, process, *where = fault.split(":")
+        if process in ("all", os.environ.get("PRISM_PROCESS_ID", "0")):
+            inject(kind, int(where[0]) if where else 0)
     # python -m prism_jax …
     sys.exit(main.main(sys.argv[3:]))

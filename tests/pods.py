@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 
 _ROOT = pathlib.Path(__file__).parents[1]
+# As in `tests.conftest`: compiling is what takes the time.
+QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def run(

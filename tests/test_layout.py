@@ -121,8 +121,8 @@ _PARTS: dict[str, tuple[str, str]] = {
     "launch": ("prism_jax models configs", "jinja2 yaml"),
     "benchmarks": (
         "prism_jax models",
-        "jax flax numpy torch transformers optax ml_collections peft httpx PIL vllm lmms_eval tokamax "
-        "absl",
+        "jax flax numpy torch transformers optax ml_collections peft httpx PIL vllm lmms_eval "
+        "tokamax absl",
     ),
 }
 _STANDARD = set(__import__("sys").stdlib_module_names)

@@ -77,19 +77,12 @@ class Cutter:
           num_responses: to each.
           place: the section in the configuration, for errors.
         """
-        num_names = len(self.section.form.names)
-        has_swaps = self.section.lengths.swap_coefficient is not None
         # No segment of a response is longer than the response, but for how it ends.
         longest = max_response_tokens + self.reader.tail_tokens
-        continued = max(measured.longest, longest)
-        largest = Largest(
-            # The most that a step may hold: all responses well-formed, no two segments equal.
-            num_units=num_names * num_prompts * (1 + num_responses) + has_swaps * num_prompts,
-            unit_sequences=1,
-            unit_tokens=max(size.tokens for size in measured.sizes) + continued,
-            continued_tokens=continued,
-            prompt_patches=max(size.patches for size in measured.sizes),
-            prompt_frames=max(size.images for size in measured.sizes),
+        largest = encode.Size(
+            tokens=max(size.tokens for size in measured.sizes),
+            patches=max(size.patches for size in measured.sizes),
+            images=max(size.images for size in measured.sizes),
         )
         advice = ""
         if measured.longest > longest:
@@ -97,13 +90,53 @@ class Cutter:
                 f"; the longest segment is a teacher's, of {measured.longest} tokens: "
                 f"{place}.teacher_max_tokens cuts the rest, at the cost of its end"
             )
-        return self.section.rows.shape(
-            largest,
+        return step_shape(
+            self.section,
             devices,
-            shared_units=num_names * (1 + num_responses),
-            place=f"{place}.rows",
+            largest,
+            continued_tokens=max(measured.longest, longest),
+            num_prompts=num_prompts,
+            num_responses=num_responses,
+            place=place,
             advice=advice,
         )
+
+
+def step_shape(
+    section: section_lib.Discriminator,
+    devices: devices_lib.Devices,
+    largest: encode.Size,
+    *,
+    continued_tokens: int,
+    num_prompts: int,
+    num_responses: int,
+    place: str,
+    advice: str = "",
+) -> RowShape:
+    """Return the rows into which the segments of a step fit.
+
+    Args:
+      largest: the most of each that a prompt has.
+      continued_tokens: of the longest segment.
+      num_prompts: as for `Cutter.shape`, which has them from the data.
+    """
+    num_names = len(section.form.names)
+    has_swaps = section.lengths.swap_coefficient is not None
+    return section.rows.shape(
+        Largest(
+            # The most that a step may hold: all responses well-formed, no two segments equal.
+            num_units=num_names * num_prompts * (1 + num_responses) + has_swaps * num_prompts,
+            unit_sequences=1,
+            unit_tokens=largest.tokens + continued_tokens,
+            continued_tokens=continued_tokens,
+            prompt_patches=largest.patches,
+            prompt_frames=largest.images,
+        ),
+        devices,
+        shared_units=num_names * (1 + num_responses),
+        place=f"{place}.rows",
+        advice=advice,
+    )
 
 
 def open_cutter(

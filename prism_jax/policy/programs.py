@@ -15,7 +15,6 @@ from models import inputs
 from models.config import Qwen3VLConfig
 from prism_jax import configuration
 from prism_jax import mesh as mesh_lib
-from prism_jax.checkpoints import model_files, pretrained
 from prism_jax.data import encode
 from prism_jax.policy import batch as policy_batch
 from prism_jax.policy import distill, rollouts
@@ -333,15 +332,13 @@ class Taught:
         return train_step.WithShared(rows=rows, shared=lesson)
 
 
-def taught(options: distill.Distill, devices: devices_lib.Devices) -> Taught:
-    """Return the open teacher of a run, abstract; of its folder only `config.json` is read."""
-    if options.folder is None:
+def taught(teacher: setup_models.Model | None, devices: devices_lib.Devices) -> Taught:
+    """Return the open teacher of a plan."""
+    if teacher is None:
         return Taught(teacher=None)
-    config = pretrained.config_of(model_files.of(options.folder))[1]
-    graphdef, params = programs.plain_policy(config, devices)
-    places = mesh_lib.param_shardings(params, devices.mesh, devices.rules)
-    params = train_state.with_shardings(params, places)
-    return Taught(teacher=distill.Teacher(graphdef=graphdef, params=params, fingerprint=""))
+    places = mesh_lib.param_shardings(teacher.params, devices.mesh, devices.rules)
+    params = train_state.with_shardings(teacher.params, places)
+    return Taught(teacher=distill.Teacher(graphdef=teacher.graphdef, params=params, fingerprint=""))
 
 
 def update_work(

@@ -107,6 +107,11 @@ def join(is_distributed: bool | None, *, notice_seconds: float = _NOTICE_SECONDS
         cluster_detection_method="deactivate",
     )
     agreement.watch(lock.release_all)
+    if jax.default_backend() == "cpu":
+        # Its key is another one on each process, and process 0 alone writes. Of a job that is
+        # started again process 0 would read a program that the others compile, in which the
+        # collectives may have another order: each then waits for ever.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def detect(environment: Mapping[str, str]) -> Cluster | None:

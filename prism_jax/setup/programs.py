@@ -43,6 +43,7 @@ class Work:
     is_decoding: bool  # every call reads all weights and caches
     remat: str = "none"  # of the layers, where there is a gradient
     head_chunk_tokens: int = 0  # of a part, that go through the head at a time
+    passes: int = 1  # over the same rows in a call, whose activations wait for one gradient
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

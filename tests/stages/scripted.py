@@ -51,6 +51,25 @@ def configure(
     return config
 
 
+def by_key(row: records.PromptRow, number: int, key: jax.Array) -> tuple[str, bool]:
+    """Respond in other words for each key: rightly, wrongly, without a caption, or cut."""
+    del number
+    kind, word = (int(n) for n in jax.random.randint(key, (2,), 0, np.array([6, 1000])))
+    caption = row.teacher_caption.replace("</caption>", f"- Read {word}.\n</caption>")
+    cot = row.teacher_cot.replace("</think>", f"Surely {word}.\n</think>")
+    if kind in (3, 4):
+        cot = cot.replace(f"<answer>\n{row.ground_truth}\n", f"<answer>\n{word}\n")
+    return (cot if kind == 5 else caption + cot), kind != 2
+
+
+def open_by_key(source, policy, devices) -> "ScriptedSampler":
+    """Open a sampler that answers the split of `write_files` by `by_key`."""
+    del source, devices
+    root = pathlib.Path(policy.folder).parent
+    rows = read_rows(root / "corpus" / "rl" / "test.parquet")
+    return ScriptedSampler(root / "policy", rows, by_key)
+
+
 class ScriptedSampler:
     """Answer every prompt as the script says; stop after so many batches."""
 

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from prism_jax.checkpoints import lock
-from tests import pods
+from prism_jax.commands.ask import job as ask_job
+from prism_jax.rewards import workers
+from tests import faults, pods
 from tests.stages import rl_run, scripted, sft_run
 
 # Four devices in all, however many processes share them.
@@ -81,12 +83,18 @@ def test_sigterm_to_one_process_saves_one_step_of_all(demonstrations, undisturbe
 
 
 @pytest.mark.slow
-def test_what_is_refused_for_process_0_ends_all_with_code_2(demonstrations, cache, tmp_path):
-    arguments = sft_run.arguments(demonstrations, tmp_path, *_SFT, *_SHARED)
+@pytest.mark.parametrize("command", ["sft", "pairs"])
+def test_what_is_refused_for_process_0_ends_all_with_code_2(cache, tmp_path, command):
+    # Before anything is read: the files need not exist.
+    if command == "sft":
+        count, arguments = 2, sft_run.arguments(tmp_path, tmp_path, *_SFT, *_SHARED)
+    else:
+        count, arguments = 4, _ask(command, tmp_path, tmp_path)
     with lock.hold(str(tmp_path), beat_seconds=5.0):
-        done = pods.run(2, arguments, cache=cache, max_restarts=3)
-    assert (done.returncode, pods.codes(done)) == (2, {0: 2, 1: 2}), done.stdout + done.stderr
-    for number in range(2):
+        done = pods.run(count, arguments, cache=cache, max_restarts=3)
+    codes = dict.fromkeys(range(count), 2)
+    assert (done.returncode, pods.codes(done)) == (2, codes), done.stdout + done.stderr
+    for number in range(count):
         (line,) = [one for one in done.stdout.splitlines() if one.startswith(f"[{number}] error:")]
         assert f"{tmp_path} is in use by process" in line
 
@@ -169,24 +177,93 @@ def test_a_judge_that_is_late_on_one_host_gives_its_responses_one_reward(files, 
         assert row["reward/reason_timeout_fraction"] == 0.5
 
 
+_ASKING = {
+    "evaluate": {"max_tokens": 12, "batch_responses": 4},
+    "pairs": {"max_tokens": 512, "batch_responses": 12, "num_responses": 3},
+    "curate": {
+        "max_tokens": 512,
+        "batch_responses": 16,
+        "num_samples": 4,
+        "hard_at_most": 0.25,
+        "judge.num_workers": 1,
+    },
+}
+
+
+def _ask(command, folder, workdir, **fields):
+    """Return the arguments of a command that samples for the prompts of `scripted.write_files`."""
+    is_step = command == "curate"
+    fields = _ASKING[command] | fields
+    fields["policy.folder"] = folder / "policy"
+    fields["prompts.path"] = folder / "corpus" / "rl" / "test.parquet"
+    section = "config.difficulty" if is_step else "config"
+    return [
+        command,
+        f"--config=configs/{command}.py:tiny" + ",difficulty" * is_step,
+        f"--workdir={workdir}",
+        *(f"--{section}.{name}={value}" for name, value in fields.items()),
+    ]
+
+
+def _contents(workdir):
+    """Return the files of an answer by name; `run.json` has the number of devices."""
+    files = [path for path in workdir.rglob("*") if path.is_file() and path.name != "run.json"]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("questions")
+    scripted.write_files(folder, num_rows=6)
+    return folder
+
+
 @pytest.mark.slow
-def test_two_processes_evaluate_as_one(cache, tmp_path):
-    path = scripted.write_files(tmp_path, num_rows=6)
-
-    def arguments(workdir):
-        return [
-            "evaluate",
-            "--config=configs/evaluate.py:tiny",
-            f"--workdir={workdir}",
-            f"--config.policy.folder={tmp_path / 'policy'}",
-            f"--config.prompts.path={path}",
-            "--config.max_tokens=12",
-            "--config.batch_responses=4",
-        ]
-
+@pytest.mark.parametrize(
+    ("command", "count", "fault"),
+    [
+        ("evaluate", 4, None),
+        ("pairs", 2, "scripted:all"),
+        ("curate", 4, "scripted:all,late_judge:1"),
+    ],
+)
+def test_several_processes_write_the_files_of_one(
+    questions, cache, tmp_path, monkeypatch, command, count, fault
+):
+    """On one process the responses that are judged late are those of process 1 of four."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert rl_run.run_arguments([*arguments(alone), *_ALONE]) == 0
-    done = pods.run(2, [*arguments(shared), *_SHARED], cache=cache)
+    done = pods.run(
+        count,
+        _ask(command, questions, shared, **{"mesh.num_devices": None}),
+        cache=cache,
+        devices=4 // count,
+        fault=fault,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("responses.jsonl", "summary.json"):
-        assert (shared / name).read_bytes() == (alone / name).read_bytes(), name
+    if fault is not None:
+        monkeypatch.setattr(ask_job, "open_sampler", scripted.open_by_key)
+    grade = workers.JudgePool.grade
+    if command == "curate":
+
+        def late(pool, tasks):
+            rewards = grade(pool, tasks)
+            return [faults.LATE if n % 4 == 1 else one for n, one in enumerate(rewards)]
+
+        monkeypatch.setattr(workers.JudgePool, "grade", late)
+    arguments = _ask(command, questions, alone, **{"mesh.num_devices": 4})
+    assert rl_run.run_arguments(arguments) == 0
+    assert _contents(shared) == _contents(alone)
+    # One process must not read a program that the others compile.
+    assert not list(cache.glob("jit_*"))
+    names = {path.name for path in shared.rglob("*")}
+    if command == "evaluate":
+        assert {"responses.jsonl", "summary.json"} <= names
+    elif command == "pairs":
+        counts = json.loads((shared / "summary.json").read_text())["responses"]
+        assert min(counts[reason] for reason in ("kept", "cut", "format")) > 0, counts
+        assert len(list((shared / "images").iterdir())) > 1
+    else:
+        summary = json.loads((shared / "difficulty" / "summary.json").read_text())
+        assert summary["reasons"]["timeout"] == 6
+        assert summary["reasons"]["correct"] > 3
+        assert summary["num_rl"] > 0 < summary["num_hard"]

@@ -114,9 +114,14 @@ def run(
     thresholds = {name: dataclasses.asdict(options)[name] for name in _THRESHOLDS}
     summary = ask_parts.finished(folder, _SUMMARY)
     if summary is None or summary["thresholds"] != thresholds:
-        (folder / _SUMMARY_FILE).unlink(missing_ok=True)  # it describes other sets
         path = folder / RATES_FILE
-        if not agreement.on_first("rates", path.exists):
+
+        def has_rates() -> bool:
+            # By process 0 alone: a slower one might remove the summary that is written next.
+            (folder / _SUMMARY_FILE).unlink(missing_ok=True)  # it describes other sets
+            return path.exists()
+
+        if not agreement.on_first("rates", has_rates):
             with options.judge.open() as judge:
                 ask_parts.write_lines(path, _measure(options, job, judge))
         selected = agreement.on_first("select", lambda: _select(options, job))

@@ -17,6 +17,7 @@ class Given:
 
     model: str | None = None
     discriminator: str | None = None
+    teacher: str | None = None
     prompt_tokens: int | None = None
     prompt_patches: int | None = None
     prompt_images: int = 1
@@ -68,18 +69,19 @@ def make(
 
 def _models(stage: str, config: Mapping[str, Any], size: str, given: Given) -> dict[str, str]:
     """Return the name or folder of each model."""
-    sections = {"policy": "policy" if "policy" in config else "model"}
-    sections["discriminator"] = "model" if stage == "warmup" else "discriminator"
-    named = {"policy": given.model, "discriminator": given.discriminator}
-    found = {}
-    for role in opening.roles(stage):
-        folder = named[role] or config[sections[role]]["folder"]
+    named = {"policy": given.model, "discriminator": given.discriminator, "teacher": given.teacher}
+    models = {}
+    for role, section in opening.sections(stage, config).items():
+        values: Any = config
+        for name in section.split("."):
+            values = values[name]
+        folder = named[role] or values["folder"]
         usual = "discriminator" if role == "discriminator" else size
         if not folder and (usual not in opening.MODELS or size not in opening.MODELS):
             option = "--model" if role == "policy" else "--discriminator"
             raise errors.InputError(
-                f"config.{sections[role]}.folder names no model, and the size {size!r} is none of "
+                f"config.{section}.folder names no model, and the size {size!r} is none of "
                 f"{', '.join(opening.MODELS)}: give {option}"
             )
-        found[role] = folder or usual
-    return found
+        models[role] = folder or usual
+    return models

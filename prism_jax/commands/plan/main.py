@@ -7,8 +7,10 @@ For a TPU the programs of the stage are compiled at its shapes, by libtpu on thi
 needs no TPU: minutes and some GiB of memory for each the first time, kept in --cache afterwards.
 For GPUs, and with --no-compile, all is an estimate from shapes. When something does not fit, the
 fields are named that would make it fit. Fields are overridden as in the stage itself
-(--config.train.num_rows=8). Exit code 0: it fits in 0.90 of the memory, and the sampler in the
-rest; 1: it does not.
+(--config.train.num_rows=8). Models and passes that options add are counted: a reference, an open
+teacher (--config.distill.folder=8b), an adversary, the mean of a discriminator's weights, its
+penalty, replayed prompts and swapped pictures. Exit code 0: it fits in 0.90 of the memory, and the
+sampler in the rest; 1: it does not.
 
 --table makes docs/fits.md, see `commands.plan.table`.
 """
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hbm", type=float, default=80.0, help="GB of a GPU")
     parser.add_argument("--model", help="2b, 4b, 8b, 32b, 30b_a3b or a folder with config.json")
     parser.add_argument("--discriminator", help="discriminator, or a folder with config.json")
+    parser.add_argument("--teacher", help="that of config.distill, as for --model")
     parser.add_argument("--prompt_tokens", type=int, help="of the longest prompt")
     parser.add_argument("--prompt_patches", type=int, help="of its pictures")
     parser.add_argument("--prompt_images", type=int, default=1)
@@ -106,6 +109,7 @@ def _job(args: argparse.Namespace, rest: Sequence[str]) -> opening.Job:
         given=jobs.Given(
             model=args.model,
             discriminator=args.discriminator,
+            teacher=args.teacher,
             prompt_tokens=args.prompt_tokens,
             prompt_patches=args.prompt_patches,
             prompt_images=args.prompt_images,

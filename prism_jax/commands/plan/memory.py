@@ -126,9 +126,9 @@ def _temporary(program: programs.Program) -> float:
         saved += attended * (2 * heads + 4 * text.num_heads / tensor)
     elif work.remat != "full":
         saved += layer / 2
-    found += text.num_layers * saved
+    found += work.passes * text.num_layers * saved
     if vision is not None and patches:
-        found += vision.num_layers * patches * 2 * vision.hidden_size
+        found += work.passes * vision.num_layers * patches * 2 * vision.hidden_size
     return found + _gradients(program)
 
 

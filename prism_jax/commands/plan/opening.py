@@ -46,7 +46,8 @@ class Job:
     machine: str  # topology, or number of GPUs
     num_slices: int
     hbm_gigabytes: float | None  # of a GPU; None: a TPU
-    models: Mapping[str, str]  # "policy", "discriminator": a name of `MODELS` or a folder
+    # "policy", "discriminator", "teacher": a name of `MODELS` or a folder
+    models: Mapping[str, str]
     bounds: Mapping[str, int]
 
     def open_machine(self) -> machines.Machine:
@@ -84,16 +85,29 @@ def open_job(job: Job, *, is_compiled: bool) -> Opened:
         problems = options.problems_on(devices.layout())
         if problems:
             raise errors.InputError("; ".join(f"config.{problem}" for problem in problems))
-    models = {}
-    for role, model in job.models.items():
-        section = source
-        if role == "discriminator" and job.stage == "align":
-            section = options.discriminator.model(options.model)
-        models[role] = programs.open_model(
-            model_config(model), section, devices, is_discriminator=role == "discriminator"
+    models = {
+        role: programs.open_model(
+            model_config(model),
+            _source_of(role, job.stage, options, source),
+            devices,
+            is_discriminator=role == "discriminator",
         )
+        for role, model in job.models.items()
+    }
     listed = _programs_of(job.stage)(options, devices, models, programs.Bounds(**job.bounds))
     return Opened(options=options, devices=devices, machine=machine, programs=listed)
+
+
+def _source_of(
+    role: str, stage: str, options: Any, source: configuration.Model
+) -> configuration.Model:
+    """Return the section of a model as the stage opens it."""
+    if role == "teacher":
+        return dataclasses.replace(source, lora=configuration.NO_LORA)
+    if role == "discriminator" and stage != "warmup":
+        section = options if stage == "align" else options.adversary
+        return section.discriminator.model(source)
+    return source
 
 
 def model_config(model: str) -> Qwen3VLConfig:
@@ -101,11 +115,18 @@ def model_config(model: str) -> Qwen3VLConfig:
     return MODELS[model] if model in MODELS else pretrained.config_of(model)[1]
 
 
-def roles(stage: str) -> tuple[str, ...]:
-    """Return which models a stage holds."""
-    return {"warmup": ("discriminator",), "align": ("policy", "discriminator")}.get(
-        stage, ("policy",)
-    )
+def sections(stage: str, config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the models that a stage holds, and the dotted section that names each."""
+    named = {"policy": "policy" if stage in ASKING else "model"}
+    if stage == "warmup":
+        return {"discriminator": "model"}
+    if stage == "align":
+        named["discriminator"] = "discriminator"
+    if stage == "rlvr" and config["adversary"] is not None:
+        named["discriminator"] = "adversary.discriminator"
+    if stage in ("align", "rlvr") and config["distill"]["folder"]:
+        named["teacher"] = "distill"
+    return named
 
 
 def stage_of(config_file: str) -> str:

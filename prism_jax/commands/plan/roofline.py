@@ -25,8 +25,12 @@ def flops(work: programs.Work) -> float:
         width = vision.hidden_size
         tower = 4 * width**2 + 2 * width * vision.intermediate_size
         forward += 2 * vision.num_layers * tower * work.patches
-    passes = 1 if not work.has_gradient else 3 if work.remat == "none" else 4
-    return forward * passes
+    return forward * _passes(work)
+
+
+def _passes(work: programs.Work) -> int:
+    """Return how often a call goes through the layers: the backward pass counts twice."""
+    return work.passes * (1 if not work.has_gradient else 3 if work.remat == "none" else 4)
 
 
 def seconds(program: programs.Program, machine: Machine) -> float:
@@ -39,8 +43,7 @@ def seconds(program: programs.Program, machine: Machine) -> float:
     exchange = 0.0
     if devices.mesh.shape["fsdp"] * devices.mesh.shape["sequence"] > 1:
         # Weights are gathered in every pass; gradients are summed and scattered.
-        passes = 1 if not work.has_gradient else 3 if work.remat == "none" else 4
-        exchange = passes * weights / (kind.link_gigabytes * 1e9)
+        exchange = _passes(work) * weights / (kind.link_gigabytes * 1e9)
     read = 0.0
     if work.is_decoding:
         place = 2 * 2 * text.num_layers * text.num_kv_heads * text.head_dim / tensor

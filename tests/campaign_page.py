@@ -1,0 +1,81 @@
+"""The campaigns of several processes as a part of docs/pods.md, made from their results.
+
+python -m tests.fault_campaign FOLDER --json=docs/faults.json
+python -m tests.chain_campaign FOLDER --json=docs/chain.json
+python -m tests.campaign_page
+"""
+
+import collections
+import json
+import pathlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_DOCS = pathlib.Path(__file__).parents[1] / "docs"
+_PAGE = _DOCS / "pods.md"
+_TITLE, _NEXT = "## Faults that were tried", "## Secrets"
+_HEAD = "| fault | exit codes | seconds to end | went on | survived |\n|---|---|---:|---|---|"
+
+
+def fault_line(result: Mapping[str, Any]) -> str:
+    """Return the line of a fault in the table."""
+    codes = ", ".join(map(str, result["codes"]))
+    survived = "yes" if result["survived"] else "**LOST**"
+    return (
+        f"| {result['fault']} | {codes} | {result['seconds']} | {result['then']} processes | "
+        f"{survived} |"
+    )
+
+
+def fault_counts(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many faults were tried, survived and lost."""
+    survived = sum(one["survived"] for one in results)
+    return f"{len(results)} tried, {survived} survived, {len(results) - survived} lost"
+
+
+def section() -> str:
+    """Return the part of the page that the results fill."""
+    faults = json.loads((_DOCS / "faults.json").read_text())
+    chain = json.loads((_DOCS / "chain.json").read_text())
+    return "\n".join([_TITLE, "", *_faults(faults), "", *_chain(chain), ""])
+
+
+def _faults(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    text = (
+        "Each hit one of two processes (SFT, tiny, gloo on 2 CPU cores). *Survived*: the job ended "
+        "by itself, on both with the promised code, and went on to the metrics and the parameters "
+        "of a run that nothing disturbed. Of `python -m tests.fault_campaign`: "
+        f"**{fault_counts(results)}**."
+    )
+    return [*_wrapped(text), "", _HEAD, *(fault_line(one) for one in results)]
+
+
+def _chain(result: Mapping[str, Any]) -> list[str]:
+    kills = collections.Counter(result["kills"])
+    each = ", ".join(f"{name} {count}" for name, count in kills.items())
+    worst = max(one["metric"] for one in result.values() if isinstance(one, dict))
+    return _wrapped(
+        f"All stages in a row (`python -m tests.chain_campaign`) on `local_pod.sh "
+        f"{result['processes']}`, of which one process was killed every {result['kill_seconds']:g} "
+        f"s, {len(result['kills'])} times in all ({each}), ended in {result['seconds'] / 60:.0f} "
+        "minutes with the model of an undisturbed run on one process: metrics differ by at most "
+        f"{worst:.1g} of their size, parameters of the export by at most {result['parameter']:.1g}."
+    )
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 104, break_on_hyphens=False, break_long_words=False)
+
+
+def replaced(page: str) -> str:
+    """Return the page with this section in its place."""
+    before, _, rest = page.partition(_TITLE)
+    if not rest:
+        before, _, rest = page.partition(_NEXT)
+        return f"{before}{section()}\n{_NEXT}{rest}"
+    return f"{before}{section()}\n{_NEXT}{rest.partition(_NEXT)[2]}"
+
+
+if __name__ == "__main__":
+    _PAGE.write_text(replaced(_PAGE.read_text()))
