@@ -129,17 +129,23 @@ def prefill_program(sampler: Sampler, sizes: memory.Plan, *, row_tokens: int) ->
     return jax.jit(run, donate_argnums=1), (sampler.params, sampler.state(sizes), rows)
 
 
-def needed_bytes(sampler: Sampler, sizes: memory.Plan) -> int:
-    """Return the bytes that a step of decoding must read on a device with all places in use.
-
-    That is the weights of the text model, with the tied head once, and every key and value.
-    """
-    text, tensor = sampler.config.text, sampler.mesh.shape["tensor"]
+def weight_bytes(sampler: Sampler) -> int:
+    """Return the bytes of the text model's weights on a device, with the tied head once."""
+    text = sampler.config.text
     leaves = jax.tree.leaves(sampler.params["text"])
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     if not text.tie_word_embeddings:  # of the other table a few rows
         weights -= 2 * text.vocab_size * text.hidden_size
+    return weights // sampler.mesh.shape["tensor"]
+
+
+def needed_bytes(sampler: Sampler, sizes: memory.Plan) -> int:
+    """Return the bytes that a step of decoding must read on a device with all places in use.
+
+    That is the weights, and every key and value.
+    """
+    text = sampler.config.text
     place = 2 * 2 * text.num_layers * text.num_kv_heads * text.head_dim
     places = sum(rows * length for rows, length in sizes.classes)
     places += sizes.num_prompts * sizes.prompt_places
-    return (weights + place * places) // tensor
+    return weight_bytes(sampler) + place * places // sampler.mesh.shape["tensor"]
