@@ -6,6 +6,7 @@
 The records are benchmarks/results/*_campaign_*.json, from `benchmarks.campaign --record=FILE`.
 """
 
+import argparse
 import html
 import json
 import pathlib
@@ -243,10 +244,13 @@ def pages(found: dict[str, Json], page: str) -> dict[pathlib.Path, str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write or check the pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="exit 1 where they are not as written")
+    args = parser.parse_args(arguments)
     paths = sorted((_ROOT / "benchmarks" / "results").glob("*_campaign_*.json"))
     found = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
     texts = pages(found, _PAGE.read_text(encoding="utf-8"))
-    if "--check" in arguments:
+    if args.check:
         return int(any(not p.is_file() or p.read_text() != text for p, text in texts.items()))
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ Sizes: tiny (tests), demo (2 million parameters, 2 CPU cores), small (107 millio
 split over 8 devices, see docs/training.md). Options:
 
   new           tiny, demo, small: a new model; model.folder then names its tokenizer
-  train_vision  4b, 8b, 8b_32k: train the vision tower and its mergers too
+  train_vision  2b_one_gpu, 4b_one_gpu, 4b, 8b, 8b_32k: train the vision tower and its mergers too
 
 4b_one_gpu: with float32 weights and moments a step did not fit an H100 of 80 GB (46.5 GiB of
 arguments, 30.5 of temporaries, benchmarks/results/train_float32.json), so they are bfloat16 with

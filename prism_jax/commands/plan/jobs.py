@@ -78,10 +78,10 @@ def _models(stage: str, config: Mapping[str, Any], size: str, given: Given) -> d
         folder = named[role] or values["folder"]
         usual = "discriminator" if role == "discriminator" else size
         if not folder and (usual not in opening.MODELS or size not in opening.MODELS):
-            option = "--model" if role == "policy" else "--discriminator"
             raise errors.InputError(
                 f"config.{section}.folder names no model, and the size {size!r} is none of "
-                f"{', '.join(opening.MODELS)}: give {option}"
+                f"{', '.join(opening.MODELS)}: give "
+                f"{'--model' if role == 'policy' else f'--{role}'}"
             )
         models[role] = folder or usual
     return models
