@@ -97,10 +97,13 @@ class Mesh(Section):
 
     def problems_of_whole_rows(self) -> list[str]:
         """Return the problems of a command that computes whole rows on each device."""
-        size = self.axes.sequence
-        if size == 1:
-            return []
-        return [f"mesh.axes.sequence must be 1, since only sft splits rows along it, got {size}"]
+        why = "since only sft splits rows along their length"
+        problems, axes = [], dict(self.rules).get("act_length")
+        if self.axes.sequence != 1:
+            problems.append(f"mesh.axes.sequence must be 1, {why}, got {self.axes.sequence}")
+        if axes and axes != "sequence":
+            problems.append(f"mesh.rules must not split act_length, {why}, got {axes!r}")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

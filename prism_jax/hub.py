@@ -9,9 +9,10 @@ Files of formats that execute code when they are opened are left out. `HF_ENDPOI
 """
 
 import os
+import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -50,33 +51,52 @@ def _download(address: re.Match) -> str:
     repository = f"{address['owner']}/{address['name']}"
     kind = "dataset" if address["datasets"] else "model"
     revision = address["revision"] or "main"
+    if any(not part.strip(".") for part in (address["owner"], address["name"], revision)):
+        raise errors.InputError(f"{address[0]}: a name must be more than dots")
     # Files, not the links of the hub's own cache: a row's pictures must lie in its folder.
     folder = os.path.join(
         constants.HF_HOME, "prism_jax", f"{kind}s", address["owner"], address["name"], revision
     )
-    complete = f"{folder}.complete"
+    # Holds the commit of the folder's files.
+    complete = pathlib.Path(f"{folder}.complete")
     if constants.HF_HUB_OFFLINE:
-        if not os.path.exists(complete):
+        if not complete.exists():
             raise errors.InputError(
                 f"{address[0]}: HF_HUB_OFFLINE is set, and {folder} is not whole"
             )
         return folder
+    hub = huggingface_hub.HfApi()
     try:
         # Without this, a hub that cannot be reached would leave whatever is in the folder.
-        found = huggingface_hub.HfApi().repo_info(repository, repo_type=kind, revision=revision)
+        commit = hub.repo_info(repository, repo_type=kind, revision=revision).sha
+        is_new = not complete.exists() or complete.read_text("utf-8").strip() != commit
+        if is_new:
+            # Until the end the folder may have files of two commits.
+            complete.unlink(missing_ok=True)
         huggingface_hub.snapshot_download(
             repository,
             repo_type=kind,
-            revision=found.sha,
+            revision=commit,
             local_dir=folder,
             ignore_patterns=list(_LEFT_OUT),
         )
+        if is_new:
+            names = hub.list_repo_files(repository, repo_type=kind, revision=commit)
+            _remove_others(pathlib.Path(folder), set(names))
     # The library raises its own errors, those of its client and of the operating system.
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         cause = lines[0] if lines else type(error).__name__
         raise errors.InputError(f"{address[0]}: cannot be downloaded: {cause}") from error
-    with open(complete, "w", encoding="utf-8") as file:
-        file.write(f"{found.sha}\n")
+    complete.write_text(f"{commit}\n", encoding="utf-8")
     sys.stderr.write(f"{address[0]} is in {folder}\n")
     return folder
+
+
+def _remove_others(folder: pathlib.Path, names: Collection[str]) -> None:
+    """Remove files that the repository had in an earlier commit: a folder's rows are all read."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        # The library's own records of what it downloaded are in `.cache`.
+        if path.is_file() and name not in names and not name.startswith(".cache/"):
+            path.unlink(missing_ok=True)

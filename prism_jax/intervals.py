@@ -68,8 +68,8 @@ def over_prompts(by_seed: Sequence[Sequence[float]]) -> Mean:
     total = np.zeros(_RESAMPLES)
     for values in map(np.asarray, by_seed):
         for start in range(0, _RESAMPLES, _CHUNK):
-            drawn = rng.integers(len(values), size=(_CHUNK, len(values)))
-            total[start : start + _CHUNK] += values[drawn].mean(axis=1)
+            resamples = rng.integers(len(values), size=(_CHUNK, len(values)))
+            total[start : start + _CHUNK] += values[resamples].mean(axis=1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(total / len(by_seed), (tail, 1 - tail))
     mean = math.fsum(math.fsum(values) / len(values) for values in by_seed) / len(by_seed)

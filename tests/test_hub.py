@@ -14,13 +14,14 @@ import pytest
 from prism_jax import errors, hub
 from tests import data_files
 
-_COMMIT = "a" * 40
+_BROKEN = b"cannot be read"
 
 
 class _Hub(http.server.BaseHTTPRequestHandler):
     """The parts of the hub's API that a download of a repository uses."""
 
     repositories: ClassVar[dict[str, dict[str, bytes]]] = {}
+    commit: ClassVar[str] = "a" * 40
 
     def do_GET(self):
         self._answer(has_body=True)
@@ -45,7 +46,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
             listing = [{"rfilename": file} for file in files]
             api = f"/api/{kind}/{repository}"
             if path.startswith(f"{api}/revision/"):
-                info = {"id": repository, "sha": _COMMIT, "siblings": listing}
+                info = {"id": repository, "sha": self.commit, "siblings": listing}
                 return json.dumps(info).encode(), {"Content-Type": "application/json"}
             if path.startswith(f"{api}/tree/"):
                 tree = [
@@ -57,8 +58,8 @@ class _Hub(http.server.BaseHTTPRequestHandler):
             resolve = f"{start}/{repository}/resolve/"
             if path.startswith(resolve):
                 data = files.get(path.removeprefix(resolve).partition("/")[2])
-                if data is not None:
-                    return data, {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": _COMMIT}
+                if data != _BROKEN and data is not None:
+                    return data, {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": self.commit}
         return None, {"X-Error-Code": "RepoNotFound"}
 
     def log_message(self, *_):
@@ -129,6 +130,43 @@ def test_a_data_set_of_the_hub_is_built_with_its_pictures_and_pickles_stay_there
     assert done.returncode == 0, done.stderr
     done = _run(endpoint, tmp_path / "other", *build, source, **offline)
     assert "HF_HUB_OFFLINE is set, and " in done.stderr
+
+
+def test_a_new_commit_leaves_no_files_of_the_old_one_and_is_whole_or_not_there(
+    endpoint, tmp_path, monkeypatch
+):
+    environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    folder = tmp_path / "prism_jax" / "datasets" / "owner" / "moved" / "main"
+
+    def download(commit, files, **more):
+        monkeypatch.setattr(_Hub, "commit", commit * 40)
+        monkeypatch.setitem(_Hub.repositories, "datasets/owner/moved", files)
+        program = "from prism_jax import hub; hub.resolved(['hf://datasets/owner/moved'])"
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment | more,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        return done.stderr, {name for name in there if not name.startswith(".cache/")}
+
+    old = {"a.jsonl": b"old", "rows/b.jsonl": b"old"}
+    assert download("b", old)[1] == set(old)
+    new = {"a.jsonl": b"new", "rows/c.jsonl": _BROKEN}
+    assert "cannot be downloaded" in download("c", new)[0]
+    assert "is not whole" in download("c", new, HF_HUB_OFFLINE="1")[0]
+    new["rows/c.jsonl"] = b"new"
+    assert download("c", new)[1] == set(new)
+    assert (folder / "a.jsonl").read_bytes() == b"new"
+
+
+def test_no_name_leads_out_of_the_folder_of_downloads():
+    for address in ("hf://../..", "hf://a/..", "hf://datasets/../b", "hf://a/b@..", "hf://a/b@."):
+        with pytest.raises(errors.InputError, match="a name must be more than dots"):
+            hub.resolved([f"--model={address}"])
 
 
 def test_an_address_is_replaced_where_a_value_is_one(monkeypatch):

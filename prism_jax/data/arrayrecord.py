@@ -205,6 +205,10 @@ def _videos_in(
     ends = np.cumsum(videos["num_files"], dtype=np.int64)
     if len(files) != (ends[-1] if len(ends) else 0):
         raise ValueError(f"the videos have {videos['num_files']} files, the row has {len(files)}")
+    for i, num_files in enumerate(videos["num_files"]):
+        wanted = videos["num_frames"][i] if videos["is_list"][i] else 1
+        if num_files < 1 or num_files != wanted:
+            raise ValueError(f"video {i + 1} must have {wanted} files, got {num_files}")
     return tuple(
         records.Video(
             files=files[end - videos["num_files"][i] : end],

@@ -118,10 +118,14 @@ def _scale_transparency(image: Image.Image) -> None:
 
 def open_stored(image: records.Image) -> Image.Image:
     """Open a validated picture, which may be larger than the usual limit."""
-    known = (image.width_pixels or 0) * (image.height_pixels or 0)
     name = "bytes of the row" if image.path is None else image.path
-    limit = min(max(LIMIT_PIXELS, known), LARGEST_LIMIT_PIXELS)
-    return open_image(image.data, name=name, limit_pixels=limit)
+    return open_image(image.data, name=name, limit_pixels=stored_limit(image))
+
+
+def stored_limit(image: records.Image) -> int:
+    """Return the most pixels that a validated file may have."""
+    known = (image.width_pixels or 0) * (image.height_pixels or 0)
+    return min(max(LIMIT_PIXELS, known), LARGEST_LIMIT_PIXELS)
 
 
 def thumbnail(image: records.Image, *, side_pixels: int) -> tuple[bytes, int, int]:

@@ -25,8 +25,6 @@ LIMIT_PIXELS = 20_000_000_000
 LIMIT_BYTES = 256 << 20
 
 _ANIMATED = ("GIF", "WEBP", "PNG")
-# Demuxers that open no other file, by PyAV's name. A playlist would name files and addresses.
-_CONTAINERS = ("mp4", "matroska", "avi")
 # A frame shown for less than 20 ms has no usable time; like browsers and FFmpeg, take 100 ms.
 _LEAST_MILLISECONDS = 20
 _USUAL_MILLISECONDS = 100
@@ -35,8 +33,8 @@ _USUAL_MILLISECONDS = 100
 class _Frames(Sequence[Image.Image]):
     """The frames of a file, decoded in order; reading an earlier one starts anew."""
 
-    def __init__(self, decode: Callable[[], Iterator[Image.Image]], num_frames: int):
-        self._decode = decode
+    def __init__(self, decode: Callable[[], Iterator[Image.Image]], num_frames: int, name: str):
+        self._decode, self._name = decode, name
         self._num_frames = num_frames
         self._next = num_frames + 1  # the first read starts the decoder
 
@@ -48,7 +46,14 @@ class _Frames(Sequence[Image.Image]):
         if index < self._next - 1:
             self._stream, self._next = self._decode(), 0
         while self._next <= index:
-            self._frame = next(self._stream)
+            frame = next(self._stream, None)
+            # Of a folder that was changed, or another decoder: no end of the caller's iteration.
+            if frame is None:
+                raise errors.InputError(
+                    f"video {self._name}: must have {self._num_frames} frames as when it was "
+                    f"checked, got {self._next}"
+                )
+            self._frame = frame
             self._next += 1
         return self._frame
 
@@ -71,8 +76,10 @@ def open_stored(video: records.Video) -> videos.Video:
     frames: Sequence[Image.Image] = _Pictures(video.files)
     if not video.is_list:
         name = name_of(video)
-        decode = functools.partial(_decode, video.files[0].data, name, limit_pixels=None)
-        frames = _Frames(lambda: (frame for frame, _ in decode()), video.num_frames)
+        (file,) = video.files
+        limit = images.stored_limit(file)
+        decode = functools.partial(_decode, file.data, name, limit_pixels=limit)
+        frames = _Frames(lambda: (frame for frame, _ in decode()), video.num_frames, name)
     return videos.Video(
         frames=frames,
         frames_per_second=video.frames_per_second,
@@ -124,7 +131,10 @@ def file_format(data: bytes) -> str:
 
 
 def _container(data: bytes) -> str | None:
-    """Return PyAV's name of the container that a file begins as, None for any other file."""
+    """Return PyAV's name of the container that a file begins as, None for any other file.
+
+    These demuxers open no other file; that of a playlist would open files and addresses.
+    """
     if data[4:8] == b"ftyp":
         return "mp4"
     if data[:4] == b"\x1a\x45\xdf\xa3":
@@ -133,7 +143,7 @@ def _container(data: bytes) -> str | None:
 
 
 def _decode(
-    data: bytes, name: str, *, limit_pixels: int | None
+    data: bytes, name: str, *, limit_pixels: int
 ) -> Iterator[tuple[Image.Image, fractions.Fraction]]:
     """Yield each frame as RGB, and the time in seconds for which it is shown."""
     if not data:
@@ -145,8 +155,8 @@ def _decode(
         yield from _decode_container(data, container, name, limit_pixels)
 
 
-def _check_frame(width: int, height: int, name: str, limit_pixels: int | None) -> None:
-    if limit_pixels is not None and width * height > limit_pixels:
+def _check_frame(width: int, height: int, name: str, limit_pixels: int) -> None:
+    if width * height > limit_pixels:
         raise errors.InputError(
             f"video {name}: frames must have at most {limit_pixels} pixels, got {width} x {height}"
         )
@@ -161,7 +171,7 @@ def _no_warnings() -> Iterator[None]:
 
 
 def _decode_animation(
-    data: bytes, name: str, limit_pixels: int | None
+    data: bytes, name: str, limit_pixels: int
 ) -> Iterator[tuple[Image.Image, fractions.Fraction]]:
     try:
         with _no_warnings():
@@ -194,7 +204,7 @@ def _decode_animation(
 
 
 def _decode_container(
-    data: bytes, container: str, name: str, limit_pixels: int | None
+    data: bytes, container: str, name: str, limit_pixels: int
 ) -> Iterator[tuple[Image.Image, fractions.Fraction]]:
     """Yield the frames of the first video stream, at its average rate, not rotated.
 

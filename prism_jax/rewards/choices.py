@@ -46,6 +46,7 @@ _NEGATION = re.compile(
 )
 _NUMERAL = r"\(?(?:I{1,3}|IV|VI{0,3})\)?"
 _NUMERALS = rf"{_NUMERAL}(?:(?:, and |, ?| and | & ){_NUMERAL})*"
+_SEVERAL = re.compile(rf"{_NUMERAL}, {_NUMERALS}")
 _STATEMENTS = re.compile(
     rf"(?:[Oo]nly )?(?:[Ss]tatements? )?(?P<names>{_NUMERALS})(?: only)?"
     r"(?: (?:is|are) (?:true|correct))?"
@@ -73,6 +74,8 @@ def letter(text: str) -> str:
     alone = _ALONE.fullmatch(text) or _STATED.fullmatch(text) or _ONLY.fullmatch(text)
     if alone:
         return alone.group(1).upper()
+    if _SEVERAL.fullmatch(text):
+        return ""  # `I, II` is no I with a text
     match = _WITH_TEXT.fullmatch(text)
     if match:
         named = "".join(group for group in match.groups()[:3] if group).upper()

@@ -24,9 +24,7 @@ def same(answer: str, truth: str, compare: Same) -> bool | None:
         given, wanted = _values(answer), _values(truth)
         if given is None or wanted is None:
             return _same_fraction(answer, truth)
-        return len(given) == len(wanted) and all(
-            given[0] * other == wanted[0] * one for one, other in zip(given, wanted, strict=True)
-        )
+        return len(given) == len(wanted) and _are_proportional(given, wanted)
     terms = [[term.strip() for term in text.split(":")] for text in (answer, truth)]
     if not 2 <= len(terms[1]) <= _MOST_TERMS or not _are_expressions(terms[1]):
         return None
@@ -47,6 +45,17 @@ def _values(text: str) -> list[Fraction] | None:
     return [quantities.parse(term.strip()).value for term in re.split(":| to ", text)]
 
 
+def _are_proportional(given: list[Fraction], wanted: list[Fraction]) -> bool:
+    place = next((n for n, term in enumerate(wanted) if term), None)
+    # Zeros alone are proportional to every ratio.
+    if place is None or not given[place]:
+        return given == wanted
+    return all(
+        given[place] * other == wanted[place] * one
+        for one, other in zip(given, wanted, strict=True)
+    )
+
+
 def _are_expressions(terms: list[str]) -> bool:
     return all(expressions.is_expression(term) for term in terms)
 
@@ -58,4 +67,4 @@ def _same_fraction(answer: str, truth: str) -> bool:
     if match is None or ":" not in ratio or len(terms) != 2 or times.is_time(ratio):
         return False
     top, bottom = (int(digits) for digits in match.groups() if digits)
-    return top > bottom > 0 and top * terms[1] == bottom * terms[0]
+    return top > bottom > 0 and _are_proportional(terms, [Fraction(top), Fraction(bottom)])

@@ -111,15 +111,16 @@ def open_devices(
     made = mesh_lib.make(
         dataclasses.asdict(mesh.axes), available[: mesh.num_devices], max_fsdp=mesh.max_fsdp
     )
+    rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules))
     prefill, decode = implementations(
         model.attention,
         dtype,
-        splits_length=made.shape["sequence"] > 1,
+        splits_length=any(made.shape[axis] > 1 for axis in rules.mesh_axes("act_length")),
         place=f"{place}.{section}.attention",
     )
     devices = Devices(
         mesh=made,
-        rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
+        rules=rules,
         dtype=dtype,
         param_dtype=jnp.dtype(model.param_dtype),
         attention=prefill,
@@ -156,7 +157,7 @@ def implementations(
     if name == "splash" and platform != "tpu":
         needed = f"a TPU, this is a {platform}"
     elif name == "cudnn" and splits_length:
-        needed = "whole rows: mesh.axes.sequence must be 1"
+        needed = "whole rows: mesh.axes.sequence must be 1, and no rule may split act_length"
     elif name == "cudnn" and platform != "gpu":
         needed = f"an NVIDIA GPU, this is a {platform}"
     elif name == "cudnn" and dtype == jnp.float32:

@@ -293,6 +293,7 @@ def test_a_topology_is_named_as_gcloud_names_it(topology, gcloud, hosts, devices
         (("--topology=v5p:4x4",), "v5p has 3 dimensions"),
         (("--topology=v5e:4x4", "--config.rows.num_rows=5"), "a multiple of 16 such as 16, got 5"),
         (("--topology=v5e:4x4", "--config.rows.row_tokens=10250"), "10368 would do"),
+        (("--topology=v5e:4x4", "--teacher=8b"), "this rlvr has no teacher, only policy"),
         ((), "--topology=… (or --gpus=N) must be given"),
     ],
 )

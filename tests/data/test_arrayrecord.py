@@ -392,6 +392,9 @@ def test_what_a_stage_reads_of_a_folder_is_checked_again(tmp_path):
         (dataclasses.replace(good, images=()), "rows are wrong", "placeholders"),
         (_with_text(good, "<image><|im_end|>"), "rows are wrong", "special_token"),
         (_with_image(good, data=data_files.png(2)), "a picture is damaged", "row 1"),
+        (_with_video(good, num_frames=9), "is damaged", "video 1 must have 9 files, got 2"),
+        (_with_video(good, is_list=False), "is damaged", "video 1 must have 1 files, got 2"),
+        (_with_video(good, files=(), num_frames=0), "is damaged", "must have 0 files, got 0"),
         (_with_image(good, width_pixels=10**5, height_pixels=10**5), "rows are wrong", "bad_image"),
     )
     for number, (row, told, named) in enumerate(cases):
@@ -418,6 +421,11 @@ def prompt_of(folder, data: bytes) -> records.PromptRow:
 
 def _with_text(row, text):
     return dataclasses.replace(row, prompt=(records.Message(role="user", content=text),))
+
+
+def _with_video(row, **changes):
+    row = _with_text(row, "<image><video>")
+    return dataclasses.replace(row, videos=(dataclasses.replace(VIDEOS[0], **changes),))
 
 
 def _with_image(row, **changes):

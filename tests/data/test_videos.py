@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import video_utils
 
 from prism_jax import errors
-from prism_jax.data import image_settings, records, video_files, videos
+from prism_jax.data import image_settings, images, records, video_files, videos
 from tests import data_files
 
 VIDEO = image_settings.VideoSettings(
@@ -116,6 +116,21 @@ def test_a_file_of_any_format_has_its_frames_in_order_at_its_rate(kind):
     shades = [int(np.asarray(opened.frames[index]).mean()) for index in (0, 2, 3, 6, 6, 1)]
     assert len(opened.frames) == 7
     assert np.abs(np.array(shades) - [20, 80, 110, 200, 200, 50]).max() <= 4
+
+
+def test_a_stored_video_that_is_not_as_it_was_checked_is_refused(monkeypatch):
+    file = records.Image(path="v", data=data_files.video("GIF", num_frames=3, frames_per_second=5))
+    stored = records.Video(files=(file,), is_list=False, frames_per_second=5.0, num_frames=4)
+    frames = video_files.open_stored(stored).frames
+    for _ in range(2):
+        with pytest.raises(errors.InputError, match=r"video v: must have 4 frames .*, got 3"):
+            list(frames)
+    monkeypatch.setattr(images, "LIMIT_PIXELS", 64 * 48 - 1)
+    with pytest.raises(errors.InputError, match="at most 3071 pixels, got 64 x 48"):
+        video_files.open_stored(stored).frames[0]
+    known = dataclasses.replace(file, width_pixels=64, height_pixels=48)
+    stored = dataclasses.replace(stored, files=(known,))
+    assert video_files.open_stored(stored).frames[0].size == (64, 48)
 
 
 def test_a_container_is_read_as_hugging_face_reads_it(tmp_path):

@@ -33,9 +33,9 @@ _ONE_GPU = ("2b_one_gpu", "4b_one_gpu")
 _POLICIES = {"4b": presets.QWEN3_VL_4B, "8b": presets.QWEN3_VL_8B}
 
 
-def _options(stage: str, arg: str, *, sequence: int = 1):
+def _options(stage: str, arg: str, *, sequence: int = 1, rules=()):
     config = importlib.import_module(f"configs.{stage}").get_config(arg)
-    config.mesh.axes.sequence = sequence
+    config.mesh.axes.sequence, config.mesh.rules = sequence, rules
     config.model.folder = "model"
     if stage == "warmup":
         config.data.train = ("pairs.jsonl",)
@@ -56,6 +56,9 @@ def test_every_configuration_is_whole(stage, arg):
 def test_rows_split_along_their_length_are_refused(stage):
     with pytest.raises(errors.InputError, match=r"config\.mesh\.axes\.sequence must be 1.*got 2"):
         _options(stage, "4b", sequence=2)
+    with pytest.raises(errors.InputError, match=r"config\.mesh\.rules must not split act_length"):
+        _options(stage, "4b", rules=(("act_length", "tensor"),))
+    _options(stage, "4b", rules=(("act_length", None), ("vocab", "fsdp")))
 
 
 @pytest.mark.parametrize("stage", ["align", "warmup"])

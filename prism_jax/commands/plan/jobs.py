@@ -40,7 +40,7 @@ def make(
     pictures, within its bound on pixels.
 
     Raises:
-      InputError: no model is named, neither by a folder nor by the size.
+      InputError: no model is named, neither by a folder nor by the size; or one that is not there.
     """
     tokens = given.prompt_tokens
     if tokens is None:
@@ -70,8 +70,15 @@ def make(
 def _models(stage: str, config: Mapping[str, Any], size: str, given: Given) -> dict[str, str]:
     """Return the name or folder of each model."""
     named = {"policy": given.model, "discriminator": given.discriminator, "teacher": given.teacher}
+    sections = opening.sections(stage, config)
+    for role, model in named.items():
+        if model is not None and role not in sections:
+            option = "--model" if role == "policy" else f"--{role}"
+            raise errors.InputError(
+                f"{option}={model}: this {stage} has no {role}, only {', '.join(sections)}"
+            )
     models = {}
-    for role, section in opening.sections(stage, config).items():
+    for role, section in sections.items():
         values: Any = config
         for name in section.split("."):
             values = values[name]

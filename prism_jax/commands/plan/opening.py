@@ -175,15 +175,19 @@ def _devices(
     """Return how everything is computed there, decided as `setup.devices.open_devices` does."""
     dtype = jnp.dtype(model.dtype)
     made = _mesh(mesh, machine, is_compiled=is_compiled)
+    rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules))
+    splits_length = any(made.shape[axis] > 1 for axis in rules.mesh_axes("act_length"))
     name = model.attention
     if name == "auto":
-        is_xla = dtype == jnp.float32 or made.shape["sequence"] > 1
+        is_xla = dtype == jnp.float32 or splits_length
         name = "splash" if machine.is_tpu else "xla" if is_xla else "cudnn"
     if (name == "splash") != machine.is_tpu and name != "xla":
         raise errors.InputError(f"config.model.attention = {name!r} does not run on {machine.name}")
+    if name == "cudnn" and splits_length:
+        raise errors.InputError("config.model.attention = 'cudnn' needs whole rows")
     return devices_lib.Devices(
         mesh=made,
-        rules=mesh_lib.rules(mesh_lib.DEFAULT_RULES | dict(mesh.rules)),
+        rules=rules,
         dtype=dtype,
         param_dtype=jnp.dtype(model.param_dtype),
         attention=name,

@@ -27,8 +27,8 @@ def programs_of(
     policy, discriminator = models["policy"], models["discriminator"]
     options.discriminator.rows.check_router(discriminator.config, place="config.discriminator.rows")
     bounds = bounds.within(options.prompts.max_pixels, policy.config)
-    own_bounds = bounds.within(options.discriminator.max_pixels, discriminator.config)
-    shapes = _shapes(options, devices, bounds, own_bounds)
+    discriminator_bounds = bounds.within(options.discriminator.max_pixels, discriminator.config)
+    shapes = _shapes(options, devices, bounds, discriminator_bounds)
     taught = policy_programs.taught(models.get("teacher"), devices)
     starts, updates = align_updates.open_updates(
         options, devices, policy, discriminator, shapes, taught.teacher, key=jax.random.key(0)
@@ -77,12 +77,12 @@ def _shapes(
     options: align_config.Config,
     devices: devices_lib.Devices,
     bounds: programs.Bounds,
-    own_bounds: programs.Bounds,
+    discriminator_bounds: programs.Bounds,
 ) -> align_feed.Shapes:
     """Return the rows of a step whose prompts have the assumed sizes, as `feed.Feed.shapes`.
 
     Args:
-      own_bounds: of the pictures as the discriminator sees them.
+      discriminator_bounds: of the pictures as the discriminator sees them.
     """
     section, rollout = options.discriminator, options.rollout
     size = encode.Size(
@@ -93,7 +93,7 @@ def _shapes(
         discriminator=discriminator_programs.step_shape(
             section,
             devices,
-            own_bounds,
+            discriminator_bounds,
             num_prompts=rollout.num_prompts + (section.steadying.replay_prompts or 0),
             num_responses=rollout.num_responses,
             max_response_tokens=rollout.max_response_tokens,

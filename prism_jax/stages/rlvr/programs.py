@@ -46,9 +46,9 @@ def programs_of(
     if options.adversary is not None:
         learner = _learner(options, devices, models["discriminator"], bounds)
         kept |= learner.held()
-    drawn = dataclasses.replace(options.rollout, num_prompts=options.generation_prompts)
+    rollout = dataclasses.replace(options.rollout, num_prompts=options.generation_prompts)
     beside = state | kept | taught.beside
-    listed = policy_programs.sampler(drawn, model, devices, bounds, beside=beside)
+    listed = policy_programs.sampler(rollout, model, devices, bounds, beside=beside)
     work = policy_programs.update_work(
         model, shape, train, options.model, calls=train.num_minibatches
     )
