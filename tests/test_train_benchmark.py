@@ -60,7 +60,7 @@ def test_the_loss_is_that_of_the_stage():
     class Devices:
         attention = "xla"
 
-        def row_parts(self):
+        def token_parts(self):
             return 1
 
     stage = sft_step.make_loss(Options, Devices())(params, batch, jax.random.key(0))[0]["nll"]

@@ -175,6 +175,7 @@ def verified(options, folder):
         id="a",
         prompt=(),
         images=(),
+        videos=(),
         extra_info={},
         ground_truth="1",
         equivalent_answers=(),
