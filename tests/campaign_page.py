@@ -12,33 +12,20 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tests import fault_campaign
+
 _DOCS = pathlib.Path(__file__).parents[1] / "docs"
 _PAGE = _DOCS / "pods.md"
 _TITLE, _NEXT = "## Faults that were tried", "## Secrets"
-_HEAD = "| fault | exit codes | seconds to end | went on | survived |\n|---|---|---:|---|---|"
-
-
-def fault_line(result: Mapping[str, Any]) -> str:
-    """Return the line of a fault in the table."""
-    codes = ", ".join(map(str, result["codes"]))
-    survived = "yes" if result["survived"] else "**LOST**"
-    return (
-        f"| {result['fault']} | {codes} | {result['seconds']} | {result['then']} processes | "
-        f"{survived} |"
-    )
-
-
-def fault_counts(results: Sequence[Mapping[str, Any]]) -> str:
-    """Return how many faults were tried, survived and lost."""
-    survived = sum(one["survived"] for one in results)
-    return f"{len(results)} tried, {survived} survived, {len(results) - survived} lost"
 
 
 def section() -> str:
     """Return the part of the page that the results fill."""
-    faults = json.loads((_DOCS / "faults.json").read_text())
-    chain = json.loads((_DOCS / "chain.json").read_text())
-    return "\n".join([_TITLE, "", *_faults(faults), "", *_chain(chain), ""])
+    lines = [_TITLE, "", *_faults(json.loads((_DOCS / "faults.json").read_text())), ""]
+    chain = _DOCS / "chain.json"
+    if chain.is_file():
+        lines += [*_chain(json.loads(chain.read_text())), ""]
+    return "\n".join(lines)
 
 
 def _faults(results: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -46,9 +33,11 @@ def _faults(results: Sequence[Mapping[str, Any]]) -> list[str]:
         "Each hit one of two processes (SFT, tiny, gloo on 2 CPU cores). *Survived*: the job ended "
         "by itself, on both with the promised code, and went on to the metrics and the parameters "
         "of a run that nothing disturbed. Of `python -m tests.fault_campaign`: "
-        f"**{fault_counts(results)}**."
+        f"**{fault_campaign.counts(results)}**"
     )
-    return [*_wrapped(text), "", _HEAD, *(fault_line(one) for one in results)]
+    num_left = len(fault_campaign.cases()) - len(results)
+    text += f", {num_left} of its faults not tried." if num_left else "."
+    return [*_wrapped(text), "", fault_campaign.HEAD, *map(fault_campaign.line, results)]
 
 
 def _chain(result: Mapping[str, Any]) -> list[str]:

@@ -17,12 +17,15 @@ import pathlib
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from tests import campaign_page, pods
+from tests import pods
 from tests.stages import sft_run
 
+HEAD = "| fault | exit codes | seconds to end | went on | survived |\n|---|---|---:|---|---|"
 _STEPS = (
     "--config.train.num_steps=6",
     "--config.train.step_rows=4",
@@ -45,29 +48,46 @@ class Case:
     then: int = 2  # processes that go on
 
 
-def _cases() -> list[Case]:
+def cases() -> list[Case]:
+    """Return all faults that are tried."""
     lost, killed = (134, 1), (137,)
-    cases = []
+    faults = []
     for process in (0, 1):
         ends = {process: killed, 1 - process: lost}
         for step in (0, 3, 5):
             name = f"kill -9 of process {process} before step {step + 1}"
-            cases.append(Case(name=name, fault=f"die_in_step:{process}:{step}", codes=ends))
+            faults.append(Case(name=name, fault=f"die_in_step:{process}:{step}", codes=ends))
         for step in (2, 4):
             name = f"kill -9 of process {process} while checkpoint {step} is written"
             case = Case(name=name, fault=f"die_in_save:{process}:{step}", codes=ends, then=4)
-            cases.append(case)
+            faults.append(case)
         for step in (0, 2, 4):
             name = f"SIGTERM to process {process} before step {step + 1}"
             both = {0: (143,), 1: (143,)}
             case = Case(name=name, fault=f"sigterm:{process}:{step}", codes=both, then=4)
-            cases.append(case)
+            faults.append(case)
         failed = {0: (1,), 1: (1,)}
         name = f"disk full on process {process} at checkpoint 4"
-        cases.append(Case(name=name, fault=f"full_disk:{process}:4", codes=failed))
+        faults.append(Case(name=name, fault=f"full_disk:{process}:4", codes=failed))
         name = f"other rows on process {process} in step 4"
-        cases.append(Case(name=name, fault=f"other_rows:{process}:3", codes=failed, then=1))
-    return cases
+        faults.append(Case(name=name, fault=f"other_rows:{process}:3", codes=failed, then=1))
+    return faults
+
+
+def line(result: Mapping[str, Any]) -> str:
+    """Return the line of a fault in the table."""
+    codes = ", ".join(map(str, result["codes"]))
+    survived = "yes" if result["survived"] else "**LOST**"
+    return (
+        f"| {result['fault']} | {codes} | {result['seconds']} | {result['then']} processes | "
+        f"{survived} |"
+    )
+
+
+def counts(results: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many faults were tried, survived and lost."""
+    survived = sum(one["survived"] for one in results)
+    return f"{len(results)} tried, {survived} survived, {len(results) - survived} lost"
 
 
 def _is_same(workdir: pathlib.Path, undisturbed: pathlib.Path) -> bool:
@@ -114,8 +134,8 @@ def main(argv: list[str]) -> int:
     results: dict[str, dict] = {}
     if options.json is not None and options.json.exists():
         results = {one["fault"]: one for one in json.loads(options.json.read_text())}
-    print("| fault | exit codes | seconds to end | went on | survived |\n|---|---|---|---|---|")
-    for case in _cases():
+    print(HEAD)
+    for case in cases():
         if not case.fault.startswith(options.only):
             continue
         if options.missing and case.name in results:
@@ -134,10 +154,10 @@ def main(argv: list[str]) -> int:
             "then": case.then,
             "survived": is_done and is_as_promised and _is_same(workdir, undisturbed),
         }
-        print(campaign_page.fault_line(results[case.name]), flush=True)
+        print(line(results[case.name]), flush=True)
         if options.json is not None:
             options.json.write_text(json.dumps(list(results.values()), indent=1) + "\n")
-    print(f"\n{campaign_page.fault_counts(list(results.values()))}")
+    print(f"\n{counts(list(results.values()))}")
     return int(not all(one["survived"] for one in results.values()))
 
 
