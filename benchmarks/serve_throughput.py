@@ -2,7 +2,7 @@
 
     python -m benchmarks.serve_throughput --out=FILE.json             (one GPU, the extra `serve`)
     python -m benchmarks.serve_throughput --size=medium --slots=16 --requests=64 --tokens=128 \
-        --side=0 --baseline=session --out=FILE.json -- --max_prompt_tokens=64 --max_images=0  (CPU)
+        --side=0 --out=FILE.json -- --max_prompt_tokens=64 --max_images=0  (CPU)
 
 The server is the one of `python -m prism_jax serve` with random weights, its clients are another
 process. Both sides draw one response of at most `--tokens` tokens to each prompt, a picture and a

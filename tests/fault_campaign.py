@@ -63,7 +63,8 @@ def cases() -> list[Case]:
             faults.append(case)
         for step in (0, 2, 4):
             name = f"SIGTERM to process {process} before step {step + 1}"
-            both = {0: (143,), 1: (143,)}
+            # Processes agree on a later place to stop at: the run may end before it is reached.
+            both = dict.fromkeys((0, 1), (143, 0) if step == 4 else (143,))
             case = Case(name=name, fault=f"sigterm:{process}:{step}", codes=both, then=4)
             faults.append(case)
         failed = {0: (1,), 1: (1,)}
