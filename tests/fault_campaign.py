@@ -146,7 +146,9 @@ def main(argv: list[str]) -> int:
         begun = time.monotonic()
         codes = pods.codes(run(workdir, 2, case.fault))
         seconds = time.monotonic() - begun
-        is_as_promised = all(codes.get(process) in wanted for process, wanted in case.codes.items())
+        is_as_promised = all(
+            codes.get(process, 0) in wanted for process, wanted in case.codes.items()
+        )
         is_done = run(workdir, case.then).returncode == 0
         results[case.name] = {
             "fault": case.name,
