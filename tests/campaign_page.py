@@ -33,7 +33,8 @@ def _faults(results: Sequence[Mapping[str, Any]]) -> list[str]:
         "Each hit one of two processes (SFT, tiny, gloo on 2 CPU cores). *Survived*: the job ended "
         "by itself, on both with the promised code, and went on to the metrics and the parameters "
         "of a run that nothing disturbed. After a SIGTERM processes agree on a later place to stop "
-        "at; where all steps are done by then, they end with 0. Of `python -m tests.fault_campaign`: "
+        "at; where all steps are done by then, they end with 0. Of "
+        "`python -m tests.fault_campaign`: "
         f"**{fault_campaign.counts(results)}**"
     )
     num_left = len(fault_campaign.cases()) - len(results)
