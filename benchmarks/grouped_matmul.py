@@ -10,7 +10,6 @@ held against those that the chosen experts need; a Pallas kernel counts as much 
 
 import argparse
 import functools
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -105,10 +104,7 @@ def main() -> None:
             for topology in args.topology
         }
     )
-    text = json.dumps(made, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    records.emit(made, args.out)
 
 
 if __name__ == "__main__":

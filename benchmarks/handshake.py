@@ -1,4 +1,4 @@
-"""Whether other programs write the texts of `evaluate` from an exported model.
+"""The texts of other programs beside those of `evaluate`, from one exported model.
 
     python -m benchmarks.handshake rows --prompts=PARQUET --work=WORK
     python -m benchmarks.handshake compare --ours=RUN --work=WORK --out=FILE.json [--page=PAGE.md]

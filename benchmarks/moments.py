@@ -10,7 +10,6 @@ with few bits is stochastic; weights are float32.
 
 import argparse
 import importlib
-import json
 import pathlib
 import sys
 import tempfile
@@ -115,10 +114,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args()
-    text = json.dumps(record(args, {kind: _losses(args, kind) for kind in _KINDS}), indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    records.emit(record(args, {kind: _losses(args, kind) for kind in _KINDS}), args.out)
 
 
 if __name__ == "__main__":

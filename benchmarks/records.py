@@ -9,7 +9,7 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -62,15 +62,23 @@ def make(
     }
 
 
+def emit(record: Mapping[str, Any], out: pathlib.Path | None) -> None:
+    """Print a record, and write it to `out` unless that is None."""
+    text = json.dumps(record, indent=1)
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n")
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that are measured."""
-    found = {"python": sys.version.split()[0]}
+    installed = {"python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -236,10 +236,7 @@ def main() -> None:
     measured["raw"]["size"] = args.size
     device = f"{jax.devices()[0].device_kind} x {len(jax.devices())}"
     record = records.make(args.record, **measured, module="benchmarks.rollout", device=device)
-    text = json.dumps(record, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    records.emit(record, args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How fast a host saves its share of 8B, beside its disk: python -m benchmarks.save_share FOLDER.
+"""The rate at which a host saves its share of 8B: python -m benchmarks.save_share FOLDER.
 
     --layers=N   decoder layers of the share that are saved (1)
     --times=N    how often, the disk by itself before and after each (3)
@@ -13,7 +13,6 @@ the whole share follows from their rate.
 
 import argparse
 import importlib
-import json
 import math
 import os
 import pathlib
@@ -189,10 +188,8 @@ def main(argv: list[str]) -> None:
     machine = machines.tpu(TOPOLOGY, num_slices=1)
     jax.config.update("jax_num_cpu_devices", machine.num_devices // machine.num_hosts)
     options.folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(measure(options.folder, layers=options.layers, times=options.times), indent=1)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n")
+    made = measure(options.folder, layers=options.layers, times=options.times)
+    records.emit(made, options.out)
 
 
 if __name__ == "__main__":

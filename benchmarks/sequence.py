@@ -9,7 +9,6 @@ other; weights and moments are spread over all of them in both.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 from typing import Any
@@ -75,10 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")
     made = record(args, {name: compiled(args, mesh) for name, mesh in _MESHES.items()})
-    text = json.dumps(made, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    records.emit(made, args.out)
 
 
 if __name__ == "__main__":

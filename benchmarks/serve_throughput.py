@@ -333,12 +333,8 @@ def main() -> None:
     args = parser.parse_args()
     # The sampler fills the memory; read when JAX first asks for devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
-    written = json.dumps(
-        measure(args.size, serve_clients.work_of(args), args.baseline, args.options), indent=1
-    )
-    print(written)
-    if args.out is not None:
-        args.out.write_text(written + "\n")
+    work = serve_clients.work_of(args)
+    records.emit(measure(args.size, work, args.baseline, args.options), args.out)
 
 
 if __name__ == "__main__":

@@ -218,10 +218,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path)
     args = parser.parse_args(arguments)
     record = RECORDS[args.record](args)
-    text = json.dumps(record, indent=1)
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text + "\n")
+    records.emit(record, args.out)
     kernel_times.say(f"{args.record}: {record['ratio']}, met: {record['is_met']}")
 
 

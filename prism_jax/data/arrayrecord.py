@@ -292,12 +292,12 @@ def _shards(folder: str, kind: str, splits: Collection[str]) -> dict[str, list[s
     shards = {}
     for split in splits:
         start = f"{builder_name(kind)}-{split}.array_record"
-        found = [name for name in names if name.startswith(f"{start}-")]
-        expected = [f"{start}-{i:05d}-of-{len(found):05d}" for i in range(len(found))]
-        if not found or found != expected:
+        present = [name for name in names if name.startswith(f"{start}-")]
+        expected = [f"{start}-{i:05d}-of-{len(present):05d}" for i in range(len(present))]
+        if not present or present != expected:
             got = records.shorten(", ".join(names) or "none", 200)
             raise errors.InputError(
                 f"{folder}: must hold {start}-00000-of-N and all that follow, got {got}"
             )
-        shards[split] = [os.path.join(folder, name) for name in found]
+        shards[split] = [os.path.join(folder, name) for name in present]
     return shards

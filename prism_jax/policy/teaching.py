@@ -31,7 +31,7 @@ Kind = Literal["k1", "forward", "reverse", "jsd"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Teaching:
-    """How a teacher enters the loss."""
+    """The part of a teacher in the loss."""
 
     graphdef: nnx.GraphDef  # of the teacher
     kind: Kind

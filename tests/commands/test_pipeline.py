@@ -304,6 +304,9 @@ def test_the_best_steps_are_read_where_the_chain_says_so():
     assert reading == {"rlvr", "evaluate_align", "evaluate_rlvr"}
     with pytest.raises(errors.InputError, match=r"arguments\.rlvr must have --config\.held_out"):
         _options("demo", step="best", **{"arguments.align": held_out["arguments.align"]})
+    dropped = (*held_out["arguments.align"], "--config.held_out.is_best_kept=False")
+    with pytest.raises(errors.InputError, match=r"arguments\.align must keep the best step"):
+        _options("demo", step="best", **held_out | {"arguments.align": dropped})
 
 
 def test_further_arguments_reach_their_step_and_no_other():

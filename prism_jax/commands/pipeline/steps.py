@@ -72,11 +72,16 @@ class Config(configuration.Section):
         """See `Section`."""
         problems = configuration.at_least(self, 0, "seed")
         for name in _HELD_OUT if self.step == "best" else ():
-            given = dataclasses.asdict(self.arguments)[name]
-            if not any(text.startswith("--config.held_out.path=") for text in given):
+            arguments = dataclasses.asdict(self.arguments)[name]
+            if not any(text.startswith("--config.held_out.path=") for text in arguments):
                 problems.append(
                     f"arguments.{name} must have --config.held_out.path=… for step 'best', "
-                    f"got {given}"
+                    f"got {arguments}"
+                )
+            # Otherwise the step would be missed by the stage after it, hours later.
+            if any(text.lower() == "--config.held_out.is_best_kept=false" for text in arguments):
+                problems.append(
+                    f"arguments.{name} must keep the best step for step 'best', got {arguments}"
                 )
         return problems
 

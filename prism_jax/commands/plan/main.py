@@ -49,12 +49,12 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(page.lines(plan)), flush=True)
     if plan.fits:
         return
-    found = planning.advise(plan, compile_phase)
-    if found is None:
+    advice = planning.advise(plan, compile_phase)
+    if advice is None:
         raise NotFitting(
             f"{job.stage} does not fit {plan.opened.machine.name}, whatever was tried: more chips"
         )
-    print("\n".join(page.advice(*found)), flush=True)
+    print("\n".join(page.advice(*advice)), flush=True)
     raise NotFitting(f"{job.stage} as configured does not fit {plan.opened.machine.name}")
 
 

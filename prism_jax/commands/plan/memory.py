@@ -107,29 +107,29 @@ def _temporary(program: programs.Program) -> float:
     if work.is_decoding:
         # Logits in float32, scaled, with noise and filtered.
         return layer + 4 * 4 * tokens * text.vocab_size / tensor
-    found, is_cut = layer, mesh["fsdp"] * mesh["sequence"] > 1
+    temporaries, is_cut = layer, mesh["fsdp"] * mesh["sequence"] > 1
     if program.is_fitted:
         # The keys and values of the prompts that are read, until they are stored.
-        found += tokens * 4 * text.num_layers * text.num_kv_heads * text.head_dim / tensor
+        temporaries += tokens * 4 * text.num_layers * text.num_kv_heads * text.head_dim / tensor
     chunk = min(work.head_chunk_tokens, work.head_tokens / program.devices.token_parts())
     if work.head_tokens:
-        found += (3 if work.has_gradient else 1) * 4 * chunk * text.vocab_size / tensor
-        found += (2 + 4 * work.has_gradient) * width * text.vocab_size / tensor * is_cut
-    found += 2 * 2 * layer_parameters(work.model) / tensor * is_cut
+        temporaries += (3 if work.has_gradient else 1) * 4 * chunk * text.vocab_size / tensor
+        temporaries += (2 + 4 * work.has_gradient) * width * text.vocab_size / tensor * is_cut
+    temporaries += 2 * 2 * layer_parameters(work.model) / tensor * is_cut
     vision = work.model.vision
     if vision is not None and patches:
-        found += patches * 2 * (8 * vision.hidden_size + copies * vision.intermediate_size)
+        temporaries += patches * 2 * (8 * vision.hidden_size + copies * vision.intermediate_size)
     if not work.has_gradient:
-        return found
+        return temporaries
     saved = tokens * 2 * width
     if work.remat == "save_attention":
         saved += attended * (2 * heads + 4 * text.num_heads / tensor)
     elif work.remat != "full":
         saved += layer / 2
-    found += work.passes * text.num_layers * saved
+    temporaries += work.passes * text.num_layers * saved
     if vision is not None and patches:
-        found += work.passes * vision.num_layers * patches * 2 * vision.hidden_size
-    return found + _gradients(program)
+        temporaries += work.passes * vision.num_layers * patches * 2 * vision.hidden_size
+    return temporaries + _gradients(program)
 
 
 def _gradients(program: programs.Program) -> int:

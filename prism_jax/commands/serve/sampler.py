@@ -133,7 +133,7 @@ class Sampler:
         self._lock = threading.Lock()
         self._num_left = 0  # not yet finished, as the thread counts
         self._is_closing = False
-        self._is_told = False  # of tokens that are not handed out yet
+        self._is_woken = False  # to hand out tokens
         self._work = threading.Event()
         self._switch_seconds = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_SECONDS)
@@ -229,15 +229,15 @@ class Sampler:
                     if self._num_left:
                         self._work.set()
                 # Where the event loop is behind, it finds the tokens of several looks together.
-                if not self._is_told:
-                    self._is_told = True
+                if not self._is_woken:
+                    self._is_woken = True
                     self._loop.call_soon_threadsafe(self._hand_out)
         except BaseException as error:
             self._loop.call_soon_threadsafe(self._fail, error)
 
     def _hand_out(self) -> None:
-        # Before the tokens are read: those of a look from now on are told again.
-        self._is_told = False
+        # Before the tokens are read: a look from now on must wake the loop again.
+        self._is_woken = False
         for response in [*self._live]:
             if response.is_done:
                 del self._live[response]
