@@ -8,7 +8,6 @@ from prism_jax import errors
 from prism_jax.data import encode as data_encode
 from prism_jax.data import processor, steps
 from prism_jax.discriminator import opening
-from prism_jax.policy import distill as policy_distill
 from prism_jax.policy import responses as policy_responses
 from prism_jax.setup import prompt_mixture
 from prism_jax.setup import prompts as prompts_lib
@@ -134,11 +133,8 @@ def open_feed(
     opened: prompts_lib.Opened,
     reader: policy_responses.Reader,
     reference: rlvr_reference.Reference | None,
-    teacher: policy_distill.Teacher | None = None,
 ) -> Feed:
     """Return the prompts of the run, with the carry between its steps."""
-    fixed = {"": reference, "teacher ": teacher}
-    fingerprints = [prefix + one.fingerprint for prefix, one in fixed.items() if one is not None]
 
     def make(indices: Sequence[int]) -> rlvr_groups.Prompts:
         rows = [opened.rows[index] for index in indices]
@@ -163,6 +159,6 @@ def open_feed(
         is_refilled=is_refilled,
         coefficient=options.reference.reward_coefficient,
         is_adapted=options.reference.reward_target is not None,
-        reference=" ".join(fingerprints) or None,
+        reference=None if reference is None else reference.fingerprint,
         decode=functools.partial(rlvr_carry.decode, opened=opened, words=words, reader=reader),
     )

@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         reference = rlvr_reference.open_reference(options.reference, model, devices, start)
         sampler = open_sampler(options, model, devices, words, opened)
         teacher = policy_distill.open_teacher(options.distill, model, devices, words)
-        feed = rlvr_feed.open_feed(options, words, opened, sampler.reader, reference, teacher)
+        feed = rlvr_feed.open_feed(options, words, opened, sampler.reader, reference)
         update = functools.partial(
             rlvr_step.update,
             rlvr_updates.make_update(options, devices, model, optimizer, start, shape, teacher),
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
                 teacher=teacher,
             )
             evaluation = open_evaluation(run, model, words=words, judge=judge)
-            train(run, identity, experience, update, feed, start, evaluation)
+            train(run, identity, experience, update, teacher, start, evaluation)
 
 
 def train(
@@ -114,7 +114,7 @@ def train(
     identity: checkpoint_meta.RunIdentity,
     experience: rlvr_step.Experience,
     update: adversary_opening.PolicyUpdate,
-    feed: rlvr_feed.Feed,
+    teacher: policy_distill.Teacher | None,
     start: setup_models.Start,
     evaluation: tuple[Any, best_lib.Best | None],
 ) -> None:
@@ -135,7 +135,7 @@ def train(
             best=best,
             skip_counters=counters,
         ),
-        feed,
+        policy_distill.with_teacher(experience.feed, teacher),
         start,
         limits=loop.Limits(
             num_steps=options.train.num_steps,
