@@ -118,7 +118,7 @@ def _problem(content: dict[str, Any]) -> str | None:
             return f"splits: {records.shorten(repr(name), 100)} must be a name with a number"
     for name, facts in content["files"].items():
         shown = records.shorten(repr(name), 100)
-        if pathlib.PurePath(name).name != name or "\0" in name or name in ("..", FILE):
+        if pathlib.PurePath(name).name != name or "\0" in name or name in ("", "..", FILE):
             return f"files: {shown} must be the name of a file in the folder"
         if not isinstance(facts, dict) or facts.keys() != {"bytes", "sha256"}:
             return f"files: {shown} must have bytes and sha256"

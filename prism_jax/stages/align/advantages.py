@@ -11,6 +11,7 @@ import numpy as np
 from prism_jax import metrics
 from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.losses import advantage, credit
+from prism_jax.policy import credit as policy_credit
 from prism_jax.policy import responses as policy_responses
 from prism_jax.policy import rollouts
 from prism_jax.stages.align import config as align_config
@@ -63,7 +64,7 @@ class Comparison:
             logged[f"{name}_absolute_mean"] = metrics.mean(np.abs(values))
         return Compared(
             by_part=by_part,
-            by_token=by_token(by_part, responses),
+            by_token=policy_credit.of_parts(by_part, responses),
             accuracy=accuracy,
             is_judged=self._options.advantage.asks_judge and accuracy is not None,
             metrics=logged,
@@ -151,22 +152,6 @@ def gated(
 def weights_by_part(options: align_config.Advantage) -> dict[str, dict[str, float]]:
     """Return the weights of segments in the advantage of each part; see `losses.credit`."""
     return credit.weights_by_part(options.credit, options.weights)
-
-
-def by_token(by_part: Mapping[str, np.ndarray], responses: rollouts.Responses) -> np.ndarray:
-    """Return advantages: float32[responses], or with parts float32[responses, longest response].
-
-    A malformed response gets the "response" advantage on all its tokens.
-    """
-    whole = np.asarray(by_part["response"])
-    if len(by_part) == 1:
-        return whole
-    places = np.arange(responses.rollout.tokens.shape[1])
-    ends = np.array([segments.caption_tokens for segments in responses.segments])[:, None]
-    caption, cot = (np.asarray(by_part[part])[:, None] for part in ("caption", "cot"))
-    has_parts = np.array([segments.format_ok for segments in responses.segments])[:, None]
-    # Behind the response the values are those of the cot; no loss reads them.
-    return np.where(has_parts, np.where(places < ends, caption, cot), whole[:, None])
 
 
 def choose(

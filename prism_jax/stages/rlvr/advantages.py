@@ -10,6 +10,7 @@ import numpy as np
 
 from prism_jax import metrics
 from prism_jax.losses import advantage, kl
+from prism_jax.policy import credit as policy_credit
 from prism_jax.stages.rlvr import config as rlvr_config
 from prism_jax.stages.rlvr import credit
 
@@ -119,7 +120,7 @@ class Comparison:
                 compare_part = make_part(self._advantage, num_groups=self._num_groups)
                 caption = np.asarray(compare_part(rewards - withheld, rewards, prompt_id))
                 logged["reward/caption_advantage_absolute_mean"] = metrics.mean(np.abs(caption))
-                advantages = credit.by_token(
+                advantages = policy_credit.by_token(
                     caption, np.asarray(advantages), parts.segments, lengths
                 )
         return Compared(

@@ -27,10 +27,10 @@ from prism_jax.discriminator import loss as discriminator_loss
 from prism_jax.discriminator import opening, segments, step_scores
 from prism_jax.losses import advantage, groups
 from prism_jax.losses import credit as credit_lib
+from prism_jax.policy import credit as policy_credit
 from prism_jax.policy import rollouts
 from prism_jax.rollout import engine
 from prism_jax.stages.rlvr import adversary_config
-from prism_jax.stages.rlvr import credit as rlvr_credit
 from prism_jax.stages.rlvr import groups as rlvr_groups
 from prism_jax.training import train_state, train_step
 
@@ -94,7 +94,7 @@ class Scoring:
         )
         format_ok = np.array([one.format_ok for one in responses.segments])
         by_part = jax.device_get(self._compare(scores.rewarding, format_ok))
-        advantages = coefficient * by_token(by_part, responses)
+        advantages = coefficient * policy_credit.of_parts(by_part, responses)
         logged["reward/adversarial_advantage_absolute_mean"] = metrics.mean(
             np.abs(by_part["response"])
         )
@@ -153,18 +153,6 @@ def make_compare(
         }
 
     return jax.jit(compare)
-
-
-def by_token(by_part: dict[str, np.ndarray], responses: rollouts.Responses) -> np.ndarray:
-    """Return [N] advantages, or [N, T] where captions and cots have their own."""
-    whole = np.asarray(by_part["response"])
-    if len(by_part) == 1:
-        return whole
-    is_ok = np.array([one.format_ok for one in responses.segments])
-    rest = np.where(is_ok, by_part["cot"], whole)
-    return rlvr_credit.by_token(
-        np.asarray(by_part["caption"]), rest, responses.segments, responses.rollout.lengths
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,20 +44,6 @@ def parts_of(
     )
 
 
-def by_token(
-    caption: np.ndarray, whole: np.ndarray, segments: Sequence[tags.Segments], lengths: np.ndarray
-) -> np.ndarray:
-    """Return float32[N, longest] advantages, 0 behind a response.
-
-    Args:
-      caption: float32[N], of the tokens of captions; `whole` of all others.
-    """
-    places = np.arange(lengths.max(initial=1))
-    ends = np.array([s.caption_tokens if s.format_ok else 0 for s in segments], np.int32)[:, None]
-    values = np.where(places < ends, caption[:, None], whole[:, None])
-    return np.where(places < lengths[:, None], values, np.float32(0)).astype(np.float32)
-
-
 def summed(advantages: np.ndarray, more: np.ndarray | None) -> np.ndarray:
     """Return the sum of advantages by response [N] or by token [N, T]; None adds nothing."""
     if more is None:

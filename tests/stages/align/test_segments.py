@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prism_jax.discriminator import loss as discriminator_loss
+from prism_jax.policy import credit
 from prism_jax.stages.align import advantages as align_advantages
 from tests.stages import discriminator_probes as probes
 from tests.stages import rl_run
@@ -77,13 +78,13 @@ def _by_token(options, *, cot_shift=0.0):
     right = np.array([1, 0, 1, 1, 0, 1, 1, 1], np.float32)
     found = align_advantages.make_advantages(options)(scores, _OK, right)
     drawn = types.SimpleNamespace(
-        rollout=types.SimpleNamespace(tokens=np.zeros((8, 6))),
+        rollout=types.SimpleNamespace(lengths=np.full(8, 6)),
         segments=[
             types.SimpleNamespace(format_ok=bool(ok), caption_tokens=int(tokens))
             for ok, tokens in zip(_OK, _CAPTION_TOKENS, strict=True)
         ],
     )
-    values = align_advantages.by_token(jax.device_get(found), drawn)
+    values = credit.of_parts(jax.device_get(found), drawn)
     return values if values.ndim == 2 else np.repeat(values[:, None], 6, axis=1)
 
 
