@@ -306,6 +306,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
         {"files": {"a": {"bytes": True, "sha256": ""}}},
         {"files": {"../a": {"bytes": 1, "sha256": ""}}},
         {"files": {"..": {"bytes": 1, "sha256": ""}}},
+        {"files": {"": {"bytes": 1, "sha256": ""}}},
         {"files": {}},
         {"more": 1},
     ],
