@@ -18,7 +18,7 @@ align, rlvr or evaluate. LAYOUT is one of
   single   one process with one device; not every configuration fits there
   resumed  (sft) the last step of `one` again, from its checkpoint, on half of the devices
 
-Responses are forced to log-normal lengths and to the format, see `benchmarks.eight_process`. The
+Responses are forced to log-normal lengths and to the format, see `benchmarks.eight_responses`. The
 record of a stage, `eight_STAGE_SIZE.json`, is written again after each of its parts, and holds
 only the layouts that ran.
 """
@@ -29,8 +29,11 @@ import shutil
 import subprocess
 import sys
 
+import jax
+
 from benchmarks import eight_inputs, eight_jobs, eight_records
 
+_SIZES = ("tiny", "4b", "8b")
 _STAGES = ("sft", "warmup", "align", "rlvr", "evaluate")
 _LAYOUTS = ("one", "each", "half", "single")
 
@@ -52,6 +55,7 @@ def run_part(name: str, args: argparse.Namespace) -> bool:
     inputs = eight_inputs.Inputs(folder=folder, size=args.size)
     if name == "inputs":
         eight_inputs.write(inputs, mean_tokens=args.mean_tokens)
+        eight_inputs.write_discriminator(inputs)
         return True
     if not inputs.pairs.exists():
         raise SystemExit(f"--part={name}: run --part=inputs first, in the same --folder")
@@ -88,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", choices=tuple(eight_inputs.DISCRIMINATORS), required=True)
+    parser.add_argument("--size", choices=_SIZES, required=True)
     parser.add_argument("--folder", type=pathlib.Path, help="of models, corpus, runs and results")
     parser.add_argument("--part", choices=(*parts(), "all"))
     parser.add_argument("--list", action="store_true", help="print the parts and end")
@@ -115,6 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
     args.num_devices = num_gpus or args.num_devices or 8
     if args.num_devices < 2:
         parser.error("at least 2 devices are needed, got 1")
+    # The memory of the GPUs is for the parts, whose runs are processes.
+    jax.config.update("jax_platforms", "cpu")
     names = parts() if args.part == "all" else [args.part]
     have_run = [run_part(name, args) for name in names]
     if not all(have_run):

@@ -1,4 +1,4 @@
-"""The inputs of `benchmarks.eight_gpus`: checkpoints of random weights and a small corpus.
+"""The inputs of `benchmarks.eight_gpus` and `one_gpu`: random checkpoints and a small corpus.
 
 Both are made on the machine itself, in one folder, and kept when they exist.
 """
@@ -24,8 +24,8 @@ from models.hf import names as hf_names
 from models.hf import writer as hf_writer
 from prism_jax.checkpoints import pretrained
 
-# The discriminator of each size, upcycled from a dense model of this size.
-DISCRIMINATORS = {"tiny": "tiny", "4b": "2b", "8b": "2b"}
+# The discriminator of each size of a policy, upcycled from a dense model of this size.
+_DISCRIMINATORS = {"tiny": "tiny", "2b": "2b", "4b": "2b", "8b": "2b"}
 _NUM_EXPERTS = 4
 _STD = 0.02
 _BLOCK = 1 << 24  # numbers that are made anew; larger tensors repeat them
@@ -40,7 +40,17 @@ class Inputs:
     """The folders and files of one size."""
 
     folder: pathlib.Path
-    size: str
+    size: str  # of the configurations: tiny, 4b, 4b_one_gpu, …
+
+    @property
+    def policy_size(self) -> str:
+        """Return the size of the policy, by its name in `sizes`."""
+        return self.size.removesuffix("_one_gpu")
+
+    @property
+    def dense_size(self) -> str:
+        """Return the size of the dense model from which the discriminator is upcycled."""
+        return _DISCRIMINATORS[self.policy_size]
 
     @property
     def tokenizer(self) -> pathlib.Path:
@@ -50,12 +60,22 @@ class Inputs:
     @property
     def policy(self) -> pathlib.Path:
         """Return the folder of the policy."""
-        return self.folder / "models" / self.size
+        return self.folder / "models" / self.policy_size
+
+    @property
+    def dense(self) -> pathlib.Path:
+        """Return the folder of the dense model from which a trunk is upcycled."""
+        return self.folder / "models" / self.dense_size
+
+    @property
+    def trunk(self) -> pathlib.Path:
+        """Return the folder that `upcycle` writes."""
+        return self.folder / "models" / f"{self.dense_size}_upcycled"
 
     @property
     def discriminator(self) -> pathlib.Path:
         """Return the folder of the discriminator, with its score head."""
-        return self.folder / "models" / f"{DISCRIMINATORS[self.size]}_x{_NUM_EXPERTS}"
+        return self.folder / "models" / f"{self.dense_size}_x{_NUM_EXPERTS}"
 
     @property
     def corpus(self) -> pathlib.Path:
@@ -84,15 +104,27 @@ def _command(*arguments: str) -> str:
 
 
 def write(inputs: Inputs, *, mean_tokens: int) -> None:
-    """Write what does not exist yet.
+    """Write the policy and the corpus, where they do not exist yet.
 
     Args:
       mean_tokens: of a demonstration's and a student's reasoning, about; lengths are log-normal.
     """
+    write_dense(inputs, inputs.policy, inputs.policy_size)
+    if not inputs.pairs.exists():
+        _write_corpus(inputs, mean_tokens=mean_tokens)
+
+
+def write_dense(inputs: Inputs, folder: pathlib.Path, size: str) -> None:
+    """Write a dense model, where it does not exist yet."""
     ids = _write_tokenizer(inputs.tokenizer)
-    inputs.policy.parent.mkdir(exist_ok=True)
-    if not inputs.policy.exists():
-        write_checkpoint(inputs.policy, _json(inputs.size, ids), inputs.tokenizer, has_score=False)
+    folder.parent.mkdir(exist_ok=True)
+    if not folder.exists():
+        write_checkpoint(folder, _json(size, ids), inputs.tokenizer, has_score=False)
+
+
+def write_discriminator(inputs: Inputs) -> None:
+    """Write the discriminator, where it does not exist yet."""
+    ids = _write_tokenizer(inputs.tokenizer)
     if not inputs.discriminator.exists():
         options = upcycle.Options(
             num_experts=_NUM_EXPERTS,
@@ -104,10 +136,8 @@ def write(inputs: Inputs, *, mean_tokens: int) -> None:
             router="token",
             heads=1,
         )
-        values = upcycle.moe_config(_json(DISCRIMINATORS[inputs.size], ids), options)
+        values = upcycle.moe_config(_json(inputs.dense_size, ids), options)
         write_checkpoint(inputs.discriminator, values, inputs.tokenizer, has_score=True)
-    if not inputs.pairs.exists():
-        _write_corpus(inputs, mean_tokens=mean_tokens)
 
 
 def _write_tokenizer(folder: pathlib.Path) -> dict[str, Any]:

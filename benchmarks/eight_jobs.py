@@ -1,4 +1,4 @@
-"""A job of `benchmarks.eight_gpus`: its command, its processes, and its measurements."""
+"""A job of `benchmarks.eight_gpus` or `one_gpu`: its command, processes and measurements."""
 
 import dataclasses
 import json
@@ -16,6 +16,9 @@ from prism_jax import configuration
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _MEMORY_FRACTION = "0.94"  # of a GPU, for JAX; as docs and configurations advise
+# GB of pinned memory that JAX may take of the host, 64 by default: moments that are kept there are
+# there twice while a model is updated.
+_HOST_LIMIT = "100"
 _ERROR_CHARS = 600
 _RESUMED = "resumed"
 
@@ -33,6 +36,10 @@ class Job:
     num_steps: int
     mean_tokens: int
     limit_seconds: float
+    changes: tuple[str, ...] = ()  # of the configuration, FIELD=VALUE
+    save_steps: tuple[int, ...] | None = None  # see `eight_process.Settings`
+    last_step: int | None = None
+    cache: str | None = None  # of compiled programs; None: one of this job alone
 
     @property
     def name(self) -> str:
@@ -54,6 +61,11 @@ class Job:
     def notes(self) -> pathlib.Path:
         """Return the folder of the settings, the log and the notes of the processes."""
         return self.inputs.folder / "notes" / self.name
+
+    @property
+    def compiled(self) -> pathlib.Path:
+        """Return the folder of compiled programs."""
+        return self.inputs.folder / "compiled" / (self.cache or self.name)
 
     @property
     def used_devices(self) -> int:
@@ -114,7 +126,7 @@ class Job:
             given.append(f"--config.checkpoint.save_every_steps={self.num_steps - 1}")
         if self.layout == _RESUMED:
             given.append(f"--config.resume.step={self.num_steps - 1}")
-        return given + self._for_tiny()
+        return given + [f"--config.{change}" for change in (*self.changes, *self._for_tiny())]
 
     def _for_tiny(self) -> list[str]:
         """Return room for the format: `tiny` has responses of 16 tokens, and rows of 128."""
@@ -125,7 +137,7 @@ class Job:
             "evaluate": "max_tokens=64",
         }
         is_changed = self.inputs.size == "tiny" and self.stage in changes
-        return [f"--config.{changes[self.stage]}"] if is_changed else []
+        return [changes[self.stage]] if is_changed else []
 
     def command(self) -> list[str]:
         """Return the processes' command."""
@@ -141,12 +153,13 @@ class Job:
             "PYTHONPATH": str(_ROOT),
             "PRISM_PYTHON": str(self.notes / "python"),
             eight_process.SETTINGS: str(self.notes / "settings.json"),
-            "JAX_COMPILATION_CACHE_DIR": str(self.inputs.folder / "compiled" / self.name),
+            "JAX_COMPILATION_CACHE_DIR": str(self.compiled),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
         if has_gpus:
             variables.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", _MEMORY_FRACTION)
+            variables.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", _HOST_LIMIT)
             if self.num_processes == 1:
                 shown = ",".join(str(number) for number in range(self.used_devices))
                 variables["CUDA_VISIBLE_DEVICES"] = shown
@@ -184,6 +197,7 @@ def run(job: Job) -> Json:
     }
     if code != 0:
         result["error"] = f"exit code {code}: {(job.notes / 'log').read_text()[-_ERROR_CHARS:]}"
+        result["metrics"] = _rows(job)  # of the steps before
     else:
         result |= _measurements(job)
     job.result.write_text(json.dumps(result, indent=1) + "\n")
@@ -201,6 +215,8 @@ def _prepare(job: Job) -> None:
         notes=str(job.notes),
         tokenizer=str(job.inputs.tokenizer),
         mean_tokens=job.mean_tokens,
+        save_steps=None if job.save_steps is None else list(job.save_steps),
+        last_step=job.last_step,
     )
     (job.notes / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)))
     script = job.notes / "python"
@@ -239,19 +255,25 @@ def _wait(job: Job) -> tuple[int, float]:
     return code, time.monotonic() - begun
 
 
+def _rows(job: Job) -> list[Json]:
+    """Return the metrics of the finished steps."""
+    path = job.workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def _measurements(job: Job) -> Json:
     """Return the metrics, the account of the wall time, and the size of the newest checkpoint."""
     if job.stage == "evaluate":
         return {"summary": read(job.workdir / "summary.json")}
     config, _ = configuration.read(job.arguments()[1:], command=job.stage)
-    lines = (job.workdir / "metrics.jsonl").read_text().splitlines()
-    account = (job.workdir / "goodput.jsonl").read_text().splitlines()[-1]
-    checkpoints = job.workdir / "checkpoints"
-    newest = max(checkpoints.glob("[0-9]*"), key=lambda path: int(path.name))
-    files = [path for path in newest.rglob("*") if path.is_file()]
+    # Written with each save.
+    account_file = job.workdir / "goodput.jsonl"
+    account = account_file.read_text().splitlines() if account_file.exists() else []
+    saved = sorted((job.workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+    files = [path for path in (saved[-1].rglob("*") if saved else ()) if path.is_file()]
     measured = {
-        "metrics": [json.loads(line) for line in lines],
-        "goodput": json.loads(account),
+        "metrics": _rows(job),
+        "goodput": json.loads(account[-1]) if account else None,
         "checkpoint_bytes": sum(path.stat().st_size for path in files),
     }
     if job.stage == "sft":

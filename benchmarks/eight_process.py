@@ -1,18 +1,16 @@
-"""One process of a job of `benchmarks.eight_gpus`: the program, watched, with forced responses.
+"""One process of a job of `benchmarks.eight_gpus`: the program, watched.
 
     PRISM_EIGHT=settings.json python -m benchmarks.eight_process sft --config=…
 
-The command is that of `python -m prism_jax`. Added are notes, written at the end: the time to the
-first update, the times of rollouts and of saving, and the peak memory of the process's devices.
-
-A policy of random weights neither ends a response nor writes a tag. So each response is given a
-limit, log-normal over the responses of a call, and its tokens are written over: the tags of the
-format, words of the corpus chosen by the sampled tokens, a digit as the answer, the end of the
-turn. All later work, the discriminator's included, is then that of a policy that keeps the format;
-only the ratios between the sampler's and the trainer's log-probs mean nothing.
+The command is that of `python -m prism_jax`, and nothing is imported that it does not import
+itself, but for stages that sample: their responses are forced, see `benchmarks.eight_responses`.
+Added are notes, written after the first update and at the end: the time to the first update and
+where it goes, the times of updates, rollouts and saves, and the peak memory of the devices.
 """
 
 import dataclasses
+import gc
+import importlib
 import json
 import os
 import pathlib
@@ -22,16 +20,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-import transformers
 
-from benchmarks import rollout_cases
 from prism_jax import main as program
 from prism_jax.checkpoints import checkpoint
-from prism_jax.rollout import engine
 from prism_jax.running import loop
 
 SETTINGS = "PRISM_EIGHT"  # the variable that names the file of `Settings`
+SAMPLING = ("align", "rlvr", "evaluate")  # the commands whose responses are forced
+
+Notes = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,136 +39,142 @@ class Settings:
     notes: str  # folder of the notes
     tokenizer: str  # folder
     mean_tokens: int  # of a response, before the limits
+    # Steps after which the state is saved, each checkpoint in the place of the one before: the disk
+    # may hold one alone. None: those of the configuration, and after the last.
+    save_steps: list[int] | None
+    last_step: int | None  # the process ends after it, as if it were the run's; None: as configured
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Form:
-    """The tokens of a response that keeps the format."""
+class Watch:
+    """The notes of this process; times are seconds since the start of the job."""
 
-    opening: tuple[int, ...]
-    between: tuple[int, ...]  # caption and reasoning
-    answer: tuple[int, ...]
-    closing: tuple[int, ...]  # with the end of the turn
-    words: tuple[int, ...]
-    digits: tuple[int, ...]
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._compile_seconds = 0.0
+        self.notes: Notes = {
+            "seconds_to": {},
+            "compiler_seconds": {},
+            "update_times": [],
+            "update_seconds": [],
+            "saves": [],
+            "save_wait_times": [],
+        }
 
-    @classmethod
-    def of(cls, folder: str) -> "Form":
-        """Return the form in the tokens of a folder's tokenizer."""
-        words = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    def now(self) -> float:
+        """Return the seconds since the start of the job."""
+        return time.time() - self._settings.begun
 
-        def ids(text: str) -> tuple[int, ...]:
-            return tuple(words.encode(text, add_special_tokens=False))
+    def reached(self, name: str) -> None:
+        """Note the time of a point on the way to the first update, once."""
+        self.notes["seconds_to"].setdefault(name, self.now())
 
-        return cls(
-            opening=ids("<caption>\n"),
-            between=ids("\n</caption>\n<think>\n"),
-            answer=ids("\n</think>\n<answer>\n"),
-            closing=(*ids("\n</answer>"), words.convert_tokens_to_ids("<|im_end|>")),
-            words=tuple(sorted(set(ids(" the largest digit of row and column is even")))),
-            digits=tuple(ids(str(digit))[0] for digit in range(10)),
-        )
+    def listen(self, event: str, seconds: float, **_: str | int) -> None:
+        """Add up the seconds that JAX reports before the first update, and all of compiling."""
+        if event.endswith("/backend_compile_duration"):
+            self._compile_seconds += seconds
+        if "first update" not in self.notes["seconds_to"] and "comp" in event:
+            sums = self.notes["compiler_seconds"]
+            sums[event] = sums.get(event, 0.0) + seconds
 
-    @property
-    def least_tokens(self) -> int:
-        """Return the tokens of the shortest response, of one word a segment and the answer."""
-        return len(self.opening) + len(self.between) + len(self.answer) + len(self.closing) + 3
+    def write(self) -> None:
+        """Write the notes so far."""
+        notes = self.notes | _devices() | {"seconds": self.now()}
+        process = os.environ.get("PRISM_PROCESS_ID", "0")
+        text = json.dumps(notes, indent=1)
+        pathlib.Path(self._settings.notes, f"process_{process}.json").write_text(text + "\n")
 
-    def write(self, sampled: np.ndarray) -> np.ndarray:
-        """Return a response of as many tokens, whose words the sampled tokens choose.
+    def install(self) -> None:
+        """Watch the loop and the checkpoints of this process."""
+        jax.monitoring.register_event_duration_secs_listener(self.listen)
+        loop.restore_or_make = self._noting_state(loop.restore_or_make)
+        loop.run = self._noting_updates(loop.run)
+        saver = checkpoint.Checkpointer
+        saver.wait = self._noting_waits(saver.wait)
+        saver.save = self._noting_saves(saver.save)
+        steps = self._settings.save_steps
+        if steps is not None:
+            saver.is_due = _due_after(saver.is_due, steps)
+            if not steps:  # nothing that could be marked as finished
+                saver.finish = lambda self, summary: None
 
-        A fifth of the words are the caption's.
+    def _noting_state(self, restore_or_make: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args, **kwargs):
+            self.reached("data opened")
+            state = restore_or_make(*args, **kwargs)
+            self.reached("state in memory")
+            return state
+
+        return noting
+
+    def _noting_updates(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `loop.run` that notes updates: the first, and those behind rollouts, to their end.
+
+        Others are not waited for: the host prepares a step while the devices are at the one before.
         """
-        num_words = len(sampled) - self.least_tokens + 2
-        num_caption = max(1, num_words // 5)
-        chosen = np.asarray(self.words)[sampled[:num_words] % len(self.words)]
-        digit = self.digits[int(sampled[num_words]) % len(self.digits)]
-        pieces = (self.opening, chosen[:num_caption], self.between, chosen[num_caption:])
-        return np.concatenate([*pieces, self.answer, [digit], self.closing]).astype(np.int32)
+        notes = self.notes
 
+        def run_noting(stage: loop.Stage, *args, **kwargs):
+            def update(state, batch, key):
+                self.reached("first batch")
+                begun = self.now()
+                notes["update_times"].append(begun)
+                state, metrics = stage.update(state, batch, key)
+                is_first = len(notes["update_times"]) == 1
+                if is_first or notes.get("rollouts"):
+                    jax.block_until_ready((state, metrics))
+                    notes["update_seconds"].append(self.now() - begun)
+                if is_first:
+                    self.reached("first update")
+                    self.write()
+                if len(notes["update_times"]) == self._settings.last_step:
+                    jax.block_until_ready(metrics)
+                    raise SystemExit(0)
+                return state, metrics
 
-def limits(count: int, *, mean_tokens: int, least_tokens: int, max_tokens: int) -> np.ndarray:
-    """Return the log-normal lengths of `rollout_cases`, none too short for the format."""
-    lengths = rollout_cases.lengths(count, mean=mean_tokens, most=max_tokens)
-    return np.maximum(lengths, least_tokens)
+            return run(dataclasses.replace(stage, update=update), *args, **kwargs)
 
+        return run_noting
 
-def forced(
-    generate: Callable[..., engine.Rollout], form: Form, mean_tokens: int, notes: list
-) -> Callable[..., engine.Rollout]:
-    """Return `Engine.generate` with forced lengths and forms; each call is noted.
+    def _noting_waits(self, wait: Callable[..., None]) -> Callable[..., None]:
+        def noting(saver):
+            begun = self.now()
+            wait(saver)
+            self.notes["save_wait_times"].append([begun, self.now()])
 
-    Raises:
-      ValueError: responses of `max_tokens` are too short for the format.
-    """
+        return noting
 
-    def generate_forced(self, params, prompts, sampling, key, *, num_responses, **options):
-        if sampling.max_tokens < form.least_tokens:
-            raise ValueError(
-                f"responses must have at least {form.least_tokens} tokens to keep the format, "
-                f"got {sampling.max_tokens}"
+    def _noting_saves(self, save: Callable[..., None]) -> Callable[..., None]:
+        steps = self._settings.save_steps
+
+        def noting(saver, step, state, *, data_position):
+            if steps is not None and step not in steps:
+                return
+            if steps is not None:
+                saver.wait()
+                for earlier in saver.steps():
+                    saver._manager.delete(earlier)
+            begun, compiled = self.now(), self._compile_seconds
+            save(saver, step, state, data_position=data_position)
+            self.notes["saves"].append(
+                {
+                    "step": step,
+                    "times": [begun, self.now()],
+                    "compile_seconds": self._compile_seconds - compiled,
+                }
             )
-        lengths = limits(
-            len(prompts) * num_responses,
-            mean_tokens=mean_tokens,
-            least_tokens=form.least_tokens,
-            max_tokens=sampling.max_tokens,
-        )
-        begun = time.monotonic()
-        # Without end tokens a response ends at its limit alone.
-        endless = dataclasses.replace(sampling, end_token_ids=())
-        rollout = generate(
-            self,
-            params,
-            prompts,
-            endless,
-            key,
-            num_responses=num_responses,
-            limits=lengths.tolist(),
-            **options,
-        )
-        seconds = time.monotonic() - begun
-        notes.append({"seconds": seconds, "tokens": int(rollout.lengths.sum())})
-        tokens = np.zeros_like(rollout.tokens)
-        for row, sampled, length in zip(tokens, rollout.tokens, rollout.lengths, strict=True):
-            row[:length] = form.write(sampled[:length])
-        return dataclasses.replace(rollout, tokens=tokens, ended=np.ones_like(rollout.ended))
 
-    return generate_forced
+        return noting
 
 
-def timed(method: Callable[..., Any], notes: list[float]) -> Callable[..., Any]:
-    """Return a method whose every call notes its seconds."""
+def _due_after(is_due: Callable[..., bool], steps: Sequence[int]) -> Callable[..., bool]:
+    def due(saver, step):
+        is_due(saver, step)  # which looks whether the last save is complete
+        return step in steps
 
-    def call(self, *args, **kwargs):
-        begun = time.monotonic()
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            notes.append(time.monotonic() - begun)
-
-    return call
+    return due
 
 
-def noting_first_update(
-    run: Callable[..., Any], begun: float, notes: dict[str, Any]
-) -> Callable[..., Any]:
-    """Return `loop.run` that waits for the first update and notes the seconds since `begun`."""
-
-    def run_noting(stage: loop.Stage, *args, **kwargs):
-        def update(state, batch, key):
-            state, metrics = stage.update(state, batch, key)
-            if "first_update_seconds" not in notes:
-                jax.block_until_ready(metrics)
-                notes["first_update_seconds"] = time.time() - begun
-            return state, metrics
-
-        return run(dataclasses.replace(stage, update=update), *args, **kwargs)
-
-    return run_noting
-
-
-def _devices() -> dict[str, Any]:
+def _devices() -> Notes:
     """Return the devices of the job, and the peak memory of those of this process."""
     stats = {str(device.id): device.memory_stats() for device in jax.local_devices()}
     return {
@@ -186,26 +189,28 @@ def _devices() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command of the program with the hooks; write the notes and return the exit code."""
+    """Run a command of the program, watched; write the notes and return the exit code."""
     settings = Settings(**json.loads(pathlib.Path(os.environ[SETTINGS]).read_text()))
-    notes: dict[str, Any] = {"rollouts": [], "save_seconds": [], "save_wait_seconds": []}
-    engine.Engine.generate = forced(
-        engine.Engine.generate, Form.of(settings.tokenizer), settings.mean_tokens, notes["rollouts"]
-    )
-    loop.run = noting_first_update(loop.run, settings.begun, notes)
-    manager = checkpoint.Checkpointer
-    manager.save = timed(manager.save, notes["save_seconds"])
-    manager.wait = timed(manager.wait, notes["save_wait_seconds"])
+    watch = Watch(settings)
+    importlib.import_module(f"prism_jax.{program.COMMANDS[argv[0]][0]}")
+    watch.reached("imported")
+    watch.install()
+    responses = None
+    if argv[0] in SAMPLING:
+        # Loaded here, because it imports what other stages do not.
+        responses = importlib.import_module("benchmarks.eight_responses")
+        responses.install(settings.tokenizer, mean_tokens=settings.mean_tokens, notes=watch.notes)
     code = 1
     try:
         code = program.main(argv)
     finally:
         # Of a wrong input there is nothing to note, and JAX may not have started.
         if code != 2:
-            notes |= _devices() | {"seconds": time.time() - settings.begun}
-            process = os.environ.get("PRISM_PROCESS_ID", "0")
-            text = json.dumps(notes, indent=1)
-            pathlib.Path(settings.notes, f"process_{process}.json").write_text(text + "\n")
+            watch.write()
+    if code == 0 and responses is not None:
+        gc.collect()  # the state of the run
+        watch.notes["copy_bytes_a_second"] = responses.copy_rate()
+        watch.write()
     return code
 
 

@@ -13,7 +13,7 @@ _LAYOUTS = ("one", "each", "half", "single", "resumed")
 # Values below this are compared with it: rounding leaves nothing else of them.
 _FLOOR = 1e-3
 _EQUAL = "<= 0.001"
-_CLAIMS = {
+CLAIMS = {
     "sft": "packed SFT",
     "warmup": "warm-up of a discriminator of 2B x 4 experts",
     "align": "alignment with a discriminator of 2B x 4 experts",
@@ -50,7 +50,7 @@ def make(stage: str, size: str, results: Mapping[str, Json]) -> Json:
     Args:
       results: of the layouts that ran, from `eight_jobs.run`.
     """
-    raw = {layout: _raw(stage, result) for layout, result in results.items()}
+    raw = {layout: raw_of(stage, result) for layout, result in results.items()}
     ratios = {f"{layout} ran": records.ratio("error" not in r, "yes") for layout, r in raw.items()}
     whole = results.get("one")
     if whole is not None and "error" not in whole:
@@ -68,7 +68,7 @@ def make(stage: str, size: str, results: Mapping[str, Json]) -> Json:
     most = max(result["num_devices"] for result in results.values())
     return records.make(
         f"eight_{stage}_{size}",
-        f"{_CLAIMS[stage]} of {size} on the devices of one host, as shipped",
+        f"{CLAIMS[stage]} of {size} on the devices of one host, as shipped",
         ratios,
         limit=_LIMIT,
         raw=raw,
@@ -92,7 +92,7 @@ def _scaling(stage: str, raw: Mapping[str, Json]) -> dict[str, Json]:
     return ratios
 
 
-def _raw(stage: str, result: Json) -> Json:
+def raw_of(stage: str, result: Json) -> Json:
     """Return the measurements of a layout: memory, times, tokens a second, its metrics."""
     num_devices, processes = result["num_devices"], result["processes"]
     raw = {name: result[name] for name in ("command", "num_devices", "seconds")}
@@ -102,9 +102,9 @@ def _raw(stage: str, result: Json) -> Json:
         for number, value in process["peak_bytes"].items()
     }
     if "error" in result:
-        return raw | {"error": result["error"]}
+        return raw | {"error": result["error"], "metrics": result["metrics"]}
     first = processes[0]
-    rollouts = first["rollouts"]
+    rollouts = first.get("rollouts", [])
     if len(rollouts) > 1:
         seconds = sum(one["seconds"] for one in rollouts[1:])
         tokens = sum(one["tokens"] for one in rollouts[1:])
@@ -116,7 +116,7 @@ def _raw(stage: str, result: Json) -> Json:
     rows = result["metrics"][-1:] if result["layout"] == "resumed" else result["metrics"]
     steady = rows[1:]
     raw |= {
-        "seconds_to_first_update": first["first_update_seconds"],
+        "seconds_to": first["seconds_to"],
         "median_seconds": {
             name: statistics.median(row[name] for row in steady)
             for name in (steady[0] if steady else {})
@@ -125,8 +125,8 @@ def _raw(stage: str, result: Json) -> Json:
         "account_of_wall_time": result["goodput"],
         "checkpoint": {
             "gigabytes": result["checkpoint_bytes"] / 1e9,
-            "save_seconds": first["save_seconds"],
-            "wait_seconds": first["save_wait_seconds"],
+            "saves": first["saves"],
+            "wait_times": first["save_wait_times"],
         },
         "metrics": rows,
     }

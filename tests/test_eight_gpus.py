@@ -14,8 +14,8 @@ def _result(layout, num_devices, seconds, losses):
         {"step": n, "loss/nll": loss, "data/padding_fraction": 0.25, "time/step_seconds": s}
         for n, (loss, s) in enumerate(zip(losses, seconds, strict=True), start=1)
     ]
-    process = {"device_kind": "card", "peak_bytes": {"0": 3 << 30}, "first_update_seconds": 9.0}
-    process |= {"rollouts": [], "save_seconds": [1.0], "save_wait_seconds": [2.0]}
+    process = {"device_kind": "card", "peak_bytes": {"0": 3 << 30}, "seconds_to": {}}
+    process |= {"saves": [], "save_wait_times": []}
     return {
         "layout": layout,
         "num_devices": num_devices,
@@ -51,7 +51,14 @@ def test_ratios_leave_the_first_step_out_and_the_largest_difference_is_named():
 
 
 def test_a_run_that_failed_is_told_and_compared_with_nothing():
-    failed = {"layout": "each", "num_devices": 2, "command": [], "seconds": 1.0, "processes": []}
+    failed = {
+        "layout": "each",
+        "num_devices": 2,
+        "command": [],
+        "seconds": 1.0,
+        "processes": [],
+        "metrics": [],
+    }
     failed["error"] = "exit code 1: not enough memory"
     one = _result("one", 2, [9.0, 2.0, 2.0], [4.0, 3.0, 2.0])
     record = eight_records.make("sft", "4b", {"one": one, "each": failed})
