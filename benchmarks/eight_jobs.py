@@ -158,6 +158,7 @@ class Job:
             "TOKENIZERS_PARALLELISM": "false",
         }
         if has_gpus:
+            variables.setdefault("JAX_PLATFORMS", "cuda,cpu")  # an error where there is no GPU
             variables.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", _MEMORY_FRACTION)
             variables.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", _HOST_LIMIT)
             if self.num_processes == 1:
