@@ -35,7 +35,6 @@ if [ -f "$secrets" ]; then
 fi
 
 [ -n "$python" ] || { [ -x .venv/bin/python ] && python=.venv/bin/python; } || python=python3
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/prism_jax/compiled}"
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 if [ "$single" = 1 ]; then
   # Without this a TPU host would wait for the other hosts of its slice.

@@ -116,7 +116,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     ),
     # Commands and stages are found by name, and only the one that runs is imported.
     "prism_jax.main": ("errors", ""),
-    "prism_jax.__main__": ("main", ""),
+    "prism_jax.__main__": ("main setup", ""),
     "prism_jax": ("", ""),
     "launch": ("prism_jax models configs", "jinja2 yaml"),
     "benchmarks": (
