@@ -342,7 +342,7 @@ class Session:
         """Fill the slots and send the next chunk to the device, where there is something to do."""
         slots, device = self._slots, self._device
         for move in slots.moves():
-            self._state = device.move(self._state, move)
+            self._state = device.move(self._state, move, self.plan)
         with self._changed:
             new = slots.fill(self._queue)
         parts = [[(group.entry, group.prompt) for group in part] for part in new]
@@ -358,7 +358,7 @@ class Session:
         self._reader_tokens = sum(len(g.prompt.tokens) * len(g.running) for g in read)
         mode = Mode.of([ticket.sampling for ticket in slots.tickets if ticket is not None])
         self._state, self._pending = device.advance(
-            self._params, self._state, self._control(), mode, self._key_impl
+            self._params, self._state, self._control(), mode, self._key_impl, self.plan
         )
 
     def _control(self) -> decode.Control:
