@@ -38,15 +38,18 @@ def part(
     *,
     implementation: Implementation,
 ) -> _Part:
-    """Attend from T queries a kv head to the first `lengths` >= 1 places of each row.
+    """Attend from T queries a kv head to the first `lengths` places of each row.
+
+    Of a row of length 0 nothing is to be used: some implementations read its first place.
 
     Returns:
       The mixed values and the log-sum-exp of the logits, float32, with which parts are merged.
     """
-    if implementation == "xla":
-        return _masked_softmax(q, k, v, lengths)
     if implementation == "pallas":
         return decode_kernel.part(q, k, v, lengths)
+    lengths = jnp.maximum(lengths, 1)
+    if implementation == "xla":
+        return _masked_softmax(q, k, v, lengths)
     if implementation == "cudnn":
         # Loaded here: it rests on private modules of JAX.
         cudnn = importlib.import_module("models.cudnn_attention")
@@ -170,7 +173,7 @@ def _attend_blocks(
     if most == 1:
         return [part(q, keys, values, used, implementation=implementation)]
     number = np.arange(len(layout.rows), dtype=np.int32) - layout.first[layout.rows]
-    lengths = jnp.clip(used[layout.rows] - number * places, 1, places)
+    lengths = jnp.clip(used[layout.rows] - number * places, 0, places)
     mixed, lse = part(q[layout.rows], keys, values, lengths, implementation=implementation)
     blocks = [layout.first + np.minimum(n, layout.counts - 1) for n in range(most)]
     return [(mixed[at], _of_used(lse[at], used > n * places)) for n, at in enumerate(blocks)]
@@ -195,11 +198,11 @@ def _attend_prompts(
     is_read = ((prompts.readers >= 0) & is_running[readers]).any(-1)
     folded = jnp.swapaxes(q[readers], 1, 2)  # [prompts, K, readers, G, H]
     folded = folded.reshape(num_prompts, num_kv_heads, num_readers * groups, head_dim)
-    lengths = jnp.where(is_read, prompts.lengths, 1)
+    lengths = jnp.where(is_read, prompts.lengths, 0)
     if num_blocks > 1:
         folded = jnp.repeat(folded, num_blocks, axis=0)
         number = np.arange(num_prompts * num_blocks, dtype=np.int32) % num_blocks
-        lengths = jnp.clip(jnp.repeat(lengths, num_blocks) - number * places, 1, places)
+        lengths = jnp.clip(jnp.repeat(lengths, num_blocks) - number * places, 0, places)
     mixed, lse = part(folded, prompts.keys, prompts.values, lengths, implementation=implementation)
     mixed, lse = (
         x.reshape(num_prompts, num_blocks, num_kv_heads, num_readers, groups, *x.shape[3:])

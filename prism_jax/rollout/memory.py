@@ -123,7 +123,7 @@ def make(config: Qwen3VLConfig, work: Work, limits: Limits) -> Plan:
     at_once = min(groups, max(1, _PREFILL_TOKENS // prompt_places))
     prefill_prompts = 1 << (at_once.bit_length() - 1)
 
-    def plan(classes: tuple[tuple[int, int], ...]) -> Plan:
+    def plan(classes: tuple[tuple[int, int], ...], block: int) -> Plan:
         slots = sum(rows for rows, _ in classes)
         # Prompts whose last responses still run stand beside those that the others read.
         held = min(groups, slots, 3 * math.ceil(slots / width))
@@ -143,17 +143,19 @@ def make(config: Qwen3VLConfig, work: Work, limits: Limits) -> Plan:
             return True
         return needed_bytes(config, candidate, work, limits) <= _SAFE_FRACTION * limits.free_bytes
 
-    if is_held(plan(((most, long),))):
-        return plan(((most, long),))
-    short = round_up(long // _SHORT, block)
+    every = plan(((most, long),), block)
+    if is_held(every):
+        return every
+    short, short_block = _in_blocks(math.ceil(work.response_tokens / _SHORT), limits.multiple)
     for slots in range(most, 0, -1):
-        if slots > _ROWS and slots % _ROWS:
+        if most > slots > _ROWS and slots % _ROWS:
             continue
         if short >= _LEAST_SHORT and slots > _SHORT:
             num_long = max(1, math.ceil(slots / (_SHORT + 1)))
-            candidate = plan(((slots - num_long, short), (num_long, long)))
+            classes = ((slots - num_long, short), (num_long, _SHORT * short))
+            candidate = plan(classes, short_block)
         else:
-            candidate = plan(((slots, long),))
+            candidate = plan(((slots, long),), block)
         if is_held(candidate):
             return candidate
     raise ValueError(

@@ -134,7 +134,7 @@ def split(
     parts: Sequence[Sequence[tuple[int, Example]]],
     shapes: Sequence[Shape],
     *,
-    call_tokens: int | None,
+    call_tokens: int,
 ) -> Calls:
     """Lay each part's prompts into rows, first fit; return the calls.
 
@@ -142,10 +142,10 @@ def split(
       parts: for each part the prompts and the entries of the store that they get.
       shapes: from `levels`.
       call_tokens: a call takes as long as its tokens and so many more, and the calls are those that
-        take least; None: as few calls as possible.
+        take least.
     """
     calls = _lay_out(parts, shapes, shapes[-1])
-    if call_tokens is None or not calls:
+    if not calls:
         return calls
     largest = np.max([_size(prompt) for part in parts for _, prompt in part], axis=0)
     most = max(sum(len(prompt.tokens) for _, prompt in part) for part in parts)

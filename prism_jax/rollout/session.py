@@ -346,9 +346,7 @@ class Session:
         with self._changed:
             new = slots.fill(self._queue)
         parts = [[(group.entry, group.prompt) for group in part] for part in new]
-        # Requests of a server come a few at a time, and in all sizes.
-        call_tokens = None if self._least_prefill_tokens is None else _CALL_TOKENS
-        for shape, call in prefill.split(parts, self.levels, call_tokens=call_tokens):
+        for shape, call in prefill.split(parts, self.levels, call_tokens=_CALL_TOKENS):
             self._state = device.fill(self._params, self._state, call, shape, self.plan)
         if slots.is_idle():
             return

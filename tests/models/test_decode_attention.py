@@ -116,8 +116,17 @@ def test_a_row_that_does_not_run_reads_one_place():
     assert used[0].tolist() == [4, 1, 5, 6]
 
 
-# One row a core and both cores; a block that is full, and rows of one place.
-@pytest.mark.parametrize(("lengths", "queries"), [([1, 700, 512, 1024], 4), ([513, 1, 3], 16)])
+# One row a core and both cores; a block that is full, rows of one place, and rows of none: the
+# first and the last of a core, one between others, and all of a core.
+@pytest.mark.parametrize(
+    ("lengths", "queries"),
+    [
+        ([1, 700, 512, 1024], 4),
+        ([513, 1, 3], 16),
+        ([0, 700, 0, 1024, 3, 0], 4),
+        ([700, 0, 513, 0, 0, 0], 4),
+    ],
+)
 def test_the_tpu_kernel_equals_the_masked_softmax(lengths, queries):
     q = _normal(1, len(lengths), 2, queries, 128)
     k, v = (_normal(seed, len(lengths), 2, 1024, 128) for seed in (2, 3))
@@ -125,8 +134,11 @@ def test_the_tpu_kernel_equals_the_masked_softmax(lengths, queries):
     run = jax.jit(functools.partial(decode_kernel.part, interpret=True))
     found = run(q, k, v, lengths)
     expected = decode_attention.part(q, k, v, lengths, implementation="xla")
+    is_read = np.asarray(lengths) > 0
     for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+        np.testing.assert_allclose(ours[is_read], theirs[is_read], atol=2e-6)
+    assert not np.asarray(found[0])[~is_read].any()
+    assert (np.asarray(found[1])[~is_read] == -np.inf).all()
 
 
 def test_the_tpu_kernel_reads_no_block_behind_a_row_s_length():

@@ -195,7 +195,7 @@ def test_few_prompts_are_read_in_small_rows_and_many_in_large_ones():
     shapes = prefill.levels(one, 64, least_tokens=256, implementation="xla")
     assert [shape.tokens for shape in shapes] == [128, 512, 2048, 8192]
 
-    def read(count: int, call_tokens: int | None) -> list[int]:
+    def read(count: int, call_tokens: int) -> list[int]:
         tokens = np.ones(60, np.int32)
         prompt = inputs.Example(tokens=tokens, token_types=0 * tokens, grids=[], pixels=[])
         calls = prefill.split(
@@ -212,7 +212,7 @@ def test_few_prompts_are_read_in_small_rows_and_many_in_large_ones():
     assert read(5, 8) == [128] * 3
     assert read(40, 256) == [2048, 512]
     assert read(64, 256) == [2048] * 2
-    assert read(64, None) == [8192]
+    assert read(64, 4096) == [8192]
 
 
 # One slot; few, fewer than responses to a prompt; short ones and long ones, of which a response
