@@ -38,7 +38,7 @@ class Sampler:
 
     def state(self, plan: memory.Plan) -> decode.State:
         """Return the abstract state of the slots."""
-        specs = decode.specs(self.rules, self.config.text.num_layers, len(plan.classes))
+        specs = decode.specs(self.rules, self.config.text.num_layers)
 
         def placed(spec: PartitionSpec, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             where = NamedSharding(self.mesh, spec)
@@ -53,8 +53,10 @@ def plan(*, parts: int, slots: int, places: int, prompt_places: int, width: int)
     return memory.Plan(
         num_parts=parts,
         classes=((slots, places),),
+        block_places=places,
         num_prompts=-(-slots // width),
         prompt_places=prompt_places,
+        prompt_block_places=prompt_places,
         width=width,
         prefill_prompts=1,
     )
@@ -86,6 +88,7 @@ def decode_program(sampler: Sampler, sizes: memory.Plan) -> Program:
     )
     program = decode.Program(
         mode=Mode(has_noise=True, top_k=None, has_top_p=False),
+        layout=sizes.layout(),
         implementation="pallas",
         chunk_tokens=1,
         key_impl="threefry2x32",

@@ -1,13 +1,16 @@
 """The memory of decoding: the places of each row, and the prompts that rows share.
 
-A row is a response, and its keys and values are those of its tokens. Rows come in classes, each
-with room for as many places as its rows may need. A prompt is held once for all rows that continue
-it. With a mesh each part holds some of the rows and prompts, and numbers them from 0.
+A row is a response, and its keys and values are those of its tokens. They stand in blocks of equal
+size, which attention reads side by side, so that one long row does not hold up a step. A prompt is
+held once for all rows that continue it, in blocks too. With a mesh each part holds some of the rows
+and prompts, and numbers them from 0.
 """
 
 import dataclasses
+import functools
 
 import jax
+import numpy as np
 
 from models.inputs import Leaf
 
@@ -17,27 +20,52 @@ from models.inputs import Leaf
 class Prompts:
     """Prompts that rows share; a row that continues a prompt is a reader of it."""
 
-    keys: Leaf  # by layer: [prompts, K, places, H]
-    values: Leaf  # by layer: [prompts, K, places, H]
+    keys: Leaf  # by layer: [prompts x blocks, K, places, H]
+    values: Leaf  # by layer: [prompts x blocks, K, places, H]
     lengths: Leaf  # int32[prompts]  places in use
     readers: Leaf  # int32[prompts, readers]  -1 for none
     number: Leaf  # int32[B]  the prompt of each row
     place: Leaf  # int32[B]  where the row stands among the prompt's readers
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The blocks of each row: rows come in classes of as many blocks as they may need.
+
+    rows    0 1 2 3   4           two classes: four rows of one block, a row of three
+    blocks  0 1 2 3   4 5 6
+    """
+
+    classes: tuple[tuple[int, int], ...]  # (rows, blocks a row)
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """Return the number of blocks of each row."""
+        rows, blocks = zip(*self.classes, strict=True)
+        return np.repeat(np.array(blocks, np.int32), rows)
+
+    @functools.cached_property
+    def first(self) -> np.ndarray:
+        """Return the first block of each row."""
+        return (np.cumsum(self.counts) - self.counts).astype(np.int32)
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """Return the row of each block."""
+        return np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Keys and values, one array a layer and class of rows, so that each is updated in place.
-
-      rows    0 1 2 3 4 5        lengths, next_positions, is_running
-      keys    [4, …]  [2, …]     two classes: rows 0 to 3 with few places, 4 and 5 with many
+    """Keys and values, one array a layer, so that each is updated in place.
 
     Of one layer, `keys` and `values` are without the list over layers.
     """
 
-    keys: Leaf  # by layer, by class: [rows, K, places, H]
-    values: Leaf  # by layer, by class: [rows, K, places, H]
+    keys: Leaf  # by layer: [blocks, K, places, H]
+    values: Leaf  # by layer: [blocks, K, places, H]
+    layout: Layout = dataclasses.field(metadata={"static": True})
     lengths: Leaf  # int32[B]  places of the row in use
     next_positions: Leaf  # int32[B]  M-RoPE position of the next token
     is_running: Leaf  # bool[B]  the other rows read one place only; None: all run

@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Int
 
 from models.inputs import Segments
 
+# So few queries of a kv head are its query heads, one query each; more are queries of one head.
+_MOST_GROUPED = 0
+
 
 def check(q: jax.Array) -> None:
     """Raise NotImplementedError for queries that cuDNN does not take."""
@@ -65,7 +68,11 @@ def part(
     The kernel does not read beyond a row's length. The public function would round the
     log-sum-exp to bfloat16; here it is float32.
     """
-    return cudnn.dot_product_attention(
+    rows, _, queries, head_dim = q.shape
+    is_grouped = queries <= _MOST_GROUPED
+    if is_grouped:
+        q = q.reshape(rows, -1, 1, head_dim)
+    mixed, lse = cudnn.dot_product_attention(
         q,
         k,
         v,
@@ -76,3 +83,5 @@ def part(
         qkv_layout="BNTH",
         return_residual=True,
     )
+    kept = (rows, k.shape[1], queries)
+    return mixed.reshape(*kept, head_dim), lse.reshape(kept)

@@ -1,7 +1,7 @@
-"""Attention of one new token a row to its cache: the row's places, and a prompt that rows share.
+"""Attention of one new token a row to its cache: the row's blocks, and a prompt that rows share.
 
-The two parts are attended to separately and merged in float32 by their log-sum-exp, so that a
-prompt is read once for all its readers.
+Blocks are attended to separately and merged in float32 by their log-sum-exp, so that a prompt is
+read once for all its readers, and no block waits for the others of a long row.
 
   implementation  where               reads
   "xla"           everywhere          every place of the cache, masked
@@ -14,14 +14,16 @@ An implementation raises for anything that it cannot do; none falls back to anot
 import functools
 import importlib
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from models import decode_kernel, sharding
-from models.cache import Cache, Prompts
+from models.cache import Cache, Layout, Prompts
 
 Implementation = Literal["xla", "pallas", "cudnn"]
 
@@ -36,15 +38,18 @@ def part(
     *,
     implementation: Implementation,
 ) -> _Part:
-    """Attend from T queries a kv head to the first `lengths` >= 1 places of each row.
+    """Attend from T queries a kv head to the first `lengths` places of each row.
+
+    Of a row of length 0 nothing is to be used: some implementations read its first place.
 
     Returns:
       The mixed values and the log-sum-exp of the logits, float32, with which parts are merged.
     """
-    if implementation == "xla":
-        return _masked_softmax(q, k, v, lengths)
     if implementation == "pallas":
         return decode_kernel.part(q, k, v, lengths)
+    lengths = jnp.maximum(lengths, 1)
+    if implementation == "xla":
+        return _masked_softmax(q, k, v, lengths)
     if implementation == "cudnn":
         # Loaded here: it rests on private modules of JAX.
         cudnn = importlib.import_module("models.cudnn_attention")
@@ -65,21 +70,36 @@ def _masked_softmax(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array
     return mixed, (most + jnp.log(total))[..., 0]
 
 
-def merge(first: _Part, second: _Part) -> Float[Array, "B K T H"]:
-    """Return the result of attending to both parts at once, float32."""
-    most = jnp.maximum(first[1], second[1])
-    a, b = (jnp.exp(lse - most)[..., None] for _, lse in (first, second))
-    return (first[0].astype(jnp.float32) * a + second[0].astype(jnp.float32) * b) / (a + b)
+def merge(parts: Sequence[_Part]) -> Float[Array, "B K T H"]:
+    """Return the result of attending to all parts at once, float32."""
+    if len(parts) == 2:
+        # Nothing that both weights need, and so one GPU kernel.
+        (_, a), (_, b) = parts
+        weights = [1 / (1 + jnp.exp(other - own)) for own, other in ((a, b), (b, a))]
+    else:
+        most = functools.reduce(jnp.maximum, (lse for _, lse in parts))
+        weights = [jnp.exp(lse - most) for _, lse in parts]
+        total = sum(weights)
+        weights = [weight / total for weight in weights]
+    return sum(
+        mixed.astype(jnp.float32) * weight[..., None]
+        for (mixed, _), weight in zip(parts, weights, strict=True)
+    )
 
 
 def write(
-    cache: Float[Array, "B K S H"], new: Float[Array, "B K H"], lengths: Int[Array, "B"]
-) -> Float[Array, "B K S H"]:
+    blocks: Float[Array, "blocks K S H"],
+    new: Float[Array, "B K H"],
+    lengths: Int[Array, "B"],
+    layout: Layout,
+) -> Float[Array, "blocks K S H"]:
     """Write one token at place `lengths` of each row; a full row stays as it is."""
-    rows, heads = jnp.arange(cache.shape[0])[:, None], jnp.arange(cache.shape[1])[None]
+    places = blocks.shape[2]
+    number = jnp.minimum(lengths // places, layout.counts - 1)
+    at, heads = (layout.first + number)[:, None], jnp.arange(blocks.shape[1])[None]
     # Without the promise that no place is written twice a GPU may write with atomics.
-    return cache.at[rows, heads, lengths[:, None]].set(
-        new.astype(cache.dtype), unique_indices=True, indices_are_sorted=True, mode="drop"
+    return blocks.at[at, heads, (lengths - number * places)[:, None]].set(
+        new.astype(blocks.dtype), unique_indices=True, indices_are_sorted=True, mode="drop"
     )
 
 
@@ -91,7 +111,7 @@ def attend(
     *,
     implementation: Implementation,
     rules: sharding.Rules,
-) -> tuple[Float[Array, "B 1 N H"], tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+) -> tuple[Float[Array, "B 1 N H"], jax.Array, jax.Array]:
     """Write one token a row and attend to all before it and itself.
 
     Query head n reads kv head n // (N / K).
@@ -100,7 +120,7 @@ def attend(
       layer: of one layer; its lengths are those before the token.
 
     Returns:
-      The mixed values, and the keys and values of the layer's classes with the token.
+      The mixed values, and the layer's keys and values with the token.
     """
     run = functools.partial(_attend, implementation=implementation)
     mesh = jax.sharding.get_abstract_mesh()
@@ -121,7 +141,7 @@ def attend(
 
 def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, layer: Cache, *, implementation: Implementation
-) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Attend on the rows and heads of one device."""
     num_rows, _, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
@@ -129,23 +149,39 @@ def _attend(
     is_running = layer.is_running
     if is_running is None:
         is_running = jnp.ones(num_rows, bool)
+    keys = write(layer.keys, k[:, 0], layer.lengths, layer.layout)
+    values = write(layer.values, v[:, 0], layer.lengths, layer.layout)
     used = jnp.where(is_running, layer.lengths + 1, 1)
-    start, keys, values, parts = 0, [], [], []
-    for class_keys, class_values in zip(layer.keys, layer.values, strict=True):
-        rows = slice(start, start + class_keys.shape[0])
-        keys.append(write(class_keys, k[rows, 0], layer.lengths[rows]))
-        values.append(write(class_values, v[rows, 0], layer.lengths[rows]))
-        parts.append(
-            part(grouped[rows], keys[-1], values[-1], used[rows], implementation=implementation)
-        )
-        start = rows.stop
-    responses = tuple(x[0] if len(x) == 1 else jnp.concatenate(x) for x in zip(*parts, strict=True))
-    mixed = responses[0]
+    parts = _attend_blocks(grouped, keys, values, used, layer.layout, implementation)
     if layer.prompts is not None:
-        mixed = merge(
-            responses, _attend_prompts(grouped, layer.prompts, is_running, implementation)
-        )
-    return mixed.astype(q.dtype).reshape(q.shape), tuple(keys), tuple(values)
+        parts += _attend_prompts(grouped, layer.prompts, is_running, implementation)
+    mixed = parts[0][0] if len(parts) == 1 else merge(parts)
+    return mixed.astype(q.dtype).reshape(q.shape), keys, values
+
+
+def _attend_blocks(
+    q: Float[Array, "B K G H"],
+    keys: Float[Array, "blocks K S H"],
+    values: Float[Array, "blocks K S H"],
+    used: Int[Array, "B"],
+    layout: Layout,
+    implementation: Implementation,
+) -> list[_Part]:
+    """Attend to each row's blocks."""
+    places = keys.shape[2]
+    most = int(layout.counts.max())
+    if most == 1:
+        return [part(q, keys, values, used, implementation=implementation)]
+    number = np.arange(len(layout.rows), dtype=np.int32) - layout.first[layout.rows]
+    lengths = jnp.clip(used[layout.rows] - number * places, 0, places)
+    mixed, lse = part(q[layout.rows], keys, values, lengths, implementation=implementation)
+    blocks = [layout.first + np.minimum(n, layout.counts - 1) for n in range(most)]
+    return [(mixed[at], _of_used(lse[at], used > n * places)) for n, at in enumerate(blocks)]
+
+
+def _of_used(lse: jax.Array, is_used: jax.Array) -> jax.Array:
+    """Return the log-sum-exp with that of nothing for a block that was read without need."""
+    return jnp.where(is_used[:, None, None], lse, -jnp.inf)
 
 
 def _attend_prompts(
@@ -153,19 +189,27 @@ def _attend_prompts(
     prompts: Prompts,
     is_running: Bool[Array, "B"],
     implementation: Implementation,
-) -> _Part:
+) -> list[_Part]:
     """Attend to each row's prompt, with all readers of a prompt side by side as its queries."""
-    num_prompts, num_places = prompts.readers.shape
+    num_prompts, num_readers = prompts.readers.shape
     _, num_kv_heads, groups, head_dim = q.shape
+    num_blocks, places = prompts.keys.shape[0] // num_prompts, prompts.keys.shape[2]
     readers = jnp.maximum(prompts.readers, 0)
     is_read = ((prompts.readers >= 0) & is_running[readers]).any(-1)
     folded = jnp.swapaxes(q[readers], 1, 2)  # [prompts, K, readers, G, H]
-    mixed, lse = part(
-        folded.reshape(num_prompts, num_kv_heads, num_places * groups, head_dim),
-        prompts.keys,
-        prompts.values,
-        jnp.where(is_read, prompts.lengths, 1),
-        implementation=implementation,
+    folded = folded.reshape(num_prompts, num_kv_heads, num_readers * groups, head_dim)
+    lengths = jnp.where(is_read, prompts.lengths, 0)
+    if num_blocks > 1:
+        folded = jnp.repeat(folded, num_blocks, axis=0)
+        number = np.arange(num_prompts * num_blocks, dtype=np.int32) % num_blocks
+        lengths = jnp.clip(jnp.repeat(lengths, num_blocks) - number * places, 0, places)
+    mixed, lse = part(folded, prompts.keys, prompts.values, lengths, implementation=implementation)
+    mixed, lse = (
+        x.reshape(num_prompts, num_blocks, num_kv_heads, num_readers, groups, *x.shape[3:])
+        for x in (mixed, lse)
     )
-    mixed, lse = (x.reshape(*folded.shape[:4], *x.shape[3:]) for x in (mixed, lse))
-    return mixed[prompts.number, :, prompts.place], lse[prompts.number, :, prompts.place]
+    used, parts = prompts.lengths[prompts.number], []
+    for number in range(num_blocks):
+        own, lse_own = (x[prompts.number, number, :, prompts.place] for x in (mixed, lse))
+        parts.append((own, _of_used(lse_own, used > number * places) if number else lse_own))
+    return parts

@@ -47,8 +47,12 @@ def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
     return logits / math.sqrt(q.shape[-1])
 
 
-def _kernel(lengths: Any, *refs: Any, block: int, rows_each: int) -> None:
-    """Attend for one row of the cache."""
+def _kernel(lengths: Any, following: Any, *refs: Any, block: int, rows_each: int) -> None:
+    """Attend for one row of the cache.
+
+    Args:
+      following: the next row of the same core that reads anything; -1: none.
+    """
     q_ref, k_hbm, v_hbm, out_ref, lse_ref, *scratch = refs
     k_buffer, v_buffer, sums, most, semaphores, turn = scratch
     inner = pl.program_id(1)
@@ -64,13 +68,14 @@ def _kernel(lengths: Any, *refs: Any, block: int, rows_each: int) -> None:
         block=block,
     )
 
-    @pl.when(inner == 0)
+    first = jnp.where(inner == 0, 0, turn[0])
+    begin = jnp.where(num_blocks > 0, row, following[row])
+
+    @pl.when((inner == 0) & (begin >= 0))
     def _():
-        turn[0] = 0
-        for copy in copies(row, 0, 0):
+        for copy in copies(begin, 0, 0):
             copy.start()
 
-    first = turn[0]
     out_ref[...] = jnp.zeros_like(out_ref)
     sums[...] = jnp.zeros_like(sums)
     most[...] = jnp.full_like(most, _LEAST)
@@ -78,9 +83,9 @@ def _kernel(lengths: Any, *refs: Any, block: int, rows_each: int) -> None:
     def attend_block(number: jax.Array, carry: None) -> None:
         buffer = (first + number) % 2
         is_last = number + 1 == num_blocks
-        next_row = jnp.where(is_last, row + 1, row)
+        next_row = jnp.where(is_last, following[row], row)
 
-        @pl.when(jnp.where(is_last, inner + 1 < rows_each, True))
+        @pl.when(next_row >= 0)
         def _():
             for copy in copies(next_row, jnp.where(is_last, 0, number + 1), 1 - buffer):
                 copy.start()
@@ -106,7 +111,7 @@ def _kernel(lengths: Any, *refs: Any, block: int, rows_each: int) -> None:
 
     jax.lax.fori_loop(0, num_blocks, attend_block, None)
     turn[0] = (first + num_blocks) % 2
-    out_ref[0] = out_ref[0] / sums[:, :, :1]
+    out_ref[0] = out_ref[0] / jnp.where(num_blocks > 0, sums[:, :, :1], 1)
     lse_ref[0] = most[...] + jnp.log(sums[...])
 
 
@@ -118,7 +123,9 @@ def part(
     *,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B K T H"], Float[Array, "B K T"]]:
-    """Attend from T queries a kv head to the first `lengths` >= 1 places of each row.
+    """Attend from T queries a kv head to the first `lengths` places of each row.
+
+    A row of length 0 reads nothing; its log-sum-exp is minus infinity.
 
     Args:
       interpret: run the kernel anywhere, slowly.
@@ -136,7 +143,7 @@ def part(
 
     def of_row(*shape: int) -> pl.BlockSpec:
         return pl.BlockSpec(
-            (1, *shape), lambda outer, inner, _: (outer * rows_each + inner, 0, 0, 0)
+            (1, *shape), lambda outer, inner, *_: (outer * rows_each + inner, 0, 0, 0)
         )
 
     # Not just anywhere: the compiler would bring a small cache to fast memory as a whole, and once
@@ -147,7 +154,7 @@ def part(
     out, lse = pl.pallas_call(
         functools.partial(_kernel, block=block, rows_each=rows_each),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=1,
+            num_scalar_prefetch=2,
             grid=grid,
             in_specs=[of_row(heads, queries, head_dim), whole, whole],
             out_specs=[of_row(heads, queries, head_dim), of_row(heads, queries, _LANES)],
@@ -173,5 +180,15 @@ def part(
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
         interpret=interpret,
         name="decode_attention",
-    )(lengths, q, k, v)
+    )(lengths, _following(lengths, rows_each), q, k, v)
     return out, lse[..., 0]
+
+
+def _following(lengths: jax.Array, rows_each: int) -> jax.Array:
+    """Return the next row of the same core whose length is not 0, -1 for none, of each row."""
+    none = jnp.iinfo(jnp.int32).max
+    rows = jnp.arange(lengths.shape[0], dtype=jnp.int32)
+    used = jnp.where(lengths > 0, rows, none).reshape(-1, rows_each)
+    later = jnp.pad(used[:, 1:], ((0, 0), (0, 1)), constant_values=none)
+    nearest = jax.lax.cummin(later, axis=1, reverse=True).reshape(-1)
+    return jnp.where(nearest == none, -1, nearest)

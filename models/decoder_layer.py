@@ -36,7 +36,7 @@ def join_qkv(
 
 def join_norms(q: Float[Array, "*L H"], k: Float[Array, "*L H"], *, groups: int) -> jax.Array:
     """Return the weights [*L, G + 1, H] of a kv head's G queries and its key."""
-    return jnp.stack([q] * groups + [k], axis=-2)
+    return jnp.stack([q] * groups + [k, jnp.ones_like(k)], axis=-2)
 
 
 def join_gate_up(gate: Float[Array, "*L D F"], up: Float[Array, "*L D F"]) -> jax.Array:
@@ -86,9 +86,9 @@ class Attention(nnx.Module):
         heads = (*x.shape[:2], -1, self.head_dim)
         if self.qkv is not None:
             qkv = self.qkv(x)  # [B, T, K, G + 2, H]
-            qk = self.qk_norm(qkv[..., :-1, :])  # [B, T, K, G + 1, H]
+            qk = self.qk_norm(qkv)  # [B, T, K, G + 2, H]
             qk = rope.apply(qk.reshape(heads), *angles).reshape(qk.shape)
-            return qk[..., :-1, :].reshape(heads), qk[..., -1, :], qkv[..., -1, :]
+            return qk[..., :-2, :].reshape(heads), qk[..., -2, :], qkv[..., -1, :]
         q = rope.apply(self.q_norm(self.q(x).reshape(heads)), *angles)  # [B, T, N, H]
         k = rope.apply(self.k_norm(self.k(x).reshape(heads)), *angles)  # [B, T, K, H]
         return q, k, self.v(x).reshape(heads)  # [B, T, K, H]
@@ -229,7 +229,7 @@ class DecoderLayer(nnx.Module):
         angles: tuple[jax.Array, jax.Array],
         layer: Cache,
         implementation: decode_attention.Implementation,
-    ) -> tuple[Float[Array, "B 1 D"], tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    ) -> tuple[Float[Array, "B 1 D"], jax.Array, jax.Array]:
         """Read one token a row; return the output, and the layer's keys and values with it."""
         q, k, v = self.attn.project(self.input_norm(x), angles)
         mixed, keys, values = decode_attention.attend(

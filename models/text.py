@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from models import attention, decode_attention, layers, moe, rope, sharding
-from models.cache import Cache
+from models.cache import Cache, Layout
 from models.config import TextConfig
 from models.decoder_layer import DecoderLayer
 from models.deepstack import DeepStack
@@ -168,13 +168,14 @@ class TextDecoder(nnx.Module):
         x, caches = self.read(x, positions, segments, deepstack, implementation=implementation)
         room = ((0, 0), (0, 0), (0, cache_length - x.shape[1]), (0, 0))
         keys, values = (
-            [(jnp.pad(jnp.swapaxes(layer[which], 1, 2), room),) for layer in caches]
+            [jnp.pad(jnp.swapaxes(layer[which], 1, 2), room) for layer in caches]
             for which in (0, 1)
         )
         is_token = segments.ids == 1
         cache = Cache(
             keys=keys,
             values=values,
+            layout=Layout(((x.shape[0], 1),)),
             lengths=is_token.sum(-1).astype(jnp.int32),
             next_positions=jnp.where(is_token, positions, -1).max((0, 2)) + 1,
             is_running=None,

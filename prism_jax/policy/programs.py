@@ -177,7 +177,7 @@ def _state(laid: _Rollouts) -> decode.State:
     """Return the empty slots, as `rollout.device.Device.empty` makes them."""
     text, devices = laid.engine.config.text, laid.devices
     shapes = decode.abstract_state(text, laid.plan, devices.dtype)
-    specs = decode.specs(devices.rules, text.num_layers, len(laid.plan.classes))
+    specs = decode.specs(devices.rules, text.num_layers)
 
     def place(spec: PartitionSpec, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(devices.mesh, spec))

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from models import decode_attention, sharding
-from models.cache import Cache, Prompts
+from models.cache import Cache, Layout, Prompts
 from models.config import TextConfig
 from prism_jax.rollout import sampling as sampling_lib
 from prism_jax.rollout.memory import Plan
@@ -29,10 +29,10 @@ _PROGRAMS: dict[tuple, Any] = {}
 class State:
     """The buffers that stay on the device, donated from call to call."""
 
-    keys: Any  # by layer, by class: [rows, K, places, H]
-    values: Any  # by layer, by class: [rows, K, places, H]
-    prompt_keys: Any  # by layer: [prompts, K, places, H]
-    prompt_values: Any  # by layer: [prompts, K, places, H]
+    keys: Any  # by layer: [blocks, K, places, H]
+    values: Any  # by layer: [blocks, K, places, H]
+    prompt_keys: Any  # by layer: [prompts x blocks, K, places, H]
+    prompt_values: Any  # by layer: [prompts x blocks, K, places, H]
     prompt_hidden: Any  # [prompts, D]  of the last token of each prompt
     hidden: Any  # [B, D]  from which a slot's next token is drawn
     counts: Any  # int32[B]  tokens of the response so far
@@ -74,22 +74,22 @@ class Program:
     """The static arguments of a compiled chunk."""
 
     mode: sampling_lib.Mode
+    layout: Layout  # of the slots of a part
     implementation: decode_attention.Implementation
     chunk_tokens: int
     key_impl: str
     rules: sharding.Rules
 
 
-def specs(rules: sharding.Rules, num_layers: int, num_classes: int) -> State:
+def specs(rules: sharding.Rules, num_layers: int) -> State:
     """Return how the state lies on the mesh."""
     rows = sharding.spec(rules, "batch")
-    places = sharding.spec(rules, "batch", "act_kv_heads", None, None)
-    layers = [(places,) * num_classes] * num_layers
+    layers = [sharding.spec(rules, "batch", "act_kv_heads", None, None)] * num_layers
     return State(
         keys=layers,
         values=layers,
-        prompt_keys=[places] * num_layers,
-        prompt_values=[places] * num_layers,
+        prompt_keys=layers,
+        prompt_values=layers,
         prompt_hidden=rows,
         hidden=rows,
         counts=rows,
@@ -99,20 +99,22 @@ def specs(rules: sharding.Rules, num_layers: int, num_classes: int) -> State:
 def abstract_state(config: TextConfig, plan: Plan, dtype: Any) -> State:
     """Return the shapes of the state, over all parts."""
 
-    def places(rows: int, length: int) -> jax.ShapeDtypeStruct:
-        shape = (plan.num_parts * rows, config.num_kv_heads, length, config.head_dim)
-        return jax.ShapeDtypeStruct(shape, dtype)
+    def layers(blocks: int, places: int) -> list[jax.ShapeDtypeStruct]:
+        shape = (plan.num_parts * blocks, config.num_kv_heads, places, config.head_dim)
+        return [jax.ShapeDtypeStruct(shape, dtype)] * config.num_layers
 
     def hidden(rows: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((plan.num_parts * rows, config.hidden_size), dtype)
 
-    layers = range(config.num_layers)
-    prompts = places(plan.num_prompts, plan.prompt_places)
+    slots = layers(len(plan.layout().rows), plan.block_places)
+    prompts = layers(
+        plan.num_prompts * plan.prompt_places // plan.prompt_block_places, plan.prompt_block_places
+    )
     return State(
-        keys=[tuple(places(*one) for one in plan.classes) for _ in layers],
-        values=[tuple(places(*one) for one in plan.classes) for _ in layers],
-        prompt_keys=[prompts for _ in layers],
-        prompt_values=[prompts for _ in layers],
+        keys=slots,
+        values=slots,
+        prompt_keys=prompts,
+        prompt_values=prompts,
         prompt_hidden=hidden(plan.num_prompts),
         hidden=hidden(plan.num_slots),
         counts=jax.ShapeDtypeStruct((plan.num_parts * plan.num_slots,), jnp.int32),
@@ -140,10 +142,11 @@ def _begin(state: State, control: Control, rules: sharding.Rules) -> tuple[jax.A
     )
 
 
-def _cache(state: State, control: Control, is_running: jax.Array) -> Cache:
+def _cache(state: State, control: Control, is_running: jax.Array, layout: Layout) -> Cache:
     return Cache(
         keys=state.keys,
         values=state.values,
+        layout=layout,
         lengths=state.counts,
         next_positions=control.starts + state.counts,
         is_running=is_running,
@@ -180,7 +183,9 @@ def run_chunk(
             return jax.lax.dynamic_update_slice_in_dim(buffer, column, chunk.num_steps, axis=1)
 
         hidden, cache = model.decode_step(
-            tokens, _cache(state, control, is_running), implementation=program.implementation
+            tokens,
+            _cache(state, control, is_running, program.layout),
+            implementation=program.implementation,
         )
         counts = state.counts + is_running
         state = dataclasses.replace(
@@ -249,13 +254,16 @@ def num_programs() -> int:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("source_class", "target_class", "rules"), donate_argnames="state"
+    jax.jit,
+    static_argnames=("layout", "source_class", "target_class", "rules"),
+    donate_argnames="state",
 )
 def move(
     state: State,
     sources: jax.Array,
     targets: jax.Array,
     *,
+    layout: Layout,
     source_class: int,
     target_class: int,
     rules: sharding.Rules,
@@ -265,22 +273,20 @@ def move(
     Args:
       sources, targets: int32[parts], slots of each part; source -1 moves none.
     """
+    num_blocks = layout.classes[source_class][1]
 
     def one(state: State, source: jax.Array, target: jax.Array) -> State:
         source, target = source[0], target[0]
         is_moved, source = source >= 0, jnp.maximum(source, 0)
-        sizes = [one.shape[0] for one in state.keys[0]]
-        first = [sum(sizes[:number]) for number in range(len(sizes))]
-        from_row = source - first[source_class]
-        to_row = target - first[target_class]
+        first = jnp.asarray(layout.first)
 
-        def copied(classes: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            old, new = classes[source_class], classes[target_class]
-            corner = (to_row, 0, 0, 0)
-            part = jax.lax.dynamic_slice_in_dim(old, from_row, 1)
-            kept = jax.lax.dynamic_slice(new, corner, part.shape)
-            part = jax.lax.dynamic_update_slice(new, jnp.where(is_moved, part, kept), corner)
-            return tuple(part if n == target_class else x for n, x in enumerate(classes))
+        def copied(blocks: jax.Array) -> jax.Array:
+            part, kept = (
+                jax.lax.dynamic_slice_in_dim(blocks, first[slot], num_blocks)
+                for slot in (source, target)
+            )
+            part = jnp.where(is_moved, part, kept)
+            return jax.lax.dynamic_update_slice_in_dim(blocks, part, first[target], axis=0)
 
         def row(x: jax.Array) -> jax.Array:
             return x.at[target].set(jnp.where(is_moved, x[source], x[target]))
@@ -293,6 +299,6 @@ def move(
             counts=row(state.counts),
         )
 
-    of_state = specs(rules, len(state.keys), len(state.keys[0]))
+    of_state = specs(rules, len(state.keys))
     rows = sharding.spec(rules, "batch")
     return per_part(one, (of_state, rows, rows), of_state)(state, sources, targets)

@@ -42,7 +42,7 @@ class Device:
         shapes = decode.abstract_state(self.config.text, plan, self.dtype)
         if self.mesh is None:
             return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        specs = decode.specs(self.rules, self.config.text.num_layers, len(plan.classes))
+        specs = decode.specs(self.rules, self.config.text.num_layers)
 
         def zeros(spec: PartitionSpec, x: jax.ShapeDtypeStruct) -> jax.Array:
             return jnp.zeros(x.shape, x.dtype, device=NamedSharding(self.mesh, spec))
@@ -80,28 +80,30 @@ class Device:
         control: decode.Control,
         mode: Mode,
         key_impl: str,
+        plan: Plan,
     ) -> tuple[decode.State, decode.Chunk]:
         """Decode a chunk."""
-        if (mode, key_impl) not in self.programs:
+        key = (mode, key_impl, plan.layout())
+        if key not in self.programs:
             program = decode.Program(
                 mode=mode,
+                layout=plan.layout(),
                 implementation=self.decode_implementation,
                 chunk_tokens=self.chunk_tokens,
                 key_impl=key_impl,
                 rules=self.rules,
             )
-            self.programs[mode, key_impl] = decode.advance(
-                self.graphdef, program, jax.default_backend()
-            )
+            self.programs[key] = decode.advance(self.graphdef, program, jax.default_backend())
         with self._in_mesh():
-            return self.programs[mode, key_impl](params, state, self._put(control))
+            return self.programs[key](params, state, self._put(control))
 
-    def move(self, state: decode.State, move: Move) -> decode.State:
+    def move(self, state: decode.State, move: Move, plan: Plan) -> decode.State:
         """Move one response of each part to a longer slot."""
         with self._in_mesh():
             return decode.move(
                 state,
                 *self._put((move.sources, move.targets)),
+                layout=plan.layout(),
                 source_class=move.source_class,
                 target_class=move.target_class,
                 rules=self.rules,

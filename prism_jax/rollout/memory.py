@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from models.cache import Layout
 from models.config import Qwen3VLConfig
 
 _SAFE_FRACTION = 0.94  # of the free memory; the rest is for allocations that are not counted here
 _SHORT = 4  # a short slot holds this part of the longest response …
 _LEAST_SHORT = 512  # … unless that were fewer places
+_MOST_BLOCK = 1024  # places of a block, which one group of a GPU's threads reads one after another
+_ROWS = 8  # matrix products of other numbers of rows are padded, by copies of their inputs
 _PREFILL_TOKENS = 8192  # most prompt tokens that a part reads at a time, unless one prompt has more
 
 
@@ -54,14 +57,20 @@ class Plan:
 
     num_parts: int
     classes: tuple[tuple[int, int], ...]  # (slots, places a slot), places increasing
+    block_places: int  # of a block of a slot, see `models.cache`
     num_prompts: int  # that are held at a time
     prompt_places: int
+    prompt_block_places: int
     width: int  # most slots that draw responses to one prompt
     prefill_prompts: int  # of the largest size, that are read at a time
 
     @property
     def num_slots(self) -> int:
         return sum(rows for rows, _ in self.classes)
+
+    def layout(self) -> Layout:
+        """Return the blocks of the slots."""
+        return Layout(tuple((rows, places // self.block_places) for rows, places in self.classes))
 
     def line(self) -> str:
         """Return the line for the user."""
@@ -90,32 +99,41 @@ def round_up(size: int, multiple: int) -> int:
     return -(-max(size, 1) // multiple) * multiple
 
 
+def _in_blocks(size: int, multiple: int) -> tuple[int, int]:
+    """Return as many places as hold the size in blocks of equal size, and those of a block."""
+    count = math.ceil(size / _MOST_BLOCK)
+    block = round_up(math.ceil(size / count), multiple)
+    return count * block, block
+
+
 def make(config: Qwen3VLConfig, work: Work, limits: Limits) -> Plan:
     """Return the plan with the most slots that fit.
 
     Raises:
       ValueError: not even one slot a part fits.
     """
-    long = round_up(work.response_tokens, limits.multiple)
+    long, block = _in_blocks(work.response_tokens, limits.multiple)
     wanted = math.ceil(work.num_responses / limits.num_parts)
     most = wanted
     if limits.num_slots is not None:
         most = min(wanted, max(1, limits.num_slots // limits.num_parts))
     width = min(work.group_responses, most)
     groups = math.ceil(work.num_groups / limits.num_parts)
-    prompt_places = round_up(work.prompt_tokens, limits.multiple)
+    prompt_places, prompt_block = _in_blocks(work.prompt_tokens, limits.multiple)
     at_once = min(groups, max(1, _PREFILL_TOKENS // prompt_places))
     prefill_prompts = 1 << (at_once.bit_length() - 1)
 
-    def plan(classes: tuple[tuple[int, int], ...]) -> Plan:
+    def plan(classes: tuple[tuple[int, int], ...], block: int) -> Plan:
         slots = sum(rows for rows, _ in classes)
         # Prompts whose last responses still run stand beside those that the others read.
         held = min(groups, slots, 3 * math.ceil(slots / width))
         return Plan(
             num_parts=limits.num_parts,
             classes=tuple(one for one in classes if one[0]),
+            block_places=block,
             num_prompts=held,
             prompt_places=prompt_places,
+            prompt_block_places=prompt_block,
             width=width,
             prefill_prompts=min(prefill_prompts, 1 << (held.bit_length() - 1)),
         )
@@ -125,15 +143,19 @@ def make(config: Qwen3VLConfig, work: Work, limits: Limits) -> Plan:
             return True
         return needed_bytes(config, candidate, work, limits) <= _SAFE_FRACTION * limits.free_bytes
 
-    if is_held(plan(((most, long),))):
-        return plan(((most, long),))
-    short = round_up(long // _SHORT, limits.multiple)
+    every = plan(((most, long),), block)
+    if is_held(every):
+        return every
+    short, short_block = _in_blocks(math.ceil(work.response_tokens / _SHORT), limits.multiple)
     for slots in range(most, 0, -1):
+        if most > slots > _ROWS and slots % _ROWS:
+            continue
         if short >= _LEAST_SHORT and slots > _SHORT:
             num_long = max(1, math.ceil(slots / (_SHORT + 1)))
-            candidate = plan(((slots - num_long, short), (num_long, long)))
+            classes = ((slots - num_long, short), (num_long, _SHORT * short))
+            candidate = plan(classes, short_block)
         else:
-            candidate = plan(((slots, long),))
+            candidate = plan(((slots, long),), block)
         if is_held(candidate):
             return candidate
     raise ValueError(

@@ -134,7 +134,7 @@ def split(
     parts: Sequence[Sequence[tuple[int, Example]]],
     shapes: Sequence[Shape],
     *,
-    call_tokens: int | None,
+    call_tokens: int,
 ) -> Calls:
     """Lay each part's prompts into rows, first fit; return the calls.
 
@@ -142,10 +142,10 @@ def split(
       parts: for each part the prompts and the entries of the store that they get.
       shapes: from `levels`.
       call_tokens: a call takes as long as its tokens and so many more, and the calls are those that
-        take least; None: as few calls as possible.
+        take least.
     """
     calls = _lay_out(parts, shapes, shapes[-1])
-    if call_tokens is None or not calls:
+    if not calls:
         return calls
     largest = np.max([_size(prompt) for part in parts for _, prompt in part], axis=0)
     most = max(sum(len(prompt.tokens) for _, prompt in part) for part in parts)
@@ -257,12 +257,15 @@ def fill(
         keys, values, last = prompts
         caches, hidden = read
         starts, lengths, entries = spans.starts[0], spans.lengths[0], spans.entries[0]
-        places = starts[:, None] + jnp.arange(keys[0].shape[2])
+        num_blocks, block = keys[0].shape[0] // last.shape[0], keys[0].shape[2]
+        places = starts[:, None] + jnp.arange(num_blocks * block)
+        blocks = entries[:, None] * num_blocks + jnp.arange(num_blocks)
 
         def stored(prompts: jax.Array, row: jax.Array) -> jax.Array:
             taken = row[0].at[places].get(mode="clip")  # [prompts, places, K, H]
-            taken = jnp.swapaxes(taken, 1, 2).astype(prompts.dtype)
-            return prompts.at[entries].set(taken, mode="drop")
+            taken = taken.reshape(*blocks.shape, block, *taken.shape[2:])
+            taken = jnp.swapaxes(taken, 2, 3).astype(prompts.dtype)
+            return prompts.at[blocks].set(taken, mode="drop")
 
         ends = jnp.maximum(starts + lengths - 1, 0)
         return (
@@ -271,7 +274,7 @@ def fill(
             last.at[entries].set(hidden[0, ends].astype(last.dtype), mode="drop"),
         )
 
-    of_state = decode.specs(rules, len(caches), 1)
+    of_state = decode.specs(rules, len(caches))
     prompts = (of_state.prompt_keys, of_state.prompt_values, of_state.prompt_hidden)
     batch = sharding.spec(rules, "batch")
     heads = sharding.spec(rules, "batch", None, "act_kv_heads", None)

@@ -342,13 +342,11 @@ class Session:
         """Fill the slots and send the next chunk to the device, where there is something to do."""
         slots, device = self._slots, self._device
         for move in slots.moves():
-            self._state = device.move(self._state, move)
+            self._state = device.move(self._state, move, self.plan)
         with self._changed:
             new = slots.fill(self._queue)
         parts = [[(group.entry, group.prompt) for group in part] for part in new]
-        # Requests of a server come a few at a time, and in all sizes.
-        call_tokens = None if self._least_prefill_tokens is None else _CALL_TOKENS
-        for shape, call in prefill.split(parts, self.levels, call_tokens=call_tokens):
+        for shape, call in prefill.split(parts, self.levels, call_tokens=_CALL_TOKENS):
             self._state = device.fill(self._params, self._state, call, shape, self.plan)
         if slots.is_idle():
             return
@@ -358,7 +356,7 @@ class Session:
         self._reader_tokens = sum(len(g.prompt.tokens) * len(g.running) for g in read)
         mode = Mode.of([ticket.sampling for ticket in slots.tickets if ticket is not None])
         self._state, self._pending = device.advance(
-            self._params, self._state, self._control(), mode, self._key_impl
+            self._params, self._state, self._control(), mode, self._key_impl, self.plan
         )
 
     def _control(self) -> decode.Control:

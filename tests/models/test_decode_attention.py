@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from models import attention, decode_attention, decode_kernel, sharding
-from models.cache import Cache, Prompts
+from models.cache import Cache, Layout, Prompts
 
 _HEADS, _KV_HEADS, _SIZE = 4, 2, 8
 
@@ -18,16 +18,13 @@ def _normal(seed: int, *shape: int) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def _cache(lengths, prompts, sizes=((4, 6),)) -> Cache:
-    def places(seed):
-        return tuple(
-            _normal(seed + n, rows, _KV_HEADS, length, _SIZE)
-            for n, (rows, length) in enumerate(sizes)
-        )
-
+def _cache(lengths, prompts, *, places=6, classes=((4, 1),)) -> Cache:
+    layout = Layout(classes)
+    shape = (len(layout.rows), _KV_HEADS, places, _SIZE)
     return Cache(
-        keys=places(10),
-        values=places(20),
+        keys=_normal(10, *shape),
+        values=_normal(20, *shape),
+        layout=layout,
         lengths=jnp.array(lengths, jnp.int32),
         next_positions=jnp.zeros(len(lengths), jnp.int32),
         is_running=None,
@@ -47,31 +44,44 @@ def _attend(cache: Cache):
     return (q, k, v), mixed, keys, values
 
 
-def test_a_row_reads_its_prompt_and_its_own_places_as_one_sequence():
-    # Rows 0 to 2 have six places, row 3 has nine; prompt 1 is continued by rows 3 and 0.
+def _places(blocks: jax.Array, first: int, count: int) -> jax.Array:
+    """Return the first `count` places [K, count, H] of blocks from a first one."""
+    size = blocks.shape[2]
+    return jnp.concatenate(blocks[first : first + -(-count // size)], axis=1)[:, :count]
+
+
+# Prompts of one block and of two, the second of some prompts empty; rows of one block and of three,
+# which end inside the first, with the second, and in the last.
+@pytest.mark.parametrize(
+    ("places", "classes", "prompt_places"),
+    [(6, ((4, 1),), 5), (3, ((3, 2), (1, 3)), 3), (9, ((3, 1), (1, 1)), 3)],
+)
+def test_a_row_reads_its_prompt_and_its_own_places_as_one_sequence(places, classes, prompt_places):
+    # Prompt 1 is continued by rows 3 and 0.
+    num_blocks = -(-5 // prompt_places)
     prompts = Prompts(
-        keys=_normal(30, 3, _KV_HEADS, 5, _SIZE),
-        values=_normal(31, 3, _KV_HEADS, 5, _SIZE),
+        keys=_normal(30, 3 * num_blocks, _KV_HEADS, prompt_places, _SIZE),
+        values=_normal(31, 3 * num_blocks, _KV_HEADS, prompt_places, _SIZE),
         lengths=jnp.array([2, 5, 4], jnp.int32),
         readers=jnp.array([[1, -1], [3, 0], [-1, 2]], jnp.int32),
         number=jnp.array([1, 0, 2, 1], jnp.int32),
         place=jnp.array([1, 0, 1, 0], jnp.int32),
     )
-    lengths = [3, 0, 5, 8]
-    (q, k, v), mixed, keys, values = _attend(_cache(lengths, prompts, ((3, 6), (1, 9))))
+    lengths = [3, 0, 5, 5 if places == 6 else 8]
+    cache = _cache(lengths, prompts, places=places, classes=classes)
+    (q, k, v), mixed, keys, values = _attend(cache)
     for row, length in enumerate(lengths):
-        size, at = (0, row) if row < 3 else (1, 0)
-        prompt = int(prompts.number[row])
-        used = int(prompts.lengths[prompt])
         # The token itself stands behind the places in use.
-        np.testing.assert_array_equal(keys[size][at, :, length], k[row, 0])
-        np.testing.assert_array_equal(values[size][at, :, length], v[row, 0])
-        whole = [
-            jnp.concatenate([a[prompt, :, :used], b[size][at, :, : length + 1]], axis=1)
-            for a, b in ((prompts.keys, keys), (prompts.values, values))
-        ]
-        total = used + length + 1
-        mask = jnp.ones((1, 1, total), bool)
+        prompt, first = int(prompts.number[row]), int(cache.layout.first[row])
+        used = int(prompts.lengths[prompt])
+        own = [_places(x, first, length + 1) for x in (keys, values)]
+        for found, new in zip(own, (k, v), strict=True):
+            np.testing.assert_array_equal(found[:, length], new[row, 0])
+        before = _places(cache.keys, first, length + 1)[:, :length]
+        np.testing.assert_array_equal(own[0][:, :length], before)
+        read = [_places(x, prompt * num_blocks, used) for x in (prompts.keys, prompts.values)]
+        whole = [jnp.concatenate(both, axis=1) for both in zip(read, own, strict=True)]
+        mask = jnp.ones((1, 1, used + length + 1), bool)
         expected = attention._masked_softmax(
             q[row : row + 1], *(x.swapaxes(0, 1)[None] for x in whole), mask
         )
@@ -79,16 +89,17 @@ def test_a_row_reads_its_prompt_and_its_own_places_as_one_sequence():
 
 
 def test_a_full_row_is_not_overwritten():
-    cache = _cache([6, 2, 0, 5], None)
+    cache = _cache([6, 2, 0, 5], None, places=3, classes=((4, 2),))
     _, _, keys, _ = _attend(cache)
-    np.testing.assert_array_equal(keys[0][0], cache.keys[0][0])
-    assert (keys[0][1] != cache.keys[0][1]).any()
+    changed = (keys != cache.keys).any(axis=(1, 2, 3))
+    # The first row's two blocks are full; the others' tokens stand in the first or the second.
+    assert changed.tolist() == [False, False, True, False, True, False, False, True]
 
 
 def test_a_row_that_does_not_run_reads_one_place():
     cache = _cache([3, 2, 4, 5], None)
     # NaN where only a row that runs would read.
-    poisoned = tuple(x.at[1, :, 1:].set(jnp.nan) for x in cache.values)
+    poisoned = cache.values.at[1, :, 1:].set(jnp.nan)
     cache = dataclasses.replace(
         cache, values=poisoned, is_running=jnp.array([True, False, True, True])
     )
@@ -105,8 +116,17 @@ def test_a_row_that_does_not_run_reads_one_place():
     assert used[0].tolist() == [4, 1, 5, 6]
 
 
-# One row a core and both cores; a block that is full, and rows of one place.
-@pytest.mark.parametrize(("lengths", "queries"), [([1, 700, 512, 1024], 4), ([513, 1, 3], 16)])
+# One row a core and both cores; a block that is full, rows of one place, and rows of none: the
+# first and the last of a core, one between others, and all of a core.
+@pytest.mark.parametrize(
+    ("lengths", "queries"),
+    [
+        ([1, 700, 512, 1024], 4),
+        ([513, 1, 3], 16),
+        ([0, 700, 0, 1024, 3, 0], 4),
+        ([700, 0, 513, 0, 0, 0], 4),
+    ],
+)
 def test_the_tpu_kernel_equals_the_masked_softmax(lengths, queries):
     q = _normal(1, len(lengths), 2, queries, 128)
     k, v = (_normal(seed, len(lengths), 2, 1024, 128) for seed in (2, 3))
@@ -114,8 +134,11 @@ def test_the_tpu_kernel_equals_the_masked_softmax(lengths, queries):
     run = jax.jit(functools.partial(decode_kernel.part, interpret=True))
     found = run(q, k, v, lengths)
     expected = decode_attention.part(q, k, v, lengths, implementation="xla")
+    is_read = np.asarray(lengths) > 0
     for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+        np.testing.assert_allclose(ours[is_read], theirs[is_read], atol=2e-6)
+    assert not np.asarray(found[0])[~is_read].any()
+    assert (np.asarray(found[1])[~is_read] == -np.inf).all()
 
 
 def test_the_tpu_kernel_reads_no_block_behind_a_row_s_length():

@@ -107,12 +107,22 @@ def _one_by_one(temperature: float) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.asarray(x).T.reshape(shape) for x in run(params, text, keys))
 
 
-def _open(monkeypatch, classes: tuple, num_prompts: int, width: int, chunk_tokens: int = 4):
+def _open(
+    monkeypatch,
+    classes: tuple,
+    num_prompts: int,
+    width: int,
+    *,
+    blocks: tuple[int, int] = (_MOST_TOKENS, _PROMPT_TOKENS),
+    chunk_tokens: int = 4,
+):
     plan = memory.Plan(
         num_parts=1,
         classes=classes,
+        block_places=blocks[0],
         num_prompts=num_prompts,
         prompt_places=_PROMPT_TOKENS,
+        prompt_block_places=blocks[1],
         width=width,
         prefill_prompts=min(num_prompts, 4),
     )
@@ -185,7 +195,7 @@ def test_few_prompts_are_read_in_small_rows_and_many_in_large_ones():
     shapes = prefill.levels(one, 64, least_tokens=256, implementation="xla")
     assert [shape.tokens for shape in shapes] == [128, 512, 2048, 8192]
 
-    def read(count: int, call_tokens: int | None) -> list[int]:
+    def read(count: int, call_tokens: int) -> list[int]:
         tokens = np.ones(60, np.int32)
         prompt = inputs.Example(tokens=tokens, token_types=0 * tokens, grids=[], pixels=[])
         calls = prefill.split(
@@ -202,24 +212,24 @@ def test_few_prompts_are_read_in_small_rows_and_many_in_large_ones():
     assert read(5, 8) == [128] * 3
     assert read(40, 256) == [2048, 512]
     assert read(64, 256) == [2048] * 2
-    assert read(64, None) == [8192]
+    assert read(64, 4096) == [8192]
 
 
 # One slot; few, fewer than responses to a prompt; short ones and long ones, of which a response
 # that outgrows its slot takes the next; more slots than responses.
 @pytest.mark.parametrize(
-    ("classes", "num_prompts", "width", "num_schedules", "temperature"),
+    ("classes", "blocks", "num_prompts", "width", "num_schedules", "temperature"),
     [
-        (((1, 12),), 1, 1, 60, 1.0),
-        (((3, 12),), 2, 2, 170, 0.0),
-        (((3, 2), (2, 5), (1, 12)), 4, 3, 270, 1.0),
-        (((30, 12),), 6, 5, 500, 1.0),
+        (((1, 12),), (12, 9), 1, 1, 60, 1.0),
+        (((3, 12),), (4, 9), 2, 2, 170, 0.0),
+        (((3, 2), (2, 6), (1, 12)), (2, 3), 4, 3, 270, 1.0),
+        (((30, 12),), (12, 9), 6, 5, 500, 1.0),
     ],
 )
 def test_every_schedule_gives_the_responses_drawn_one_by_one(
-    monkeypatch, classes, num_prompts, width, num_schedules, temperature
+    monkeypatch, classes, blocks, num_prompts, width, num_schedules, temperature
 ):
-    session = _open(monkeypatch, classes, num_prompts, width)
+    session = _open(monkeypatch, classes, num_prompts, width, blocks=blocks)
     rng = np.random.default_rng(num_schedules)
     for _ in range(num_schedules):
         submitted = _submit(session, rng, temperature)
