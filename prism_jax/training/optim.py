@@ -229,7 +229,12 @@ class Optimizer:
         moved = {}
         for number, (name, old) in enumerate(full.items()):
             rate = update.learning_rate * self.factors[name]
-            value = old - rate * (directions[name] + self.decays[name] * old)
+            direction = directions[name]
+            # Without decay there is no term of 0: XLA would hold it as an array of the parameter's
+            # size, one with the zeros that the gradients begin as.
+            if self.decays[name]:
+                direction = direction + self.decays[name] * old
+            value = old - rate * direction
             value = jnp.where(update.is_taken, value, old)
             value_key = self._rounding_key(keys[1], number)
             moved[name] = optim_kinds.rounded(value, params[name].dtype, value_key)
