@@ -104,11 +104,13 @@ def sft(
     lora_rank: int | None = None,
     num_devices: int = 1,
     chunk_tokens: int | None = None,
+    observe: Callable[[jax.stages.Compiled, Callable[[], Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Time SFT steps; a program that cannot run says why.
 
     Args:
       chunk_tokens: through the head at a time; None: those of the size.
+      observe: (compiled step, function that runs it once) -> more to tell.
     """
     size = dataclasses.replace(_size(name), remat=remat, rows=num_devices)
     if chunk_tokens is not None:
@@ -120,12 +122,12 @@ def sft(
     mesh = mesh_lib.make(sizes, jax.devices()[:num_devices])
     try:
         with jax.set_mesh(mesh):
-            return description | _sft(size, states, options, lora_rank, mesh)
+            return description | _sft(size, states, options, lora_rank, mesh, observe)
     except jax.errors.JaxRuntimeError as error:
         return description | {"error": str(error)[:500]}
 
 
-def _sft(size, states, options, lora_rank, mesh) -> dict[str, Any]:
+def _sft(size, states, options, lora_rank, mesh, observe) -> dict[str, Any]:
     rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
     make, graphdef, params = _abstract(size, states, rules, lora_rank)
     frozen = size.frozen if lora_rank is None else (lora.FROZEN,)
@@ -165,6 +167,7 @@ def _sft(size, states, options, lora_rank, mesh) -> dict[str, Any]:
 
     seconds = _timed(run)
     median = seconds[len(seconds) // 2]
+    observed = {} if observe is None else observe(compiled, run)
     held.clear()
     tokens = train_cases.num_tokens(host)
     return {
@@ -174,6 +177,7 @@ def _sft(size, states, options, lora_rank, mesh) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "matmul_parameters": train_cases.matmul_parameters(size),
         **_memory(compiled),
+        **observed,
     }
 
 
