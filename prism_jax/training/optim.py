@@ -223,8 +223,11 @@ class Optimizer:
             stored = jax.tree.map(lambda x, y: jnp.where(update.is_taken, x, y), stored, state)
         elif self.transformation.direction is not None:
             # From the stored state: a second computation from the old moments would keep a copy of
-            # them until the parameters are written.
-            stored = jax.lax.optimization_barrier(stored)
+            # them until the parameters are written. On CUDA one kernel writes moments and
+            # parameters, which a barrier would read and write once more.
+            stored = jax.lax.platform_dependent(
+                stored, cuda=lambda state: state, default=jax.lax.optimization_barrier
+            )
             directions = self.transformation.direction(optim_kinds.widened(stored))
         moved = {}
         for number, (name, old) in enumerate(full.items()):
