@@ -41,11 +41,11 @@ _WIDE = train_runs.NO_TRITON | _PLAIN | _NO_REMAT
 _DOTS = {"states": "bfloat16", "remat": "save_attention_and_dots"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "dots": {**_DOTS, "options": {}},
-    "dots_plain": {**_DOTS, "options": _PLAIN},
-    "dots_unrolled": {**_DOTS, "options": {}},
+    "dots_plain": {**_DOTS, "options": _PLAIN | _NO_REMAT},
+    "dots_unrolled": {**_DOTS, "options": _NO_REMAT},
     "float32": {"states": "float32", "remat": "save_attention", "options": _WIDE},
-    "dots_cublas": {**_DOTS, "options": train_runs.NO_TRITON | _PLAIN},
-    "unrolled_cublas": {**_DOTS, "options": train_runs.NO_TRITON},
+    "dots_cublas": {**_DOTS, "options": _WIDE},
+    "unrolled_cublas": {**_DOTS, "options": train_runs.NO_TRITON | _NO_REMAT},
     "float32_full": {"states": "float32", "remat": "full", "options": _WIDE},
 }
 _KERNELS = 60

@@ -302,7 +302,7 @@ def _policy(size, batch, shape, longest) -> dict[str, Any]:
         chunk_tokens=size.chunk_tokens,
         has_entropy=True,
         implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
-        remat="full",
+        remat="save_attention",
     )
     step = train_step.make_train_step(
         graphdef,
