@@ -34,18 +34,15 @@ import jax
 
 from benchmarks import kernel_times, train_cases, train_runs, train_step
 
-_PLAIN = {"xla_gpu_enable_dynamic_slice_fusion": False}
-# XLA computes matmuls again where it believes that a fifth of the memory is not for it.
-_NO_REMAT = {"xla_disable_hlo_passes": "rematerialization"}
-_WIDE = train_runs.NO_TRITON | _PLAIN | _NO_REMAT
+_WIDE = train_runs.NO_TRITON | train_runs.PLAIN | train_runs.NO_REMAT
 _DOTS = {"states": "bfloat16", "remat": "save_attention_and_dots"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "dots": {**_DOTS, "options": {}},
-    "dots_plain": {**_DOTS, "options": _PLAIN | _NO_REMAT},
-    "dots_unrolled": {**_DOTS, "options": _NO_REMAT},
+    "dots_plain": {**_DOTS, "options": train_runs.PLAIN | train_runs.NO_REMAT},
+    "dots_unrolled": {**_DOTS, "options": train_runs.NO_REMAT},
     "float32": {"states": "float32", "remat": "save_attention", "options": _WIDE},
     "dots_cublas": {**_DOTS, "options": _WIDE},
-    "unrolled_cublas": {**_DOTS, "options": train_runs.NO_TRITON | _NO_REMAT},
+    "unrolled_cublas": {**_DOTS, "options": train_runs.NO_TRITON | train_runs.NO_REMAT},
     "float32_full": {"states": "float32", "remat": "full", "options": _WIDE},
 }
 _KERNELS = 60

@@ -22,6 +22,10 @@ from prism_jax.policy import loss as policy_loss
 from prism_jax.training import optim, optim_kinds, train_state, train_step
 
 NO_TRITON = {"xla_gpu_enable_triton_gemm": False}
+# A matmul whose result is kept in a stack and needed besides is else computed twice.
+PLAIN = {"xla_gpu_enable_dynamic_slice_fusion": False}
+# XLA computes matmuls again where a program needs more than four fifths of the card.
+NO_REMAT = {"xla_disable_hlo_passes": "rematerialization"}
 _STEPS = 6
 # Prompt and picture, responses, and the rows of a policy's update.
 _GROUP = {"prompt": 1000, "patches": 32, "responses": 16, "shortest": 1200, "longest": 1800}
@@ -312,7 +316,7 @@ def _policy(size, batch, shape, longest) -> dict[str, Any]:
         coefficients=policy_loss.coefficients(None),
         num_microbatches=shape.num_microbatches,
         shardings=None,
-        compiler_options=_options(NO_TRITON),
+        compiler_options=_options(NO_TRITON | PLAIN | NO_REMAT),
     )
     batch, key = jax.device_put(batch), jax.random.key(1)
     compiled = step.lower(train_state.abstract_state(params, optimizer), batch, key).compile()
