@@ -22,6 +22,10 @@ from prism_jax.policy import loss as policy_loss
 from prism_jax.training import optim, optim_kinds, train_state, train_step
 
 NO_TRITON = {"xla_gpu_enable_triton_gemm": False}
+# A matmul whose result is kept in a stack and needed besides is else computed twice.
+PLAIN = {"xla_gpu_enable_dynamic_slice_fusion": False}
+# XLA computes matmuls again where a program needs more than four fifths of the card.
+NO_REMAT = {"xla_disable_hlo_passes": "rematerialization"}
 _STEPS = 6
 # Prompt and picture, responses, and the rows of a policy's update.
 _GROUP = {"prompt": 1000, "patches": 32, "responses": 16, "shortest": 1200, "longest": 1800}
@@ -104,11 +108,13 @@ def sft(
     lora_rank: int | None = None,
     num_devices: int = 1,
     chunk_tokens: int | None = None,
+    observe: Callable[[jax.stages.Compiled, Callable[[], Any]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Time SFT steps; a program that cannot run says why.
 
     Args:
       chunk_tokens: through the head at a time; None: those of the size.
+      observe: (compiled step, function that runs it once) -> more to tell.
     """
     size = dataclasses.replace(_size(name), remat=remat, rows=num_devices)
     if chunk_tokens is not None:
@@ -120,12 +126,12 @@ def sft(
     mesh = mesh_lib.make(sizes, jax.devices()[:num_devices])
     try:
         with jax.set_mesh(mesh):
-            return description | _sft(size, states, options, lora_rank, mesh)
+            return description | _sft(size, states, options, lora_rank, mesh, observe)
     except jax.errors.JaxRuntimeError as error:
         return description | {"error": str(error)[:500]}
 
 
-def _sft(size, states, options, lora_rank, mesh) -> dict[str, Any]:
+def _sft(size, states, options, lora_rank, mesh, observe) -> dict[str, Any]:
     rules = mesh_lib.rules(mesh_lib.DEFAULT_RULES)
     make, graphdef, params = _abstract(size, states, rules, lora_rank)
     frozen = size.frozen if lora_rank is None else (lora.FROZEN,)
@@ -165,6 +171,7 @@ def _sft(size, states, options, lora_rank, mesh) -> dict[str, Any]:
 
     seconds = _timed(run)
     median = seconds[len(seconds) // 2]
+    observed = {} if observe is None else observe(compiled, run)
     held.clear()
     tokens = train_cases.num_tokens(host)
     return {
@@ -174,6 +181,7 @@ def _sft(size, states, options, lora_rank, mesh) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "matmul_parameters": train_cases.matmul_parameters(size),
         **_memory(compiled),
+        **observed,
     }
 
 
@@ -298,7 +306,7 @@ def _policy(size, batch, shape, longest) -> dict[str, Any]:
         chunk_tokens=size.chunk_tokens,
         has_entropy=True,
         implementation="cudnn" if jax.default_backend() == "gpu" else "xla",
-        remat="full",
+        remat="save_attention",
     )
     step = train_step.make_train_step(
         graphdef,
@@ -308,7 +316,7 @@ def _policy(size, batch, shape, longest) -> dict[str, Any]:
         coefficients=policy_loss.coefficients(None),
         num_microbatches=shape.num_microbatches,
         shardings=None,
-        compiler_options=_options(NO_TRITON),
+        compiler_options=_options(NO_TRITON | PLAIN | NO_REMAT),
     )
     batch, key = jax.device_put(batch), jax.random.key(1)
     compiled = step.lower(train_state.abstract_state(params, optimizer), batch, key).compile()

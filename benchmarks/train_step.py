@@ -47,7 +47,7 @@ from prism_jax import batches
 # Source: NVIDIA's data sheet of the H100 SXM, dense bfloat16.
 _RATED_TERAFLOPS = 989.0
 _TOP_KERNELS = 30
-_GROUPS = (
+GROUPS = (
     ("attention", r"cudnn|fmha|flash|sdpa"),
     ("matmul", r"gemm|nvjet|cutlass|cublas|splitk|wgmma|_dot"),
     ("scatter", r"scatter"),
@@ -151,7 +151,7 @@ def profile(clock: Clock, compiled: jax.stages.Compiled) -> dict:
     return {"milliseconds_a_step_traced": seconds * 1e3 / 2} | kernel_times.summarize(
         events,
         2,
-        groups=_GROUPS,
+        groups=GROUPS,
         num_kernels=_TOP_KERNELS,
         origins=kernel_times.sources(compiled.as_text()),
     )

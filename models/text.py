@@ -22,7 +22,7 @@ from models.shared import SharedPrompts
 Remat = Literal["none", "full", "save_attention", "save_attention_and_dots"]
 
 
-def _remat(step, policy: Remat):
+def _remat(step, policy: Remat, implementation: attention.Implementation):
     """Wrap the body of the scan over layers so that it keeps the values of `policy`."""
     if policy == "none":
         return step
@@ -30,8 +30,11 @@ def _remat(step, policy: Remat):
     dots = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
 
     def keep_attention(prim, *args, **params) -> bool:
-        # cuDNN's softmax statistics have no name: keep its whole result.
-        return "dot_product_attention_fwd" in prim.name or by_name(prim, *args, **params)
+        if implementation == "cudnn":
+            # Its softmax statistics have no name: keep its whole result, from which the named one
+            # is made by a mask.
+            return "dot_product_attention_fwd" in prim.name
+        return by_name(prim, *args, **params)
 
     policies = {
         "full": None,
@@ -129,7 +132,7 @@ class TextDecoder(nnx.Module):
             return x, stats
 
         numbers = jnp.arange(self.config.num_layers)
-        x, stats = jax.lax.scan(_remat(step, remat), x, (numbers, params))
+        x, stats = jax.lax.scan(_remat(step, remat, implementation), x, (numbers, params))
         return self.norm(x), stats
 
     def read(

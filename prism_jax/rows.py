@@ -154,8 +154,10 @@ def row_shape(
     if shared_units is not None:
 
         def prompts_of(units: int) -> int:
-            # Units that follow each other begin in one prompt and go through the next ones.
-            return 1 + -(-(units - 1) // shared_units)
+            # Units that follow each other begin in one prompt and go through the next ones, of
+            # those that there are.
+            most = -(-largest.num_units // shared_units)
+            return min(1 + -(-(units - 1) // shared_units), most)
 
         def fits(units: int) -> bool:
             needed = longest * prompts_of(units) + units * largest.continued_tokens

@@ -79,6 +79,12 @@ def _shared(**changes):
     return _shape(**({"row_tokens": 60, "row_sequences": 4, "shared_units": 4} | changes))
 
 
+def test_there_is_no_room_for_more_prompts_than_a_batch_has():
+    shape = _shared(num_units=4)
+    assert (shape.row_prompts, shape.row_prompt_tokens, shape.row_continued_tokens) == (1, 17, 43)
+    assert (_shared(num_units=5).row_prompts, _shared(num_units=5).row_prompt_tokens) == (2, 34)
+
+
 def test_a_prompt_stands_once_in_a_row_and_is_expanded_for_attention():
     units = [[_after(0, 1, 2)], [_after(0, 3)], [_after(1, 4, 5)], [_after(0, 6)]]
     shape = _shared()

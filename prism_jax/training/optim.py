@@ -223,13 +223,21 @@ class Optimizer:
             stored = jax.tree.map(lambda x, y: jnp.where(update.is_taken, x, y), stored, state)
         elif self.transformation.direction is not None:
             # From the stored state: a second computation from the old moments would keep a copy of
-            # them until the parameters are written.
-            stored = jax.lax.optimization_barrier(stored)
+            # them until the parameters are written. On CUDA one kernel writes moments and
+            # parameters, which a barrier would read and write once more.
+            stored = jax.lax.platform_dependent(
+                stored, cuda=lambda state: state, default=jax.lax.optimization_barrier
+            )
             directions = self.transformation.direction(optim_kinds.widened(stored))
         moved = {}
         for number, (name, old) in enumerate(full.items()):
             rate = update.learning_rate * self.factors[name]
-            value = old - rate * (directions[name] + self.decays[name] * old)
+            direction = directions[name]
+            # Without decay there is no term of 0: XLA would hold it as an array of the parameter's
+            # size, one with the zeros that the gradients begin as.
+            if self.decays[name]:
+                direction = direction + self.decays[name] * old
+            value = old - rate * direction
             value = jnp.where(update.is_taken, value, old)
             value_key = self._rounding_key(keys[1], number)
             moved[name] = optim_kinds.rounded(value, params[name].dtype, value_key)
