@@ -35,7 +35,10 @@ def join_qkv(
 
 
 def join_norms(q: Float[Array, "*L H"], k: Float[Array, "*L H"], *, groups: int) -> jax.Array:
-    """Return the weights [*L, G + 1, H] of a kv head's G queries and its key."""
+    """Return the weights [*L, G + 2, H] of a kv head's G queries, its key, and ones.
+
+    The ones stand where the value is: what is cut out before the norm would be copied.
+    """
     return jnp.stack([q] * groups + [k, jnp.ones_like(k)], axis=-2)
 
 

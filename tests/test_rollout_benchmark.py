@@ -47,7 +47,7 @@ def test_a_step_reads_every_weight_once_a_prompt_once_and_the_tokens_so_far():
         num_left=2,
     )
     d, f, n, k = text.hidden_size, text.intermediate_size, text.num_heads, text.num_kv_heads
-    layer = d * text.head_dim * (2 * n + 2 * k) + 3 * d * f + 2 * d + (n // k + 1) * text.head_dim
+    layer = d * text.head_dim * (2 * n + 2 * k) + 3 * d * f + 2 * d + (n // k + 2) * text.head_dim
     weights = text.num_layers * layer + d + text.vocab_size * d  # the table is read as the head
     place = text.num_layers * 2 * k * text.head_dim
     places = 3 + 4 + 5 + 1 + 2 + 3 * 7
