@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-_PACKAGES = ("jax", "flax", "optax", "torch", "transformers", "peft")
+_PACKAGES = ("jax", "flax", "optax", "torch", "transformers", "peft", "trl", "google-tunix")
 
 
 def ratio(value: float | bool | None, target: str) -> dict[str, Any]:

@@ -1,29 +1,24 @@
-"""Measure rollouts against what their bytes must take, and against a peer; write a record.
+"""Measure rollouts against what their bytes must take; write a record.
 
     python -m benchmarks.rollout --record=rollout_steady --out=FILE.json      (one GPU)
     python -m benchmarks.rollout --record=rollout_ragged --out=FILE.json      (one GPU)
-    python -m benchmarks.rollout --record=rollout_hf --out=FILE.json          (one GPU, torch)
     python -m benchmarks.rollout --record=rollout_scaling --out=FILE.json     (several GPUs)
     python -m benchmarks.rollout --record=tpu_decode --out=FILE.json          (libtpu, no TPU)
 
 `--size=tiny` runs anywhere and measures nothing worth keeping. Weights are random; whatever a
-figure is compared with is measured in the same call.
+figure is compared with is measured in the same call. Peers: `benchmarks.rollout_against`.
 
   record           what is timed                                        compared with
   rollout_steady   decoding with every slot running                     the copy bandwidth
   rollout_ragged   32 prompts with a picture x 16, log-normal lengths   the copy bandwidth
-  rollout_hf       64 rows x 256 tokens; log-normal lengths             Hugging Face `generate`
   rollout_scaling  16 prompts x 16 a device, 256 tokens                 one device
   tpu_decode       bytes of a compiled step                             bytes that must be read
 """
 
 import argparse
 import importlib
-import json
 import os
 import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 
 import jax
@@ -89,11 +84,11 @@ def steady(size: str) -> dict:
 def ragged(size: str) -> dict:
     """Time a whole rollout of log-normal lengths."""
     config, is_tiny = sizes.SIZES[size], size == "tiny"
-    prompts, responses, mean, most = (2, 4, 12, 40) if is_tiny else (32, 16, 1550, 8192)
+    case = rollout_cases.ragged(is_tiny=is_tiny)
     rate, sampler = _rate(size), _sampler(config)
-    examples = rollout_cases.image_prompts(config, prompts)
-    limits = rollout_cases.lengths(prompts * responses, mean=mean, most=most)
-    work = {"num_responses": responses, "num_slots": None, "max_tokens": most}
+    examples = rollout_cases.image_prompts(config, case.prompts)
+    limits, most = case.limits, case.most
+    work = {"num_responses": case.responses, "num_slots": None, "max_tokens": most}
     # The same slots, with little to draw, compile what the rollout needs.
     warm = rollout_cases.run(sampler, examples, limits=[4] * len(limits), **work)
     kernel_times.report({"warm_seconds": warm.seconds})
@@ -122,53 +117,6 @@ def ragged(size: str) -> dict:
             "slots_running": {"most": max(slots), "mean": float(np.mean(slots))},
             "looks": len(timed.looks),
         },
-    }
-
-
-def _peer(size: str, rows: list[int], lengths: list[int]) -> dict:
-    """Return the figures of the peer, from a process that ends before JAX takes the memory."""
-    command = [sys.executable, "-m", "benchmarks.rollout_peer", f"--size={size}", "--rows"]
-    command += [*map(str, rows), "--lengths", *map(str, lengths)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-3000:])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def against_hf(size: str) -> dict:
-    """Time the same work in Hugging Face `generate` and here."""
-    is_tiny = size == "tiny"
-    prompts, rows, tokens = (2, [4], 16) if is_tiny else (4, [64], 256)
-    uniform = [tokens] * rows[0]
-    # An eighth of the ragged rollout's lengths, and a quarter of its prompts: the peer decodes as
-    # many steps as its longest row.
-    ragged_lengths = rollout_cases.lengths(
-        8 if is_tiny else 128, mean=12 if is_tiny else 194, most=1024
-    )
-    peers = [_peer(size, rows, uniform), _peer(size, [128], ragged_lengths.tolist())]
-    config = sizes.SIZES[size]
-    sampler, comparisons = _sampler(config), []
-    for limits, peer, target in ((uniform, peers[0], 15), (ragged_lengths.tolist(), peers[1], 30)):
-        count = prompts if limits is uniform else max(1, len(limits) // 16)
-        work = {"num_responses": len(limits) // count, "limits": limits, "num_slots": None}
-        work |= {"max_tokens": max(limits)}
-        examples = rollout_cases.image_prompts(config, count)
-        rollout_cases.run(sampler, examples, **work)
-        timed = rollout_cases.run(sampler, examples, **work)
-        ours = timed.num_tokens / timed.seconds
-        theirs = max(run["tokens_per_second"] for run in peer["runs"])
-        comparisons.append({"ours": ours, "peer": theirs, "ratio": ours / theirs, "target": target})
-        kernel_times.report(comparisons[-1])
-    names = ("64 rows x 256 tokens", "log-normal lengths")
-    return {
-        "claim": "tokens a second of a whole rollout over those of Hugging Face generate, 64 "
-        "rows x 256 tokens and 128 log-normal lengths of mean 194 to 1024",
-        "ratios": {
-            name: records.ratio(one["ratio"], f">= {one['target']}")
-            for name, one in zip(names, comparisons, strict=True)
-        },
-        "limit": "the steady ratio and prefill",
-        "raw": {"uniform": comparisons[0], "ragged": comparisons[1], "peer_runs": peers},
     }
 
 
@@ -217,7 +165,6 @@ def tpu_decode(size: str) -> dict:
 _RECORDS: dict[str, Callable[[str], dict]] = {
     "rollout_steady": steady,
     "rollout_ragged": ragged,
-    "rollout_hf": against_hf,
     "rollout_scaling": scaling,
     "tpu_decode": tpu_decode,
 }

@@ -39,6 +39,16 @@ class Timed:
     stamps: tuple[float, ...]  # seconds since the beginning, of each look
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ragged:
+    """A rollout whose responses end by log-normal limits, in order those of a prompt."""
+
+    prompts: int
+    responses: int  # to each prompt
+    limits: np.ndarray  # int[prompts * responses]
+    most: int  # of a response
+
+
 def random_sampler(
     config: Qwen3VLConfig,
     devices: Sequence[jax.Device],
@@ -112,6 +122,13 @@ def lengths(count: int, *, mean: float, most: int) -> np.ndarray:
     """Return log-normal lengths, the same for every caller."""
     samples = np.random.default_rng(1).lognormal(np.log(mean) - _SIGMA**2 / 2, _SIGMA, count)
     return np.clip(np.round(samples), 1, most).astype(int)
+
+
+def ragged(*, is_tiny: bool) -> Ragged:
+    """Return the ragged rollout of the records."""
+    prompts, responses, mean, most = (2, 4, 12, 40) if is_tiny else (32, 16, 1550, 8192)
+    limits = lengths(prompts * responses, mean=mean, most=most)
+    return Ragged(prompts=prompts, responses=responses, limits=limits, most=most)
 
 
 def run(
