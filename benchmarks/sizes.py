@@ -61,17 +61,23 @@ def config_json(config: config_lib.Qwen3VLConfig) -> dict:
     }
 
 
-def example(config: config_lib.Qwen3VLConfig, *, num_words: int = 66) -> dict[str, np.ndarray]:
-    """Return words around one picture of 512 x 512 pixels: 256 tokens of the picture."""
+def example(
+    config: config_lib.Qwen3VLConfig, *, num_words: int = 66, side: int = 32
+) -> dict[str, np.ndarray]:
+    """Return words around one picture, of 512 x 512 pixels and so 256 tokens if not told.
+
+    Args:
+      side: of the picture, in patches.
+    """
     rng = np.random.default_rng(0)
     ids = config_json(config)
     words = rng.integers(0, min(config.text.vocab_size - 10, 150_000), num_words)
     half = num_words // 2
-    shown = [ids["vision_start_token_id"], *[ids["image_token_id"]] * 256]
+    shown = [ids["vision_start_token_id"], *[ids["image_token_id"]] * (side**2 // 4)]
     tokens = np.concatenate([words[:half], shown, [ids["vision_end_token_id"]], words[half:]])
     return {
         "tokens": tokens.astype(np.int64),
         "token_types": (tokens == ids["image_token_id"]).astype(np.int64),
-        "grids": np.array([[1, 32, 32]], np.int64),
-        "pixels": rng.uniform(-1, 1, (1024, config.vision.patch_dim)).astype(np.float32),
+        "grids": np.array([[1, side, side]], np.int64),
+        "pixels": rng.uniform(-1, 1, (side**2, config.vision.patch_dim)).astype(np.float32),
     }

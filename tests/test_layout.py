@@ -122,7 +122,7 @@ _PARTS: dict[str, tuple[str, str]] = {
     "benchmarks": (
         "prism_jax models",
         "jax flax numpy torch transformers optax ml_collections peft httpx PIL vllm lmms_eval "
-        "tokamax absl",
+        "tokamax absl datasets tokenizers trl",
     ),
 }
 _STANDARD = set(__import__("sys").stdlib_module_names)
