@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from models.inputs import Segments
 
 # So few queries of a kv head are its query heads, one query each; more are queries of one head.
-_MOST_GROUPED = 0
+_MOST_GROUPED = 8
 
 
 def check(q: jax.Array) -> None:

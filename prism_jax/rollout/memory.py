@@ -21,7 +21,7 @@ from models.config import Qwen3VLConfig
 _SAFE_FRACTION = 0.94  # of the free memory; the rest is for allocations that are not counted here
 _SHORT = 4  # a short slot holds this part of the longest response …
 _LEAST_SHORT = 512  # … unless that were fewer places
-_MOST_BLOCK = 1024  # places of a block, which one group of a GPU's threads reads one after another
+_MOST_BLOCK = 2048  # places of a block, which one group of a GPU's threads reads one after another
 _ROWS = 8  # matrix products of other numbers of rows are padded, by copies of their inputs
 _PREFILL_TOKENS = 8192  # most prompt tokens that a part reads at a time, unless one prompt has more
 
