@@ -162,8 +162,12 @@ class Job:
             variables.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", _MEMORY_FRACTION)
             variables.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", _HOST_LIMIT)
             if self.num_processes == 1:
-                shown = ",".join(str(number) for number in range(self.used_devices))
-                variables["CUDA_VISIBLE_DEVICES"] = shown
+                # Those that the caller sees, where it names some.
+                numbers = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(
+                    str(number) for number in range(self.num_devices)
+                )
+                shown = numbers.split(",")[: self.used_devices]
+                variables["CUDA_VISIBLE_DEVICES"] = ",".join(shown)
             return variables
         variables["JAX_PLATFORMS"] = "cpu"
         flags = [flag for flag in variables.get("XLA_FLAGS", "").split() if "_count=" not in flag]
