@@ -73,6 +73,7 @@ def sampler(
     key = jax.random.key(0)
     program = decode.Program(
         mode=Mode.of([options.sampling(ends=_END_TOKENS)]),
+        layout=laid.plan.layout(),
         implementation=laid.engine.decode_implementation,
         chunk_tokens=laid.engine.chunk_tokens,
         key_impl=str(jax.random.key_impl(key)),
