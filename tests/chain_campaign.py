@@ -147,7 +147,11 @@ class _Killer:
         if len(workers) < self._processes or time.monotonic() < self._due:
             return
         saved = _checkpoints(self._root)
-        if self._saved is not None and saved <= self._saved:
+        if self._saved is not None:
+            if saved - self._saved:
+                # Not always at the same moment after a save.
+                self._due = time.monotonic() + self._draw.uniform(0.0, self._seconds / 3)
+                self._saved = None
             return
         victim = self._draw.choice(sorted(workers))
         with contextlib.suppress(ProcessLookupError):
