@@ -49,7 +49,8 @@ def _chain(result: Mapping[str, Any]) -> list[str]:
     return _wrapped(
         f"All stages in a row (`python -m tests.chain_campaign`) on `local_pod.sh "
         f"{result['processes']}`, of which one process was killed every {result['kill_seconds']:g} "
-        f"s, {len(result['kills'])} times in all ({each}), ended in {result['seconds'] / 60:.0f} "
+        "s, or once it had saved again where a start took longer, "
+        f"{len(result['kills'])} times in all ({each}), ended in {result['seconds'] / 60:.0f} "
         "minutes with the model of an undisturbed run on one process: metrics differ by at most "
         f"{worst:.1g} of their size, parameters of the export by at most {result['parameter']:.1g}."
     )

@@ -4,10 +4,11 @@
 
 `launch/pipeline.sh` runs SFT, upcycling, warm-up, alignment, RLVR, evaluation and export at tiny
 size, once undisturbed as one process with all devices, once as several processes of one device
-each, of which one is killed every so many seconds, and one early in each stage. The pairs are
-given, since a model this small writes no response that could become one. Both must end with the
-same metrics and the same model. `tests.campaign_page` puts the result into docs/pods.md.
-FOLDER keeps the compiled programs.
+each, of which one is killed every so many seconds, and one early in each stage. Where a start
+takes longer than that, the next kill waits for a checkpoint. The pairs are given, since a model
+this small writes no response that could become one. Both must end with the same metrics and the
+same model. `tests.campaign_page` puts the result into docs/pods.md. FOLDER keeps the compiled
+programs and the undisturbed run.
 """
 
 import argparse
@@ -31,6 +32,12 @@ from tests.stages import rl_run, sft_run
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _STAGES = ("sft", "warmup", "align", "rlvr")
+# Without a reward that differs, RLVR's gradient would be rounding errors, which Adam makes large.
+_REWARD = """
+def score(sample):
+    letters = [ord(letter) % 2 for letter in sample["response"]]
+    return {"total": sum(letters) / max(1, len(letters))}
+"""
 _STEPS = {
     "sft": (
         "train.num_steps=24",
@@ -89,6 +96,8 @@ def _command(files: pathlib.Path, root: pathlib.Path, launcher: list[str]) -> li
         command += [name, str(files / "corpus" / "rl" / "train.parquet")]
     for stage, fields in _STEPS.items():
         fields = (*fields, "mesh.num_devices=None")
+        if stage == "rlvr":
+            fields = (*fields, f"rewards.custom={files / 'reward.py'}:score")
         if stage in _STAGES:
             fields = (*fields, "checkpoint.save_every_steps=2")
         for field in fields:
@@ -113,53 +122,76 @@ def _workers(root: pathlib.Path) -> dict[int, str]:
     return stages
 
 
+def _checkpoints(root: pathlib.Path) -> set[pathlib.Path]:
+    """Return the checkpoints that are complete."""
+    return {mark.parent for mark in root.glob("*/checkpoints/*/_CHECKPOINT_METADATA")}
+
+
+class _Killer:
+    """Kills one process of a chain after the other.
+
+    A job that never came further between two kills would never end, so that a kill waits for a
+    checkpoint that was not there at the last one, or for the next stage.
+    """
+
+    def __init__(self, root: pathlib.Path, *, processes: int, seconds: float, seed: int):
+        self.kills: list[str] = []  # stages
+        self._root, self._processes, self._seconds = root, processes, seconds
+        self._draw = random.Random(seed)
+        self._due = time.monotonic() + seconds
+        self._seen: set[str] = set()  # stages
+        self._saved: set[pathlib.Path] | None = None  # None: nothing to wait for
+
+    def look(self) -> None:
+        """Kill a process if it is time."""
+        workers = _workers(self._root)
+        new = set(workers.values()) - self._seen
+        if new:
+            # A stage may be shorter than the time between two kills.
+            self._seen |= new
+            self._due = min(self._due, time.monotonic() + self._seconds / 2)
+            self._saved = None
+        # Not those that are left of a job that ends already.
+        if len(workers) < self._processes or time.monotonic() < self._due:
+            return
+        saved = _checkpoints(self._root)
+        if self._saved is not None:
+            if saved - self._saved:
+                # Not always at the same moment after a save.
+                self._due = time.monotonic() + self._draw.uniform(0.0, self._seconds / 3)
+                self._saved = None
+            return
+        victim = self._draw.choice(sorted(workers))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+            self.kills.append(workers[victim])
+            print(f"{time.strftime('%H:%M:%S')} killed a process of {self.kills[-1]}", flush=True)
+        self._due, self._saved = time.monotonic() + self._seconds, saved
+
+
 def _run_chain(
-    files: pathlib.Path,
-    root: pathlib.Path,
-    launcher: list[str],
-    *,
-    kill_seconds: float | None,
-    seed: int,
+    files: pathlib.Path, root: pathlib.Path, launcher: list[str], *, killer: _Killer | None
 ) -> dict:
     """Run the chain until it has ended well; return its kills, starts and seconds."""
-    cache = files / "compiled"
     environment = {
-        **os.environ,
-        "PYTHONPATH": str(_ROOT),
-        "PRISM_PYTHON": sys.executable,
-        "PRISM_GRACE_SECONDS": "60",
+        **pods.programs(files / "compiled", shares_programs=True),
+        "PRISM_GRACE_SECONDS": "20",
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": pods.QUICK_FLAGS,
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    draw, kills, starts, begun = random.Random(seed), [], 0, time.monotonic()
-    seen: set[str] = set()  # stages
+    starts, begun = 0, time.monotonic()
     while True:
         starts += 1
         with (root.parent / f"{root.name}.log").open("a") as log:
             chain = subprocess.Popen(
                 _command(files, root, launcher), cwd=_ROOT, env=environment, stdout=log, stderr=log
             )
-            due = math.inf if kill_seconds is None else time.monotonic() + kill_seconds
             while chain.poll() is None:
                 time.sleep(0.5)
-                workers = {} if kill_seconds is None else _workers(root)
-                new = set(workers.values()) - seen
-                if new:
-                    # A stage may be shorter than the time between two kills.
-                    seen |= new
-                    due = min(due, time.monotonic() + kill_seconds / 2)
-                if not workers or time.monotonic() < due:
-                    continue
-                victim = draw.choice(sorted(workers))
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim, signal.SIGKILL)
-                    kills.append(workers[victim])
-                    print(f"killed a process of {kills[-1]}", flush=True)
-                due = time.monotonic() + kill_seconds
+                if killer is not None:
+                    killer.look()
         if chain.returncode == 0:
+            kills = [] if killer is None else killer.kills
             return {"kills": kills, "starts": starts, "seconds": time.monotonic() - begun}
         if starts > 50:
             raise RuntimeError(f"the chain did not end in {starts} starts; see {root}.log")
@@ -175,13 +207,17 @@ def _differences(root: pathlib.Path, undisturbed: pathlib.Path) -> dict:
         pairs = [(a.get(k, math.nan), b[k]) for a, b in zip(rows, wanted, strict=True) for k in b]
         metric = max(abs(a - b) / max(1.0, abs(b)) for a, b in pairs)
         result[stage] = {"steps": len(rows), "metric": metric}
-    models = [safetensors.load_file(one / "export" / "model.safetensors")
-              for one in (root, undisturbed)]  # fmt: skip
+    models = [_exported(one / "export") for one in (root, undisturbed)]
     if models[0].keys() != models[1].keys():
         raise AssertionError("the exports hold other parameters")
     gaps = [np.abs(models[0][k].astype("f4") - models[1][k].astype("f4")).max() for k in models[0]]
     result["parameter"] = float(max(gaps))
     return result
+
+
+def _exported(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: array for file in files for name, array in safetensors.load_file(file).items()}
 
 
 def main(argv: list[str]) -> int:
@@ -198,6 +234,7 @@ def main(argv: list[str]) -> int:
         shutil.rmtree(files, ignore_errors=True)
         files.mkdir(parents=True)
         _prepare(files)
+    (files / "reward.py").write_text(_REWARD)
     undisturbed, disturbed = files / "undisturbed", files / "disturbed"
     shutil.rmtree(disturbed, ignore_errors=True)
     for root in (undisturbed, disturbed):
@@ -205,16 +242,14 @@ def main(argv: list[str]) -> int:
             root.mkdir()
             shutil.copytree(files / "pairs", root / "pairs")
             (root / "pairs" / "summary.json").write_text("{}\n")
-    calm = _run_chain(
-        files,
-        undisturbed,
-        ["1", "--devices", str(options.processes)],
-        kill_seconds=None,
-        seed=0,
-    )
+    one = ["1", "--devices", str(options.processes)]
+    calm = _run_chain(files, undisturbed, one, killer=None)
     print(f"undisturbed: {calm['seconds']:.0f} s", flush=True)
-    launcher = [str(options.processes), "--max-restarts", "100"]
-    killed = _run_chain(files, disturbed, launcher, kill_seconds=options.seconds, seed=options.seed)
+    killer = _Killer(
+        disturbed, processes=options.processes, seconds=options.seconds, seed=options.seed
+    )
+    several = [str(options.processes), "--max-restarts", "100"]
+    killed = _run_chain(files, disturbed, several, killer=killer)
     gaps = _differences(disturbed, undisturbed)
     result = {"processes": options.processes, "kill_seconds": options.seconds} | killed | gaps
     print(json.dumps(result, indent=1))

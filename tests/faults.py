@@ -1,5 +1,6 @@
 """The program with a fault in one of its processes, for tests of jobs of several processes.
 
+PRISM_TEST_SHARES_PROGRAMS=1    see `tests.shared_programs`
 PRISM_TEST_FAULT=KIND:PROCESS[:STEP],…    PROCESS: its number, or all
 
 scripted       no policy: responses as in `scripted.by_key`, of the files of `scripted.write_files`
@@ -24,6 +25,7 @@ from prism_jax.commands.ask import job as ask_job
 from prism_jax.rewards import score, workers
 from prism_jax.running import loop
 from prism_jax.setup import agreement
+from tests import shared_programs
 from tests.stages import scripted
 
 _SLOW_SECONDS = 4.0
@@ -97,7 +99,10 @@ def inject(kind: str, step: int) -> None:
 
 
 if __name__ == "__main__":
-    for fault in os.environ["PRISM_TEST_FAULT"].split(","):
+    if os.environ.get("PRISM_TEST_SHARES_PROGRAMS") == "1":
+        shared_programs.share()
+    faults = os.environ.get("PRISM_TEST_FAULT", "")
+    for fault in faults.split(",") if faults else ():
         kind, process, *where = fault.split(":")
         if process in ("all", os.environ.get("PRISM_PROCESS_ID", "0")):
             inject(kind, int(where[0]) if where else 0)

@@ -19,6 +19,7 @@ def run(
     cache: pathlib.Path,
     devices: int = 2,
     fault: str | None = None,
+    shares_programs: bool = True,
     max_restarts: int = 0,
     timeout: float = 1200.0,
     **environment: str,
@@ -28,30 +29,17 @@ def run(
     Args:
       cache: folder of compiled programs.
       fault: see `tests.faults`.
+      shares_programs: see `tests.shared_programs`; False compiles on every process, as users do.
     """
-    python = sys.executable
     if fault is not None:
-        script = cache / "python"
-        cache.mkdir(exist_ok=True)
-        # The launcher asks the interpreter for a free port, too.
-        script.write_text(
-            f'#!/bin/sh\n[ "$1" = -c ] && exec {shlex.quote(python)} "$@"\n'
-            f'exec {shlex.quote(python)} -m tests.faults "$@"\n'
-        )
-        script.chmod(0o755)
-        python, environment = str(script), environment | {"PRISM_TEST_FAULT": fault}
+        environment["PRISM_TEST_FAULT"] = fault
     options = ["--devices", str(devices), "--max-restarts", str(max_restarts)]
     return subprocess.run(
         ["bash", "launch/local_pod.sh", str(count), *options, "--", *arguments],
         cwd=_ROOT,
         env={
-            **os.environ,
-            "PYTHONPATH": str(_ROOT),
-            "PRISM_PYTHON": python,
+            **programs(cache, shares_programs=shares_programs),
             "PRISM_GRACE_SECONDS": "60",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
             **environment,
         },
         capture_output=True,
@@ -59,6 +47,31 @@ def run(
         timeout=timeout,
         check=False,
     )
+
+
+def programs(cache: pathlib.Path, *, shares_programs: bool) -> dict[str, str]:
+    """Return the environment of the launchers, for programs that `cache` keeps.
+
+    Args:
+      shares_programs: as for `run`.
+    """
+    cache.mkdir(exist_ok=True)
+    script = cache / "python"
+    python = shlex.quote(sys.executable)
+    # The launcher asks the interpreter for a free port, too.
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {python} "$@"\nexec {python} -m tests.faults "$@"\n'
+    )
+    script.chmod(0o755)
+    return {
+        **os.environ,
+        "PYTHONPATH": str(_ROOT),
+        "PRISM_PYTHON": str(script),
+        "PRISM_TEST_SHARES_PROGRAMS": str(int(shares_programs)),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def codes(done: subprocess.CompletedProcess) -> dict[int, int]:

@@ -16,7 +16,6 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-import tensorboardX
 from PIL import Image
 
 from prism_jax import errors, small_files
@@ -76,7 +75,9 @@ class TensorBoard:
 
     def __init__(self, folder: pathlib.Path, *, last_step: int):
         """Open a new event file that hides the steps of older files after `last_step`."""
-        self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=last_step + 1)
+        # It imports torch where that is installed: seconds that one process of a job pays.
+        tensorboard = importlib.import_module("tensorboardX")
+        self._writer = tensorboard.SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to each curve."""

@@ -23,6 +23,9 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from prism_jax import errors, version
 from prism_jax.checkpoints import lock
@@ -112,6 +115,20 @@ def join(is_distributed: bool | None, *, notice_seconds: float = _NOTICE_SECONDS
         # started again process 0 would read a program that the others compile, in which the
         # collectives may have another order: each then waits for ever.
         jax.config.update("jax_enable_compilation_cache", False)
+        # At the first collective of a set of devices gloo gives its processes 30 s to come; later
+        # one of them may be compiling for longer.
+        _add_over_all_devices()
+
+
+def _add_over_all_devices() -> None:
+    mesh = jax.make_mesh((jax.device_count(),), ("all",))
+    ones = jax.make_array_from_callback(
+        (jax.device_count(),),
+        NamedSharding(mesh, PartitionSpec("all")),
+        lambda index: np.ones(1, np.int32),
+    )
+    add = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    jax.block_until_ready(add(ones))
 
 
 def detect(environment: Mapping[str, str]) -> Cluster | None:

@@ -84,10 +84,6 @@ def keep_files(
     target = workdir / name
 
     def keep() -> None:
-        # A resumed run has its files already, and its source may be gone by then.
-        if model.init != "random" and not (target / "config.json").exists():
-            # Sizes that the weights do not have are refused before anything is built for them.
-            pretrained.Source.of(model.folder, step=model.step)
         if model.init == "random":
             with fresh.folder(model.folder, model.sizes) as made:
                 model_files.copy(made, target)
@@ -96,6 +92,12 @@ def keep_files(
             model_files.copy(source, target)
         mirror.upload()
 
+    # A resumed run has its files already, and its source may be gone by then.
+    has_files = agreement.on_first(f"has_files_{name}", (target / "config.json").exists)
+    if model.init != "random" and not has_files:
+        # Sizes that the weights do not have are refused before anything is built for them. Orbax
+        # opens the source when all processes do.
+        pretrained.Source.of(model.folder, step=model.step)
     agreement.on_first(f"keep_files_{name}", keep)
     if jax.process_index() != 0:
         mirror.fetch(target)

@@ -224,6 +224,7 @@ def test_no_value_of_an_option_travels():
 _PROCESS = """
 from prism_jax.setup import distributed
 distributed.join(None, notice_seconds=0.2)
+print("joined", flush=True)
 import jax
 from jax.experimental import multihost_utils
 total = multihost_utils.process_allgather(jax.process_index() + 1).sum()
@@ -265,6 +266,8 @@ def test_a_start_says_who_is_missing_and_goes_on_when_they_come():
             process.kill()
     assert [process.returncode for process in running] == [0, 0, 0], outputs
     assert all("sum 6 of 3 devices 6" in out for out, _ in outputs), outputs
+    # Where one compiles for longer than gloo waits, its devices are connected already.
+    assert all(out.index("[Gloo] Rank") < out.index("joined") for out, _ in outputs), outputs
 
 
 def test_a_start_gives_up_at_its_limit_with_an_exit_code_that_restarts():

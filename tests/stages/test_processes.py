@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from prism_jax.checkpoints import lock
@@ -22,93 +23,22 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    return rl_run.write(tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def demonstrations(tmp_path_factory):
-    return sft_run.write(tmp_path_factory.mktemp("demonstrations"), num_rows=8)
-
-
-def _assert_same_run(workdir, other):
-    rows, expected = rl_run.rows(workdir), rl_run.rows(other)
-    assert [row.keys() for row in rows] == [row.keys() for row in expected]
-    for row, wanted in zip(rows, expected, strict=True):
-        for name, value in wanted.items():
-            # Four partial sums are added in another order.
-            assert row[name] == pytest.approx(value, rel=2e-4, abs=2e-5), (row["step"], name)
-
-
-_SFT = (
-    "--config.train.num_steps=4",
-    "--config.train.step_rows=4",
-    "--config.train.num_rows=4",
-    "--config.data.row_examples=1",
-    "--config.optim.warmup_fraction=None",
-    "--config.optim.warmup_steps=0",
-    "--config.checkpoint.save_every_steps=2",
-)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(demonstrations, tmp_path_factory):
-    """Return the folder of four steps of one process."""
-    workdir = tmp_path_factory.mktemp("undisturbed")
-    assert sft_run.run(demonstrations, workdir, *_SFT, *_ALONE) == 0
-    return workdir
-
-
-@pytest.mark.slow
-def test_a_process_killed_in_a_save_costs_nothing_but_its_steps(
-    demonstrations, undisturbed, cache, tmp_path
-):
-    arguments = sft_run.arguments(demonstrations, tmp_path, *_SFT, *_SHARED)
-    # In the second save; the first stays.
-    done = pods.run(2, arguments, cache=cache, fault="die_in_save:1:4")
-    assert pods.codes(done) == {0: 134, 1: 137}, done.stdout + done.stderr
-    done = pods.run(4, arguments, cache=cache, devices=1)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "after step 2" in done.stdout
-    _assert_same_run(tmp_path, undisturbed)
-
-
-@pytest.mark.slow
-def test_sigterm_to_one_process_saves_one_step_of_all(demonstrations, undisturbed, cache, tmp_path):
-    arguments = sft_run.arguments(demonstrations, tmp_path, *_SFT, *_SHARED)
-    done = pods.run(2, arguments, cache=cache, fault="sigterm:1:1", max_restarts=1)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert pods.codes(done) == {0: 143, 1: 143}, done.stdout + done.stderr
-    assert "stopped by SIGTERM after step" in done.stdout
-    _assert_same_run(tmp_path, undisturbed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", ["sft", "pairs"])
-def test_what_is_refused_for_process_0_ends_all_with_code_2(cache, tmp_path, command):
-    # Before anything is read: the files need not exist.
-    if command == "sft":
-        count, arguments = 2, sft_run.arguments(tmp_path, tmp_path, *_SFT, *_SHARED)
-    else:
-        count, arguments = 4, _ask(command, tmp_path, tmp_path)
-    with lock.hold(str(tmp_path), beat_seconds=5.0):
-        done = pods.run(count, arguments, cache=cache, max_restarts=3)
-    codes = dict.fromkeys(range(count), 2)
-    assert (done.returncode, pods.codes(done)) == (2, codes), done.stdout + done.stderr
-    for number in range(count):
-        (line,) = [one for one in done.stdout.splitlines() if one.startswith(f"[{number}] error:")]
-        assert f"{tmp_path} is in use by process" in line
-
-
-@pytest.mark.slow
-def test_processes_that_make_different_rows_stop(demonstrations, cache, tmp_path):
-    arguments = sft_run.arguments(demonstrations, tmp_path, *_SFT, *_SHARED)
-    done = pods.run(2, arguments, cache=cache, fault="other_rows:1:2")
-    assert pods.codes(done) == {0: 1, 1: 1}, done.stdout + done.stderr
-    assert "step 3: the processes of this job made different rows" in done.stdout
-    assert len(rl_run.rows(tmp_path)) == 2
+    folder = rl_run.write(tmp_path_factory.mktemp("files"))
+    (folder / "demonstrations").mkdir()
+    sft_run.write(folder / "demonstrations", num_rows=8)
+    return folder
 
 
 _STAGES = {
+    "sft": (
+        "--config.train.num_steps=4",
+        "--config.train.step_rows=4",
+        "--config.train.num_rows=4",
+        "--config.data.row_examples=1",
+        "--config.optim.warmup_fraction=None",
+        "--config.optim.warmup_steps=0",
+        "--config.checkpoint.save_every_steps=2",
+    ),
     "warmup": (
         "--config.train.num_steps=2",
         "--config.train.num_pairs=4",
@@ -138,32 +68,124 @@ _STAGES = {
 
 
 def _arguments(stage, files, workdir, *overrides):
+    if stage == "sft":
+        return sft_run.arguments(files / "demonstrations", workdir, *_STAGES["sft"], *overrides)
     first, *others = rl_run.arguments(stage, files, workdir, *_STAGES[stage], *overrides)
     # A later configuration replaces the one before it.
     *_, config = [one for one in others if one.startswith("--config=")]
     return [first, config, *(one for one in others if not one.startswith("--config="))]
 
 
+def _assert_equal_runs(workdir, other):
+    """Compare two runs of several processes, each digit of them."""
+    assert rl_run.rows(workdir) == rl_run.rows(other)
+    assert sft_run.checksums(workdir) == sft_run.checksums(other)
+
+
+def _assert_close_runs(workdir, alone):
+    """Compare with a run of one process, which adds four partial sums in another order."""
+    rows, expected = rl_run.rows(workdir), rl_run.rows(alone)
+    assert [row.keys() for row in rows] == [row.keys() for row in expected]
+    for row, wanted in zip(rows, expected, strict=True):
+        for name, value in wanted.items():
+            assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (row["step"], name)
+    items = sft_run.checksums(alone)
+    assert sft_run.checksums(workdir).keys() == items.keys()
+    for item in items:
+        saved, wanted = sft_run.saved(workdir, item), sft_run.saved(alone, item)
+        for name, array in wanted.items():
+            np.testing.assert_allclose(saved[name], array, rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(files, cache, tmp_path_factory):
+    """Return the folder of four steps of SFT of two processes."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    done = pods.run(2, _arguments("sft", files, workdir, *_SHARED), cache=cache)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return workdir
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "fault"),
-    [("warmup", None), ("align", "late_judge:1"), ("rlvr", "slow_judge:1")],
+    [("sft", None), ("warmup", None), ("align", "late_judge:1"), ("rlvr", "slow_judge:1")],
 )
-def test_two_processes_take_the_steps_of_one(files, cache, tmp_path, stage, fault):
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    alone_arguments = _arguments(stage, files, alone, *_ALONE)
-    assert rl_run.run_arguments(alone_arguments) == 0
-    arguments = _arguments(stage, files, shared, *_SHARED)
-    done = pods.run(2, arguments, cache=cache, fault=fault)
-    assert done.returncode == 0, done.stdout + done.stderr
-    _assert_same_run(shared, alone)
+def test_two_and_four_processes_end_alike_and_as_one(
+    files, cache, undisturbed, tmp_path, stage, fault
+):
+    alone = tmp_path / "alone"
+    assert rl_run.run_arguments(_arguments(stage, files, alone, *_ALONE)) == 0
+    folders = {2: undisturbed if stage == "sft" else tmp_path / "2", 4: tmp_path / "4"}
+    for count, folder in folders.items():
+        if folder != undisturbed:
+            arguments = _arguments(stage, files, folder, *_SHARED)
+            done = pods.run(count, arguments, cache=cache, devices=4 // count, fault=fault)
+            assert done.returncode == 0, done.stdout + done.stderr
+    _assert_equal_runs(folders[4], folders[2])
+    _assert_close_runs(folders[4], alone)
     if stage == "rlvr":
         texts = [
             [json.loads(line)["text"] for line in (one / "rollouts" / "00000002.jsonl").open()]
-            for one in (shared, alone)
+            for one in (*folders.values(), alone)
         ]
-        assert texts[0] == texts[1]
+        assert texts[0] == texts[1] == texts[2]
         assert len(set(texts[0])) > 4
+
+
+@pytest.mark.slow
+def test_a_process_killed_in_a_save_costs_nothing_but_its_steps(
+    files, undisturbed, cache, tmp_path
+):
+    arguments = _arguments("sft", files, tmp_path, *_SHARED)
+    # In the second save; the first stays.
+    done = pods.run(2, arguments, cache=cache, fault="die_in_save:1:4")
+    assert pods.codes(done) == {0: 134, 1: 137}, done.stdout + done.stderr
+    done = pods.run(4, arguments, cache=cache, devices=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "after step 2" in done.stdout
+    _assert_equal_runs(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_one_step_of_all(files, undisturbed, cache, tmp_path):
+    arguments = _arguments("sft", files, tmp_path, *_SHARED)
+    done = pods.run(2, arguments, cache=cache, fault="sigterm:1:1", max_restarts=1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pods.codes(done) == {0: 143, 1: 143}, done.stdout + done.stderr
+    assert "stopped by SIGTERM after step" in done.stdout
+    _assert_equal_runs(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["sft", "pairs"])
+def test_what_is_refused_for_process_0_ends_all_with_code_2(cache, tmp_path, command):
+    # Before anything is read: the files need not exist.
+    if command == "sft":
+        count, arguments = 2, _arguments("sft", tmp_path, tmp_path, *_SHARED)
+    else:
+        count, arguments = 4, _ask(command, tmp_path, tmp_path)
+    with lock.hold(str(tmp_path), beat_seconds=5.0):
+        done = pods.run(count, arguments, cache=cache, max_restarts=3)
+    codes = dict.fromkeys(range(count), 2)
+    assert (done.returncode, pods.codes(done)) == (2, codes), done.stdout + done.stderr
+    for number in range(count):
+        (line,) = [one for one in done.stdout.splitlines() if one.startswith(f"[{number}] error:")]
+        assert f"{tmp_path} is in use by process" in line
+
+
+@pytest.mark.slow
+def test_processes_that_begin_with_a_run_and_make_different_rows_stop(
+    files, undisturbed, cache, tmp_path
+):
+    begun = f"--config.model.folder={undisturbed}"
+    arguments = sft_run.arguments(
+        files / "demonstrations", tmp_path, *_STAGES["sft"], *_SHARED, begun, is_new=False
+    )
+    done = pods.run(2, arguments, cache=cache, fault="other_rows:1:2")
+    assert pods.codes(done) == {0: 1, 1: 1}, done.stdout + done.stderr
+    assert "step 3: the processes of this job made different rows" in done.stdout
+    assert len(rl_run.rows(tmp_path)) == 2
 
 
 @pytest.mark.slow
@@ -231,13 +253,16 @@ def test_several_processes_write_the_files_of_one(
     questions, cache, tmp_path, monkeypatch, command, count, fault
 ):
     """On one process the responses that are judged late are those of process 1 of four."""
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone, shared, own = tmp_path / "alone", tmp_path / "shared", tmp_path / "compiled"
+    # As users do once, where one process must not read a program that the others compile.
+    is_as_users_do = command == "evaluate"
     done = pods.run(
         count,
         _ask(command, questions, shared, **{"mesh.num_devices": None}),
-        cache=cache,
+        cache=own if is_as_users_do else cache,
         devices=4 // count,
         fault=fault,
+        shares_programs=not is_as_users_do,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     if fault is not None:
@@ -253,8 +278,7 @@ def test_several_processes_write_the_files_of_one(
     arguments = _ask(command, questions, alone, **{"mesh.num_devices": 4})
     assert rl_run.run_arguments(arguments) == 0
     assert _contents(shared) == _contents(alone)
-    # One process must not read a program that the others compile.
-    assert not list(cache.glob("jit_*"))
+    assert not list(own.glob("jit_*"))
     names = {path.name for path in shared.rglob("*")}
     if command == "evaluate":
         assert {"responses.jsonl", "summary.json"} <= names

@@ -2,12 +2,9 @@
 
 import json
 import os
-import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -369,24 +366,3 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder, tmp_path, capsys, overr
     assert err[-1].startswith("error: ")
     assert told in err[-1]
     assert not (tmp_path / "run" / "lock.json").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_take_the_same_step_as_one(folder, whole, tmp_path):
-    overrides = (*ONE_STEP, *FOUR_ROWS, "--config.mesh.num_devices=None")
-    arguments = sft_run.arguments(folder, tmp_path, *overrides)
-    done = subprocess.run(
-        ["bash", "launch/local_pod.sh", "2", "--devices", "2", "--", *arguments],
-        cwd=pathlib.Path(__file__).parents[3],
-        env={
-            **os.environ,
-            "PRISM_PYTHON": sys.executable,
-            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        },
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    _assert_same_step(tmp_path, whole)
