@@ -16,8 +16,8 @@ from prism_jax import configuration
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 _MEMORY_FRACTION = "0.94"  # of a GPU, for JAX; as docs and configurations advise
-# GB of pinned memory that JAX may take of the host, 64 by default: moments that are kept there are
-# there twice while a model is updated.
+# GiB of pinned memory that JAX may take of the host, 64 by default: a save copies the states of a
+# process there, and those of large models are larger.
 _HOST_LIMIT = "100"
 _ERROR_CHARS = 600
 _RESUMED = "resumed"

@@ -6,7 +6,7 @@
 
 Sizes: tiny (tests), demo (models of 2 million parameters, 2 CPU cores), small (107 million, one
 GPU), 4b and 8b (1 to 256 devices; docs/fits.md names those that are large enough), 2b_one_gpu and
-4b_one_gpu (one GPU of 80 GB and 64 GB of the host's memory). Options:
+4b_one_gpu (one GPU of 80 GB and 80 GB of the host's memory). Options:
 
   new        tiny, demo, small: new models; both folders then name their tokenizer
   text_only  the discriminator reads without pictures, its vision tower frozen
@@ -66,8 +66,9 @@ def _for_one_gpu(size: str, config: ConfigDict) -> None:
     """Fit a policy and 2B x 4 experts on one GPU.
 
     Weights in bfloat16: 8.9 GB for a policy of 4B, 10.6 for the discriminator. While one is
-    updated its gradients and their float32 sum take 26.6 or 31.8 GB; the moments of both are in the
-    host's memory, 39 GB. The sampler's copy takes 8.9 GB, 16 responses of 8192 tokens 19.3.
+    updated its gradients and their float32 sum take 26.6 or 31.8 GB. The sampler's copy takes
+    8.9 GB, 16 responses of 8192 tokens 19.3. The moments take 39 GB, 36 of them in the host's
+    pinned memory; a save copies 23 GB more there: both fit the 64 GiB that JAX pins by default.
     """
     del size
     config.model.param_dtype = "bfloat16"

@@ -85,6 +85,7 @@ class Checkpointer:
         self._seed = seed
         self._allow_mismatch = allow_mismatch
         self._is_writing = False  # a save has started whose result is not known yet
+        self._is_reading = False  # it reads arrays of the state that are in the host's memory
         self._last_save = (0, 0)  # step and bytes, for the message if it fails later
         self._kept = checkpoint_files.Kept()
         policies = ocp.checkpoint_managers
@@ -131,7 +132,8 @@ class Checkpointer:
     def save(self, step: int, state: Tree, *, data_position: Json) -> None:
         """Save the state after `step` steps, unless that step is already on disk.
 
-        Copies the state to the host and returns while the write is under way.
+        Copies the devices' arrays to the host and returns while the write is under way. Arrays in
+        the host's memory are read where they are: call `release` before they change.
 
         Raises:
           CheckpointError: this or an earlier save failed, or the state is not finite.
@@ -160,9 +162,11 @@ class Checkpointer:
         texts = {**texts, checkpoint_files.META: meta}
         texts |= {checkpoint_files.DIGESTS: checkpoint_files.digests(texts)}
         jsons = {item: ocp.args.JsonSave(text) for item, text in texts.items()}
-        self._last_save = (step, _num_bytes(items))
+        leaves = [leaf for of in items.values() for leaf in of.values()]
+        self._last_save = (step, sum(leaf.nbytes for leaf in leaves))
         with self._explained():
             self._manager.save(step, args=ocp.args.Composite(**arrays, **jsons), force=True)
+        self._is_reading = any(leaf.sharding.memory_kind == checksum.HOST for leaf in leaves)
         self._is_writing = True
 
     def check_for_errors(self) -> None:
@@ -180,7 +184,12 @@ class Checkpointer:
         """
         with self._explained():
             self._manager.wait_until_finished()
-        self._is_writing = False
+        self._is_writing = self._is_reading = False
+
+    def release(self) -> None:
+        """Wait, as `wait` does, for a save that reads the host's memory, which it does not copy."""
+        if self._is_reading:
+            self.wait()
 
     def restore(self, abstract_state: Tree, *, step: int | None) -> Restored | None:
         """Return the newest complete state (or that of `step`), or None in a new folder.
@@ -388,7 +397,3 @@ def _cast(
     if changes:
         _log.info("cast parameters from %s", ", ".join(sorted(changes)))
     return {name: leaf.astype(wanted[name].dtype) for name, leaf in leaves.items()}
-
-
-def _num_bytes(items: Mapping[str, Mapping[str, jax.Array]]) -> int:
-    return sum(leaf.nbytes for leaves in items.values() for leaf in leaves.values())

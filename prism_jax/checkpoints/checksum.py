@@ -20,7 +20,7 @@ from prism_jax import tree_paths
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 # Odd, so multiplication by it is a bijection of 32-bit positions (Knuth's multiplicative hash).
 _SPREAD = 2654435761
-_HOST = "pinned_host"  # where an optimizer may keep its states
+HOST = "pinned_host"  # where an optimizer may keep its states
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def checksums(leaves: Mapping[str, jax.Array]) -> dict[str, Checksum]:
         is_number = jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == jnp.bool_
         if not is_number or leaf.dtype.itemsize not in _UNSIGNED:
             raise TypeError(f"no checksum for {name}: {leaf.dtype}{leaf.shape}")
-    near = {name: x for name, x in leaves.items() if x.sharding.memory_kind != _HOST}
+    near = {name: x for name, x in leaves.items() if x.sharding.memory_kind != HOST}
     sums = jax.device_get(_sums(near))
     for name, leaf in leaves.items():
         if name not in near:

@@ -192,6 +192,8 @@ def run(
                 if step == 0:
                     raise preemption.Preempted(step)
                 save(step, state, position, is_stopping=True)
+            with logs.goodput.spent_on("save"):
+                checkpointer.release()
             state, update_metrics = stage.update(state, batch, update_key)
             del batch
             pending.flush()

@@ -7,7 +7,8 @@ an array a layer. A step computes the gradients in one program and then walks ov
     on the device                layer 1   layer 2   layer 3   …
     to the host                            state 1   state 2   …
 
-The device holds the states of few layers at a time, and copies run beside the arithmetic.
+The device holds the states of few layers at a time, and copies run beside the arithmetic. The host
+holds the states once, and of few layers twice: new ones are written before old ones are freed.
 """
 
 import dataclasses
@@ -198,7 +199,7 @@ class Streamed:
         near = [jax.tree.map(lambda s: s.with_memory_kind("device"), home) for home in homes]
         waiting = [jax.device_put(s, n) for s, n in zip(states[:_AHEAD], near, strict=False)]
         done = []
-        for number in range(len(states)):
+        for number, old in enumerate(states):
             params, new = self._layers[stack](number, params, waiting.pop(0), grads, key, update)
             done.append(jax.device_put(new, homes[number]))
             following = number + _AHEAD
@@ -206,6 +207,8 @@ class Streamed:
                 # Without waiting every copy would be queued at once, and hold its memory.
                 jax.block_until_ready(new)
                 waiting.append(jax.device_put(states[following], near[following]))
+            # As a donated array: whoever still names the old state keeps none of its memory.
+            jax.tree.map(lambda x: x.delete(), old)
         return params, done
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import types
 
 import jax
@@ -111,7 +112,11 @@ def test_moments_in_the_hosts_memory_take_none_of_the_device(memory_kind):
     # The states of what is no stack of layers, the embedding, stay: 0.39 of 4.02 billion.
     share = update.parts["states"] / (2 * update.parts["parameters"])
     assert share < 0.11 if memory_kind == "host" else share > 0.8
-    assert ("for the optimizer's states" in "".join(page.lines(plan))) == (memory_kind == "host")
+    (told,) = (line for line in page.lines(plan) if line.startswith("memory of a host"))
+    sizes = [float(part) for part in re.findall(r"(\d+) (?:GiB for a save|for the opt)", told)]
+    # A save copies what is on the devices; float32 weights and two moments are 12 bytes each.
+    assert len(sizes) == 1 + (memory_kind == "host")
+    assert sum(sizes) == pytest.approx(3 * update.parts["parameters"] * 4, rel=0.1)
 
 
 def test_adapters_alone_have_gradients_and_states():
@@ -309,6 +314,10 @@ def test_gpus_are_estimated_and_said_to_be(capsys):
     assert "4 x GPU of 80 GB" in told
     assert "fits (estimate)" in told
     assert "compiled" not in told
+    assert "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB" not in told
+    assert main.main(["plan", "--config=configs/sft.py:8b", "--gpus=8", "--hbm=80"]) == 0
+    # 12 bytes for each of 8.77 billion parameters, and a tenth.
+    assert "set XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB=108" in capsys.readouterr().out
     assert main.main([*command[:2], "--gpus=1", "--hbm=24"]) == 1
 
 

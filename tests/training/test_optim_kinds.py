@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import gc
 import re
 
 import jax
@@ -80,9 +81,10 @@ def _setup(
     param_dtype=jnp.float32,
     make_shardings=None,
     width=_WIDTH,
+    num_layers=_LAYERS,
     **changes,
 ):
-    make = functools.partial(Stacked, width=width)
+    make = functools.partial(Stacked, width=width, num_layers=num_layers)
     graphdef, params = train_state.abstract_params(make, param_dtype=param_dtype)
     optimizer = _make_optimizer(params, kind, **changes)
     shardings = None
@@ -197,7 +199,8 @@ def test_states_streamed_from_the_host_give_the_same_steps(kind, param_dtype, ro
         state, told[memory] = _run(state, step)
         found[memory] = state
         assert step._cache_size() == 1
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
+        old = jax.tree.leaves((first.params, first.opt_state.inner))
+        assert all(leaf.is_deleted() for leaf in old)
     # Two programs: a product and a sum may be one operation in one of them.
     tolerance = 1e-6 if param_dtype == jnp.float32 else 2.0**-7
     compare = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
@@ -215,6 +218,32 @@ def test_states_streamed_from_the_host_give_the_same_steps(kind, param_dtype, ro
         assert {leaf.sharding.memory_kind for leaf in kept} == {"pinned_host"}
         for one, whole in zip(kept, jax.tree.leaves(stacked), strict=True):
             compare(np.asarray(one, np.float32), np.asarray(whole[number], np.float32))
+
+
+def _held_on_host():
+    arrays = [x for x in jax.live_arrays() if x.sharding.memory_kind == "pinned_host"]
+    return sum(x.nbytes for x in arrays if not x.is_deleted())
+
+
+def test_the_host_holds_the_states_once_whoever_still_names_old_ones(monkeypatch):
+    gc.collect()
+    others, num_layers, held = _held_on_host(), 8, []
+    state, step = _setup("adamw", memory="host", num_layers=num_layers)
+    size, put = _held_on_host() - others, jax.device_put
+
+    def noting(*args):
+        done = put(*args)
+        held.append(_held_on_host() - others)
+        return done
+
+    monkeypatch.setattr(jax, "device_put", noting)
+    named = [state]
+    for number in range(3):
+        named.append(step(named[-1], _batch(number), jax.random.key(0))[0])
+    # A layer's new state is written before its old one is freed.
+    assert size > 0
+    assert max(held) == size + size // num_layers
+    assert _held_on_host() - others == size
 
 
 @pytest.mark.parametrize(("kind", "memory"), [("adamw", "host"), ("adafactor", "device")])

@@ -1,5 +1,6 @@
 """A plan as text."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,8 +19,9 @@ _COLUMN_OF = {
     "caches": "caches",
     "batch": "batches",
 }
-# Bytes of a parameter that a host holds while it saves: a copy of its devices' share.
-_HOST_BASE_GIB = 10.0
+_HOST_BASE_GIB = 10.0  # of the program, its libraries and its data
+# Pinned memory that JAX takes of a GPU's host at most, where its variable names no other limit.
+_PINNED_GIB = 64
 
 
 def columns(phase: memory.Phase) -> dict[str, float]:
@@ -76,15 +78,25 @@ def _host(plan: Plan) -> list[str]:
             for name, tree in held.items():
                 if name.endswith(("parameters", "states")):
                     kept[name] = programs.host_bytes(tree) / memory.GIB
-                    saved[name] = memory.size_gib(tree) + kept[name]
+                    # A save copies what is on the devices, and reads the rest where it is.
+                    saved[name] = memory.size_gib(tree)
     devices = machine.num_devices / machine.num_hosts
-    needed = f"{sum(saved.values()) * devices:.0f} GiB for a save in the background"
-    if any(kept.values()):
-        needed += f", {sum(kept.values()) * devices:.0f} for the optimizer's states"
+    copies, states = (sum(of.values()) * devices for of in (saved, kept))
+    needed = f"{copies:.0f} GiB for a save in the background"
+    if states:
+        needed += f", {states:.0f} for the optimizer's states"
     needed += f" and about {_HOST_BASE_GIB:g} besides"
     has = machine.generation.host_gigabytes * machine.chips_per_host / 4
     total = f" of {has / 1.0737:.0f}" if has else ""
-    return [f"memory of a host (estimate): {needed}{total}"]
+    text = [f"memory of a host (estimate): {needed}{total}"]
+    # Both lie in pinned memory; some of it is between arrays, or holds a layer's states twice.
+    pinned = math.ceil(1.1 * (copies + states))
+    if not machine.is_tpu and pinned > _PINNED_GIB:
+        text.append(
+            f"one process for all GPUs pins more of it than the {_PINNED_GIB} GiB that JAX allows: "
+            f"set XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB={pinned}"
+        )
+    return text
 
 
 def _time(plan: Plan) -> list[str]:

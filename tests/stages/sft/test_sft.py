@@ -13,10 +13,11 @@ import tokenizers
 
 from models import moe
 from prism_jax import errors
+from prism_jax.checkpoints import checkpoint
 from prism_jax.running import metric_writers
 from prism_jax.stages.sft import feed as sft_feed
 from prism_jax.stages.sft import step as sft_step
-from prism_jax.training import train_step
+from prism_jax.training import optimizer_step, train_step
 from tests import data_files, tiny_checkpoint
 from tests.stages import sft_run
 
@@ -92,13 +93,28 @@ def test_the_same_step_however_it_is_computed(folder, whole, tmp_path, overrides
 
 
 def test_moments_in_the_hosts_memory_give_the_step_and_are_saved_and_restored(
-    folder, whole, tmp_path
+    folder, whole, tmp_path, monkeypatch
 ):
+    save, step = checkpoint.Checkpointer.save, optimizer_step.Streamed.__call__
+    savers, idle = [], []
+
+    def noting_save(saver, *args, **kwargs):
+        savers.append(saver)
+        save(saver, *args, **kwargs)
+
+    def noting_step(*args):
+        idle.append(not any(saver._manager.is_saving_in_progress() for saver in savers))
+        return step(*args)
+
+    monkeypatch.setattr(checkpoint.Checkpointer, "save", noting_save)
+    monkeypatch.setattr(optimizer_step.Streamed, "__call__", noting_step)
     options = (*FOUR_ROWS, "--config.optim.memory=host")
     assert sft_run.run(folder, tmp_path / "one", *ONE_STEP, *options) == 0
     _assert_same_step(tmp_path / "one", whole)
     two = ("--config.train.num_steps=2", "--config.checkpoint.save_every_steps=1", *options)
     assert sft_run.run(folder, tmp_path / "two", *two) == 0
+    # A save reads the moments where they are, and the next step frees them.
+    assert idle == [True] * 3
     before = sft_run.checksums(tmp_path / "two")
     assert sft_run.run(folder, tmp_path / "two", *two, "--config.resume.step=1") == 0
     assert (tmp_path / "two" / "set_aside" / "2").is_dir()
