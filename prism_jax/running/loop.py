@@ -199,14 +199,8 @@ def run(
             pending.flush()
             sent = inputs.send(step, wishes_save=clock.wishes_save())
             is_late = pending.is_save_due
-            pending.put(
-                step + 1,
-                experience_metrics,
-                update_metrics,
-                sent,
-                begun=begun,
-                data_seconds=data_seconds,
-            )
+            times = {"begun": begun, "data_seconds": data_seconds}
+            pending.put(step + 1, experience_metrics, update_metrics, sent, **times)
             verdict = _evaluate(stage, state, step + 1, limits, logs, pending)
             if verdict.is_best:
                 checkpointer.keep(step + 1)
