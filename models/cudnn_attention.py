@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from models.inputs import Segments
 
-# So few queries of a kv head are its query heads, one query each; more are queries of one head.
+# Up to this many queries of a kv head are passed as query heads of one query each, which is faster;
+# more are passed as the queries of one head.
 _MOST_GROUPED = 8
 
 

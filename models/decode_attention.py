@@ -40,7 +40,7 @@ def part(
 ) -> _Part:
     """Attend from T queries a kv head to the first `lengths` places of each row.
 
-    Of a row of length 0 nothing is to be used: some implementations read its first place.
+    The result of a row of length 0 means nothing: some implementations read its first place.
 
     Returns:
       The mixed values and the log-sum-exp of the logits, float32, with which parts are merged.
@@ -73,7 +73,7 @@ def _masked_softmax(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array
 def merge(parts: Sequence[_Part]) -> Float[Array, "B K T H"]:
     """Return the result of attending to all parts at once, float32."""
     if len(parts) == 2:
-        # Nothing that both weights need, and so one GPU kernel.
+        # One GPU kernel, since neither weight needs a value that both share.
         (_, a), (_, b) = parts
         weights = [1 / (1 + jnp.exp(other - own)) for own, other in ((a, b), (b, a))]
     else:
@@ -180,7 +180,7 @@ def _attend_blocks(
 
 
 def _of_used(lse: jax.Array, is_used: jax.Array) -> jax.Array:
-    """Return the log-sum-exp with that of nothing for a block that was read without need."""
+    """Return the log-sum-exp, minus infinity for a block in which the row has no place."""
     return jnp.where(is_used[:, None, None], lse, -jnp.inf)
 
 

@@ -37,7 +37,8 @@ def join_qkv(
 def join_norms(q: Float[Array, "*L H"], k: Float[Array, "*L H"], *, groups: int) -> jax.Array:
     """Return the weights [*L, G + 2, H] of a kv head's G queries, its key, and ones.
 
-    The ones stand where the value is: what is cut out before the norm would be copied.
+    The ones are for the value, which is not normalised: to leave it out before the norm would copy
+    the rest.
     """
     return jnp.stack([q] * groups + [k, jnp.ones_like(k)], axis=-2)
 

@@ -154,8 +154,8 @@ def row_shape(
     if shared_units is not None:
 
         def prompts_of(units: int) -> int:
-            # Units that follow each other begin in one prompt and go through the next ones, of
-            # those that there are.
+            # Consecutive units begin somewhere in one prompt and go on to the next ones, at most to
+            # the last that there is.
             most = -(-largest.num_units // shared_units)
             return min(1 + -(-(units - 1) // shared_units), most)
 

@@ -61,7 +61,7 @@ class PackedResponses:
         """Return values where the tokens lie: float32[M, B, Z].
 
         Args:
-          values: [responses], or [responses, max_response_tokens].
+          values: [responses], or [responses, longest response].
         """
         local = self.shape.local_places
         rows = np.zeros((len(local), self.shape.row_continued_tokens), np.float32)
@@ -112,7 +112,7 @@ def on_policy_batch(
 
     Args:
       logprobs: float32[n] of the sampler for each response's tokens.
-      advantages: float32[responses], one a response, or float32[responses, max_response_tokens].
+      advantages: float32[responses], one a response, or float32[responses, longest response].
     """
     packed = packed_responses(prompts, responses, logprobs, shape, config)
     return dataclasses.replace(packed.batch, advantages=packed.spread(advantages))

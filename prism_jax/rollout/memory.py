@@ -100,7 +100,7 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def _in_blocks(size: int, multiple: int) -> tuple[int, int]:
-    """Return as many places as hold the size in blocks of equal size, and those of a block."""
+    """Return the places of equal blocks that together hold `size`, and the places of one."""
     count = math.ceil(size / _MOST_BLOCK)
     block = round_up(math.ceil(size / count), multiple)
     return count * block, block

@@ -141,8 +141,8 @@ def split(
     Args:
       parts: for each part the prompts and the entries of the store that they get.
       shapes: from `levels`.
-      call_tokens: a call takes as long as its tokens and so many more, and the calls are those that
-        take least.
+      call_tokens: a call takes as long as reading its tokens and this many more; the calls that
+        take least in all are returned.
     """
     calls = _lay_out(parts, shapes, shapes[-1])
     if not calls:

@@ -162,13 +162,15 @@ class Session:
         return streams
 
     def _check(self, prompt: Example, samplings: Sequence[Sampling]) -> None:
+        # The plan's places are rounded up, for another number of slots otherwise; a row that reads
+        # prompts has room for the work's alone.
         tokens, patches, frames = prefill.measure(prompt)
-        most = self.plan.classes[-1][1]
+        work = self._work
         for name, value, limit in (
-            ("prompt tokens", tokens, self.plan.prompt_places),
-            ("patches", patches, self._shape.patches),
-            ("frames", frames, self._shape.frames),
-            ("max_tokens", max(one.max_tokens for one in samplings), most),
+            ("prompt tokens", tokens, work.prompt_tokens),
+            ("patches", patches, work.prompt_patches),
+            ("frames", frames, work.prompt_images),
+            ("max_tokens", max(one.max_tokens for one in samplings), work.response_tokens),
             ("end tokens", max(len(one.end_token_ids) for one in samplings), self._num_ends),
         ):
             if value > limit:

@@ -233,8 +233,8 @@ class Optimizer:
         for number, (name, old) in enumerate(full.items()):
             rate = update.learning_rate * self.factors[name]
             direction = directions[name]
-            # Without decay there is no term of 0: XLA would hold it as an array of the parameter's
-            # size, one with the zeros that the gradients begin as.
+            # Without decay there is no such term: XLA would keep its zeros in memory, in one array
+            # with those that the gradients start from.
             if self.decays[name]:
                 direction = direction + self.decays[name] * old
             value = old - rate * direction

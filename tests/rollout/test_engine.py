@@ -153,9 +153,14 @@ def test_prompts_drawn_in_parts_get_the_responses_that_they_get_together():
 
 # Two axes of training; copies of the weights on one or two devices each.
 @pytest.mark.parametrize(("sizes", "tensor"), [((2, 2, 1, 2, 1), 1), ((1, 2, 1, 4, 1), 2)])
-def test_eight_devices_give_the_responses_of_one(sizes, tensor):
+def test_eight_devices_give_the_responses_of_one(monkeypatch, sizes, tensor):
+    # Responses in two blocks, prompts in five, where one device has one of each.
+    monkeypatch.setattr(memory, "_MOST_BLOCK", 10)
     axes = tuple(zip(mesh_lib.AXES, sizes, strict=True))
     spread = _generate(axes=axes, tensor=tensor, num_slots=8)
+    (plan,) = _engine(_CASE, axes, tensor)[0].plans.values()
+    assert (plan.block_places, plan.prompt_block_places) == (6, 10)
+    monkeypatch.undo()
     _same(spread, _usual())
 
 

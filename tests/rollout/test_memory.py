@@ -60,6 +60,31 @@ def test_where_memory_is_enough_or_unknown_every_response_has_a_slot():
         assert plan.num_prompts == 32
 
 
+# Of the longest response and prompt, for a kernel that reads multiples of 64: one block, the most
+# that one holds, one place more, and three.
+@pytest.mark.parametrize(
+    ("tokens", "places", "block"),
+    [(1, 64, 64), (2048, 2048, 2048), (2049, 2176, 1088), (5000, 5184, 1728)],
+)
+def test_long_responses_and_prompts_stand_in_equal_blocks(tokens, places, block):
+    work = dataclasses.replace(_WORK, response_tokens=tokens, prompt_tokens=tokens)
+    plan = memory.make(_CONFIG, work, _limits(None))
+    assert plan.classes == ((512, places),)
+    assert (plan.block_places, plan.prompt_places) == (block, places)
+    assert plan.layout().classes == ((512, places // block),)
+    assert plan.prompt_block_places == block
+
+
+def test_a_long_slot_has_the_blocks_of_four_short_ones():
+    work = dataclasses.replace(_WORK, response_tokens=5000)
+    plan = memory.make(_CONFIG, work, _limits(30e9))
+    (num_short, short), (num_long, long) = plan.classes
+    assert (short, long, plan.block_places) == (1280, 5120, 1280)
+    assert plan.layout().classes == ((num_short, 1), (num_long, 4))
+    # Other numbers of rows would be padded.
+    assert plan.num_slots % 8 == 0
+
+
 def test_slots_are_shared_out_among_the_parts_and_can_be_bounded():
     work = dataclasses.replace(_WORK, num_groups=64, num_responses=64, group_responses=1)
     assert memory.make(_CONFIG, work, _limits(None, num_parts=64)).classes == ((1, 8192),)

@@ -121,7 +121,7 @@ def _open(
         classes=classes,
         block_places=blocks[0],
         num_prompts=num_prompts,
-        prompt_places=_PROMPT_TOKENS,
+        prompt_places=memory.round_up(_PROMPT_TOKENS, blocks[1]),
         prompt_block_places=blocks[1],
         width=width,
         prefill_prompts=min(num_prompts, 4),
@@ -220,7 +220,7 @@ def test_few_prompts_are_read_in_small_rows_and_many_in_large_ones():
 @pytest.mark.parametrize(
     ("classes", "blocks", "num_prompts", "width", "num_schedules", "temperature"),
     [
-        (((1, 12),), (12, 9), 1, 1, 60, 1.0),
+        (((1, 12),), (4, 3), 1, 1, 60, 1.0),
         (((3, 12),), (4, 9), 2, 2, 170, 0.0),
         (((3, 2), (2, 6), (1, 12)), (2, 3), 4, 3, 270, 1.0),
         (((30, 12),), (12, 9), 6, 5, 500, 1.0),
@@ -288,7 +288,8 @@ def test_threads_read_tokens_as_they_come(monkeypatch):
 
 
 def test_what_a_session_has_no_room_for_is_refused(monkeypatch):
-    session = _open(monkeypatch, ((1, 12),), 1, 1)
+    # More places, as blocks are rounded up, are not more room.
+    session = _open(monkeypatch, ((1, 16),), 1, 1, blocks=(8, 6))
     long = dataclasses.replace(
         _prompt(0), tokens=np.ones(10, np.int32), token_types=np.zeros(10, np.int32)
     )
