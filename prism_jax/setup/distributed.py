@@ -29,7 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from prism_jax import errors, version
 from prism_jax.checkpoints import lock
-from prism_jax.setup import agreement, roll_call
+from prism_jax.setup import agreement, compilation_cache, roll_call
 
 PORT = 8476
 _NAMES = ("PRISM_COORDINATOR", "PRISM_NUM_PROCESSES", "PRISM_PROCESS_ID")
@@ -110,10 +110,10 @@ def join(is_distributed: bool | None, *, notice_seconds: float = _NOTICE_SECONDS
         cluster_detection_method="deactivate",
     )
     agreement.watch(lock.release_all)
-    if jax.default_backend() == "cpu":
-        # Its key is another one on each process, and process 0 alone writes. Of a job that is
-        # started again process 0 would read a program that the others compile, in which the
-        # collectives may have another order: each then waits for ever.
+    if _keeps_programs_apart():
+        # Process 0 alone writes. Of a job that is started again it would read a program that the
+        # others compile, in which the collectives may have another order, or whose tuning waits
+        # for all processes: each then waits for ever.
         jax.config.update("jax_enable_compilation_cache", False)
         # At the first collective of a set of devices gloo gives its processes 30 s to come; later
         # one of them may be compiling for longer.
@@ -129,6 +129,16 @@ def _add_over_all_devices() -> None:
     )
     add = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))
     jax.block_until_ready(add(ones))
+
+
+def _keeps_programs_apart() -> bool:
+    """Return whether a program that process 0 keeps is not found by the others.
+
+    On CPUs the key is another one on each process. Hosts with GPUs may each have a home of their
+    own; a folder that the user names is taken to be shared. TPU programs need no agreement.
+    """
+    backend = jax.default_backend()
+    return backend == "cpu" or (backend == "gpu" and compilation_cache.is_default(os.environ))
 
 
 def detect(environment: Mapping[str, str]) -> Cluster | None:

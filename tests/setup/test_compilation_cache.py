@@ -22,6 +22,7 @@ from prism_jax.setup import compilation_cache
 def test_the_users_folder_counts_before_the_default(given, folder):
     compilation_cache.set_default(given)
     found = given.get(compilation_cache.VARIABLE)
+    assert compilation_cache.is_default(given) == (folder is not None and folder.endswith("_"))
     assert found == folder or (folder.endswith("_") and found.startswith(folder))
 
 
