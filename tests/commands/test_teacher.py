@@ -383,8 +383,8 @@ def test_killed_in_the_middle_it_asks_only_what_is_missing(path, tmp_path):
         _run(server, many, tmp_path / "whole")
     assert report["replies_from_cache"] == known
     assert report["attempts_of_this_start"]["reply"] == 30 - known
-    # Of the killed start all but those under way, which may be in the cache already.
-    assert 30 - 3 <= report["attempts"]["reply"] <= 30
+    # Of those that were under way any may be in the cache but not counted, or the other way round.
+    assert 30 - 3 <= report["attempts"]["reply"] <= 30 + 3
     assert after.total() == 30 - known
     # Only what was under way at the kill is asked twice: at most three.
     assert len(set(before) & set(after)) == before.total() - known <= 3
