@@ -93,12 +93,12 @@ def shapes(is_tiny: bool) -> dict[str, Shape]:
         return np.full(count, tokens)
 
     # In flight: a length that was drawn in proportion to itself, at a random place.
-    drawn = np.clip(rng.lognormal(np.log(1550) + 0.26, 0.72, 64), 40, 8100)
-    inside = np.sort((drawn * rng.uniform(0, 1, 64)).astype(int))
+    lengths = np.clip(rng.lognormal(np.log(1550) + 0.26, 0.72, 64), 40, 8100)
+    inside = np.sort((lengths * rng.uniform(0, 1, 64)).astype(int))
     short, long = inside[inside < 1900], inside[inside >= 1900][-16:]
     ragged = np.concatenate([short, full(80 - len(short), -1), long, full(16 - len(long), -1)])
     tail = np.concatenate([[7900, 6000, 4000, 2500], full(12, -1)])
-    found = {
+    values = {
         "64": (((64, 256),), 4, 324, full(64, 145), 256),
         "48": (((48, 1024),), 48, 2000, full(48, 500), 1024),
         "ragged": (((80, 2048), (16, 8192)), 6, 324, ragged, 1024),
@@ -106,12 +106,12 @@ def shapes(is_tiny: bool) -> dict[str, Shape]:
         "tail": (((16, 8192),), 1, 324, tail, 1024),
     }
     if is_tiny:
-        found = {
+        values = {
             "64": (((4, 256),), 2, 20, full(4, 145), 256),
             "ragged": (((3, 256), (2, 1024)), 1, 20, np.array([3, 100, -1, 900, -1]), 256),
         }
     names = ("classes", "num_prompts", "prompt_tokens", "counts", "block")
-    return {name: Shape(**dict(zip(names, values, strict=True))) for name, values in found.items()}
+    return {name: Shape(**dict(zip(names, values, strict=True))) for name, values in values.items()}
 
 
 # The most telling first.

@@ -144,8 +144,8 @@ def _force(model: torch.nn.Module, lengths: list[int], end: int, clock: _Clock) 
         begun = _now()
         tokens = generate(**kwargs, logits_processor=transformers.LogitsProcessorList([ends]))
         clock.generate_seconds, clock.tokens = _now() - begun, sum(limits)
-        drawn = (tokens[:, kwargs["input_ids"].shape[1] :] == end).int().argmax(1) + 1
-        if drawn.tolist() != limits:
+        num_tokens = (tokens[:, kwargs["input_ids"].shape[1] :] == end).int().argmax(1) + 1
+        if num_tokens.tolist() != limits:
             raise RuntimeError("a response did not reach its limit")
         return tokens
 

@@ -80,7 +80,7 @@ NAMES = ("inputs", *PARTS, "upcycle")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What all parts have in common."""
+    """The inputs and the folder of records that all parts share."""
 
     inputs: eight_inputs.Inputs
     out: pathlib.Path

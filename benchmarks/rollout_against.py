@@ -92,10 +92,10 @@ def ragged_record(path: pathlib.Path, size: str) -> dict[str, Any]:
     limits = rollout_cases.ragged(is_tiny=size == "tiny").limits
     device = f"{jax.devices()[0].device_kind} x {len(jax.devices())}"
     expected = {"record": "rollout_ragged", "device": device}
-    found = {name: record.get(name) for name in expected}
-    expected["tokens"], found["tokens"] = int(limits.sum()), record["raw"]["tokens"]
-    if found != expected:
-        raise SystemExit(f"--ragged={path} must be a record of {expected}, got {found}")
+    actual = {name: record.get(name) for name in expected}
+    expected["tokens"], actual["tokens"] = int(limits.sum()), record["raw"]["tokens"]
+    if actual != expected:
+        raise SystemExit(f"--ragged={path} must be a record of {expected}, got {actual}")
     return record["raw"]
 
 

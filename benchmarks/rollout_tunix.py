@@ -31,11 +31,11 @@ _STEPS = 64  # timed behind a prefill with the large cache
 def _import(name: str) -> types.ModuleType:
     """Import a module of tunix without its `__init__`, whose trainers need many packages more."""
     if "tunix" not in sys.modules:
-        found = importlib.util.find_spec("tunix")
-        if found is None:
+        spec = importlib.util.find_spec("tunix")
+        if spec is None:
             raise SystemExit("benchmarks.rollout_tunix needs the package google-tunix")
         package = types.ModuleType("tunix")
-        package.__path__ = list(found.submodule_search_locations)
+        package.__path__ = list(spec.submodule_search_locations)
         sys.modules["tunix"] = package
     return importlib.import_module(f"tunix.{name}")
 

@@ -55,12 +55,12 @@ def train_sft(args: argparse.Namespace) -> dict:
     )
     theirs = peer(args, "--kind=full", *rows)
     rate = variants.matmul_teraflops(256 if args.size == "tiny" else 8192)
-    plain = train_runs.PLAIN | train_runs.NO_REMAT
     runs = [
-        train_runs.sft(
-            args.size, states="bfloat16", remat="save_attention_and_dots", options=options
+        train_runs.sft(args.size, states="bfloat16", remat=remat, options=options)
+        for remat, options in (
+            ("save_attention_and_dots", {}),
+            ("save_attention", train_runs.NO_TRITON),
         )
-        for options in (plain, plain | train_runs.NO_TRITON)
     ]
     best = max(runs, key=lambda run: run.get("tokens_per_second", 0.0))
     speed = best.get("tokens_per_second")

@@ -316,7 +316,7 @@ def _policy(size, batch, shape, longest) -> dict[str, Any]:
         coefficients=policy_loss.coefficients(None),
         num_microbatches=shape.num_microbatches,
         shardings=None,
-        compiler_options=_options(NO_TRITON | PLAIN | NO_REMAT),
+        compiler_options=_options(NO_TRITON),
     )
     batch, key = jax.device_put(batch), jax.random.key(1)
     compiled = step.lower(train_state.abstract_state(params, optimizer), batch, key).compile()

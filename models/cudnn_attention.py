@@ -70,8 +70,7 @@ def part(
     log-sum-exp to bfloat16; here it is float32.
     """
     rows, _, queries, head_dim = q.shape
-    is_grouped = queries <= _MOST_GROUPED
-    if is_grouped:
+    if queries <= _MOST_GROUPED:
         q = q.reshape(rows, -1, 1, head_dim)
     mixed, lse = cudnn.dot_product_attention(
         q,
@@ -84,5 +83,5 @@ def part(
         qkv_layout="BNTH",
         return_residual=True,
     )
-    kept = (rows, k.shape[1], queries)
-    return mixed.reshape(*kept, head_dim), lse.reshape(kept)
+    shape = (rows, k.shape[1], queries)
+    return mixed.reshape(*shape, head_dim), lse.reshape(shape)

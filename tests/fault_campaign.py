@@ -28,12 +28,7 @@ from tests.stages import sft_run
 HEAD = "| fault | exit codes | seconds to end | went on | survived |\n|---|---|---:|---|---|"
 _STEPS = (
     "--config.train.num_steps=6",
-    "--config.train.step_rows=4",
-    "--config.train.num_rows=4",
-    "--config.data.row_examples=1",
-    "--config.optim.warmup_fraction=None",
-    "--config.optim.warmup_steps=0",
-    "--config.checkpoint.save_every_steps=2",
+    *sft_run.ON_PROCESSES,
     "--config.mesh.num_devices=None",
 )
 

@@ -281,12 +281,12 @@ def move(
         first = jnp.asarray(layout.first)
 
         def copied(blocks: jax.Array) -> jax.Array:
-            part, kept = (
+            moved, old = (
                 jax.lax.dynamic_slice_in_dim(blocks, first[slot], num_blocks)
                 for slot in (source, target)
             )
-            part = jnp.where(is_moved, part, kept)
-            return jax.lax.dynamic_update_slice_in_dim(blocks, part, first[target], axis=0)
+            new = jnp.where(is_moved, moved, old)
+            return jax.lax.dynamic_update_slice_in_dim(blocks, new, first[target], axis=0)
 
         def row(x: jax.Array) -> jax.Array:
             return x.at[target].set(jnp.where(is_moved, x[source], x[target]))

@@ -115,6 +115,7 @@ def join(is_distributed: bool | None, *, notice_seconds: float = _NOTICE_SECONDS
         # others compile, in which the collectives may have another order, or whose tuning waits
         # for all processes: each then waits for ever.
         jax.config.update("jax_enable_compilation_cache", False)
+    if jax.default_backend() == "cpu":
         # At the first collective of a set of devices gloo gives its processes 30 s to come; later
         # one of them may be compiling for longer.
         _add_over_all_devices()

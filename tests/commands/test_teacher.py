@@ -383,11 +383,13 @@ def test_killed_in_the_middle_it_asks_only_what_is_missing(path, tmp_path):
         _run(server, many, tmp_path / "whole")
     assert report["replies_from_cache"] == known
     assert report["attempts_of_this_start"]["reply"] == 30 - known
-    # Of those that were under way any may be in the cache but not counted, or the other way round.
-    assert 30 - 3 <= report["attempts"]["reply"] <= 30 + 3
+    # Of the killed start those under way may be in the cache and not counted, or counted and asked
+    # again.
+    num_twice = len(set(before) & set(after))
+    assert 30 - 3 <= report["attempts"]["reply"] <= 30 + num_twice
     assert after.total() == 30 - known
     # Only what was under way at the kill is asked twice: at most three.
-    assert len(set(before) & set(after)) == before.total() - known <= 3
+    assert num_twice == before.total() - known <= 3
     for name in ("teacher_sft.json", "align.parquet", "outcomes.jsonl"):
         whole = (tmp_path / "whole" / "teacher" / name).read_bytes()
         assert (workdir / "teacher" / name).read_bytes() == whole

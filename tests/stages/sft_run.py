@@ -20,6 +20,16 @@ SMALL = (
     "--config.model.sizes.vision_hidden_size=32",
 )
 
+# Four rows of one demonstration, which one, two and four processes share out evenly.
+ON_PROCESSES = (
+    "--config.train.step_rows=4",
+    "--config.train.num_rows=4",
+    "--config.data.row_examples=1",
+    "--config.optim.warmup_fraction=None",
+    "--config.optim.warmup_steps=0",
+    "--config.checkpoint.save_every_steps=2",
+)
+
 
 def write(folder: pathlib.Path, *, num_rows: int = 12) -> pathlib.Path:
     """Write a tokenizer to `tok/`, and demonstrations of unequal length to `train.json`.

@@ -32,12 +32,7 @@ def files(tmp_path_factory):
 _STAGES = {
     "sft": (
         "--config.train.num_steps=4",
-        "--config.train.step_rows=4",
-        "--config.train.num_rows=4",
-        "--config.data.row_examples=1",
-        "--config.optim.warmup_fraction=None",
-        "--config.optim.warmup_steps=0",
-        "--config.checkpoint.save_every_steps=2",
+        *sft_run.ON_PROCESSES,
     ),
     "warmup": (
         "--config.train.num_steps=2",
