@@ -105,6 +105,7 @@ if [ "$slices" -gt 1 ]; then
 fi
 records="${PRISM_POD_STATE:-runs/pods}"
 record="$records/$name.$zone"
+requested=() # the command of the request that is made again
 poll="${PRISM_POLL_SECONDS:-20}"
 options=(--name "$name" --type "$type" --zone "$zone")
 if [ -n "$project" ]; then options+=(--project "$project"); fi
@@ -231,6 +232,7 @@ run_stage() {
         [ -f "$record" ] || { say "error: $name was taken away" && exit 143; }
         [ "$restart" -lt "$max_restarts" ] || { say "error: taken away too often" && exit 143; }
         restart=$((restart + 1)) lost=0
+        mapfile -d '' requested <"$record"
         say "$name was taken away: asking for another"
         remove || exit 1
         up

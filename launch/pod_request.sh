@@ -41,12 +41,14 @@ ask() {
   esac
   if [ -n "$valid_until" ]; then create+=(--valid-until-duration="$valid_until"); fi
   create+=("${create_flags[@]}" --quiet)
+  # A TPU that was taken away is requested as it was before, whatever the options are now.
+  if [ "${#requested[@]}" -gt 0 ]; then create=("${requested[@]}"); fi
   if [ "$dry_run" = 1 ]; then
     show "${create[@]}"
     return 0
   fi
   mkdir -p "$records"
-  show "${create[@]}" >"$record"
+  printf '%s\0' "${create[@]}" >"$record"
   text="$("${create[@]}" 2>&1)" || status=$?
   [ "$status" -ne 0 ] || return 0
   refused "$text"

@@ -201,17 +201,20 @@ def test_a_worker_that_cannot_be_reached_ends_the_start_and_leaves_no_job(cloud,
 
 def test_run_asks_for_another_spot_tpu_when_its_own_is_taken_away(cloud):
     cloud.rules(_is("ACTIVE"))
-    cloud.run("pod.sh", *_UP)
+    cloud.run("pod.sh", *_UP, "--create-flag=--service-account=a b@c")
     for i in range(2):
         cloud.worker(f"a.{i}")
     gone = {"match": "command=cd.*worker.sh (follow|code)", "code": 255, "times": 4}
     cloud.rules(gone, _is("SUSPENDED"), _is("WAITING_FOR_RESOURCES"), _is("ACTIVE"))
-    code, _, err = cloud.run("pod.sh", "run", *_NAMES, "--spot", "--", "sft")
+    # Not even that it was a spot TPU needs to be said again.
+    code, _, err = cloud.run("pod.sh", "run", *_NAMES, "--", "sft")
     assert code == 0, err
     assert "a was taken away: asking for another" in err
     verbs = [c.split()[4] for c in cloud.calls() if "queued-resources" in c]
     assert verbs == ["create", "describe", "describe", "delete", "create", "describe", "describe"]
-    assert "--spot" in [c for c in cloud.calls() if _CREATE in c][-1]
+    first, again = [c for c in cloud.calls() if _CREATE in c]
+    assert first == again
+    assert "--spot" in first
 
 
 def test_ctrl_c_leaves_the_stage_running_and_says_how_to_see_and_end_it(cloud):

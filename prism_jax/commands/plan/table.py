@@ -19,7 +19,6 @@ from prism_jax.commands.plan import compiling, jobs, machines, memory, opening, 
 SIZES = ("4b", "8b")
 ONE_GPU_SIZES = ("2b_one_gpu", "4b_one_gpu")
 ONE_GPU_GIGABYTES = 80.0
-_OLD = "†"
 # From the smallest; one host, and slices up to 256 chips.
 TOPOLOGIES = (
     "v5e:4x4", "v5e:8x8", "v5e:16x16",
@@ -46,7 +45,7 @@ class Row:
     compiled: list[str]  # phases
     refusal: bool
     steps_an_hour: float
-    code: str  # digest of the code that it was made with; empty: older than any digest
+    code: str  # digest of the code that it was made with
     advice: str  # fields with which it fits, where it does not; empty: none of those tried
 
     @property
@@ -154,8 +153,8 @@ def text(rows: Sequence[Row]) -> str:
 
 Each shipped configuration of 4b and 8b on TPU slices, and those of one GPU on a GPU of 80 GB: the
 fullest phase of the stage, and GiB of a device in it. A row *fits* when that is at most 0.90 of the
-memory that a program may use. The sampler takes what training leaves, up to 0.94 of it, so prefill
-and decoding fit whenever a slot on each part does. Made by
+memory that a program may use. The sampler takes up to 0.94 of what training leaves free, so its
+phases fit, above that share too, whenever a slot on each part does. Made by
 `python -m prism_jax plan --table=docs/fits.md`; figures in docs/fits.json. **Nothing was executed
 on a TPU.**
 
@@ -163,10 +162,10 @@ on a TPU.**
 the last table names the digest of the code that they were compiled from. *estimate*: arithmetic
 from the shapes that those programs have, without compiling; temporaries are counted 1.2 times,
 since of the ten compiled gradients of `benchmarks/results/tpu_compile.json` the plain count makes
-0.82 to 1.32 times the compiled size. A row with a † was estimated before the sampler had a mesh and
-slots of its own, and is to be made again. Prompts have 2048 tokens, all of a picture that the
+0.82 to 1.32 times the compiled size. Prompts have 2048 tokens, all of a picture that the
 configuration allows; a teacher's segment has 6144 tokens. Steps an hour are a bound by the roofline
-at peak speeds with every response at its longest, above what any run reaches.
+at peak speeds with every response at its longest, above what any run reaches. A GPU's memory is what
+JAX may take with `XLA_PYTHON_CLIENT_MEM_FRACTION` near 1; its default is three quarters of the card.
 
 A configuration that does not fit is not shipped for that machine: the last column has the fields
 with which it would fit by the estimate. A change of a type changes the training; `tensor` leaves
@@ -191,7 +190,6 @@ def _line(row: Row) -> str:
     if not _is_gpu(row.machine):
         machine = machines.tpu(row.machine, num_slices=1)
     how = f"compiled ({', '.join(row.compiled)})" if row.is_compiled else "estimate"
-    how += "" if row.code else _OLD
     verdict = "fits" if row.fits else "no"
     gcloud = machine.gcloud_type().partition(" (")[0].partition(",")[0]
     rate = f"{row.steps_an_hour:.3g}" if row.steps_an_hour else ""
