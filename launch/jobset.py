@@ -115,7 +115,8 @@ def _containers(args: argparse.Namespace) -> list[Json]:
             "name": "jax-tpu" if count == 1 else f"jax-tpu-{number + 1}",
             "image": args.image,
             "workingDir": args.directory,
-            "command": [*entry, "--", *args.command],
+            # Kubernetes replaces $(NAME) in a command, and makes $$ one $.
+            "command": [*entry, "--", *(one.replace("$", "$$") for one in args.command)],
             "env": variables,
         }
         if args.secret:

@@ -60,6 +60,8 @@ done
 case "$size" in tiny | demo | small | 4b | 8b) ;; *) die "--size=$size: must be tiny, demo, small, 4b or 8b" ;; esac
 is_step "$first" || die "--from $first: must be one of ${steps[*]}"
 is_step "$last" || die "--to $last: must be one of ${steps[*]}"
+[[ "$first" = "$last" || " ${steps[*]} " == *" $first "*"$last "* ]] ||
+  die "--to $last: comes before --from $first; the order is ${steps[*]}"
 for pair in "--root $root" "--base $base" "--align-prompts $align_prompts" \
   "--rl-prompts $rl_prompts" "--test-prompts $test_prompts" "--demonstrations ${demonstrations[*]:-}"; do
   [ -n "${pair#* }" ] || die "${pair%% *} must be given"

@@ -84,7 +84,8 @@ case "$type" in
 esac
 check_number "--type ${type%-*}-N: N" "${type##*-}"
 chips=$((${type##*-} / chips_per_unit))
-[ "$chips" -gt 0 ] || die "--type=$type: a v5p type counts cores, of which a chip has 2"
+[ $((${type##*-} % chips_per_unit)) -eq 0 ] ||
+  die "--type=$type: a v5p type counts cores, of which a chip has 2"
 # A slice that one host does not hold has hosts of 4 chips.
 hosts=1
 if [ "$chips" -gt "$most_chips_of_a_host" ]; then hosts=$((chips / 4)); fi

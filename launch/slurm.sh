@@ -63,10 +63,14 @@ if [ "$single" = 1 ]; then nodes=1 gpus=0; fi
 folder="$PWD/${PRISM_SLURM_STATE:-runs/slurm}"
 case "${PRISM_SLURM_STATE:-}" in /*) folder="$PRISM_SLURM_STATE" ;; esac
 state="$folder/$name"
+# sbatch splits its lines at spaces, and replaces what follows a %.
+[[ "$state" != *[[:space:]%\\\"\']* ]] ||
+  die "slurm.sh: the folder $folder must have no space, %, quote or backslash in its path"
 poll="${PRISM_POLL_SECONDS:-20}"
 
 render() {
   local entry=(bash launch/entry.sh)
+  [ $# -gt 0 ] || die "slurm.sh $command: a command of prism_jax must follow --"
   refuse_secrets "$@"
   refuse_tpu_flags
   if [ "$single" = 1 ]; then entry+=(--single); fi

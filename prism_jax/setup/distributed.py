@@ -295,12 +295,17 @@ def _metadata(environment: Mapping[str, str], key: str) -> str | None:
 
 
 def _digests(arguments: Sequence[str]) -> dict[str, str]:
-    """Return each option with a digest of its values: no value travels."""
+    """Return the command and each option with a digest of its values: no value travels.
+
+    A value may follow its option as an argument of its own.
+    """
     values: dict[str, list[str]] = {}
+    name = "command"
     for argument in arguments:
+        value = argument
         if argument.startswith("--"):
             name, _, value = argument.partition("=")
-            values.setdefault(name, []).append(value)
+        values.setdefault(name, []).append(value)
     return {
         name: hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
         for name, texts in values.items()

@@ -95,6 +95,7 @@ def test_a_secret_in_an_argument_is_refused_and_not_repeated(cloud, case):
             ("pod.sh", "up", *_POD[:2], *_POD[4:], "--type=v4-8"),
             "must be v5litepod-N, v5p-N",
         ),
+        (("pod.sh", "up", *_POD[:2], *_POD[4:], "--type=v5p-63"), "counts cores, of which a chip"),
         (("pod.sh", "up", *_POD, "--spot", "--flex"), "--flex: at most one of"),
         (("pod.sh", "up", *_POD, "--flex"), "--flex: --max-run must say"),
         (("pod.sh", "up", *_POD, "--valid-until=6"), "--valid-until=6: must be a duration"),
@@ -108,10 +109,12 @@ def test_a_secret_in_an_argument_is_refused_and_not_repeated(cloud, case):
             ("slurm.sh", "submit", "--name=a", "--time=soon", *_STAGE),
             "--time=soon: must be as",
         ),
+        (("slurm.sh", "submit", "--name=a", "--"), "slurm.sh submit: a command of prism_jax must"),
         (("local_pod.sh", "0", *_STAGE), "local_pod.sh N=0: must be a whole number >= 1"),
         (("pipeline.sh", "--size=9b"), "--size=9b: must be tiny, demo, small, 4b or 8b"),
         (("pipeline.sh", "--size=8b", "--", "pod.sh"), "--root must be given"),
         (("pipeline.sh", *_CHAIN, "ssh.sh"), "got ssh.sh"),
+        (("pipeline.sh", "--size=8b", "--from=rlvr", "--to=sft"), "--to sft: comes before --from"),
         (("pipeline.sh", "--args", "rl=x"), "--args rl=x: must be STEP=..., a step of sft"),
         (("libtpu_flags.sh", "v4"), "the generation must be v5e, v5p, v6e or tpu7x"),
     ],
@@ -123,6 +126,18 @@ def test_a_wrong_option_is_one_line_and_calls_nothing(cloud, arguments, message)
     assert err.count("\n") == 1
     assert message in err
     assert cloud.calls() == []
+
+
+@pytest.mark.parametrize("path", ["a b", "a%j", "a'b"])
+def test_a_folder_that_sbatch_would_misread_is_refused(cloud, path):
+    folder = cloud.folder / path
+    arguments = ("slurm.sh", "submit", "--name=a", *_STAGE)
+    code, out, err = cloud.run(*arguments, PRISM_SLURM_STATE=str(folder))
+    assert (code, out, cloud.calls()) == (2, "", [])
+    assert err == (
+        f"error: slurm.sh: the folder {folder} must have no space, %, quote or backslash in its"
+        " path\n"
+    )
 
 
 @pytest.mark.parametrize("script", ["pod.sh", "gke.sh", "slurm.sh", "local_pod.sh", "pipeline.sh"])

@@ -44,15 +44,23 @@ def test_gke_replaces_applies_and_waits_for_a_jobset(cloud, rules, code):
     assert (cloud.folder / "applied.yaml").read_text() == rendered
 
 
+def _expanded(word):
+    """Return a word of a container's command as Kubernetes hands it to the process."""
+    return re.sub(r"\$(\$|\(\w+\))", lambda found: "$" if found[1] == "$" else "replaced", word)
+
+
 def test_the_yaml_is_the_jobset_and_an_exit_code_of_2_alone_stops_it():
-    argv = ["--name=a", "--type=tpu7x", "--topology=2x2x2", "--image=i", "--slices=3", *_STAGE]
+    odd = ("--config.a=$(PYTHONUNBUFFERED)", "--config.b=$$x$")
+    options = ("--name=a", "--type=tpu7x", "--topology=2x2x2", "--image=i", "--slices=3")
+    argv = [*options, *_STAGE, *odd]
     made = jobset.jobset(jobset.parser().parse_args(argv))
     assert yaml.safe_load("\n".join(jobset.yaml_lines(made))) == made
     (job,) = made["spec"]["replicatedJobs"]
     assert (job["replicas"], job["template"]["spec"]["parallelism"]) == (3, 2)
     pod = job["template"]["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] == 600
-    assert [c["command"][-3:] for c in pod["containers"]] == [list(_STAGE[1:])] * 2
+    words = [[_expanded(word) for word in c["command"][-5:]] for c in pod["containers"]]
+    assert words == [[*_STAGE[1:], *odd]] * 2
     rules = job["template"]["spec"]["podFailurePolicy"]["rules"]
     assert [rule["onExitCodes"]["containerName"] for rule in rules] == ["jax-tpu-1", "jax-tpu-2"]
     # The same codes as `restarts` of common.sh.

@@ -216,9 +216,25 @@ def test_a_field_says_whether_a_cluster_is_joined(monkeypatch):
 
 def test_no_value_of_an_option_travels():
     digests = distributed._digests(["sft", "--a=secret", "--b", "--a=other"])
-    assert digests.keys() == {"--a", "--b"}
+    assert digests.keys() == {"command", "--a", "--b"}
     assert "secret" not in str(digests)
     assert digests != distributed._digests(["sft", "--a=other", "--b", "--a=secret"])
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        (("sft", "--workdir", "a", "--new"), set()),
+        (("warmup", "--workdir", "a", "--new"), {"command"}),
+        (("sft", "--workdir", "b", "--new"), {"--workdir"}),
+        (("sft", "--workdir", "a", "--new", "b"), {"--new"}),
+    ],
+)
+def test_the_command_and_values_that_stand_alone_are_compared(other, differs):
+    digests = distributed._digests(["sft", "--workdir", "a", "--new"])
+    others = distributed._digests(other)
+    assert digests.keys() == others.keys()
+    assert {name for name in digests if digests[name] != others[name]} == differs
 
 
 _PROCESS = """
