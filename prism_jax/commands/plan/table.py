@@ -164,8 +164,8 @@ from the shapes that those programs have, without compiling; temporaries are cou
 since of the ten compiled gradients of `benchmarks/results/tpu_compile.json` the plain count makes
 0.82 to 1.32 times the compiled size. Prompts have 2048 tokens, all of a picture that the
 configuration allows; a teacher's segment has 6144 tokens. Steps an hour are a bound by the roofline
-at peak speeds with every response at its longest, above what any run reaches. A GPU's memory is what
-JAX may take with `XLA_PYTHON_CLIENT_MEM_FRACTION` near 1; its default is three quarters of the card.
+at peak speeds with every response at its longest, above what any run reaches. A GPU's memory is
+what JAX may take with `XLA_PYTHON_CLIENT_MEM_FRACTION` near 1; its default is three quarters.
 
 A configuration that does not fit is not shipped for that machine: the last column has the fields
 with which it would fit by the estimate. A change of a type changes the training; `tensor` leaves
